@@ -1,0 +1,73 @@
+"""Errors that a user can act on: what happened, where, what was expected, how to fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One problem, told in the order a reader asks: what, where, what was expected, what to do."""
+
+    what: str
+    where: str = ""
+    expected: str = ""
+    fix: str = ""
+    excerpt: str = ""
+    file: str = ""
+    line: int = 0
+
+    def render(self) -> str:
+        """Return the finding as indented text, without the parts that are empty."""
+        parts = (("where", self.where), ("expected", self.expected), ("fix", self.fix))
+        lines = [self.what]
+        lines += [f"  {label + ':':<10}{text}" for label, text in parts if text]
+        if self.excerpt:
+            lines += [f"    {row}" for row in self.excerpt.splitlines()]
+        return "\n".join(lines)
+
+
+class UserError(Exception):
+    """A failure whose message is meant for the person who runs the program.
+
+    The command line prints it as one block without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
+        self.findings: tuple[Finding, ...] = (Finding(what, where, expected, fix),)
+        super().__init__(what, where, expected, fix)
+
+    def __str__(self) -> str:
+        return "\n".join(finding.render() for finding in self.findings)
+
+    @classmethod
+    def from_findings(cls, findings: Sequence[Finding]) -> UserError:
+        """Return one error that reports every finding, so that nobody fixes them one run at a time."""
+        first = findings[0]
+        error = cls(first.what, where=first.where, expected=first.expected, fix=first.fix)
+        error.findings = tuple(findings)
+        return error
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.findings))
+
+
+def _rebuild(cls: type[UserError], findings: tuple[Finding, ...]) -> UserError:
+    return cls.from_findings(findings)
+
+
+class SettingsError(UserError, ValueError):
+    """Settings that are misspelt, malformed, contradictory, or impossible on this machine."""
+
+    exit_code = 2
+
+
+class DataError(UserError, ValueError):
+    """Input data that is missing, damaged, ambiguous or physically impossible."""
+
+
+class DriftError(UserError, RuntimeError):
+    """The Trainer is not what the settings asked for."""

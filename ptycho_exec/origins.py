@@ -1,0 +1,207 @@
+"""Where a value came from: its kind, its place, its text, and what it shadowed. And the line finders.
+
+The engine in `sources` resolves once and hands these records to values, errors, `show`, `explain`,
+the manifest and the docs, so that none of them works out a source a second time.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+
+class Kind(StrEnum):
+    """The kinds of place a value can come from, highest precedence first."""
+
+    ARGUMENT = "argument"
+    OVERRIDE = "override"
+    FLAG = "flag"
+    CONTEXT = "context"
+    ENVIRONMENT = "environment"
+    DOTENV = "dotenv"
+    SETTINGS_FILE = "settings-file"
+    PROJECT_FILE = "project-file"
+    PYPROJECT = "pyproject"
+    USER_FILE = "user-file"
+    PROFILE = "profile"
+    FACTORY = "factory"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """One place that supplied a value: `value` as given, `raw` as text where the place holds text."""
+
+    kind: Kind
+    place: str
+    value: Any = None
+    raw: str | None = None
+    file: str | None = None
+    line: int | None = None
+    reason: str = ""
+    shadowed: tuple[Origin, ...] = ()
+
+    def describe(self) -> str:
+        """Return the place as a person would say it: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
+        where = f"{self.file}:{self.line}" if self.file and self.line else self.file or ""
+        name = self.kind.value if self.kind.value != self.place else ""
+        parts = [name, self.place if self.place != where else "", f"({where})" if where else ""]
+        text = " ".join(part for part in parts if part)
+        return f"{text}, {self.reason}" if self.reason else text
+
+    def shadowing(self, others: Sequence[Origin]) -> Origin:
+        """Return this origin with `others`, highest first, recorded as shadowed."""
+        return replace(self, shadowed=tuple(replace(other, shadowed=()) for other in others))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data with credentials hidden."""
+        record: dict[str, Any] = {
+            "kind": self.kind.value,
+            "place": self.place,
+            "file": self.file,
+            "line": self.line,
+            "raw": redact(self.raw),
+        }
+        if self.reason:
+            record["reason"] = self.reason
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """A file that was looked for, and whether it was there; `explain` lists them all."""
+
+    kind: Kind
+    path: str
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What one resolution found: values that somebody set, an origin for every field, and what it noticed."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, Origin]
+    looked: tuple[Looked, ...] = ()
+    notices: tuple[str, ...] = ()
+    profile: str | None = None
+
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@")
+_QUERY = re.compile(
+    r"(?i)(?P<key>[?&;#][^=&\s]*(?:token|key|secret|password|passwd|pwd|sig|auth)[^=&\s]*=)[^&\s#]+"
+)
+
+
+def redact(value: Any) -> Any:
+    """Hide credentials in addresses: user information and secret-looking query values become `***`."""
+    if not isinstance(value, str):
+        return value
+    return _QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", value))
+
+
+# --- line finders: path of keys -> 1-based line -------------------------------------------------------------
+
+KeyPath = tuple[str, ...]
+
+
+@dataclass
+class _Lines:
+    found: dict[KeyPath, int] = field(default_factory=dict)
+    duplicates: list[tuple[KeyPath, int]] = field(default_factory=list)
+
+    def add(self, path: KeyPath, line: int) -> None:
+        if path in self.found:
+            self.duplicates.append((path, line))
+        self.found.setdefault(path, line)
+
+
+def toml_lines(text: str) -> dict[KeyPath, int]:
+    """Return the line on which each key of a valid TOML document starts, tables included.
+
+    Grows a chunk line by line until `tomllib` accepts it, so strings and arrays over several lines,
+    dotted keys and inline tables are exactly as TOML defines them.
+    """
+    lines = _Lines()
+    table: KeyPath = ()
+    chunk, start = "", 0
+    for number, row in enumerate(text.splitlines(keepends=True), 1):
+        chunk, start = (chunk + row, start) if chunk else (row, number)
+        try:
+            parsed = tomllib.loads(chunk)
+        except tomllib.TOMLDecodeError:
+            continue
+        if parsed and chunk.lstrip().startswith("["):
+            table = _table_path(parsed)
+            lines.found.setdefault(table, start)
+        else:
+            for path in _leaf_paths(parsed):
+                for depth in range(len(table) + 1, len(table + path) + 1):
+                    lines.found.setdefault((table + path)[:depth], start)
+        chunk = ""
+    return lines.found
+
+
+def _table_path(parsed: Mapping[str, Any]) -> KeyPath:
+    path: KeyPath = ()
+    node: Any = parsed
+    while node:
+        node = node[0] if isinstance(node, list) else node
+        if not node:
+            break
+        key = next(iter(node))
+        path, node = (*path, key), node[key]
+    return path
+
+
+def _leaf_paths(node: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaf_paths(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
+    """Return the line of each key of a YAML document, and the keys that stand there twice."""
+    import yaml
+
+    lines = _Lines()
+    pending: list[tuple[Any, KeyPath]] = [(yaml.compose(text, Loader=yaml.SafeLoader), ())]
+    while pending:
+        node, prefix = pending.pop()
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                path = (*prefix, str(key.value))
+                lines.add(path, key.start_mark.line + 1)
+                pending.append((value, path))
+    return lines.found, lines.duplicates
+
+
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+|\n')
+
+
+def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
+    """Return the line of each key of a valid JSON document, and the keys that stand there twice."""
+    import json
+
+    lines = _Lines()
+    stack: list[str | None] = []  # the key of each open object, None for an array
+    last, number = "", 1
+    for match in _JSON_TOKEN.finditer(text):
+        token = match.group()
+        if token == "\n":
+            number += 1
+        elif token == ":" and stack:
+            stack[-1] = json.loads(last)
+            lines.add(tuple(key for key in stack if key is not None), number)
+        elif token in "{[":
+            stack.append(None)
+        elif token in "}]":
+            stack.pop()
+        last = token if token != "\n" else last
+    return lines.found, lines.duplicates

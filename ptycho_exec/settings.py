@@ -1,0 +1,326 @@
+"""`ExecutionSettings`: how to run. Every field, a sentence each, its effect class, and the rules between fields.
+
+A value here is well-formed or not; whether this machine can honor it is the plan's question
+(`ptycho_exec.plan`), so settings made on a laptop can be checked for a cluster. `auto` stays `auto`.
+Where values come from, and in which order, is decided in `ptycho_exec.sources` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+
+from annotated_types import Ge, Gt, Interval, Le, MinLen
+from pydantic import BeforeValidator, PrivateAttr, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+if TYPE_CHECKING:
+    from ptycho_exec.origins import Origin, Resolution
+
+ENV_PREFIX = "PTYCHO_EXEC_"
+
+
+class Effect(StrEnum):
+    """What changing a field can change. A field without a class is `numerics`, which errs on the safe side."""
+
+    NUMERICS = "numerics"
+    PERFORMANCE = "performance"
+    IO = "io"
+    UI = "ui"
+
+
+def _none_word(value: object) -> object:
+    """Files without a null (TOML) say none as a word; every optional field understands it."""
+    return None if isinstance(value, str) and value.strip().lower() in ("none", "null") else value
+
+
+def _list_as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Orless = BeforeValidator(_none_word)
+Positive = Annotated[int, Gt(0)]
+NonNegative = Annotated[int, Ge(0)]
+Strategy = Literal[
+    "auto",
+    "ddp",
+    "ddp_spawn",
+    "ddp_fork",
+    "ddp_notebook",
+    "ddp_find_unused_parameters_true",
+    "fsdp",
+    "deepspeed",
+    "deepspeed_stage_1",
+    "deepspeed_stage_1_offload",
+    "deepspeed_stage_2",
+    "deepspeed_stage_2_offload",
+    "deepspeed_stage_3",
+    "deepspeed_stage_3_offload",
+]
+Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}:[0-9]{2}:[0-9]{2}:[0-9]{2}$")]
+Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$")]
+
+
+class ExecutionSettings(BaseSettings):
+    """How to run, for any machine: validated, frozen, and able to say where each value came from.
+
+    `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
+    documented order; see `ptycho_exec.sources`. `ExecutionSettings.from_values({...})` reads nothing else.
+
+    Raises:
+        SettingsError: misspelt names, malformed values or contradictions, all of them in one report.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    # --- where the computation runs
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """Hardware to compute on, in Lightning's words; auto takes the best that this machine has."""
+    devices: Annotated[
+        Literal["auto"] | Positive | Annotated[tuple[NonNegative, ...], MinLen(1)],
+        BeforeValidator(_list_as_tuple),
+    ] = 1
+    """How many devices per node, a list of their indices, or auto for all of them."""
+    num_nodes: Positive = 1
+    """Number of machines that train together; more than 1 needs a launcher (SLURM or torchrun)."""
+    strategy: Strategy = "auto"
+    """How devices share the work, in Lightning's words; auto uses one process for one device, else ddp."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
+    """Floating-point precision of the network; the physics stays in 32 bits or more."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Internal precision of float32 matrix products; high and medium use TF32 or bfloat16 on GPUs that have it."""
+    compile: bool = False
+    """Compile the network with torch.compile: slow first step, faster later ones."""
+    num_threads: Annotated[Positive | None, Orless] = None
+    """Threads of one CPU operation; none leaves torch's choice, which is one per core."""
+
+    # --- repeatability
+    deterministic: Literal[True, False, "warn"] = True
+    """Use only operations that give the same bits on every run; warn allows others with a warning."""
+    benchmark: bool = False
+    """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 42
+    """Seed of every random number: initialization, shuffling, grouping and workers."""
+
+    # --- optimization
+    batch_size: Positive = 16
+    """Samples per optimizer micro-step and device."""
+    accum_steps: Positive = 1
+    """Batches whose gradients are added up before one optimizer step; 1 steps after every batch."""
+    learning_rate: Annotated[float, Gt(0), Le(10)] = 1e-3
+    """Step size of the optimizer, before the scheduler changes it."""
+    scheduler: Literal[
+        "Default", "Exponential", "WarmupCosine", "ReduceLROnPlateau", "MultiStage", "Adaptive"
+    ] = "Default"
+    """How the learning rate changes over training; Default keeps it constant."""
+    gradient_clip_val: Annotated[Annotated[float, Gt(0), Le(1e6)] | None, Orless] = None
+    """Largest gradient that is let through, as gradient_clip_algorithm measures it; none clips nothing."""
+    gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
+    """Clip by the total norm, per value, or per unit relative to its weights (agc, arXiv:2102.06171)."""
+    max_time: Annotated[Duration | None, Orless] = None
+    """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
+    limit_train_batches: Annotated[Positive | Annotated[float, Gt(0), Le(1)] | None, Orless] = None
+    """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
+    fast_dev_run: Annotated[Positive | None, Orless] = None
+    """Run only this many batches of each kind, with no checkpoint and no logger: a smoke test."""
+    early_stop_patience: Annotated[Positive | None, Orless] = 100
+    """Stop after this many epochs without a better monitored metric; none never stops early."""
+
+    # --- loaders
+    num_workers: Annotated[Literal["auto"] | NonNegative, Effect.PERFORMANCE] = 0
+    """Processes that load batches; 0 loads in the main process, auto counts the CPUs this job may use."""
+    pin_memory: Annotated[Literal["auto", True, False], Effect.PERFORMANCE] = "auto"
+    """Put batches in page-locked memory for faster copies to a GPU; auto does so when there is one."""
+    persistent_workers: Annotated[bool, Effect.PERFORMANCE] = False
+    """Keep loader processes alive between epochs; without workers it has no effect."""
+    prefetch_factor: Annotated[Positive | None, Orless, Effect.PERFORMANCE] = None
+    """Batches that each loader process prepares ahead; none leaves torch's 2; without workers no effect."""
+
+    # --- checkpoints
+    enable_checkpointing: Annotated[bool, Effect.IO] = True
+    """Write checkpoints during training, so that an interrupted run can be resumed."""
+    checkpoint_save_top_k: Annotated[Annotated[int, Ge(-1)], Effect.IO] = 1
+    """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
+    checkpoint_monitor_metric: Metric = "val_loss"
+    """Metric that ranks checkpoints, stops early and drives plateau schedulers; train_loss if nothing validates."""
+    checkpoint_mode: Literal["min", "max"] = "min"
+    """Whether a smaller or a larger monitored metric is better."""
+
+    # --- what is shown and recorded
+    enable_progress_bar: Annotated[Literal["auto", True, False], Effect.UI] = "auto"
+    """Show progress with the remaining time; auto does so when attached to a terminal."""
+    logger_backend: Annotated[Literal["csv", "tensorboard", "mlflow", "wandb"] | None, Orless, Effect.IO] = (
+        "csv"
+    )
+    """Where metrics go; none writes none. All but csv need the extra of the same name."""
+    log_every_n_steps: Annotated[Positive, Effect.IO] = 10
+    """Optimizer steps between two rows of step metrics."""
+    log_images_every_n_epochs: Annotated[Positive | None, Orless, Effect.IO] = None
+    """Epochs between two reconstruction pictures sent to the logger; none sends none during training."""
+    experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
+    """Name under which MLflow and Weights & Biases file the run."""
+    tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, Orless, Effect.IO] = None
+    """Address of the MLflow server; none writes into the run directory. Credentials in it are never shown."""
+
+    # --- inference
+    inference_batch_size: Annotated[Positive | None, Orless, Effect.PERFORMANCE] = None
+    """Patterns per batch in inference; none uses batch_size. Results do not depend on it."""
+    middle_trim: NonNegative = 0
+    """Stitch only the central n x n pixels of each patch; 0 stitches whole patches."""
+    pad_eval: bool = False
+    """Stitch on a canvas padded by half a patch, so that patches at its edge keep their full weight."""
+
+    # --- when a machine cannot do what was asked
+    on_unsupported: Literal["error", "adapt"] = "error"
+    """What to do with a value this machine cannot honor: stop, or take the nearest it can and say so."""
+    drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
+    """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
+
+    _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
+
+    def __init__(
+        self,
+        /,
+        *,
+        profile: str | None = None,
+        settings_file: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        factory_defaults: Mapping[str, Any] | None = None,
+        **explicit: Any,
+    ) -> None:
+        from ptycho_exec.sources import Request, resolve
+
+        request = Request(
+            arguments=explicit,
+            overrides=overrides or {},
+            profile=profile,
+            settings_file=settings_file,
+            factory_defaults=factory_defaults or {},
+        )
+        self._fill(resolve(request))
+
+    def _fill(self, resolution: Resolution) -> None:
+        BaseSettings.__init__(self, _build_sources=((lambda: dict(resolution.values),), {}))
+        object.__setattr__(self, "_origins", MappingProxyType(dict(resolution.origins)))
+
+    @classmethod
+    def from_resolution(cls, resolution: Resolution) -> Self:
+        """Build from what `ptycho_exec.sources.resolve` found; nothing else is read."""
+        settings = cls.__new__(cls)
+        settings._fill(resolution)
+        return settings
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, place: str = "from_values()") -> Self:
+        """Build from `values` and the defaults alone: no environment, no file, no working directory."""
+        from ptycho_exec.sources import resolve_values
+
+        return cls.from_resolution(resolve_values(values, place=place))
+
+    @classmethod
+    def model_validate(cls, obj: Any, **_: Any) -> Self:
+        """Validate a mapping by itself. (A plain pydantic-settings class would read the environment again.)"""
+        return obj if isinstance(obj, cls) else cls.from_values(obj, place="model_validate()")
+
+    @property
+    def origins(self) -> Mapping[str, Origin]:
+        """Where each value came from, by field name, with what it shadowed."""
+        return self._origins
+
+    def with_overrides(self, **overrides: Any) -> Self:
+        """Return a validated copy in which `overrides` win over everything that was resolved before."""
+        from ptycho_exec.sources import resolve_onto
+
+        return self.from_resolution(resolve_onto(self, overrides, place="with_overrides()"))
+
+    def with_factory_defaults(self, **defaults: Any) -> Self:
+        """Return a copy in which a workflow's `defaults` replace only values that nobody set."""
+        from ptycho_exec.sources import resolve_under
+
+        return self.from_resolution(resolve_under(self, defaults))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Copy; an update is validated like any other override."""
+        del deep  # every value is immutable, so a shallow copy is a deep one
+        return self.with_overrides(**update) if update else self
+
+    @model_validator(mode="after")
+    def _choose_one(self) -> Self:
+        clashes = tuple(rule for rule in CONFLICTS if rule.clashes(self))
+        if clashes:
+            raise PydanticCustomError("conflict", "settings contradict each other", {"conflicts": clashes})
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare values only: the same settings from different places are the same settings."""
+        return isinstance(other, ExecutionSettings) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        from ptycho_exec.origins import redact
+
+        for name, value in self.__dict__.items():
+            yield name, redact(value)
+
+
+class Conflict(NamedTuple):
+    """Values that cannot be meant together, and how to choose."""
+
+    fields: tuple[str, ...]
+    clashes: Callable[[ExecutionSettings], bool]
+    why: str
+    fix: str
+
+
+CONFLICTS: tuple[Conflict, ...] = (
+    Conflict(
+        ("deterministic", "benchmark"),
+        lambda s: s.deterministic is True and s.benchmark,
+        "benchmark picks algorithms by their speed, deterministic by their repeatability",
+        "choose one: deterministic=false (or warn), or benchmark=false",
+    ),
+    Conflict(
+        ("gradient_clip_algorithm", "gradient_clip_val"),
+        lambda s: s.gradient_clip_algorithm != "norm" and s.gradient_clip_val is None,
+        "an algorithm without a value clips nothing",
+        "set gradient_clip_val (0.01 is usual for agc), or remove gradient_clip_algorithm",
+    ),
+    Conflict(
+        ("accelerator", "devices"),
+        lambda s: s.accelerator == "cpu" and isinstance(s.devices, tuple),
+        "CPU devices have no indices",
+        "give a number of processes, such as devices=1",
+    ),
+    Conflict(
+        ("devices",),
+        lambda s: isinstance(s.devices, tuple) and len(set(s.devices)) != len(s.devices),
+        "a device is listed twice",
+        "list every index once",
+    ),
+    Conflict(
+        ("accelerator", "strategy"),
+        lambda s: s.accelerator in ("cpu", "mps") and s.strategy.startswith(("fsdp", "deepspeed")),
+        "fsdp and deepspeed shard over CUDA devices",
+        "choose accelerator=cuda, or strategy=auto",
+    ),
+    Conflict(
+        ("accelerator", "precision"),
+        lambda s: s.accelerator == "mps" and s.precision == "64-true",
+        "Apple GPUs have no 64-bit floats",
+        "choose precision=32-true, or accelerator=cpu",
+    ),
+)

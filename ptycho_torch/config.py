@@ -1,0 +1,105 @@
+"""The science of a run: what the data are, which network, which loss, how to stitch. Never execution.
+
+Light on purpose: no torch, so a GUI can build and pickle these without starting CUDA. How to run
+(accelerator, batch size, learning rate, loaders ...) is `ptycho_exec.ExecutionSettings`; the two
+never share a field.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Science(BaseModel):
+    """Frozen, strict about names, every default stated once."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class DataConfig(_Science):
+    """How to read a scan and group its diffraction patterns."""
+
+    N: int | None = Field(default=None, gt=0)
+    """Side of a diffraction pattern in pixels; none takes what the file has, a number must match it."""
+    gridsize: int = Field(default=1, ge=1, le=8)
+    """g groups C = g*g neighbouring patterns into one sample, coupled by the overlap constraint."""
+    domain: Literal["auto", "amplitude", "intensity"] = "auto"
+    """What the stored numbers are; auto detects it and refuses when it cannot be sure."""
+    pattern_axes: Literal["auto", "first", "last"] = "auto"
+    """Where the scan axis of the pattern stack lies; auto finds the axis as long as the positions."""
+    patch_center: Literal["auto", "half-pixel", "pixel"] = "auto"
+    """Which point of a patch a position means: index (N-1)/2 (half-pixel, Ptychodus 1.7) or N/2 (pixel)."""
+    grouping: Literal["nearest", "distance", "quadrant"] = "nearest"
+    """How neighbours are chosen: nearest; within a distance window; one per quadrant."""
+    neighbor_count: int = Field(default=6, ge=1)
+    """K candidates per pattern, out of which C - 1 neighbours are drawn."""
+    min_neighbor_distance_px: float = Field(default=0.0, ge=0)
+    """Lower bound of the distance window in object pixels, for `grouping = "distance"`."""
+    max_neighbor_distance_px: float | None = Field(default=None, gt=0)
+    """Upper bound of the distance window in object pixels; none means no bound."""
+    n_groups: int | None = Field(default=None, gt=0)
+    """Number of training groups; none makes one per pattern. More than patterns oversamples."""
+    x_bounds: tuple[float, float] = (0.0, 1.0)
+    """Part of the scan's horizontal extent that is used, as fractions."""
+    y_bounds: tuple[float, float] = (0.0, 1.0)
+    """Part of the scan's vertical extent that is used, as fractions."""
+    n_patterns: int | None = Field(default=None, gt=0)
+    """Use only this many patterns, drawn with the run's seed; none uses all."""
+    allow_pickle: bool = False
+    """Read NPZ members that need pickle. A pickle can run code: only for files that you trust."""
+
+
+class ModelConfig(_Science):
+    """The network and the forward model around it."""
+
+    n_filters: int = Field(default=32, ge=4)
+    """Width of the network's first level; each level down doubles it."""
+    depth: int = Field(default=3, ge=1, le=6)
+    """Number of levels of the network."""
+    object_big: bool = True
+    """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
+    probe_trainable: bool = False
+    """Refine the probe together with the network."""
+    intensity_scale_trainable: bool = True
+    """Let the photon scale that ties normalised amplitude to counts move during training."""
+    amp_activation: Literal["silu", "sigmoid", "softplus"] = "sigmoid"
+    """Function that keeps the predicted amplitude non-negative."""
+
+
+class TrainingConfig(_Science):
+    """What is minimised and for how long."""
+
+    epochs: int = Field(default=60, ge=1)
+    """Number of passes over the training groups."""
+    loss: Literal["mae", "poisson", "supervised"] = "mae"
+    """mae: amplitude error; poisson: negative log likelihood of the counts; supervised: against labels."""
+    tv_weight: float = Field(default=0.0, ge=0)
+    """Weight of the total variation of the predicted patches."""
+    mean_deviation_weight: float = Field(default=0.0, ge=0)
+    """Weight of the deviation of the predicted amplitude from its mean."""
+    val_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Part of the training groups held back for validation when no test scan is given."""
+
+
+class InferenceConfig(_Science):
+    """How predicted patches become one object."""
+
+    patch_weighting: Literal["probe", "uniform"] = "probe"
+    """Weight of a pixel in the stitched object: probe intensity, or all alike."""
+    window: Literal["none", "hann"] = "none"
+    """Extra taper of each patch towards its edge."""
+    out_of_canvas: Literal["error", "crop"] = "error"
+    """Patches that reach outside the object canvas: refuse, or crop with a counted warning."""
+
+
+class ScienceConfig(_Science):
+    """The four science configs of one run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
