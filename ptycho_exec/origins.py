@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from ptycho_exec.errors import Finding
+
 
 class Kind(StrEnum):
     """The kinds of place a value can come from, highest precedence first."""
@@ -88,6 +90,7 @@ class Resolution:
     origins: Mapping[str, Origin]
     looked: tuple[Looked, ...] = ()
     notices: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     profile: str | None = None
 
 

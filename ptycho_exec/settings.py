@@ -1,4 +1,4 @@
-"""`ExecutionSettings`: how to run. Every field, a sentence each, its effect class, and the rules between fields.
+"""`ExecutionSettings`: how to run. Each field, its sentence, its effect class, and the rules between.
 
 A value here is well-formed or not; whether this machine can honor it is the plan's question
 (`ptycho_exec.plan`), so settings made on a laptop can be checked for a cluster. `auto` stays `auto`.
@@ -25,7 +25,7 @@ ENV_PREFIX = "PTYCHO_EXEC_"
 
 
 class Effect(StrEnum):
-    """What changing a field can change. A field without a class is `numerics`, which errs on the safe side."""
+    """What changing a field can change. Without a class a field is `numerics`, the safe side."""
 
     NUMERICS = "numerics"
     PERFORMANCE = "performance"
@@ -100,7 +100,7 @@ class ExecutionSettings(BaseSettings):
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
     """Floating-point precision of the network; the physics stays in 32 bits or more."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Internal precision of float32 matrix products; high and medium use TF32 or bfloat16 on GPUs that have it."""
+    """Internal precision of float32 matrix products; high and medium use TF32 or bfloat16 where a GPU can."""
     compile: bool = False
     """Compile the network with torch.compile: slow first step, faster later ones."""
     num_threads: Annotated[Positive | None, Orless] = None
@@ -154,7 +154,7 @@ class ExecutionSettings(BaseSettings):
     checkpoint_save_top_k: Annotated[Annotated[int, Ge(-1)], Effect.IO] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
-    """Metric that ranks checkpoints, stops early and drives plateau schedulers; train_loss if nothing validates."""
+    """Metric that ranks checkpoints, stops early and drives plateau schedulers; train_loss without validation."""
     checkpoint_mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger monitored metric is better."""
 
@@ -212,7 +212,12 @@ class ExecutionSettings(BaseSettings):
         self._fill(resolve(request))
 
     def _fill(self, resolution: Resolution) -> None:
-        BaseSettings.__init__(self, _build_sources=((lambda: dict(resolution.values),), {}))
+        from ptycho_exec.sources import check
+
+        check(
+            resolution,
+            lambda values: BaseSettings.__init__(self, _build_sources=((lambda: dict(values),), {})),
+        )
         object.__setattr__(self, "_origins", MappingProxyType(dict(resolution.origins)))
 
     @classmethod
@@ -231,7 +236,7 @@ class ExecutionSettings(BaseSettings):
 
     @classmethod
     def model_validate(cls, obj: Any, **_: Any) -> Self:
-        """Validate a mapping by itself. (A plain pydantic-settings class would read the environment again.)"""
+        """Validate a mapping by itself. (Plain pydantic-settings would read the environment again.)"""
         return obj if isinstance(obj, cls) else cls.from_values(obj, place="model_validate()")
 
     @property

@@ -1,0 +1,111 @@
+"""Names that are nearly right: retired ones, misspelt ones, and what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ptycho_exec.errors import Finding
+
+RETIRED = {
+    "accumulate_grad_batches": "accum_steps",
+    "accumulation_steps": "accum_steps",
+    "batchsize": "batch_size",
+    "checkpoint_metric": "checkpoint_monitor_metric",
+    "clip": "gradient_clip_val",
+    "clip_grad": "gradient_clip_val",
+    "device": "accelerator",
+    "early_stopping_patience": "early_stop_patience",
+    "eval_batch_size": "inference_batch_size",
+    "gradient_accumulation_steps": "accum_steps",
+    "gradient_clip_value": "gradient_clip_val",
+    "grad_clip": "gradient_clip_val",
+    "logger": "logger_backend",
+    "lr": "learning_rate",
+    "lr_scheduler": "scheduler",
+    "mixed_precision": "precision",
+    "monitor": "checkpoint_monitor_metric",
+    "n_devices": "devices",
+    "n_workers": "num_workers",
+    "ngpu": "devices",
+    "nodes": "num_nodes",
+    "patience": "early_stop_patience",
+    "progress_bar": "enable_progress_bar",
+    "random_seed": "seed",
+    "save_top_k": "checkpoint_save_top_k",
+    "workers": "num_workers",
+}
+"""Names of other programs and earlier versions, with ours."""
+
+SCIENCE = {
+    "epochs": "--epochs N",
+    "max_epochs": "--epochs N",
+    "nepochs": "--epochs N",
+    "gridsize": "--gridsize G",
+    "n_groups": "DataConfig.n_groups",
+    "loss": "TrainingConfig.loss",
+}
+"""Names that say WHAT to run: they belong to the science configs, not here."""
+
+
+def distance(a: str, b: str) -> int:
+    """Edits between two words: insert, delete, replace, or swap neighbors (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
+    """Return the candidates that could have been meant, nearest first."""
+    folded = _fold(name)
+    allowed = max(2, len(folded) // 3)
+    scored = sorted((distance(folded, _fold(candidate)), candidate) for candidate in candidates)
+    return [candidate for score, candidate in scored if score <= allowed][:most]
+
+
+def _fold(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def unknown_name(
+    name: str,
+    candidates: Sequence[str],
+    *,
+    where: str,
+    noun: str = "setting",
+    file: str | None = None,
+    line: int | None = None,
+) -> Finding:
+    """Return the finding for a name that is none of `candidates`, with the likeliest meant one first."""
+    return Finding(
+        f"unknown {noun} {name!r}",
+        where=where,
+        expected=_expected(name, candidates, noun),
+        fix=_fix(name, candidates),
+        file=file or "",
+        line=line or 0,
+    )
+
+
+def _expected(name: str, candidates: Sequence[str], noun: str) -> str:
+    close = nearest(name, candidates)
+    if close:
+        return " or ".join(close)
+    return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by `ptycho-exec show`"
+
+
+def _fix(name: str, candidates: Sequence[str]) -> str:
+    bare = _fold(name).removeprefix("__").removeprefix("ptycho_exec_")
+    if bare in RETIRED:
+        new = next((c for c in candidates if _fold(c).endswith(RETIRED[bare])), RETIRED[bare])
+        return f"this program calls it {new}"
+    if bare in SCIENCE:
+        return f"it says what to run, not how: use {SCIENCE[bare]}"
+    close = nearest(name, candidates, most=1)
+    return f"write {close[0]}, or remove it" if close else "remove it"

@@ -1,0 +1,195 @@
+"""Stacks of diffraction patterns that need not fit in memory.
+
+A stack is either a plain array (small scans) or `MappedPatterns`, rows of a file that are copied out on
+demand. Both answer `stack[rows]` with an ordinary array in the stored dtype, scan axis first.
+
+Shape legend: M patterns, N x N pixels, B rows of a batch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ptycho_exec.errors import DataError
+
+Domain = Literal["amplitude", "intensity"]
+
+MEMORY_BUDGET_BYTES = 32 * 2**20
+"""A stack up to this size is held in memory; a larger one stays in its file and is read by the batch."""
+
+_BLOCK_BYTES = 8 * 2**20
+_FREE_RESERVE_BYTES = 64 * 2**20
+
+
+class MappedPatterns:
+    """Rows of an uncompressed stack inside a file, copied out on access.
+
+    The pages of the map are given back after each access, so that the resident memory of a process does
+    not grow with the scan. Pickling carries the path, never the data; a worker opens the file again.
+
+    Args:
+        path: file that holds the stack.
+        offset: byte at which pattern 0 begins.
+        shape: (M, ...) of the stack in the file, C order.
+        dtype: stored dtype.
+        rows: the rows of the file that make up this stack; none means all in order.
+        keep: object that lives as long as this stack (the owner of a temporary file).
+
+    Raises:
+        DataError: when the file was changed or truncated since it was first opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        rows: NDArray[np.int64] | None = None,
+        keep: object = None,
+        identity: tuple[int, int] | None = None,
+    ) -> None:
+        self.path, self.offset, self.dtype = Path(path), offset, np.dtype(dtype)
+        self._file_shape, self._rows, self._keep = shape, rows, keep
+        self._open(identity)
+
+    def _open(self, identity: tuple[int, int] | None) -> None:
+        with self.path.open("rb") as handle:
+            stat = os.fstat(handle.fileno())
+            self._identity = (stat.st_size, stat.st_mtime_ns)
+            if identity is not None and identity != self._identity:
+                raise self._changed()
+            self._descriptor = os.dup(handle.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        nbytes = int(np.prod(self._file_shape)) * self.dtype.itemsize
+        if self.offset + nbytes > self._identity[0]:
+            raise self._changed()
+        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
+        self._map = mmap.mmap(
+            self._descriptor, self.offset - start + nbytes, access=mmap.ACCESS_READ, offset=start
+        )
+        self._view: NDArray[Any] = np.ndarray(
+            self._file_shape, self.dtype, buffer=self._map, offset=self.offset - start
+        )
+
+    def _changed(self) -> DataError:
+        return DataError(
+            "the file was changed or truncated while it was in use",
+            where=str(self.path),
+            expected="a file that stays as it is from the start to the end of a run",
+            fix="copy the file to a place where nothing writes to it, and start again",
+        )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, ...) of the rows in use."""
+        count = self._file_shape[0] if self._rows is None else len(self._rows)
+        return (count, *self._file_shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, the scan axis included."""
+        return len(self._file_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows in use, in the stored dtype."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | ArrayLike) -> NDArray[Any]:
+        rows: Any = key if isinstance(key, slice) else np.asarray(key)
+        if self._rows is not None:
+            rows = self._rows[rows]
+        # A page of a map beyond the end of its file kills the process; a changed size is caught before.
+        if os.fstat(self._descriptor).st_size != self._identity[0]:
+            raise self._changed()
+        gathered = np.array(self._view[rows])
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return gathered
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+    def select(self, indices: ArrayLike) -> MappedPatterns:
+        """Return the stack of the given rows, still in the file."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        rows = chosen if self._rows is None else self._rows[chosen]
+        return MappedPatterns(
+            self.path, self.offset, self._file_shape, self.dtype, rows, self._keep, self._identity
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        args = (self.path, self.offset, self._file_shape, self.dtype, self._rows, None, self._identity)
+        return (MappedPatterns, args)
+
+
+Patterns = NDArray[Any] | MappedPatterns
+
+
+def select_rows(patterns: Patterns, indices: ArrayLike) -> Patterns:
+    """Return the given patterns as a stack of the same kind."""
+    if isinstance(patterns, MappedPatterns):
+        return patterns.select(indices)
+    return cast("NDArray[Any]", patterns[np.asarray(indices, dtype=np.int64)])
+
+
+def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) -> NDArray[np.float32]:
+    """Return (B, N, N) float32 amplitude, the square root of counts, with bad pixels set to 0.
+
+    One rounding only, whatever the stored dtype: the square root of a value that float32 holds exactly
+    is the same number whether it is taken in float32 or in float64, so counts stored as uint16, float32
+    or float64 and amplitudes stored as float32 or float64 give bitwise equal tensors.
+    """
+    wide = raw.dtype.itemsize > 4 or (raw.dtype.kind in "iu" and raw.dtype.itemsize == 4)
+    values = raw.astype(np.float64 if wide else np.float32)
+    if bad_flat.size:
+        values.reshape(len(values), -1)[:, bad_flat] = 0
+    if domain == "intensity":
+        np.sqrt(values, out=values)
+    return values.astype(np.float32, copy=False)
+
+
+def blocks(patterns: Patterns, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first row, rows as an array) over the whole stack in pieces of about `block_bytes`."""
+    frame_bytes = max(1, int(np.prod(patterns.shape[1:])) * patterns.dtype.itemsize)
+    step = max(1, block_bytes // frame_bytes)
+    for start in range(0, patterns.shape[0], step):
+        yield start, cast("NDArray[Any]", patterns[start : start + step])
+
+
+class ScratchFile:
+    """A temporary file for one unpacked stack; removed with its last user or at exit."""
+
+    def __init__(self, nbytes: int, source: Path) -> None:
+        directory = Path(tempfile.gettempdir())
+        stat = os.statvfs(directory)
+        free = stat.f_bavail * stat.f_frsize
+        if nbytes + _FREE_RESERVE_BYTES > free:
+            raise DataError(
+                f"the patterns unpack to {nbytes / 2**30:.2f} GiB and only {free / 2**30:.2f} GiB are free",
+                where=f"{source}, unpacked to {directory}",
+                expected="room for one uncompressed copy of the patterns",
+                fix="set TMPDIR to a larger disk, or store the patterns uncompressed (np.savez)",
+            )
+        descriptor, name = tempfile.mkstemp(prefix="ptycho-", suffix=".patterns", dir=directory)
+        os.close(descriptor)
+        self.path = Path(name)
+        self._finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        path.unlink(missing_ok=True)
