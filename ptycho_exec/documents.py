@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.origins import KeyPath, Kind, Origin, json_lines, toml_lines, yaml_lines
@@ -75,7 +75,7 @@ def find_upward(start: Path, name: str, *, containing: str = "") -> Path | None:
 
 
 def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPath = ()) -> Document | None:
-    """Parse TOML, YAML or JSON by its extension; a file that cannot be parsed adds a finding and gives none."""
+    """Parse TOML, YAML or JSON by its extension; one that cannot be parsed adds a finding instead."""
     try:
         text = path.read_text("utf-8")
         data, lines, duplicates = _parser(path)(text)
@@ -150,7 +150,7 @@ def _yaml_loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: dict[str, list[Any]] = {}
+        yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
 
     for tag, pattern, first in (
         ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -232,7 +232,7 @@ def _wrong_table(
 
 
 def read_dotenv(path: Path, findings: list[Finding]) -> list[tuple[str, str, int]]:
-    """Return the assignments of a `.env` file as (name, text, line), with `${NAME}` filled in as python-dotenv does."""
+    """Return the assignments of a `.env` file as (name, text, line), with `${NAME}` filled in."""
     from dotenv.main import resolve_variables
     from dotenv.parser import parse_stream
 

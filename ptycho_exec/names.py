@@ -94,16 +94,26 @@ def unknown_name(
 
 
 def _expected(name: str, candidates: Sequence[str], noun: str) -> str:
-    close = nearest(name, candidates)
+    new = _renamed(name, candidates)
+    close = [new] if new else nearest(name, candidates)
     if close:
         return " or ".join(close)
     return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by `ptycho-exec show`"
 
 
+def _bare(name: str) -> str:
+    return _fold(name).removeprefix("__").removeprefix("ptycho_exec_")
+
+
+def _renamed(name: str, candidates: Sequence[str]) -> str | None:
+    """Return what another program's name is called here, written as the candidates are."""
+    new = RETIRED.get(_bare(name))
+    return next((c for c in candidates if new and _bare(c) == new), None)
+
+
 def _fix(name: str, candidates: Sequence[str]) -> str:
-    bare = _fold(name).removeprefix("__").removeprefix("ptycho_exec_")
-    if bare in RETIRED:
-        new = next((c for c in candidates if _fold(c).endswith(RETIRED[bare])), RETIRED[bare])
+    bare = _bare(name)
+    if new := _renamed(name, candidates):
         return f"this program calls it {new}"
     if bare in SCIENCE:
         return f"it says what to run, not how: use {SCIENCE[bare]}"

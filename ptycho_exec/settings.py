@@ -154,7 +154,7 @@ class ExecutionSettings(BaseSettings):
     checkpoint_save_top_k: Annotated[Annotated[int, Ge(-1)], Effect.IO] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
-    """Metric that ranks checkpoints, stops early and drives plateau schedulers; train_loss without validation."""
+    """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""
     checkpoint_mode: Literal["min", "max"] = "min"
     """Whether a smaller or a larger monitored metric is better."""
 
@@ -188,7 +188,7 @@ class ExecutionSettings(BaseSettings):
     drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
     """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
 
-    _origins: Mapping[str, Origin] = PrivateAttr(default_factory=dict)
+    _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class ExecutionSettings(BaseSettings):
             resolution,
             lambda values: BaseSettings.__init__(self, _build_sources=((lambda: dict(values),), {})),
         )
-        object.__setattr__(self, "_origins", MappingProxyType(dict(resolution.origins)))
+        self._origins = dict(resolution.origins)
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
@@ -242,7 +242,7 @@ class ExecutionSettings(BaseSettings):
     @property
     def origins(self) -> Mapping[str, Origin]:
         """Where each value came from, by field name, with what it shadowed."""
-        return self._origins
+        return MappingProxyType(self._origins)
 
     def with_overrides(self, **overrides: Any) -> Self:
         """Return a validated copy in which `overrides` win over everything that was resolved before."""

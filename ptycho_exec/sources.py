@@ -2,7 +2,7 @@
 
 `SOURCES` is the precedence, highest first:
 
-1. arguments of the call, then an `overrides` mapping, then command-line flags, then `override_settings` blocks
+1. arguments of the call, then an `overrides` mapping, then flags, then `override_settings` blocks
 2. environment: `PTYCHO_EXEC_<FIELD>`
 3. `.env` in the working directory
 4. the file named by `--settings FILE` or `PTYCHO_EXEC_SETTINGS_FILE` (TOML, YAML or JSON)
@@ -35,7 +35,7 @@ from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields import decode_text, field_specs, text_of
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Looked, Origin, Resolution, redact
-from ptycho_exec.settings import CONFLICTS, ENV_PREFIX, Conflict
+from ptycho_exec.settings import ENV_PREFIX, Conflict
 
 if TYPE_CHECKING:
     from ptycho_exec.settings import ExecutionSettings
@@ -107,7 +107,7 @@ class Reader:
         return hits[-1] if hits else None
 
     def control(self, given: str | Path | None, variable: str, asked: str) -> tuple[str, str] | None:
-        """Return (text, place) of a control such as the profile's name: argument, then variable, then `.env`."""
+        """Return (text, place) of a control such as the profile: argument, then variable, then `.env`."""
         if given is not None:
             return str(given), asked
         if self.environ.get(variable):
@@ -171,7 +171,7 @@ class Reader:
         return None
 
 
-# --- the sources, each a function from the reader to a layer ------------------------------------------------
+# --- the sources, each a function from the reader to a layer --------------------------------------------
 
 
 def from_arguments(reader: Reader) -> Layer:
@@ -281,7 +281,7 @@ SOURCES: tuple[tuple[Kind, Callable[[Reader], Layer]], ...] = (
 )
 
 
-# --- the engine ----------------------------------------------------------------------------------------------
+# --- the engine -----------------------------------------------------------------------------------------
 
 
 def resolve(request: Request) -> Resolution:
@@ -377,7 +377,7 @@ def override_settings(**overrides: Any) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
-# --- helpers of the sources ------------------------------------------------------------------------------------
+# --- helpers of the sources -----------------------------------------------------------------------------
 
 
 def _given(values: Mapping[str, Any], kind: Kind, place: str, *, file: str | None = None) -> Layer:
@@ -521,7 +521,7 @@ def _misplaced(document: Document, path: tuple[str, ...], allowed: tuple[str, ..
 def find_profile(
     name: str, reader: Reader, skip: set[tuple[str, str]]
 ) -> tuple[tuple[str, str], Document, tuple[str, ...]] | None:
-    """Return where a profile is defined: a file's `[profiles.NAME]`, highest file first, then the shipped ones."""
+    """Return where a profile is defined: `[profiles.NAME]` of the highest file, then the shipped ones."""
     for document in reader.documents.values():
         key = (name, document.path)
         if key not in skip and isinstance(document.table_at(("profiles",)).get(name), Mapping):
@@ -530,8 +530,8 @@ def find_profile(
     key = (name, str(path))
     if key in skip or name not in shipped_profiles():
         return None
-    document = read_document(path, Kind.PROFILE, reader.findings)
-    return (key, replace(document, shipped=True), ()) if document else None
+    shipped = read_document(path, Kind.PROFILE, reader.findings)
+    return (key, replace(shipped, shipped=True), ()) if shipped else None
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -554,7 +554,7 @@ def _no_such_profile(name: str, asked: str, reader: Reader) -> Finding:
     return finding
 
 
-# --- validation errors in words ------------------------------------------------------------------------------
+# --- validation errors in words -------------------------------------------------------------------------
 
 
 def _explain(error: ValidationError, resolution: Resolution) -> Iterator[Finding]:
@@ -608,6 +608,3 @@ def _conflict(rule: Conflict, resolution: Resolution) -> Finding:
         file=first.file or "" if first else "",
         line=first.line or 0 if first else 0,
     )
-
-
-__all__ = ["CONFLICTS", "SOURCES", "Factory", "Request", "override_settings", "resolve"]

@@ -1,0 +1,361 @@
+"""What a machine has, as plain data: probed here, or loaded from a file written on another machine.
+
+Probing imports no torch: package versions come from their metadata, and GPUs are asked for in a child
+process, and only when the machine shows a device file of one.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from ptycho_exec.errors import Finding, SettingsError
+
+PACKAGES = (
+    "ptycho-exec",
+    "torch",
+    "lightning",
+    "pydantic",
+    "pydantic-settings",
+    "numpy",
+    "scipy",
+    "h5py",
+    "scikit-image",
+    "matplotlib",
+    "rich",
+    "tensorboard",
+    "tensorboardX",
+    "mlflow",
+    "mlflow-skinny",
+    "wandb",
+    "deepspeed",
+    "triton",
+    "ptychodus",
+)
+TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NAME",
+    "SLURM_STEP_ID",
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_NNODES",
+    "SLURM_NODEID",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_CPUS_PER_TASK",
+)
+# Under these job names Lightning takes an allocation for an interactive shell and ignores SLURM.
+SLURM_INTERACTIVE_NAMES = ("bash", "interactive")
+
+_ASK_TORCH = """
+import json, torch
+cuda = torch.cuda.is_available()
+rows = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if cuda else []
+gpus = [
+    {
+        "name": row.name,
+        "memory_mb": row.total_memory // 2**20,
+        "capability": f"{row.major}.{row.minor}",
+        "bf16": row.major >= 8 or torch.version.hip is not None,
+    }
+    for row in rows
+]
+print("FACTS" + json.dumps({"gpus": gpus, "mps": torch.backends.mps.is_available()}))
+"""
+
+
+class _Plain(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Gpu(_Plain):
+    """One GPU: memory in MiB, CUDA capability such as `8.0`, and whether it computes in bfloat16."""
+
+    name: str
+    memory_mb: int
+    capability: str
+    bf16: bool
+
+
+class Launcher(_Plain):
+    """Who started this process, and how many of its kind: `none`, `torchrun` or `slurm`."""
+
+    kind: Literal["none", "torchrun", "slurm"] = "none"
+    world_size: int = 1
+    tasks_per_node: int | None = None
+    """Processes on each node; None when the launcher does not say, or says different numbers."""
+    nodes: int = 1
+    variables: dict[str, str] = {}
+
+
+class MachineFacts(_Plain):
+    """What a machine has. Plain data: `probe()` reads this machine, `load(path)` a file of another.
+
+    Attributes:
+        cpus_cgroup: CPU quota of the container or job in CPUs (may be a fraction); None without a quota.
+        cpus_slurm: `SLURM_CPUS_PER_TASK`.
+        memory_mb, memory_limit_mb: physical memory, and the limit of the control group if there is one, MiB.
+        compiler: path of a C++ compiler, which `torch.compile` needs on a CPU.
+        gpu_note: why the machine shows a GPU that torch cannot use; empty otherwise.
+        notebook: an interactive Python, in which Lightning allows other strategies.
+        terminal: whether standard output is a terminal.
+    """
+
+    facts_version: Literal[1] = 1
+    hostname: str = ""
+    platform: str = ""
+    python: str = ""
+    cpus_logical: int = 1
+    cpus_affinity: int | None = None
+    cpus_cgroup: float | None = None
+    cpus_slurm: int | None = None
+    memory_mb: int | None = None
+    memory_limit_mb: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    mps: bool = False
+    gpu_note: str = ""
+    compiler: str | None = None
+    packages: dict[str, str] = {}
+    launcher: Launcher = Launcher()
+    notebook: bool = False
+    terminal: bool = False
+
+    @property
+    def usable_cpus(self) -> int:
+        """CPUs that this job may really use: the smallest of what the machine, affinity, quota and SLURM allow."""
+        quota = None if self.cpus_cgroup is None else max(1, int(self.cpus_cgroup))
+        limits = (self.cpus_logical, self.cpus_affinity, quota, self.cpus_slurm)
+        return max(1, min(limit for limit in limits if limit is not None))
+
+    @classmethod
+    def probe(cls, *, ask_torch: bool = True, environ: Mapping[str, str] | None = None) -> Self:
+        """Read this machine. `ask_torch=False` leaves GPUs out and never starts a child process."""
+        variables = os.environ if environ is None else environ
+        total_mb, limit_mb = _memory_mb()
+        gpu = _gpu_facts(variables) if ask_torch else {}
+        return cls(
+            hostname=platform.node(),
+            platform=f"{platform.system()}-{platform.release()}-{platform.machine()}",
+            python=platform.python_version(),
+            cpus_logical=os.cpu_count() or 1,
+            cpus_affinity=_affinity(),
+            cpus_cgroup=cgroup_cpus(),
+            cpus_slurm=_whole(variables.get("SLURM_CPUS_PER_TASK")),
+            memory_mb=total_mb,
+            memory_limit_mb=limit_mb,
+            compiler=_compiler(variables),
+            packages=package_versions(),
+            launcher=detect_launcher(variables),
+            notebook=hasattr(sys, "ps1"),
+            terminal=sys.stdout is not None and sys.stdout.isatty(),
+            **gpu,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read facts that `to_json` wrote.
+
+        Raises:
+            SettingsError: the file is missing, is not JSON, or a key in it is unknown or malformed.
+        """
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise SettingsError(
+                f"cannot read machine facts: {error.strerror}",
+                where=str(path),
+                fix="write them on the machine they are about: ptycho-exec facts > FILE",
+            ) from None
+        except ValidationError as error:
+            raise SettingsError.from_findings([_finding(path, item) for item in error.errors()]) from None
+
+    def to_json(self) -> str:
+        """Return the facts as indented JSON text that `load` reads back."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    def has(self, *packages: str) -> bool:
+        """Tell whether any of `packages` is installed."""
+        return any(name in self.packages for name in packages)
+
+
+def _finding(path: str | Path, item: ErrorDetails) -> Finding:
+    key = ".".join(str(part) for part in item["loc"])
+    what = f"machine facts: {item['msg']}"
+    fix = "write the file anew with: ptycho-exec facts > FILE"
+    return Finding(what, where=f"{path}, key {key}" if key else str(path), fix=fix)
+
+
+# --- CPUs and memory ------------------------------------------------------------------------------------------
+
+
+def _affinity() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def cgroup_cpus(root: Path = Path("/")) -> float | None:
+    """Return the smallest CPU quota on the way up from this process's control group, in CPUs (v1 and v2)."""
+    quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def cgroup_memory_mb(root: Path = Path("/")) -> int | None:
+    """Return the smallest memory limit on the way up from this process's control group, in MiB (v1 and v2)."""
+    limits = []
+    for folder in _cgroup_folders(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _whole(_text(folder / name))
+            # An unlimited v1 group reports a number near 2**63.
+            if limit is not None and limit < 2**60:
+                limits.append(limit // 2**20)
+    return min(limits, default=None)
+
+
+def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders that limit this process: its own group first, then every parent up to the mount."""
+    base = root / "sys/fs/cgroup"
+    for row in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, _, rest = row.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in (base / controllers, base / controller) if controllers else (base, base / "unified"):
+            folder = mount / group.strip("/")
+            yield from (place for place in (folder, *folder.parents) if place.is_relative_to(mount))
+
+
+def _quota(folder: Path) -> float | None:
+    words = (_text(folder / "cpu.max") or "").split()
+    if len(words) == 2 and words[0].isdigit():
+        return int(words[0]) / int(words[1])
+    quota, period = (_whole(_text(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+    return quota / period if quota and period and quota > 0 else None
+
+
+def _memory_mb() -> tuple[int | None, int | None]:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    except (AttributeError, ValueError, OSError):
+        total = None
+    return total, cgroup_memory_mb()
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        return int(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+# --- packages, compiler, GPUs ---------------------------------------------------------------------------------
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that matter here and are installed, read from their metadata."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _compiler(environ: Mapping[str, str]) -> str | None:
+    names = (environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
+    if not _shows_gpu(environ):
+        return {}
+    if "torch" not in package_versions():
+        return {"gpu_note": "a GPU is there, but torch is not installed"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=True
+        )
+        _, _, answer = done.stdout.partition("FACTS")
+        found = json.loads(answer)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {"gpu_note": f"a GPU is there, but torch could not be asked about it: {type(error).__name__}"}
+    found["gpus"] = tuple(Gpu(**gpu) for gpu in found["gpus"])
+    if not found["gpus"] and not found["mps"]:
+        version = package_versions()["torch"]
+        found["gpu_note"] = (
+            f"a GPU is there, but torch {version} cannot use it (driver, or a build without it)"
+        )
+    return found
+
+
+def _shows_gpu(environ: Mapping[str, str]) -> bool:
+    """Tell cheaply whether asking torch is worth its seconds: is there any device file of a GPU?"""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    nodes = ("nvidia[0-9]*", "dxg", "kfd")
+    return any(next(Path("/dev").glob(node), None) for node in nodes)
+
+
+# --- launcher -------------------------------------------------------------------------------------------------
+
+
+def detect_launcher(environ: Mapping[str, str]) -> Launcher:
+    """Tell from its variables who started this process. torchrun wins over SLURM, as in Lightning."""
+    if "TORCHELASTIC_RUN_ID" in environ:
+        return _torchrun(environ)
+    interactive = environ.get("SLURM_JOB_NAME") in SLURM_INTERACTIVE_NAMES
+    return _slurm(environ) if "SLURM_NTASKS" in environ and not interactive else Launcher()
+
+
+def _torchrun(environ: Mapping[str, str]) -> Launcher:
+    world, local = (_whole(environ.get(name)) or 1 for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    variables = {name: environ[name] for name in TORCHRUN_VARIABLES if name in environ}
+    return Launcher(
+        kind="torchrun",
+        world_size=world,
+        tasks_per_node=local,
+        nodes=max(1, world // local),
+        variables=variables,
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> Launcher:
+    return Launcher(
+        kind="slurm",
+        world_size=_whole(environ.get("SLURM_NTASKS")) or 1,
+        tasks_per_node=slurm_tasks_per_node(environ.get("SLURM_NTASKS_PER_NODE", "")),
+        nodes=_whole(environ.get("SLURM_NNODES")) or 1,
+        variables={name: environ[name] for name in SLURM_VARIABLES if name in environ},
+    )
+
+
+def slurm_tasks_per_node(text: str) -> int | None:
+    """Read SLURM's compressed counts: `2` and `2(x4)` are 2; `2(x3),1` differs between nodes, so None."""
+    counts = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\(x\d+\))?\s*", part)
+        if not match:
+            return None
+        counts.add(int(match.group(1)))
+    return counts.pop() if len(counts) == 1 else None
