@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.origins import KeyPath, Kind, Origin, json_lines, toml_lines, yaml_lines
@@ -22,10 +22,15 @@ class Document:
     kind: Kind
     path: str
     data: Mapping[str, Any]
-    lines: Mapping[KeyPath, int]
+    text: str
     table: KeyPath = ()
     findings: tuple[Finding, ...] = ()
     shipped: bool = False
+
+    @cached_property
+    def lines(self) -> Mapping[KeyPath, int]:
+        """The line of every key, found when the first one is asked for."""
+        return _line_finder(self.path)(self.text)[0]
 
     def value_at(self, path: KeyPath) -> Any:
         node: Any = self.data
@@ -78,7 +83,7 @@ def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPat
     """Parse TOML, YAML or JSON by its extension; one that cannot be parsed adds a finding instead."""
     try:
         text = path.read_text("utf-8")
-        data, lines, duplicates = _parser(path)(text)
+        data = _parser(path)(text)
     except UnicodeDecodeError:
         findings.append(
             Finding(f"{path} is not UTF-8 text", str(path), "TOML, YAML or JSON", "save it as UTF-8")
@@ -92,21 +97,18 @@ def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPat
     except _ParseError as error:
         findings.append(_broken(path, error.cause))
         return None
-    extra = tuple(_twice(path, key, line) for key, line in duplicates)
+    extra = tuple(_twice(path, key, line) for key, line in _duplicates(path, text))
     if not isinstance(data, Mapping):
         findings.append(Finding(f"{path} holds no settings", str(path), "a table of names and values", ""))
         return None
     if table:
-        extra += tuple(_wrong_table(path, data, lines, table))
+        extra += tuple(_wrong_table(path, data, text, table))
     for key in table:
         data = data.get(key, {})
         if not isinstance(data, Mapping):
             findings.append(Finding(f"{key} is not a table", str(path), f"[{'.'.join(table)}]", ""))
             return None
-    return Document(kind, str(path), data, lines, table, extra)
-
-
-_Parsed = tuple[Any, Mapping[KeyPath, int], list[tuple[KeyPath, int]]]
+    return Document(kind, str(path), data, text, table, extra)
 
 
 class _ParseError(Exception):
@@ -116,32 +118,42 @@ class _ParseError(Exception):
         self.cause = cause
 
 
-def _toml(text: str) -> _Parsed:
+def _toml(text: str) -> Any:
     try:
-        return tomllib.loads(text), toml_lines(text), []
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _ParseError(error) from error
 
 
-def _json(text: str) -> _Parsed:
+def _json(text: str) -> Any:
     try:
-        return json.loads(text), *json_lines(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise _ParseError(error) from error
 
 
-def _yaml(text: str) -> _Parsed:
+def _yaml(text: str) -> Any:
     import yaml
 
     try:
         data = yaml.load(text, Loader=_yaml_loader())
-        return {} if data is None else data, *yaml_lines(text)
+        return {} if data is None else data
     except yaml.YAMLError as error:
         raise _ParseError(error) from error
 
 
-def _parser(path: Path) -> Any:
+def _parser(path: Path) -> Callable[[str], Any]:
     return {".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower(), _toml)
+
+
+def _line_finder(path: str) -> Callable[[str], tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]]:
+    finders = {".json": json_lines, ".yaml": yaml_lines, ".yml": yaml_lines}
+    return finders.get(Path(path).suffix.lower(), lambda text: (toml_lines(text), []))
+
+
+def _duplicates(path: Path, text: str) -> list[tuple[KeyPath, int]]:
+    """Keys that stand twice. TOML forbids them itself; YAML and JSON parsers keep the last without a word."""
+    return [] if _parser(path) is _toml else _line_finder(str(path))(text)[1]
 
 
 @cache
@@ -150,7 +162,9 @@ def _yaml_loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+        pass
+
+    Loader.yaml_implicit_resolvers = {}
 
     for tag, pattern, first in (
         ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
@@ -160,10 +174,8 @@ def _yaml_loader() -> Any:
     ):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
     Loader.yaml_implicit_resolvers.setdefault("", []).append(("tag:yaml.org,2002:null", re.compile("^$")))
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-    Loader.add_constructor(
-        "tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node))
-    )
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(str(node.value)))
+    Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(str(node.value)))
     return Loader
 
 

@@ -214,10 +214,10 @@ class ExecutionSettings(BaseSettings):
     def _fill(self, resolution: Resolution) -> None:
         from ptycho_exec.sources import check
 
-        check(
-            resolution,
-            lambda values: BaseSettings.__init__(self, _build_sources=((lambda: dict(values),), {})),
-        )
+        def validate(values: Mapping[str, Any]) -> None:
+            BaseSettings.__init__(self, _build_sources=((InitSettingsSource(type(self), dict(values)),), {}))
+
+        check(resolution, validate)
         self._origins = dict(resolution.origins)
 
     @classmethod

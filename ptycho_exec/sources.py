@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +32,7 @@ from pydantic import ValidationError
 
 from ptycho_exec.documents import Document, find_upward, read_document, read_dotenv
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields import decode_text, field_specs, text_of
+from ptycho_exec.fields import FieldSpec, decode_text, field_specs, text_of
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Looked, Origin, Resolution, redact
 from ptycho_exec.settings import ENV_PREFIX, Conflict
@@ -145,7 +145,7 @@ class Reader:
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
 
     def _pyproject(self) -> Document | None:
-        path = find_upward(self.cwd, "pyproject.toml", containing="ptycho")
+        path = find_upward(self.cwd, "pyproject.toml", containing="ptycho_exec")
         self.looked.append(Looked(Kind.PYPROJECT, str(path or self.cwd / "pyproject.toml"), path is not None))
         if path is None:
             return None
@@ -417,12 +417,12 @@ def _take_variable(
 ) -> None:
     folded = name.upper().replace("-", "_")
     if not folded.startswith(ENV_PREFIX):
-        if folded.startswith("PTYCH") or folded.endswith(tuple(_long_field_suffixes())):
+        if folded.startswith("PTYCH") or folded.endswith(_exec_suffixes()):
             _near_miss(layer, name, folded, kind, file, line)
         return
     if name in (SETTINGS_FILE_VARIABLE, PROFILE_VARIABLE):
         return
-    spec = {spec.variable: spec for spec in field_specs().values()}.get(name)
+    spec = _by_variable().get(name)
     where = f"{file}:{line}" if file else f"{kind.value} variable"
     if spec is None:
         if not _SERVICE_LINK.search(name.removeprefix(ENV_PREFIX)):
@@ -440,8 +440,14 @@ def _take_variable(
         )
 
 
-def _long_field_suffixes() -> list[str]:
-    return [f"_EXEC_{name.upper()}" for name in field_specs()]
+@cache
+def _by_variable() -> dict[str, FieldSpec]:
+    return {spec.variable: spec for spec in field_specs().values()}
+
+
+@cache
+def _exec_suffixes() -> tuple[str, ...]:
+    return tuple(f"_EXEC_{name.upper()}" for name in field_specs())
 
 
 def _near_miss(layer: Layer, name: str, folded: str, kind: Kind, file: str | None, line: int | None) -> None:

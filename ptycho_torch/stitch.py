@@ -27,7 +27,7 @@ TAPS = 8
 KAISER_BETA = 6.0
 MIN_WEIGHT = 1e-9
 """A canvas pixel with less than this part of one patch's full weight counts as uncovered."""
-CHUNK = 32
+CHUNK = 256
 """Patches worked on at once: bounds the memory and keeps the arrays in the processor's cache."""
 
 

@@ -1,0 +1,203 @@
+"""Checks of a scan's parts, and the one pass over its patterns; each failure says what to do.
+
+Shape legend: M scan positions, N x N detector pixels, P probe modes, H x W object canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.patterns import Patterns, blocks
+
+_EXPORT_FIX = "check the program that wrote the file, and export it again"
+
+
+@dataclass(frozen=True, slots=True)
+class PatternStatistics:
+    """What one pass over the patterns finds, bad pixels left out; values as stored."""
+
+    frame_sum: NDArray[np.float64]
+    mean_pattern: NDArray[np.float64]
+    maximum: float
+    saturated: int
+
+
+def check_numeric(dtype: np.dtype[Any], kinds: str, what: str, where: str) -> None:
+    """Refuse text, dates, records and, unless `kinds` has c, complex numbers."""
+    if dtype.kind not in kinds or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+        wanted = "real or complex numbers" if "c" in kinds else "real numbers"
+        raise DataError(
+            f"{what} have dtype {dtype}", where=where, expected=f"{wanted}, at most double precision",
+            fix="store the array with an ordinary numeric dtype",
+        )  # fmt: skip
+
+
+def check_positions(positions: NDArray[Any], where: str) -> NDArray[np.float64]:
+    """Return (M, 2) float64 positions.
+
+    Raises:
+        DataError: no positions, NaN or infinity, or every position the same.
+    """
+    check_numeric(positions.dtype, "iuf", "the positions", where)
+    values = np.asarray(positions, dtype=np.float64)
+    if len(values) == 0:
+        raise DataError("the scan has no positions", where=where, expected="one or more", fix=_EXPORT_FIX)
+    finite = np.isfinite(values).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"{(~finite).sum()} positions are NaN or infinite, first at index {int(np.argmin(finite))}",
+            where=where, expected="finite numbers", fix="remove these patterns and their positions",
+        )  # fmt: skip
+    if len(values) > 1 and np.ptp(values, axis=0).max() == 0:
+        raise DataError(
+            f"all {len(values)} positions are the same", where=where,
+            expected="a scan with overlapping, different positions", fix=_EXPORT_FIX,
+        )  # fmt: skip
+    return values
+
+
+def check_equal_lengths(lengths: dict[str, int], where: str) -> None:
+    """Refuse per-pattern arrays of different lengths."""
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise DataError(
+            f"the lengths differ: {listed}", where=where, expected="one entry per pattern in each",
+            fix="export positions and patterns of the same scan",
+        )  # fmt: skip
+
+
+def check_probe(probe: NDArray[Any], N: int, where: str) -> NDArray[np.complex64]:
+    """Return (P, N, N) complex64 from (N, N), (N, N, 1), (P, N, N) or (1, P, N, N).
+
+    Raises:
+        DataError: another shape or size, NaN or infinity, all zero.
+    """
+    check_numeric(probe.dtype, "iufc", "the probe values", where)
+    modes = probe[None] if probe.ndim == 2 else probe
+    if modes.ndim == 3 and modes.shape[-1] == 1 and modes.shape[0] == modes.shape[1] != 1:
+        modes = np.moveaxis(modes, -1, 0)
+    if modes.ndim != 3 or len(modes) == 0 or modes.shape[1:] != (N, N):
+        raise DataError(
+            f"the probe has shape {probe.shape}, the patterns are {N} x {N}", where=where,
+            expected=f"({N}, {N}), or (P, {N}, {N}) with P incoherent modes",
+            fix="crop or pad the probe to the size of the patterns",
+        )  # fmt: skip
+    return _finite_complex(modes, "the probe", where)
+
+
+def check_object(canvas: NDArray[Any], where: str) -> NDArray[np.complex64]:
+    """Return the (H, W) complex64 object.
+
+    Raises:
+        DataError: wrong rank, empty, NaN or infinity, all zero.
+    """
+    check_numeric(canvas.dtype, "iufc", "the object values", where)
+    flat = canvas[0] if canvas.ndim == 3 and len(canvas) == 1 else canvas
+    if flat.ndim != 2 or flat.size == 0:
+        raise DataError(
+            f"the object has shape {canvas.shape}", where=where, expected="(H, W)",
+            fix="store one object layer, or leave the object out",
+        )  # fmt: skip
+    return _finite_complex(flat, "the object", where)
+
+
+def _finite_complex(values: NDArray[Any], what: str, where: str) -> NDArray[np.complex64]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = np.ascontiguousarray(values, dtype=np.complex64)
+    count = int((~np.isfinite(out)).sum())
+    if count:
+        raise DataError(
+            f"{what} has {count} NaN or infinite values", where=where, expected="finite numbers",
+            fix="replace them, or leave the array out",
+        )  # fmt: skip
+    if not out.any():
+        raise DataError(
+            f"{what} is zero everywhere", where=where, expected="a wave that is not zero", fix=_EXPORT_FIX
+        )
+    return out
+
+
+def check_bad_pixels(mask: NDArray[Any], N: int, where: str) -> NDArray[np.bool_]:
+    """Return (N, N) bool, True where a pixel is good, from a mask that marks bad ones.
+
+    Raises:
+        DataError: another shape, or no good pixel at all.
+    """
+    check_numeric(mask.dtype, "biu", "the bad-pixel mask values", where)
+    if mask.shape != (N, N):
+        raise DataError(
+            f"the bad-pixel mask has shape {mask.shape}, the patterns are {N} x {N}", where=where,
+            expected=f"({N}, {N}), True where a pixel is bad", fix=_EXPORT_FIX,
+        )  # fmt: skip
+    good = np.asarray(mask == 0)
+    if not good.any():
+        raise DataError(
+            "every pixel is marked bad", where=where, expected="True only where a pixel is bad",
+            fix="invert the mask if it marks good pixels",
+        )  # fmt: skip
+    return good
+
+
+def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> PatternStatistics:
+    """Pass once over the patterns, a block at a time.
+
+    Raises:
+        DataError: NaN, infinity or negative values at good pixels, or nothing but zeros.
+    """
+    N = patterns.shape[1]
+    sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros((N, N)), 0.0, 0
+    broken = _Broken(where)
+    limit = np.iinfo(patterns.dtype).max if patterns.dtype.kind in "iu" else None
+    for start, block in blocks(patterns):
+        values = np.where(good, block, 0) if not good.all() else block
+        broken.inspect(start, values)
+        top = float(values.max(initial=0))
+        if limit is not None and top == limit:
+            saturated += int((values == limit).sum())
+        maximum = max(maximum, top)
+        if not broken.found:
+            sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=np.float64)
+            mean += values.sum(axis=0, dtype=np.float64)
+    broken.raise_if_found()
+    if not sums.any():
+        raise DataError(
+            "all patterns are zero", where=where, expected="counts at the good pixels", fix=_EXPORT_FIX
+        )
+    return PatternStatistics(sums, mean / len(sums), maximum, saturated)
+
+
+class _Broken:
+    """Counts values that cannot be measured, and remembers the first."""
+
+    def __init__(self, where: str) -> None:
+        self._where, self.found, self._first, self._kind = where, 0, "", ""
+
+    def inspect(self, start: int, values: NDArray[Any]) -> None:
+        low = values.min() if values.size else 0
+        # The minimum of an array with a NaN is NaN, and infinities show in the sum of extremes.
+        if low >= 0 and (values.dtype.kind != "f" or np.isfinite(values.max())):
+            return
+        wrong = ~np.isfinite(values) | (values < 0)
+        self.found += int(wrong.sum())
+        if not self._first:
+            row, y, x = (int(i) for i in np.argwhere(wrong)[0])
+            self._first = f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
+
+    def raise_if_found(self) -> None:
+        if self.found:
+            raise DataError(
+                f"{self.found} pattern values are negative, NaN or infinite; {self._first}",
+                where=self._where,
+                expected="finite numbers of zero or more at good pixels",
+                fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
+            )
+
+
+def count_duplicates(positions: NDArray[np.float64]) -> int:
+    """Return how many positions repeat an earlier one exactly."""
+    return len(positions) - len(np.unique(positions, axis=0))

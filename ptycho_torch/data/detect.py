@@ -1,0 +1,218 @@
+"""Find out what a file holds - domain, scan axis, patch center - from evidence, or refuse.
+
+Every decision carries its reason, which ends up in the detection report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.patterns import Domain
+
+PatchCenter = Literal["half-pixel", "pixel"]
+
+_LATTICE_DIVISORS = (1, 2, 3, 4, 5, 6)
+_LATTICE_TOLERANCE = 0.02
+_LATTICE_MAX_COUNT = 4096
+_LATTICE_MIN_VALUES = 200
+_LATTICE_MIN_DISTINCT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """A decision with its reason."""
+
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardFit:
+    """How well |FFT(probe * object patch)| explains the data, per pattern.
+
+    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model.
+    """
+
+    errors: NDArray[np.float64]
+    scale: float
+
+    @property
+    def error(self) -> float:
+        """Mean relative error."""
+        return float(np.mean(self.errors))
+
+
+def find_scan_axis(
+    shape: tuple[int, ...], count: int, declared: str, where: str
+) -> tuple[int, Detected]:
+    """Return the scan axis of a pattern stack: the one axis as long as the positions, the others equal.
+
+    Raises:
+        DataError: wrong rank, no such axis, or more than one.
+    """
+    if len(shape) != 3:
+        raise DataError(
+            f"the patterns have shape {shape}, {len(shape)} axes",
+            where=where,
+            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
+            fix="store one square pattern per scan position",
+        )
+    fits = [axis for axis in (0, 2) if shape[axis] == count and _square(shape, axis)]
+    if declared in ("first", "last"):
+        axis = 0 if declared == "first" else 2
+        if axis not in fits:
+            raise _axis_mismatch(shape, count, where, f"the scan axis declared {declared}")
+        return axis, Detected(declared, "declared")
+    if len(fits) == 1:
+        name = "first" if fits[0] == 0 else "last"
+        return fits[0], Detected(name, f"the {name} axis is as long as the {count} positions")
+    if fits:
+        raise DataError(
+            f"the scan axis is ambiguous: all axes of {shape} are as long as the {count} positions",
+            where=where,
+            expected="a declaration, because a wrong guess ruins the result in silence",
+            fix='set pattern_axes = "first" for (M, N, N) or "last" for (N, N, M)',
+        )
+    raise _axis_mismatch(shape, count, where, "the number of positions")
+
+
+def _square(shape: tuple[int, ...], axis: int) -> bool:
+    rest = [n for i, n in enumerate(shape) if i != axis]
+    return rest[0] == rest[1] and rest[0] > 0
+
+
+def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str) -> DataError:
+    return DataError(
+        f"patterns of shape {shape} do not agree with {what} and {count} positions",
+        where=where,
+        expected=f"({count}, N, N) or (N, N, {count}), square patterns, one per position",
+        fix="make positions and patterns the same length; crop patterns to a square",
+    )
+
+
+def find_quantum(values: NDArray[np.float64]) -> float | None:
+    """Return q when the values are whole multiples of q (counts times a scale), else none.
+
+    Dark parts of a detector hold single photons, so q is the smallest value or a small fraction of it.
+    """
+    positive = values[values > 0]
+    if positive.size < _LATTICE_MIN_VALUES:
+        return None
+    smallest = float(positive.min())
+    for divisor in _LATTICE_DIVISORS:
+        quantum = smallest / divisor
+        counts = positive[positive < quantum * _LATTICE_MAX_COUNT] / quantum
+        whole = np.round(counts)
+        if counts.size < _LATTICE_MIN_VALUES or np.unique(whole).size < _LATTICE_MIN_DISTINCT:
+            continue
+        if np.mean(np.abs(counts - whole) < _LATTICE_TOLERANCE) > 0.999:
+            return float(np.median(counts.size and positive[positive < quantum * _LATTICE_MAX_COUNT] / whole))
+    return None
+
+
+def find_domain(
+    *,
+    declared: str,
+    dtype: np.dtype[Any],
+    has_bad_pixels: bool,
+    sample: NDArray[np.float64],
+    fits: dict[Domain, ForwardFit],
+    where: str,
+) -> tuple[Domain, str]:
+    """Return the domain and the reason for it.
+
+    Order: declaration; integer dtype or a bad-pixel mask means counts; whole multiples of a quantum in x
+    (intensity) or in x squared (amplitude); the one domain that the file's probe and object explain.
+
+    Raises:
+        DataError: when none of these decides.
+    """
+    if declared == "amplitude" or declared == "intensity":
+        return declared, "declared"
+    if dtype.kind in "iu":
+        return "intensity", f"{dtype} numbers are counts"
+    if has_bad_pixels:
+        return "intensity", "a file with bad_pixels holds counts (Ptychodus export)"
+    if find_quantum(sample) is not None:
+        return "intensity", "the values are whole multiples of one number: counts"
+    if find_quantum(sample * sample) is not None:
+        return "amplitude", "the squared values are whole multiples of one number: counts"
+    if {"amplitude", "intensity"} <= fits.keys():
+        best: Domain
+        best, other = sorted(fits, key=lambda name: fits[name].error)
+        if fits[best].error < 0.3 and fits[best].error < 0.5 * fits[other].error:
+            share = f"{fits[best].error:.1%} against {fits[other].error:.1%}"
+            return best, f"probe and object of the file explain the data as {best} ({share} error)"
+    raise DataError(
+        "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
+        where=where,
+        expected="whole counts, or their square roots, or a declaration",
+        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
+    )
+
+
+def fit_forward(
+    amplitude: NDArray[np.float64],
+    good: NDArray[np.bool_],
+    probe: NDArray[np.complex64],
+    canvas: NDArray[np.complex64],
+    origins_px: NDArray[np.float64],
+) -> ForwardFit | None:
+    """Compare (K, N, N) measured amplitudes with the model of a probe and an object.
+
+    Patches are read at their sub-pixel origins by bilinear interpolation. None when fewer than 8 patches
+    lie on the canvas, or when there is nothing to compare.
+    """
+    N = amplitude.shape[-1]
+    inside = np.all((origins_px >= 0) & (origins_px + N < np.array(canvas.shape)), axis=1)
+    if inside.sum() < 8:
+        return None
+    measured = amplitude[inside] * good
+    patches = np.stack([bilinear_patch(canvas, origin, N) for origin in origins_px[inside]])
+    wave = scipy.fft.fft2(patches[:, None] * probe, norm="ortho")
+    intensity = np.sum(np.abs(wave) ** 2, axis=1)
+    model = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1))) * good
+    power = float(np.sum(model * model))
+    energy = np.sum(measured * measured, axis=(1, 2))
+    if power <= 0 or not np.all(energy > 0):
+        return None
+    scale = float(np.sum(model * measured)) / power
+    residual = np.sum((scale * model - measured) ** 2, axis=(1, 2))
+    return ForwardFit(np.sqrt(residual / energy), scale)
+
+
+def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64], N: int) -> NDArray[Any]:
+    """Return the (N, N) patch whose pixel [0, 0] lies at a sub-pixel canvas index."""
+    y, x = np.floor(origin_px).astype(int)
+    fy, fx = origin_px - np.floor(origin_px)
+    block = canvas[y : y + N + 1, x : x + N + 1]
+    rows = (1 - fy) * block[:-1] + fy * block[1:]
+    return np.asarray((1 - fx) * rows[:, :-1] + fx * rows[:, 1:])
+
+
+def find_patch_center(
+    *, declared: str, default: PatchCenter, default_why: str, fits: dict[PatchCenter, ForwardFit]
+) -> tuple[PatchCenter, str]:
+    """Return which patch index a position of the file means, and why.
+
+    A declaration wins. Otherwise the file is asked: with its own probe and object, the right convention
+    explains the data better in nearly every pattern (a sign test). Without such evidence the habit of
+    the program that wrote the file decides.
+    """
+    if declared == "half-pixel" or declared == "pixel":
+        return declared, "declared"
+    half, pixel = fits.get("half-pixel"), fits.get("pixel")
+    if half is not None and pixel is not None and len(half.errors) == len(pixel.errors):
+        better = np.mean(half.errors < pixel.errors)
+        best: PatchCenter = "half-pixel" if better > 0.5 else "pixel"
+        share = max(better, np.mean(pixel.errors < half.errors))
+        if share >= 0.9 and min(half.error, pixel.error) < 0.3:
+            errors = f"{half.error:.2%} with half-pixel, {pixel.error:.2%} with pixel"
+            return best, f"measured with the file's probe and object: error {errors}"
+    return default, default_why
