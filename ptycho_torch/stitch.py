@@ -27,7 +27,7 @@ TAPS = 8
 KAISER_BETA = 6.0
 MIN_WEIGHT = 1e-9
 """A canvas pixel with less than this part of one patch's full weight counts as uncovered."""
-CHUNK = 256
+CHUNK = 64
 """Patches worked on at once: bounds the memory and keeps the arrays in the processor's cache."""
 
 
@@ -153,7 +153,7 @@ class Stitcher:
             weight = weight * (inside[0][:, :, None] & inside[1][:, None, :])
         source = _with_margin(patches.to(torch.complex64), trim, kept)
         rows, columns = (_sinc_matrix(shift_px[:, axis], kept) for axis in (0, 1))
-        shifted = rows.bmm(torch.view_as_real(source).flatten(2)).unflatten(2, (-1, 2))
+        shifted = rows.bmm(torch.view_as_real(source).flatten(2)).view(count, kept, -1, 2)
         shifted = shifted.permute(0, 3, 1, 2).reshape(count, 2 * kept, -1).bmm(columns.mT)
         weighted = torch.empty(count, 3, kept, kept, device=self.device)
         torch.mul(shifted.view(count, 2, kept, kept), weight[:, None], out=weighted[:, :2])
@@ -245,7 +245,7 @@ def _with_margin(patches: Tensor, trim: int, kept: int) -> Tensor:
     index = torch.arange(start, stop, device=patches.device).clamp(0, n - 1)
     if start >= 0 and stop <= n:
         return patches[:, start:stop, start:stop].contiguous()
-    return patches[:, index[:, None], index[None, :]]
+    return patches.index_select(1, index).index_select(2, index)
 
 
 def _sinc_kernel(shift_px: Tensor) -> Tensor:
