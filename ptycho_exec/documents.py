@@ -71,10 +71,12 @@ class Document:
 
 
 def find_upward(start: Path, name: str, *, containing: str = "") -> Path | None:
-    """Return the nearest file of this name from `start` upward (that contains a word, when one is given)."""
+    """Return the nearest file of this name from `start` upward, and whose text matches `containing`."""
     for folder in (start, *start.parents):
         path = folder / name
-        if path.is_file() and (not containing or containing in path.read_text("utf-8", "replace")):
+        if path.is_file() and (
+            not containing or re.search(containing, path.read_text("utf-8", "replace"), re.M)
+        ):
             return path
     return None
 
@@ -219,9 +221,7 @@ def _twice(path: Path, key: KeyPath, line: int) -> Finding:
     )
 
 
-def _wrong_table(
-    path: Path, data: Mapping[str, Any], lines: Mapping[KeyPath, int], table: KeyPath
-) -> list[Finding]:
+def _wrong_table(path: Path, data: Mapping[str, Any], text: str, table: KeyPath) -> list[Finding]:
     """Report tables that look like ours but are not: `[tool.ptycho-exec]`, `[ptycho_exec]`."""
     from ptycho_exec.names import distance
 
@@ -230,6 +230,7 @@ def _wrong_table(
     found = [
         key for key in near if key != table and distance(key[-1].lower().replace("-", "_"), table[-1]) <= 2
     ]
+    lines = toml_lines(text) if found else {}
     return [
         Finding(
             f"table [{'.'.join(key)}] is not read",

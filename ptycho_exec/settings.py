@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 from annotated_types import Ge, Gt, Interval, Le, MinLen
 from pydantic import BeforeValidator, PrivateAttr, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
     from ptycho_exec.origins import Origin, Resolution
@@ -42,9 +42,19 @@ def _list_as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _whole(value: object) -> object:
+    """JSON does not tell 8.0 from 8, so neither do we."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole_above_one(value: object) -> object:
+    return _whole(value) if isinstance(value, float) and value > 1 else value
+
+
 Orless = BeforeValidator(_none_word)
-Positive = Annotated[int, Gt(0)]
-NonNegative = Annotated[int, Ge(0)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Whole, Gt(0)]
+NonNegative = Annotated[Whole, Ge(0)]
 Strategy = Literal[
     "auto",
     "ddp",
@@ -111,7 +121,7 @@ class ExecutionSettings(BaseSettings):
     """Use only operations that give the same bits on every run; warn allows others with a warning."""
     benchmark: bool = False
     """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
-    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 42
+    seed: Annotated[Whole, Interval(ge=0, le=2**32 - 1)] = 42
     """Seed of every random number: initialization, shuffling, grouping and workers."""
 
     # --- optimization
@@ -131,7 +141,11 @@ class ExecutionSettings(BaseSettings):
     """Clip by the total norm, per value, or per unit relative to its weights (agc, arXiv:2102.06171)."""
     max_time: Annotated[Duration | None, Orless] = None
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
-    limit_train_batches: Annotated[Positive | Annotated[float, Gt(0), Le(1)] | None, Orless] = None
+    limit_train_batches: Annotated[
+        Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)] | None,
+        BeforeValidator(_whole_above_one),
+        Orless,
+    ] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
     fast_dev_run: Annotated[Positive | None, Orless] = None
     """Run only this many batches of each kind, with no checkpoint and no logger: a smoke test."""
@@ -151,7 +165,7 @@ class ExecutionSettings(BaseSettings):
     # --- checkpoints
     enable_checkpointing: Annotated[bool, Effect.IO] = True
     """Write checkpoints during training, so that an interrupted run can be resumed."""
-    checkpoint_save_top_k: Annotated[Annotated[int, Ge(-1)], Effect.IO] = 1
+    checkpoint_save_top_k: Annotated[Annotated[Whole, Ge(-1)], Effect.IO] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
     """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""

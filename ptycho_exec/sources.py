@@ -145,7 +145,7 @@ class Reader:
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
 
     def _pyproject(self) -> Document | None:
-        path = find_upward(self.cwd, "pyproject.toml", containing="ptycho_exec")
+        path = find_upward(self.cwd, "pyproject.toml", containing=r"^\s*\[.*ptycho|ptycho_exec")
         self.looked.append(Looked(Kind.PYPROJECT, str(path or self.cwd / "pyproject.toml"), path is not None))
         if path is None:
             return None
@@ -507,21 +507,27 @@ def _check_profile(document: Document, profile: str, table: object) -> Iterator[
 
 def _misplaced(document: Document, path: tuple[str, ...], allowed: tuple[str, ...]) -> Iterator[Finding]:
     """Report an unknown key; a table with settings in it is told where settings stand instead."""
-    node = document.value_at(path)
-    inside = [key for key in node if key in field_specs()] if isinstance(node, Mapping) else []
-    home = document.home()
-    for key in inside:
-        yield document.finding(
-            (*path, key),
-            f"{key} stands in table [{'.'.join((*document.table, *path))}], where it sets nothing",
-            f"the same key {home}",
-            f"move `{key} = ...` {home}",
-        )
-    if not inside:
-        candidates = (*field_specs(), *allowed)
-        yield unknown_name(
-            path[-1], candidates, where=document.place(path), file=document.path, line=document.line(path)
-        )
+    node = document.table_at(path)
+    if not set(node) & set(field_specs()):
+        yield _unknown_key(document, path, allowed)
+        return
+    for key in node:
+        if key in field_specs():
+            yield document.finding(
+                (*path, key),
+                f"{key} stands in table [{'.'.join((*document.table, *path))}], where it sets nothing",
+                f"{key} {document.home()}",
+                "move the line there",
+            )
+        else:
+            yield _unknown_key(document, (*path, key), ())
+
+
+def _unknown_key(document: Document, path: tuple[str, ...], allowed: tuple[str, ...]) -> Finding:
+    candidates = (*field_specs(), *allowed)
+    return unknown_name(
+        path[-1], candidates, where=document.place(path), file=document.path, line=document.line(path)
+    )
 
 
 def find_profile(
@@ -582,10 +588,10 @@ def _bad_value(name: str, origin: Origin) -> Finding:
     choices = [text_of(choice) for choice in spec.choices]
     close = nearest(shown.lower(), choices) if choices else []
     quoted = isinstance(origin.value, str) and origin.raw is None
-    unquoted = quoted and decode_text(spec, origin.value) != origin.value.strip()
+    meant = decode_text(spec, origin.value) if quoted else origin.value
     fix = f"did you mean {close[0]}?" if close else f"see `ptycho-exec explain {name}`"
-    if unquoted:
-        fix = f"remove the quotes: {name} = {origin.value.strip()}"
+    if meant != origin.value:
+        fix = f"write {name} = {text_of(meant)}, without quotes"
     return Finding(
         f"{name} = {shown!r} is not allowed"
         if isinstance(origin.value, str)

@@ -178,9 +178,10 @@ class _Broken:
         self._where, self.found, self._first, self._kind = where, 0, "", ""
 
     def inspect(self, start: int, values: NDArray[Any]) -> None:
-        low = values.min() if values.size else 0
-        # The minimum of an array with a NaN is NaN, and infinities show in the sum of extremes.
-        if low >= 0 and (values.dtype.kind != "f" or np.isfinite(values.max())):
+        # The minimum of an array with a NaN is NaN, which is not >= 0.
+        with np.errstate(invalid="ignore"):
+            low, high = values.min(initial=np.inf if values.dtype.kind == "f" else 0), values.max(initial=0)
+        if low >= 0 and np.isfinite(high):
             return
         wrong = ~np.isfinite(values) | (values < 0)
         self.found += int(wrong.sum())

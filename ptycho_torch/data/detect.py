@@ -107,12 +107,13 @@ def find_quantum(values: NDArray[np.float64]) -> float | None:
     smallest = float(positive.min())
     for divisor in _LATTICE_DIVISORS:
         quantum = smallest / divisor
-        counts = positive[positive < quantum * _LATTICE_MAX_COUNT] / quantum
+        low = positive[positive < quantum * _LATTICE_MAX_COUNT]
+        counts = low / quantum
         whole = np.round(counts)
         if counts.size < _LATTICE_MIN_VALUES or np.unique(whole).size < _LATTICE_MIN_DISTINCT:
             continue
         if np.mean(np.abs(counts - whole) < _LATTICE_TOLERANCE) > 0.999:
-            return float(np.median(counts.size and positive[positive < quantum * _LATTICE_MAX_COUNT] / whole))
+            return float(np.median(low / whole))
     return None
 
 

@@ -1,0 +1,140 @@
+"""Command-line flags derived from the settings, and a parser that refuses what it does not know.
+
+Both programs use it: every field of `ExecutionSettings` is a flag, unset unless it is given, never
+abbreviated; a wrong flag is told like any other wrong name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from ptycho_exec.errors import Finding, SettingsError, UserError
+from ptycho_exec.fields import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
+from ptycho_exec.names import unknown_name
+
+_PREFIX = "settings_field_"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser without abbreviations whose errors are one block with exit code 2."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("allow_abbrev", False)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options)
+
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(
+            message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
+        )
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse, or raise one error that lists every unknown argument."""
+        space, extra = self.parse_known_args(complete_switches(argv))
+        unknown = [item for item in extra if item.startswith("-") and item != "--"]
+        if extra:
+            known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
+            findings = [
+                unknown_name(item.partition("=")[0], known, where="command line", noun="flag")
+                for item in unknown
+            ]
+            findings = findings or [
+                Finding(f"unexpected argument {extra[0]!r}", "command line", "", "remove it")
+            ]
+            raise SettingsError.from_findings(findings)
+        return space
+
+
+def _all_flags(parser: argparse.ArgumentParser) -> set[str]:
+    flags: set[str] = set()
+    for action in parser._actions:
+        flags |= set(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                flags |= _all_flags(child)
+    return flags
+
+
+def _switches() -> dict[str, FieldSpec]:
+    return {spec.flag: spec for spec in field_specs().values() if spec.boolean}
+
+
+def complete_switches(argv: Sequence[str]) -> list[str]:
+    """Write out boolean switches: `--compile` becomes `--compile=true`, `--no-compile` `--compile=false`.
+
+    A value after the switch is taken only when the field accepts it, so in `--compile scan.npz` the file
+    stays an argument of its own.
+    """
+    switches, done, rest = _switches(), [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*done, word, *rest]
+        positive = "--" + word.removeprefix("--no-")
+        if word in switches:
+            follows = rest[0].lower() if rest else ""
+            words = TRUE_WORDS | FALSE_WORDS | {text_of(choice) for choice in switches[word].choices}
+            done.append(f"{word}={rest.pop(0) if follows in words else 'true'}")
+        elif word.startswith("--no-") and positive in switches:
+            done.append(f"{positive}=false")
+        else:
+            done.append(word)
+    return done
+
+
+def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--settings`, `--profile` and one flag per field, in a group of their own."""
+    group = parser.add_argument_group("how to run (execution settings)")
+    group.add_argument("--settings", metavar="FILE", help="settings file: TOML, YAML or JSON")
+    group.add_argument(
+        "--profile", metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
+    )
+    for spec in field_specs().values():
+        group.add_argument(
+            spec.flag,
+            dest=_PREFIX + spec.name,
+            metavar=_metavar(spec),
+            default=None,
+            help=f"{spec.sentence} [{text_of(spec.default)}]".replace("%", "%%"),
+        )
+
+
+def _metavar(spec: FieldSpec) -> str:
+    if spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}:
+        return "{" + ",".join(text_of(choice) for choice in spec.choices) + "}"
+    return "VALUE"
+
+
+def flags_given(space: argparse.Namespace) -> dict[str, str]:
+    """Return the settings flags that were typed: field -> text."""
+    pairs: Mapping[str, Any] = vars(space)
+    return {
+        name.removeprefix(_PREFIX): text
+        for name, text in pairs.items()
+        if name.startswith(_PREFIX) and text is not None
+    }
+
+
+def run(parser: Parser, argv: Sequence[str] | None, act: Callable[[argparse.Namespace], int]) -> int:
+    """Parse and act. A user's error prints as one block on standard error; `--debug` shows its traceback.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return act(parser.parse(words))
+    except UserError as error:
+        if "--debug" in words:
+            raise
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,260 @@
+"""From the parts of a file to a checked `ScanData`: one order of events for every format.
+
+axes -> checks -> one pass over the patterns -> domain -> patch center -> canvas -> report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data import checks, detect
+from ptycho_torch.data.detect import ForwardFit, PatchCenter
+from ptycho_torch.data.patterns import Domain, Patterns
+from ptycho_torch.data.report import describe_scan
+from ptycho_torch.data.scan import ScanData
+
+_SAMPLE_FRAMES = 24
+
+
+@dataclass
+class RawScan:
+    """What a reader found in its file, before any check; a none was not there.
+
+    `read_stack(scan_axis)` reads the patterns, once their axis is known. `domain`, `axes` and `center`
+    are what the file or its format declares; "auto" means that it does not.
+    """
+
+    path: Path
+    dialect: str
+    stack_name: str
+    stack_shape: tuple[int, ...]
+    stack_dtype: np.dtype[Any]
+    read_stack: Callable[[int], Patterns]
+    positions_px: NDArray[Any]
+    domain: str = "auto"
+    domain_why: str = ""
+    axes: str = "auto"
+    center: str = "auto"
+    default_center: PatchCenter = "pixel"
+    default_center_why: str = "neither file nor settings say; N/2 is the habit of PtychoPINN files"
+    probe: NDArray[Any] | None = None
+    object_guess: NDArray[Any] | None = None
+    bad_pixels: NDArray[Any] | None = None
+    read_labels: Callable[[int], Patterns] | None = None
+    pattern_rows: NDArray[np.int64] | None = None
+    scan_index: NDArray[np.int64] | None = None
+    geometry: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def where(self, name: str) -> str:
+        """Return the place of a part, for a message."""
+        return f"{self.path}, {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A few patterns spread over the scan, with their positions, for the detectors."""
+
+    values: NDArray[np.float64]
+    positions_px: NDArray[np.float64]
+
+
+def assemble(raw: RawScan, config: DataConfig) -> ScanData:
+    """Check the parts of a scan, decide what they mean, and put them together.
+
+    Raises:
+        DataError: for anything missing, damaged, ambiguous or physically impossible.
+    """
+    positions = checks.check_positions(raw.positions_px, raw.where("positions"))
+    patterns, axes = _read_patterns(raw, len(positions), config)
+    N = int(patterns.shape[1])
+    good = _good_pixels(raw, N)
+    probe = None if raw.probe is None else checks.check_probe(raw.probe, N, raw.where("probe"))
+    canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
+    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack_name))
+    sample = _take_sample(patterns, positions)
+    domain, domain_why = _decide_domain(raw, config, sample, good, probe, canvas)
+    center, center_why, fit = _decide_center(raw, config, sample, domain, good, probe, canvas)
+    shift = -0.5 if center == "pixel" else 0.0
+    centered = positions + shift
+    use_object = canvas is not None and config.canvas == "auto"
+    canvas_shape, moved = _place_on_canvas(raw, centered, N, canvas if use_object else None)
+    scan = ScanData(
+        patterns=patterns,
+        domain=domain,
+        positions_px=centered + moved,
+        probe=probe,
+        object_guess=canvas if use_object else None,
+        good_pixels=good,
+        canvas_shape=canvas_shape,
+        position_shift_px=(shift + float(moved[0]), shift + float(moved[1])),
+        labels=None if raw.read_labels is None else _read_labels(raw, axes.value, patterns),
+        scan_index=raw.scan_index,
+        source=raw.path,
+        **raw.geometry,
+    )
+    decisions = {
+        "format": raw.dialect,
+        "domain": {"value": domain, "why": domain_why},
+        "pattern_axes": {"value": axes.value, "why": axes.why},
+        "patch_center": {"value": center, "why": center_why},
+    }
+    return describe_scan(scan, statistics, sample.values, decisions, fit, raw.warnings, raw.notes)
+
+
+def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, detect.Detected]:
+    where = raw.where(raw.stack_name)
+    checks.check_numeric(raw.stack_dtype, "iuf", "the patterns", where)
+    declared = config.pattern_axes if config.pattern_axes != "auto" else raw.axes
+    # A pairing by index may use only some of the patterns, so positions count those.
+    expected = count if raw.pattern_rows is None else raw.stack_shape[0]
+    axis, found = detect.find_scan_axis(raw.stack_shape, expected, declared, where)
+    if config.N is not None and raw.stack_shape[1] != config.N:
+        raise DataError(
+            f"the patterns are {raw.stack_shape[1]} x {raw.stack_shape[1]}, N = {config.N} was asked",
+            where=where,
+            expected=f"patterns of {config.N} x {config.N}",
+            fix="leave N out to take what the file has, or crop the patterns",
+        )
+    patterns = raw.read_stack(axis)
+    if raw.pattern_rows is not None:
+        from ptycho_torch.data.patterns import select_rows
+
+        patterns = select_rows(patterns, raw.pattern_rows)
+    return patterns, found
+
+
+def _good_pixels(raw: RawScan, N: int) -> NDArray[np.bool_]:
+    if raw.bad_pixels is None:
+        return np.ones((N, N), dtype=np.bool_)
+    return checks.check_bad_pixels(raw.bad_pixels, N, raw.where("bad_pixels"))
+
+
+def _take_sample(patterns: Patterns, positions: NDArray[np.float64]) -> _Sample:
+    rows = np.unique(np.linspace(0, len(positions) - 1, _SAMPLE_FRAMES).astype(np.int64))
+    return _Sample(np.asarray(patterns[rows], dtype=np.float64), positions[rows])
+
+
+def _decide_domain(
+    raw: RawScan,
+    config: DataConfig,
+    sample: _Sample,
+    good: NDArray[np.bool_],
+    probe: NDArray[np.complex64] | None,
+    canvas: NDArray[np.complex64] | None,
+) -> tuple[Domain, str]:
+    declared = config.domain if config.domain != "auto" else raw.domain
+    fits: dict[Domain, ForwardFit] = {}
+    if declared == "auto" and probe is not None and canvas is not None:
+        for domain in ("amplitude", "intensity"):
+            fit = _fit(sample, domain, 0.0, good, probe, canvas)
+            if fit is not None:
+                fits[domain] = fit
+    value, why = detect.find_domain(
+        declared=declared,
+        dtype=raw.stack_dtype,
+        has_bad_pixels=raw.bad_pixels is not None,
+        sample=sample.values[:, good],
+        fits=fits,
+        where=raw.where(raw.stack_name),
+    )
+    from_file = config.domain == "auto" and raw.domain != "auto"
+    return value, raw.domain_why if from_file and raw.domain_why else why
+
+
+def _decide_center(
+    raw: RawScan,
+    config: DataConfig,
+    sample: _Sample,
+    domain: Domain,
+    good: NDArray[np.bool_],
+    probe: NDArray[np.complex64] | None,
+    canvas: NDArray[np.complex64] | None,
+) -> tuple[PatchCenter, str, ForwardFit | None]:
+    fits: dict[PatchCenter, ForwardFit] = {}
+    if probe is not None and canvas is not None:
+        for center, shift in (("half-pixel", 0.0), ("pixel", -0.5)):
+            fit = _fit(sample, domain, shift, good, probe, canvas)
+            if fit is not None:
+                fits[center] = fit  # type: ignore[index]
+    declared = config.patch_center if config.patch_center != "auto" else raw.center
+    value, why = detect.find_patch_center(
+        declared=declared, default=raw.default_center, default_why=raw.default_center_why, fits=fits
+    )
+    return value, why, fits.get(value)
+
+
+def _fit(
+    sample: _Sample,
+    domain: Domain,
+    shift: float,
+    good: NDArray[np.bool_],
+    probe: NDArray[np.complex64],
+    canvas: NDArray[np.complex64],
+) -> ForwardFit | None:
+    values = np.where(good, sample.values, 0.0)
+    amplitude = np.sqrt(values) if domain == "intensity" else values
+    origins = sample.positions_px + shift - (values.shape[-1] - 1) / 2
+    return detect.fit_forward(amplitude, good, probe, canvas, origins)
+
+
+def _place_on_canvas(
+    raw: RawScan, centered: NDArray[np.float64], N: int, canvas: NDArray[np.complex64] | None
+) -> tuple[tuple[int, int], NDArray[np.float64]]:
+    """Return (H, W) and the whole-pixel [y, x] shift that brings the positions onto the canvas."""
+    if canvas is None:
+        return fit_canvas(centered, N)
+    shape = (int(canvas.shape[0]), int(canvas.shape[1]))
+    low, high = centered.min(axis=0), centered.max(axis=0)
+    outside = np.any((centered < -0.5) | (centered > np.array(shape) - 0.5), axis=1)
+    if outside.any():
+        raise DataError(
+            f"{int(outside.sum())} of {len(centered)} positions lie outside the object of {shape}; "
+            f"y from {low[0]:.1f} to {high[0]:.1f}, x from {low[1]:.1f} to {high[1]:.1f}",
+            where=raw.where("positions"),
+            expected="positions in pixels of the object's grid",
+            fix='check units and order of the coordinates, or set canvas = "positions" to leave the '
+            "file's object out",
+        )
+    return shape, np.zeros(2)
+
+
+def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], NDArray[np.float64]]:
+    """Return the smallest canvas (H, W) that holds every patch with a pixel to spare, and the shift to it.
+
+    The shift is whole pixels, so the sub-pixel part of every position stays as it is.
+    """
+    half = (N - 1) / 2
+    shift = np.ceil(half - centered.min(axis=0)) + 1
+    extent = np.ceil(centered.max(axis=0) + shift + half) + 2
+    if extent.max() > 65536:
+        raise DataError(
+            f"the positions span {extent.max():.0f} pixels",
+            where="positions",
+            expected="positions in object pixels, with overlapping patches",
+            fix="check the unit of the positions: meters, micrometers and pixels are easily mixed up",
+        )
+    return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)
+
+
+def _read_labels(raw: RawScan, axes: str, patterns: Patterns) -> Patterns:
+    assert raw.read_labels is not None
+    labels = raw.read_labels(0 if axes == "first" else 2)
+    if labels.shape != patterns.shape:
+        raise DataError(
+            f"the labels have shape {labels.shape}, the patterns {patterns.shape}",
+            where=raw.where("labels"),
+            expected="one true patch per pattern, of the same size",
+            fix="leave the labels out unless the training is supervised",
+        )
+    checks.check_numeric(labels.dtype, "iufc", "the labels", raw.where("labels"))
+    return labels
