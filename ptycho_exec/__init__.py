@@ -1,0 +1,98 @@
+"""How to run: validated execution settings, each value with its origin, and what the Trainer made of them.
+
+Light at import: names are loaded when first used, and none of them needs torch, lightning or numpy
+before a Trainer is built.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, UserError
+    from ptycho_exec.facade import (
+        build_trainer,
+        inference_loader_kwargs,
+        process_flags,
+        seed_run,
+        train_loader_kwargs,
+        trainer_kwargs,
+    )
+    from ptycho_exec.facts import MachineFacts
+    from ptycho_exec.origins import Kind, Origin
+    from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+    from ptycho_exec.record import fingerprint, settings_from_manifest
+    from ptycho_exec.reference import json_schema
+    from ptycho_exec.settings import Effect, ExecutionSettings
+    from ptycho_exec.settings import ExecutionSettings as PyTorchExecutionConfig
+    from ptycho_exec.sources import Factory, override_settings
+
+_HOME = {
+    "DataError": "errors",
+    "DriftError": "errors",
+    "Effect": "settings",
+    "ExecutionSettings": "settings",
+    "Factory": "sources",
+    "Finding": "errors",
+    "Kind": "origins",
+    "MachineFacts": "facts",
+    "ModuleTraits": "plan",
+    "Origin": "origins",
+    "Plan": "plan",
+    "SettingsError": "errors",
+    "UserError": "errors",
+    "build_trainer": "facade",
+    "fingerprint": "record",
+    "inference_loader_kwargs": "facade",
+    "json_schema": "reference",
+    "override_settings": "sources",
+    "process_flags": "facade",
+    "resolve_plan": "plan",
+    "seed_run": "facade",
+    "settings_from_manifest": "record",
+    "train_loader_kwargs": "facade",
+    "trainer_kwargs": "facade",
+}
+
+__all__ = [
+    "DataError",
+    "DriftError",
+    "Effect",
+    "ExecutionSettings",
+    "Factory",
+    "Finding",
+    "Kind",
+    "MachineFacts",
+    "ModuleTraits",
+    "Origin",
+    "Plan",
+    "PyTorchExecutionConfig",
+    "SettingsError",
+    "UserError",
+    "build_trainer",
+    "fingerprint",
+    "inference_loader_kwargs",
+    "json_schema",
+    "override_settings",
+    "process_flags",
+    "resolve_plan",
+    "seed_run",
+    "settings_from_manifest",
+    "train_loader_kwargs",
+    "trainer_kwargs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PyTorchExecutionConfig":  # the name this class had in the project it takes over from
+        return __getattr__("ExecutionSettings")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

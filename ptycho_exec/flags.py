@@ -68,7 +68,8 @@ def complete_switches(argv: Sequence[str]) -> list[str]:
     A value after the switch is taken only when the field accepts it, so in `--compile scan.npz` the file
     stays an argument of its own.
     """
-    switches, done, rest = _switches(), [], list(argv)
+    switches, rest = _switches(), list(argv)
+    done: list[str] = []
     while rest:
         word = rest.pop(0)
         if word == "--":

@@ -50,7 +50,7 @@ class Origin:
     def describe(self) -> str:
         """Return the place as a person would say it: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
         where = f"{self.file}:{self.line}" if self.file and self.line else self.file or ""
-        name = self.kind.value if self.kind.value != self.place else ""
+        name = "" if self.place.startswith(self.kind.value) else self.kind.value
         parts = [name, self.place if self.place != where else "", f"({where})" if where else ""]
         text = " ".join(part for part in parts if part)
         return f"{text}, {self.reason}" if self.reason else text

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Science(BaseModel):
@@ -26,23 +26,33 @@ class DataConfig(_Science):
     N: int | None = Field(default=None, gt=0)
     """Side of a diffraction pattern in pixels; none takes what the file has, a number must match it."""
     gridsize: int = Field(default=1, ge=1, le=8)
-    """g groups C = g*g neighbouring patterns into one sample, coupled by the overlap constraint."""
+    """g groups C = g*g neighboring patterns into one sample, coupled by the overlap constraint."""
     domain: Literal["auto", "amplitude", "intensity"] = "auto"
     """What the stored numbers are; auto detects it and refuses when it cannot be sure."""
     pattern_axes: Literal["auto", "first", "last"] = "auto"
     """Where the scan axis of the pattern stack lies; auto finds the axis as long as the positions."""
     patch_center: Literal["auto", "half-pixel", "pixel"] = "auto"
-    """Which point of a patch a position means: index (N-1)/2 (half-pixel, Ptychodus 1.7) or N/2 (pixel)."""
+    """Which point of a patch a position means: index (N-1)/2 (half-pixel, Ptychodus 1.7) or N/2 (pixel).
+
+    auto takes the file's declaration, else measures it with the file's own probe and object, else goes by
+    the program that wrote the file.
+    """
+    canvas: Literal["auto", "positions"] = "auto"
+    """auto reconstructs on the grid of the file's object; positions leaves that object out."""
+    translation: Literal["auto", "probe", "sample"] = "auto"
+    """What a CXI file's translations move; auto: the probe in Ptychodus files, else the sample (CXI standard)."""
     grouping: Literal["nearest", "distance", "quadrant"] = "nearest"
-    """How neighbours are chosen: nearest; within a distance window; one per quadrant."""
-    neighbor_count: int = Field(default=6, ge=1)
-    """K candidates per pattern, out of which C - 1 neighbours are drawn."""
+    """How neighbors are chosen: nearest; within a distance window; spread over the four quadrants."""
+    neighbor_count: int | None = Field(default=None, ge=1)
+    """K candidates per pattern, out of which C - 1 neighbors are drawn; none takes the larger of 6 and C - 1."""
     min_neighbor_distance_px: float = Field(default=0.0, ge=0)
     """Lower bound of the distance window in object pixels, for `grouping = "distance"`."""
     max_neighbor_distance_px: float | None = Field(default=None, gt=0)
-    """Upper bound of the distance window in object pixels; none means no bound."""
+    """Upper bound of the distance window in object pixels, for `grouping = "distance"`; none: no bound."""
     n_groups: int | None = Field(default=None, gt=0)
     """Number of training groups; none makes one per pattern. More than patterns oversamples."""
+    sequential: bool = False
+    """Lead the groups with the patterns in scan order; false draws them with the run's seed."""
     x_bounds: tuple[float, float] = (0.0, 1.0)
     """Part of the scan's horizontal extent that is used, as fractions."""
     y_bounds: tuple[float, float] = (0.0, 1.0)
@@ -51,6 +61,32 @@ class DataConfig(_Science):
     """Use only this many patterns, drawn with the run's seed; none uses all."""
     allow_pickle: bool = False
     """Read NPZ members that need pickle. A pickle can run code: only for files that you trust."""
+
+    @field_validator("x_bounds", "y_bounds")
+    @classmethod
+    def _ordered_fractions(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        low, high = bounds
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(f"got ({low}, {high}); two fractions with 0 <= low < high <= 1 are expected")
+        return bounds
+
+    @model_validator(mode="after")
+    def _grouping_agrees(self) -> DataConfig:
+        needed = self.gridsize**2 - 1
+        if self.neighbor_count is not None and self.neighbor_count < needed:
+            raise ValueError(
+                f"gridsize {self.gridsize} needs {needed} neighbors and neighbor_count is "
+                f"{self.neighbor_count}; choose neighbor_count >= {needed}, or leave it out"
+            )
+        low, high = self.min_neighbor_distance_px, self.max_neighbor_distance_px
+        if self.grouping != "distance" and (low > 0 or high is not None):
+            raise ValueError(
+                f'a distance window has no effect with grouping = "{self.grouping}"; '
+                'choose grouping = "distance", or leave the window out'
+            )
+        if high is not None and high <= low:
+            raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
+        return self
 
 
 class ModelConfig(_Science):

@@ -256,7 +256,8 @@ def _sinc_kernel(shift_px: Tensor) -> Tensor:
     distance = torch.arange(-TAPS // 2, TAPS // 2 + 1, device=shift_px.device) + shift_px[:, None]
     within = (1 - (2 * distance / TAPS) ** 2).clamp(min=0)
     kernel = torch.sinc(distance) * torch.special.i0(KAISER_BETA * within.sqrt()) * (within > 0)
-    return (kernel / kernel.sum(dim=1, keepdim=True)).float()  # a constant comes back exactly
+    normalized: Tensor = kernel / kernel.sum(dim=1, keepdim=True)  # a constant comes back exactly
+    return normalized.float()
 
 
 def _sinc_matrix(shift_px: Tensor, kept: int) -> Tensor:

@@ -1,0 +1,108 @@
+"""What a run sets for the whole process - seeds, torch's flags, variables - and how all of it is put back."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from ptycho_exec.settings import ExecutionSettings
+
+RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
+# Warnings of Lightning about choices that the plan has already weighed and told the user about.
+WEIGHED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*is smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def seed_run(settings: ExecutionSettings) -> int:
+    """Seed Python, NumPy, torch and the loaders' workers, before anything random happens."""
+    from lightning.pytorch import seed_everything
+
+    return seed_everything(settings.seed, workers=True, verbose=False)
+
+
+@contextmanager
+def process_flags(settings: ExecutionSettings) -> Iterator[None]:
+    """Set what is process-wide for the time of a run, and put all of it back afterwards, also on an error.
+
+    Covers matrix product precision, deterministic algorithms, cuDNN's flags, threads, default dtype, the
+    random states, the variables that seeding and determinism set, and warnings the plan already answered.
+    """
+    import torch
+
+    with ExitStack() as undo:
+        for keep in (_keep_variables, _keep_torch, _keep_random, _quiet):
+            undo.enter_context(keep())
+        torch.set_float32_matmul_precision(settings.matmul_precision)
+        torch.backends.cudnn.benchmark = settings.benchmark
+        torch.use_deterministic_algorithms(
+            bool(settings.deterministic), warn_only=settings.deterministic == "warn"
+        )
+        if settings.deterministic:
+            # cuBLAS reads this when it starts, so it must be there before the first product.
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        yield
+
+
+@contextmanager
+def _keep_variables() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in RUN_VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _keep_torch() -> Iterator[None]:
+    import torch
+
+    matmul, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    benchmark, deterministic, tf32 = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    dtype, anomaly = torch.get_default_dtype(), torch.is_anomaly_enabled()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, tf32
+        torch.set_default_dtype(dtype)
+        torch.autograd.set_detect_anomaly(anomaly)
+
+
+@contextmanager
+def _keep_random() -> Iterator[None]:
+    import random
+
+    import numpy as np
+    import torch
+
+    python, numpy, own = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(own)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for message in WEIGHED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -1,0 +1,225 @@
+"""Removal of what diffraction cannot tell: global phase, phase ramp, amplitude scale and translation.
+
+Arrays are numpy, (H, W); phases in radians, shifts in pixels as (y, x). The coarse translation comes from
+registration in Fourier space (Guizar-Sicairos, Thurman and Fienup, Opt. Lett. 33, 156 (2008), as in
+scikit-image); all unknowns are then refined together by least squares.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Complex = NDArray[np.complex128]
+Real = NDArray[np.float64]
+
+MIN_FIELD_PX = 16
+"""Smallest side of a scored rectangle: below it neither SSIM's window nor the rings make sense."""
+MAX_STEPS = 8
+"""Gauss-Newton steps; it converges in two or three."""
+
+
+class Field(NamedTuple):
+    """A rectangle of the canvas; the stop is exclusive, as in slices."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index that cuts the rectangle out of an array (H, W)."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    def shrunk(self, margin: int) -> Field:
+        """Return the rectangle without a margin on each side."""
+        return Field(self.top + margin, self.bottom - margin, self.left + margin, self.right - margin)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What was removed: aligned = scale * exp(i (phase + ramp . r)) * reconstruction moved by shift."""
+
+    amplitude_scale: float
+    phase_rad: float
+    """Global phase at the center of the scored rectangle."""
+    ramp_rad_per_px: tuple[float, float]
+    """Phase ramp along y and x."""
+    shift_px: tuple[float, float]
+    """Translation of the reconstruction along y and x, in pixels."""
+
+
+def align(
+    reconstruction: Complex, truth: Complex, area: Field, *, max_shift_px: float = 8.0
+) -> tuple[Complex, Alignment, Field]:
+    """Remove scale, phase, ramp and shift -> aligned reconstruction on a field, what was removed, field.
+
+    A coarse estimate (registration and phase differences in turn) is polished by Gauss-Newton steps on all
+    unknowns at once, because a ramp left over looks like a shift and the other way round. The field
+    is `area` less the margin that moved in from outside.
+    """
+    unknowns = _coarse_alignment(reconstruction, truth, area, max_shift_px)
+    for _ in range(MAX_STEPS):
+        step = _gauss_newton_step(reconstruction, truth, area, unknowns)
+        better = unknowns + step
+        if np.abs(better[2:]).max() > max_shift_px or _misfit(reconstruction, truth, area, better) >= _misfit(
+            reconstruction, truth, area, unknowns
+        ):
+            break
+        unknowns = better
+    margin = math.ceil(np.abs(unknowns[2:]).max()) if np.any(unknowns[2:]) else 0
+    scored = area.shrunk(margin) if min(area.shape) > 2 * margin + MIN_FIELD_PX else area
+    model, factor = _model(reconstruction, truth, area, unknowns)
+    inner = tuple(slice(margin, side - margin) for side in area.shape) if scored != area else ()
+    alignment = Alignment(
+        amplitude_scale=float(abs(factor)),
+        phase_rad=float(np.angle(factor)),
+        ramp_rad_per_px=(float(unknowns[0]), float(unknowns[1])),
+        shift_px=(float(unknowns[2]), float(unknowns[3])),
+    )
+    return model[inner], alignment, scored
+
+
+def _model(made: Complex, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
+    """Return the moved, deramped reconstruction times the best complex factor, and that factor."""
+    moved = shifted(made, unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    power = float(np.vdot(moved, moved).real)
+    factor = complex(np.vdot(moved, truth[area.slices]) / power) if power > 0 else 1.0 + 0j
+    return moved * factor, factor
+
+
+def _misfit(made: Complex, truth: Complex, area: Field, unknowns: Real) -> float:
+    model, _ = _model(made, truth, area, unknowns)
+    return float(np.linalg.norm(model - truth[area.slices]))
+
+
+def _ramp(shape: tuple[int, int], slope: Real) -> Real:
+    rows, columns = (np.arange(side) - (side - 1) / 2 for side in shape)
+    return np.asarray(slope[0] * rows[:, None] + slope[1] * columns[None, :])
+
+
+def shifted(image: Complex, shift_px: Real) -> Complex:
+    """Move the content of an image (H, W) by (y, x) pixels with quintic splines; none at zero shift."""
+    if not np.any(shift_px):
+        return image
+    from scipy.ndimage import shift
+
+    parts = [shift(part, shift_px, order=5, mode="nearest") for part in (image.real, image.imag)]
+    return np.asarray(parts[0] + 1j * parts[1])
+
+
+def _coarse_alignment(made: Complex, truth: Complex, area: Field, max_shift_px: float) -> Real:
+    """Return (ramp y, ramp x, shift y, shift x), good to a part of a pixel."""
+    from skimage.registration import phase_cross_correlation
+
+    reference = truth[area.slices]
+    unknowns = np.zeros(4)
+    best = unknowns
+    for step in range(4):
+        moved = shifted(made, unknowns[2:])[area.slices]
+        unknowns = np.concatenate((_phase_slope(reference * moved.conj()), unknowns[2:]))
+        if _misfit(made, truth, area, unknowns) <= _misfit(made, truth, area, best):
+            best = unknowns
+        # The first look is blind to the ramp, which is not known well while the images are displaced.
+        pair = (
+            (_variation(reference), _variation(moved))
+            if step == 0
+            else (reference, moved * np.exp(1j * _ramp(area.shape, unknowns[:2])))
+        )
+        images = [tapered(image, _hann(area.shape)) for image in pair]
+        extra, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
+            *images, upsample_factor=20, normalization=None
+        )
+        total = unknowns[2:] + extra
+        if not np.all(np.isfinite(total)) or np.abs(total).max() > max_shift_px:
+            break
+        unknowns = np.concatenate((unknowns[:2], total))
+    return best
+
+
+def _phase_slope(ratio: Complex) -> Real:
+    """Return the phase ramp of an image in radians per pixel, without unwrapping."""
+    down = np.sum(ratio[1:] * ratio[:-1].conj())
+    across = np.sum(ratio[:, 1:] * ratio[:, :-1].conj())
+    return np.array([np.angle(down), np.angle(across)])
+
+
+def _variation(image: Complex) -> Real:
+    """Return a ramp-invariant picture of an object: how much it changes from pixel to pixel."""
+    amplitude = np.abs(image)
+    down, across = np.gradient(amplitude)
+    twist = [np.angle(np.roll(image, -1, axis) * image.conj()) * amplitude for axis in (0, 1)]
+    turn = np.hypot(*(part - np.median(part) for part in twist))
+    return np.asarray(np.hypot(np.hypot(down, across), turn))
+
+
+def _gauss_newton_step(made: Complex, truth: Complex, area: Field, unknowns: Real) -> Real:
+    """Return the step of (ramp, shift) that best explains what is left, scale and phase free."""
+    model, factor = _model(made, truth, area, unknowns)
+    rows, columns = (np.arange(side) - (side - 1) / 2 for side in area.shape)
+    slopes = np.gradient(shifted(made, unknowns[2:]))
+    turned = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    derivatives = [
+        1j * model * rows[:, None],
+        1j * model * columns[None, :],
+        -slopes[0][area.slices] * turned,
+        -slopes[1][area.slices] * turned,
+        model,
+        1j * model,
+    ]
+    design = np.stack([np.concatenate((d.real.ravel(), d.imag.ravel())) for d in derivatives], axis=1)
+    left = (truth[area.slices] - model).ravel()
+    scale = np.linalg.norm(design, axis=0)
+    scale[scale == 0] = 1
+    step, *_ = np.linalg.lstsq(design / scale, np.concatenate((left.real, left.imag)), rcond=1e-8)
+    return np.asarray((step / scale)[:4])
+
+
+def tapered(image: NDArray[Any], window: Real) -> NDArray[Any]:
+    """Subtract the window-weighted mean and taper, so that zero frequency vanishes exactly."""
+    return np.asarray((image - (image * window).sum() / window.sum()) * window)
+
+
+def _hann(shape: tuple[int, int]) -> Real:
+    return np.outer(*(np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in shape))
+
+
+def largest_rectangle(mask: NDArray[np.bool_]) -> Field:
+    """Return the largest rectangle of true pixels; an empty field when there is none.
+
+    A canvas beyond 512 pixels is first reduced in blocks, so the result may be a block short of it.
+    """
+    block = -(-max(mask.shape) // 512)
+    rows, columns = (side // block for side in mask.shape)
+    coarse = mask[: rows * block, : columns * block].reshape(rows, block, columns, block).all(axis=(1, 3))
+    best, best_area = Field(0, 0, 0, 0), 0
+    heights = np.zeros(columns, np.int64)
+    for row in range(rows):
+        heights = np.where(coarse[row], heights + 1, 0)
+        area, height, left, right = _widest_bar(heights.tolist())
+        if area > best_area:
+            best, best_area = Field(row + 1 - height, row + 1, left, right), area
+    return Field(*(edge * block for edge in best))
+
+
+def _widest_bar(heights: list[int]) -> tuple[int, int, int, int]:
+    """Return area, height, left, right of the largest rectangle under a histogram."""
+    best = (0, 0, 0, 0)
+    open_bars: list[tuple[int, int]] = []  # (left edge, height), heights rising
+    for column, height in enumerate([*heights, 0]):
+        left = column
+        while open_bars and open_bars[-1][1] >= height:
+            left, closed = open_bars.pop()
+            best = max(best, (closed * (column - left), closed, left, column))
+        open_bars.append((left, height))
+    return best
