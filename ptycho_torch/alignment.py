@@ -77,7 +77,7 @@ def align(
         ):
             break
         unknowns = better
-    margin = math.ceil(np.abs(unknowns[2:]).max()) if np.any(unknowns[2:]) else 0
+    margin = math.ceil(np.abs(unknowns[2:]).max() - 1e-6)
     scored = area.shrunk(margin) if min(area.shape) > 2 * margin + MIN_FIELD_PX else area
     model, factor = _model(reconstruction, truth, area, unknowns)
     inner = tuple(slice(margin, side - margin) for side in area.shape) if scored != area else ()
@@ -137,6 +137,8 @@ def _coarse_alignment(made: Complex, truth: Complex, area: Field, max_shift_px: 
             else (reference, moved * np.exp(1j * _ramp(area.shape, unknowns[:2])))
         )
         images = [tapered(image, _hann(area.shape)) for image in pair]
+        if min(float(np.abs(image).max()) for image in images) < 1e-9 * float(np.abs(reference).max()):
+            break  # an image without any structure has no position
         extra, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
             *images, upsample_factor=20, normalization=None
         )
@@ -205,7 +207,7 @@ def largest_rectangle(mask: NDArray[np.bool_]) -> Field:
     best, best_area = Field(0, 0, 0, 0), 0
     heights = np.zeros(columns, np.int64)
     for row in range(rows):
-        heights = np.where(coarse[row], heights + 1, 0)
+        heights = (heights + 1) * coarse[row]
         area, height, left, right = _widest_bar(heights.tolist())
         if area > best_area:
             best, best_area = Field(row + 1 - height, row + 1, left, right), area
