@@ -206,8 +206,8 @@ def largest_rectangle(mask: NDArray[np.bool_]) -> Field:
     coarse = mask[: rows * block, : columns * block].reshape(rows, block, columns, block).all(axis=(1, 3))
     best, best_area = Field(0, 0, 0, 0), 0
     heights = np.zeros(columns, np.int64)
-    for row in range(rows):
-        heights = (heights + 1) * coarse[row]
+    for row, open_pixels in enumerate(np.asarray(coarse)):
+        heights = (heights + 1) * open_pixels
         area, height, left, right = _widest_bar(heights.tolist())
         if area > best_area:
             best, best_area = Field(row + 1 - height, row + 1, left, right), area

@@ -292,10 +292,37 @@ def test_scores_and_rings_agree_with_ptychodus() -> None:
         assert ours == pytest.approx(their, rel=1e-3)
 
 
-def test_the_whole_alignment_agrees_with_ptychodus() -> None:
-    theirs = pytest.importorskip("ptychodus.api.metrics", reason="the ptychodus extra is not installed")
+def as_product(array: NDArray[np.complex128]) -> Any:
+    """Wrap an object in the smallest product that ptychodus accepts."""
     from ptychodus.api.geometry import PixelGeometry
     from ptychodus.api.object import Object, ObjectCenter
+    from ptychodus.api.probe import Probe, ProbeSequence
+    from ptychodus.api.probe_positions import ProbePositionSequence
+    from ptychodus.api.product import Product, ProductMetadata
 
-    assert Object is not None
-    assert (PixelGeometry, ObjectCenter, theirs) is not None
+    pixel = PixelGeometry(width_m=1.0, height_m=1.0)
+    probe = Probe(array=np.ones((1, 8, 8), complex), pixel_geometry=pixel)
+    return Product(
+        metadata=ProductMetadata("", "", 1.0, 8000.0, 1.0, 1.0, 0.0, 0.0),
+        probe_positions=ProbePositionSequence([]),
+        probes=ProbeSequence.from_probe(probe),
+        object_=Object(array[None], pixel_geometry=pixel, center=ObjectCenter(0.0, 0.0)),
+        losses=[],
+    )
+
+
+def test_the_alignment_agrees_with_ptychodus() -> None:
+    theirs = pytest.importorskip("ptychodus.api.metrics", reason="the ptychodus extra is not installed")
+    truth = make_truth()
+    made = disguised(noisy(truth, 0.01), scale=2, phase=1, ramp=(0.02, -0.03))
+    pair = theirs.compute_object_comparison(as_product(truth), as_product(made))
+    ours = evaluate(made, truth)
+    known = pair.ambiguities
+    assert ours.alignment.amplitude_scale == pytest.approx(1 / known.object_scale_factor, rel=1e-3)
+    np.testing.assert_allclose(
+        ours.alignment.ramp_rad_per_px,
+        (-known.phase_ramp_y_rad_per_m, -known.phase_ramp_x_rad_per_m),
+        atol=1e-4,
+    )
+    reference = pair.reference_complex
+    assert ours.nrmse <= np.linalg.norm(pair.test_complex - reference) / np.linalg.norm(reference) + 1e-6
