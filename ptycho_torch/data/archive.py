@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol
 
 import h5py
 import numpy as np
@@ -203,7 +203,7 @@ class NpzArchive:
         stored = self._infos[name].file_size - offset
         if not dtype.hasobject and (min(member.shape, default=0) < 0 or member.nbytes != stored):
             raise DataError(
-                f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} bytes are there",
+                f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} are there",
                 where=f"{self.path}, key {name!r}",
                 expected="as many bytes as shape and dtype say",
                 fix="export the file again; it is truncated, or its header was altered",
@@ -235,7 +235,7 @@ class NpzArchive:
             )
         try:
             with self._zip.open(self._infos[name]) as stream:
-                return cast("NDArray[Any]", np.lib.format.read_array(stream, allow_pickle=True))
+                return np.lib.format.read_array(stream, allow_pickle=True)
         except Exception as error:
             raise DataError(
                 f"the pickled key cannot be read: {error}", where=f"{self.path}, key {name!r}"

@@ -17,7 +17,7 @@ from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import ForwardFit, PatchCenter
-from ptycho_torch.data.patterns import Domain, Patterns
+from ptycho_torch.data.patterns import Domain, Patterns, select_rows
 from ptycho_torch.data.report import describe_scan
 from ptycho_torch.data.scan import ScanData
 
@@ -32,7 +32,7 @@ class RawScan:
     are what the file or its format declares; "auto" means that it does not.
     """
 
-    path: Path
+    path: Path | None
     dialect: str
     stack_name: str
     stack_shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class RawScan:
 
     def where(self, name: str) -> str:
         """Return the place of a part, for a message."""
-        return f"{self.path}, {name}"
+        return f"{self.path}, {name}" if self.path else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,64 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     return describe_scan(scan, statistics, sample.values, decisions, fit, raw.warnings, raw.notes)
 
 
+def scan_from_arrays(
+    patterns: Patterns,
+    positions_px: NDArray[Any],
+    *,
+    probe: NDArray[Any] | None = None,
+    object_guess: NDArray[Any] | None = None,
+    bad_pixels: NDArray[Any] | None = None,
+    labels: NDArray[Any] | None = None,
+    config: DataConfig | None = None,
+    domain: str = "auto",
+    center: str = "half-pixel",
+    dialect: str = "arrays",
+    geometry: dict[str, Any] | None = None,
+) -> ScanData:
+    """Check arrays that are in memory already and make a scan of them.
+
+    Args:
+        patterns: (M, N, N) as measured, scan axis first.
+        positions_px: (M, 2) [y, x] in object pixels.
+        probe: (N, N) or (P, N, N).
+        object_guess: (H, W); none derives the canvas from the positions.
+        bad_pixels: (N, N), True where a pixel is bad.
+        labels: (M, N, N) true patches.
+        config: declarations that win over `domain` and `center`.
+        domain: amplitude, intensity, or auto to detect it.
+        center: which patch index a position means, half-pixel or pixel.
+        dialect: where the arrays come from, for the report.
+        geometry: further fields of `ScanData`, such as `pixel_size_m`.
+
+    Raises:
+        DataError: as for a file.
+    """
+    points = np.asarray(positions_px)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise DataError(
+            f"the positions have shape {points.shape}", where="positions", expected="(M, 2), [y, x]",
+            fix="stack y and x of each pattern as a row",
+        )  # fmt: skip
+    raw = RawScan(
+        path=None,
+        dialect=dialect,
+        stack_name="patterns",
+        stack_shape=tuple(patterns.shape),
+        stack_dtype=patterns.dtype,
+        read_stack=lambda _axis: patterns,
+        positions_px=points,
+        domain=domain,
+        axes="first",
+        center=center,
+        probe=probe,
+        object_guess=object_guess,
+        bad_pixels=bad_pixels,
+        read_labels=None if labels is None else lambda _axis: labels,
+        geometry=geometry or {},
+    )
+    return assemble(raw, config or DataConfig())
+
+
 def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, detect.Detected]:
     where = raw.where(raw.stack_name)
     checks.check_numeric(raw.stack_dtype, "iuf", "the patterns", where)
@@ -126,11 +184,7 @@ def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patter
             fix="leave N out to take what the file has, or crop the patterns",
         )
     patterns = raw.read_stack(axis)
-    if raw.pattern_rows is not None:
-        from ptycho_torch.data.patterns import select_rows
-
-        patterns = select_rows(patterns, raw.pattern_rows)
-    return patterns, found
+    return patterns if raw.pattern_rows is None else select_rows(patterns, raw.pattern_rows), found
 
 
 def _good_pixels(raw: RawScan, N: int) -> NDArray[np.bool_]:

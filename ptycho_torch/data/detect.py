@@ -6,7 +6,7 @@ Every decision carries its reason, which ends up in the detection report.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import scipy.fft
@@ -48,9 +48,7 @@ class ForwardFit:
         return float(np.mean(self.errors))
 
 
-def find_scan_axis(
-    shape: tuple[int, ...], count: int, declared: str, where: str
-) -> tuple[int, Detected]:
+def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, Detected]:
     """Return the scan axis of a pattern stack: the one axis as long as the positions, the others equal.
 
     Raises:
@@ -134,8 +132,8 @@ def find_domain(
     Raises:
         DataError: when none of these decides.
     """
-    if declared == "amplitude" or declared == "intensity":
-        return declared, "declared"
+    if declared in ("amplitude", "intensity"):
+        return cast(Domain, declared), "declared"
     if dtype.kind in "iu":
         return "intensity", f"{dtype} numbers are counts"
     if has_bad_pixels:
@@ -167,17 +165,28 @@ def fit_forward(
 ) -> ForwardFit | None:
     """Compare (K, N, N) measured amplitudes with the model of a probe and an object.
 
-    Patches are read at their sub-pixel origins by bilinear interpolation. None when fewer than 8 patches
-    lie on the canvas, or when there is nothing to compare.
+    Programs place a patch at its sub-pixel origin in two ways: by interpolating the object, or by shifting
+    the probe against the whole-pixel patch. Both are tried; the one that explains the data better counts.
+    None when fewer than 8 patches lie on the canvas, or when there is nothing to compare.
     """
     N = amplitude.shape[-1]
     inside = np.all((origins_px >= 0) & (origins_px + N < np.array(canvas.shape)), axis=1)
     if inside.sum() < 8:
         return None
-    measured = amplitude[inside] * good
-    patches = np.stack([bilinear_patch(canvas, origin, N) for origin in origins_px[inside]])
-    wave = scipy.fft.fft2(patches[:, None] * probe, norm="ortho")
-    intensity = np.sum(np.abs(wave) ** 2, axis=1)
+    measured, origins = amplitude[inside] * good, origins_px[inside]
+    patches = np.stack([bilinear_patch(canvas, origin, N) for origin in origins])
+    start = np.minimum(np.round(origins), np.array(canvas.shape) - N)
+    whole = np.stack([bilinear_patch(canvas, origin, N) for origin in start])
+    waves = (patches[:, None] * probe, whole[:, None] * shift_probe(probe, origins - start))
+    fits = [fit for wave in waves if (fit := _fit_waves(wave, measured, good)) is not None]
+    return min(fits, key=lambda fit: fit.error, default=None)
+
+
+def _fit_waves(
+    waves: NDArray[Any], measured: NDArray[np.float64], good: NDArray[np.bool_]
+) -> ForwardFit | None:
+    """Fit one scale to (K, P, N, N) exit waves against (K, N, N) measured amplitudes."""
+    intensity = np.sum(np.abs(scipy.fft.fft2(waves, norm="ortho")) ** 2, axis=1)
     model = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1))) * good
     power = float(np.sum(model * model))
     energy = np.sum(measured * measured, axis=(1, 2))
@@ -186,6 +195,13 @@ def fit_forward(
     scale = float(np.sum(model * measured)) / power
     residual = np.sum((scale * model - measured) ** 2, axis=(1, 2))
     return ForwardFit(np.sqrt(residual / energy), scale)
+
+
+def shift_probe(probe: NDArray[np.complex64], shift_px: NDArray[np.float64]) -> NDArray[Any]:
+    """Return (K, P, N, N) probes moved by (K, 2) [y, x] pixels with Fourier phase ramps (band-limited)."""
+    ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * scipy.fft.fftfreq(probe.shape[-1]))
+    kernel = (ramp[:, 0, :, None] * ramp[:, 1, None, :])[:, None]
+    return np.asarray(scipy.fft.ifft2(scipy.fft.fft2(probe) * kernel))
 
 
 def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64], N: int) -> NDArray[Any]:
@@ -206,8 +222,8 @@ def find_patch_center(
     explains the data better in nearly every pattern (a sign test). Without such evidence the habit of
     the program that wrote the file decides.
     """
-    if declared == "half-pixel" or declared == "pixel":
-        return declared, "declared"
+    if declared in ("half-pixel", "pixel"):
+        return cast(PatchCenter, declared), "declared"
     half, pixel = fits.get("half-pixel"), fits.get("pixel")
     if half is not None and pixel is not None and len(half.errors) == len(pixel.errors):
         better = np.mean(half.errors < pixel.errors)

@@ -106,7 +106,9 @@ def select_patterns(
     bounds = np.array([y_bounds, x_bounds])
     # The ends of the extent belong to it, whatever the rounding.
     slack = 1e-9 * np.maximum(span, 1.0)
-    inside = (positions >= low + bounds[:, 0] * span - slack) & (positions <= low + bounds[:, 1] * span + slack)
+    inside = (positions >= low + bounds[:, 0] * span - slack) & (
+        positions <= low + bounds[:, 1] * span + slack
+    )
     kept = np.flatnonzero(inside.all(axis=1)).astype(np.int64)
     if len(kept) == 0 or (n_patterns is not None and n_patterns > len(kept)):
         raise DataError(
@@ -201,9 +203,9 @@ def _check_candidates(found: NDArray[np.int64], needed: int, low: float, high: f
     short = (found >= 0).sum(axis=1) < needed
     if short.any():
         raise DataError(
-            f"{int(short.sum())} of {len(found)} patterns have fewer than {needed} neighbors between {low} "
-            f"and {'infinite' if high is None else high} pixels; the first is pattern {int(np.argmax(short))}",
-            where="grouping",
+            f"{int(short.sum())} of {len(found)} patterns have fewer than {needed} neighbors in the window",
+            where=f"grouping, from {low} to {'any number of' if high is None else high} pixels; "
+            f"the first is pattern {int(np.argmax(short))}",
             expected=f"{needed} neighbors within the distance window for each pattern",
             fix="widen the window, or use a smaller gridsize",
         )

@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -143,7 +143,7 @@ def select_rows(patterns: Patterns, indices: ArrayLike) -> Patterns:
     """Return the given patterns as a stack of the same kind."""
     if isinstance(patterns, MappedPatterns):
         return patterns.select(indices)
-    return cast("NDArray[Any]", patterns[np.asarray(indices, dtype=np.int64)])
+    return patterns[np.asarray(indices, dtype=np.int64)]
 
 
 def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -167,7 +167,7 @@ def blocks(patterns: Patterns, block_bytes: int = _BLOCK_BYTES) -> Iterator[tupl
     frame_bytes = max(1, int(np.prod(patterns.shape[1:])) * patterns.dtype.itemsize)
     step = max(1, block_bytes // frame_bytes)
     for start in range(0, patterns.shape[0], step):
-        yield start, cast("NDArray[Any]", patterns[start : start + step])
+        yield start, patterns[start : start + step]
 
 
 class ScratchFile:

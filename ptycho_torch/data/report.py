@@ -73,7 +73,7 @@ def _scan_geometry(scan: ScanData) -> dict[str, Any]:
     spacing = None
     if len(scan) > 1:
         distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
-        spacing = float(np.mean(distances[:, 1]))
+        spacing = float(np.mean(np.atleast_2d(distances)[:, 1]))
     diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
     overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
     return {
