@@ -33,8 +33,8 @@ from ptycho_torch.alignment import (
     tapered,
 )
 
-WELL_COVERED = 0.1
-"""A pixel is well covered when its coverage exceeds this part of the median over covered pixels."""
+WELL_COVERED = 0.25
+"""A pixel is well covered when its coverage exceeds this part of what the best tenth of them has."""
 NYQUIST_PX = 2.0
 """The finest period that pixels can hold; reported when the correlation never falls below a threshold."""
 TAPER = 0.2
@@ -128,7 +128,7 @@ def evaluate(
     """Compare a reconstruction, complex (H, W), with the truth, complex (H, W).
 
     coverage: float (H, W) from stitching; the scored rectangle is the largest one inside the pixels whose
-        coverage exceeds `well_covered` times the median; none scores the whole canvas.
+        coverage exceeds `well_covered` times its 90th percentile; none scores the whole canvas.
     trim_px: margin cut off each side of that rectangle.
     max_shift_px: a translation larger than this is not believed and not removed.
     Raises DataError when shapes differ, values are not finite, nothing is covered, or all is zero.
@@ -267,7 +267,11 @@ def _well_covered(coverage: NDArray[Any], shape: tuple[int, int], part: float) -
         raise DataError(
             "the coverage map is zero everywhere", expected="the coverage that stitching returned"
         )
-    return np.asarray(weight > part * np.median(weight[weight > 0]))
+    from scipy.ndimage import binary_fill_holes
+
+    often = weight > part * np.percentile(weight[weight > 0], 90)
+    # A pixel between the scan points of a coarse grid is seen less often, but it does belong to the field.
+    return np.asarray(binary_fill_holes(often) & (weight > 0))
 
 
 def _check_field(made: Complex, true: Complex, area: Field) -> None:
