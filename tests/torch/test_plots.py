@@ -19,7 +19,7 @@ from ptycho_torch.metrics import evaluate, ring_correlation
 SHAPE = (96, 80)
 RNG = np.random.default_rng(0)
 Y, X = np.mgrid[: SHAPE[0], : SHAPE[1]]
-OBJECT = (0.7 + 0.3 * np.sin(X / 6)) * np.exp(1j * np.cos(Y / 7))
+OBJECT = (0.7 + 0.3 * np.sin(X / 6) * np.sin(Y / 5)) * np.exp(1j * np.cos(Y / 7))
 
 
 def coverage() -> NDArray[np.float32]:
@@ -38,10 +38,11 @@ def pixels(path: Path) -> NDArray[np.float64]:
 def image_box(path: Path) -> float:
     """Return the height over the width of the part of a single picture that is not blank."""
     colored = np.abs(pixels(path) - 255).max(axis=2) > 3
-    body = colored[:, : int(colored.shape[1] * 0.8)]
-    rows = np.flatnonzero(body.mean(axis=1) > 0.5)
-    columns = np.flatnonzero(body.mean(axis=0) > 0.5)
-    return float((rows[-1] - rows[0]) / (columns[-1] - columns[0]))
+    inked = colored.mean(axis=0) > 0.2
+    start = int(np.argmax(inked))
+    stop = start + int(np.argmin(inked[start:]))  # the gap before the color bar
+    rows = np.flatnonzero(colored[:, start:stop].mean(axis=1) > 0.5)
+    return float((rows[-1] - rows[0]) / (stop - start))
 
 
 @pytest.mark.parametrize("draw", [plots.save_amplitude, plots.save_phase])
