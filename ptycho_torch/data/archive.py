@@ -89,7 +89,7 @@ class Archive(Protocol):
     def array(self, name: str) -> NDArray[Any]:
         """Return a small array (positions, probe, object, mask) in full."""
 
-    def stack(self, name: str, scan_axis: int, budget_bytes: int = MEMORY_BUDGET_BYTES) -> Patterns:
+    def stack(self, name: str, scan_axis: int) -> Patterns:
         """Return a 3-D array with its scan axis first, in memory up to the budget, else by the row."""
 
     def attribute(self, name: str, key: str) -> Any:
@@ -241,14 +241,14 @@ class NpzArchive:
                 f"the pickled key cannot be read: {error}", where=f"{self.path}, key {name!r}"
             ) from error
 
-    def stack(self, name: str, scan_axis: int, budget_bytes: int = MEMORY_BUDGET_BYTES) -> Patterns:
+    def stack(self, name: str, scan_axis: int) -> Patterns:
         """Return a 3-D array with its scan axis first; an uncompressed one is mapped where it lies."""
         with self._guard(name), self._zip.open(self._infos[name]) as stream:
             member, fortran, offset = self._header(name, stream)
             shape = member.shape[::-1] if fortran else member.shape
             axis = len(shape) - 1 - scan_axis if fortran else scan_axis
             swap = fortran
-            if member.nbytes <= budget_bytes:
+            if member.nbytes <= MEMORY_BUDGET_BYTES:
                 flat = np.frombuffer(_read_exactly(stream, member.nbytes), dtype=member.dtype)
                 return _scan_first(flat.reshape(shape), axis, swap)
             info = self._infos[name]
@@ -342,12 +342,12 @@ class Hdf5Archive:
             _refuse_large(self._describe(dataset), self.path)
             return np.asarray(dataset[()])
 
-    def stack(self, name: str, scan_axis: int, budget_bytes: int = MEMORY_BUDGET_BYTES) -> Patterns:
+    def stack(self, name: str, scan_axis: int) -> Patterns:
         """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, by the block."""
         with self._guard(name):
             dataset = self._dataset(name)
             member = self._describe(dataset)
-            if member.nbytes <= budget_bytes:
+            if member.nbytes <= MEMORY_BUDGET_BYTES:
                 return _scan_first(np.asarray(dataset[()]), scan_axis, swap=False)
             offset = dataset.id.get_offset()
             if offset is not None and scan_axis == 0 and dataset.chunks is None:

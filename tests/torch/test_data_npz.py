@@ -1,0 +1,233 @@
+"""NPZ scans: four dialects give one tensor, declarations win, what is ambiguous is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data import archive
+from ptycho_torch.data.npz import write_npz
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.simulate import diffract, simulate_scan
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def scan() -> ScanData:
+    return simulate_scan(n=32, patterns=40, photons=2e4, seed=5, bad_pixels=3)
+
+
+def keys(scan: ScanData, **changes: Any) -> dict[str, Any]:
+    """Return the plain keys of an NPZ scan, without any declaration; a change to None leaves one out."""
+    arrays = {
+        "xcoords": scan.positions_px[:, 1],
+        "ycoords": scan.positions_px[:, 0],
+        "diff3d": np.asarray(scan.patterns),
+        "probeGuess": scan.probe,
+        "objectGuess": scan.object_guess,
+        "bad_pixels": ~scan.good_pixels,
+    }
+    arrays |= changes
+    return {key: value for key, value in arrays.items() if value is not None}
+
+
+def save(path: Path, arrays: dict[str, Any]) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def dialects(scan: ScanData) -> dict[str, dict[str, Any]]:
+    counts = np.where(scan.good_pixels, np.asarray(scan.patterns), 0)
+    amplitude = np.sqrt(counts.astype(np.float32))
+    last = np.moveaxis(np.sqrt(counts.astype(np.float64)), 0, -1)
+    return {
+        "float amplitude": keys(scan, diff3d=amplitude, bad_pixels=None),
+        "counts under diff3d": keys(scan, diff3d=counts.astype(np.float32), bad_pixels=None),
+        "Ptychodus uint16": keys(scan),
+        "legacy (N, N, M)": keys(scan, diff3d=None, diffraction=np.ascontiguousarray(last), bad_pixels=None),
+        "Fortran order": keys(scan, diff3d=np.asfortranarray(amplitude), bad_pixels=None),
+        "legacy counts": keys(
+            scan, diff3d=None, diffraction=np.moveaxis(counts.astype(float), 0, -1), bad_pixels=None
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", dialects(simulate_scan(n=16, patterns=10)))
+@pytest.mark.parametrize("streamed", [False, True])
+def test_dialects_give_the_identical_tensor(
+    scan: ScanData, tmp_path: Path, name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if streamed:
+        monkeypatch.setattr(archive, "MEMORY_BUDGET_BYTES", 0)
+    read = read_scan(save(tmp_path / "scan.npz", dialects(scan)[name]))
+    expected = scan.amplitude(np.arange(len(scan)))
+    np.testing.assert_array_equal(read.amplitude(np.arange(len(scan))), expected, strict=True)
+    np.testing.assert_array_equal(read.positions_px, scan.positions_px)
+    assert read.domain == ("intensity" if "ount" in name or "uint16" in name else "amplitude")
+    assert isinstance(read.patterns, np.ndarray) is not streamed
+
+
+def test_uint16_stays_uint16(scan: ScanData, tmp_path: Path) -> None:
+    read = read_scan(save(tmp_path / "scan.npz", keys(scan)))
+    assert read.patterns.dtype == np.uint16
+    assert read.report["dtype"] == "uint16"
+    assert not read.amplitude([0])[0][~scan.good_pixels].any()
+
+
+def test_axis_tie_is_refused_and_a_declaration_decides(tmp_path: Path) -> None:
+    square = simulate_scan(n=16, patterns=16, seed=2)
+    path = save(tmp_path / "tie.npz", keys(square))
+    with pytest.raises(DataError, match="ambiguous"):
+        read_scan(path)
+    first = read_scan(path, DataConfig(pattern_axes="first"))
+    last = read_scan(path, DataConfig(pattern_axes="last"))
+    np.testing.assert_array_equal(first.patterns[3], np.asarray(square.patterns)[3])
+    np.testing.assert_array_equal(last.patterns[3], np.asarray(square.patterns)[:, :, 3])
+
+
+def test_ambiguous_domain_is_refused_and_a_declaration_decides(scan: ScanData, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.random((len(scan), 32, 32)).astype(np.float32)
+    path = save(tmp_path / "noise.npz", keys(scan, diff3d=noise, bad_pixels=None))
+    with pytest.raises(DataError, match=r"amplitude .* or intensity"):
+        read_scan(path)
+    read = read_scan(path, DataConfig(domain="intensity"))
+    np.testing.assert_array_equal(read.amplitude([1])[0], np.sqrt(noise[1]))
+    assert read.report["domain"] == {"value": "intensity", "why": "declared"}
+
+
+def test_metadata_needs_allow_pickle(scan: ScanData, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).random((len(scan), 32, 32))
+    note = np.array(json.dumps({"domain": "amplitude", "nphotons": 1e5}), dtype=object)
+    path = save(tmp_path / "meta.npz", keys(scan, diff3d=noise, bad_pixels=None, _metadata=note))
+    with pytest.raises(DataError, match="cannot tell"):
+        read_scan(path)
+    read = read_scan(path, DataConfig(allow_pickle=True))
+    assert read.domain == "amplitude"
+    assert read.report["metadata"]["nphotons"] == 1e5
+
+
+@pytest.mark.parametrize("layout", ["(N, N)", "(N, N, 1)", "(P, N, N)"])
+def test_probe_layouts(scan: ScanData, tmp_path: Path, layout: str) -> None:
+    assert scan.probe is not None
+    single = scan.probe[0]
+    probe = {"(N, N)": single, "(N, N, 1)": single[..., None], "(P, N, N)": np.stack([single, single])}[
+        layout
+    ]
+    read = read_scan(save(tmp_path / "scan.npz", keys(scan, probeGuess=probe.astype(complex))))
+    assert read.probe is not None
+    assert read.probe.shape == (2 if layout == "(P, N, N)" else 1, 32, 32)
+    np.testing.assert_array_equal(read.probe[-1], single, strict=True)
+
+
+def test_without_an_object_the_canvas_fits_every_patch(scan: ScanData, tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "scan.npz",
+        keys(scan, objectGuess=None, xcoords=scan.positions_px[:, 1] - 400.25, patch_center="half-pixel"),
+    )
+    read = read_scan(path)
+    assert (read.origins_px >= 0).all()
+    assert (read.origins_px + 32 < np.array(read.canvas_shape)).all()
+    moved = read.positions_px - np.stack([scan.positions_px[:, 0], scan.positions_px[:, 1] - 400.25], axis=1)
+    np.testing.assert_allclose(moved, np.broadcast_to(read.position_shift_px, moved.shape), atol=1e-9)
+    assert read.object_guess is None
+
+
+def test_pixel_center_moves_positions_by_half_a_pixel(scan: ScanData, tmp_path: Path) -> None:
+    path = save(tmp_path / "scan.npz", keys(scan))
+    read = read_scan(path, DataConfig(patch_center="pixel"))
+    np.testing.assert_allclose(read.positions_px, scan.positions_px - 0.5)
+    assert read.position_shift_px == (-0.5, -0.5)
+
+
+def test_center_is_measured_with_the_files_own_probe_and_object(tmp_path: Path) -> None:
+    fine = simulate_scan(n=32, patterns=60, photons=1e6, seed=1)
+    shifted = {"xcoords": fine.positions_px[:, 1] + 0.5, "ycoords": fine.positions_px[:, 0] + 0.5}
+    for name, changes, expected in (("half", {}, "half-pixel"), ("pixel", shifted, "pixel")):
+        read = read_scan(save(tmp_path / f"{name}.npz", keys(fine, **changes)))
+        assert read.report["patch_center"]["value"] == expected
+        assert "measured" in read.report["patch_center"]["why"]
+        np.testing.assert_allclose(read.positions_px, fine.positions_px)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_center_falls_back_to_the_habit_of_the_writing_program(
+    scan: ScanData, tmp_path: Path, mask: bool
+) -> None:
+    flat = np.ones_like(scan.object_guess)
+    path = save(
+        tmp_path / "scan.npz",
+        keys(scan, objectGuess=flat, bad_pixels=~scan.good_pixels if mask else None),
+    )
+    center = read_scan(path).report["patch_center"]
+    assert center["value"] == ("half-pixel" if mask else "pixel")
+    assert "neither file nor settings say" in center["why"]
+
+
+@pytest.mark.parametrize("domain", ["intensity", "amplitude"])
+@pytest.mark.parametrize("compress", [False, True])
+def test_round_trip(scan: ScanData, tmp_path: Path, domain: str, compress: bool) -> None:
+    path = write_npz(scan, tmp_path / "copy.npz", domain, compress=compress)
+    read = read_scan(path)
+    rows = np.arange(len(scan))
+    np.testing.assert_array_equal(read.amplitude(rows), scan.amplitude(rows), strict=True)
+    np.testing.assert_array_equal(read.positions_px, scan.positions_px)
+    np.testing.assert_array_equal(read.probe, scan.probe)
+    np.testing.assert_array_equal(read.object_guess, scan.object_guess)
+    np.testing.assert_array_equal(read.good_pixels, scan.good_pixels)
+    assert read.pixel_size_m == scan.pixel_size_m
+    assert read.domain == domain
+    assert [child.name for child in tmp_path.iterdir()] == ["copy.npz"]
+
+
+def test_labels_are_read(tmp_path: Path) -> None:
+    labeled = simulate_scan(n=16, patterns=9, seed=1, with_labels=True)
+    assert labeled.labels is not None
+    truth = np.asarray(labeled.labels)
+    complex_labels = read_scan(save(tmp_path / "Y.npz", keys(labeled, Y=truth)))
+    polar = keys(labeled, label_amp=np.abs(truth), label_phase=np.angle(truth))
+    polar_labels = read_scan(save(tmp_path / "polar.npz", polar))
+    np.testing.assert_array_equal(complex_labels.label_patches([2, 0]), truth[[2, 0]])
+    np.testing.assert_allclose(polar_labels.label_patches([2]), truth[[2]], atol=1e-6)
+
+
+def shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {name} of the shared test data (../shared/data)")
+    return path
+
+
+def test_semi_real_scan_is_amplitude_with_pixel_centers() -> None:
+    scan = read_scan(shared("semireal_run1084_sim.npz"))
+    assert (scan.domain, scan.report["patch_center"]["value"]) == ("amplitude", "pixel")
+    check = scan.report["forward_check"]
+    assert check["relative_error"] < 2e-3
+    assert check["scale"] == pytest.approx(1.0, abs=1e-3)
+    assert scan.canvas_shape == (227, 226)
+
+
+def test_golden_training_file_is_counts_with_half_pixel_centers() -> None:
+    scan = read_scan(shared("ptychodus170_golden/train_data.npz"))
+    assert (scan.domain, scan.report["patch_center"]["value"]) == ("intensity", "half-pixel")
+    assert scan.report["bad_pixels"] == 1
+    assert scan.patterns.dtype == np.uint16
+    assert scan.report["photons_per_pattern"] == pytest.approx(133957.64, rel=1e-6)
+
+
+def test_golden_model_agrees_with_noiseless_intensities() -> None:
+    scan = read_scan(shared("ptychodus170_golden/train_data.npz"))
+    ideal: NDArray[np.float32] = np.load(shared("ptychodus170_golden/noiseless_first16.npz"))["ideal"]
+    assert scan.object_guess is not None
+    assert scan.probe is not None
+    model = diffract(scan.object_guess, scan.probe, scan.positions_px[:16])
+    assert np.linalg.norm(model - ideal) / np.linalg.norm(ideal) < 1e-3
