@@ -29,7 +29,7 @@ UNKNOWN = _Unknown.UNKNOWN
 
 @dataclass(frozen=True, slots=True)
 class DriftRow:
-    """One thing that was asked for, beside what the Trainer or loader really has, and the field it is about."""
+    """One thing that was asked for, beside what the Trainer or loader really has, and its field."""
 
     name: str
     requested: Any
@@ -141,7 +141,7 @@ def is_real(trainer: Any) -> bool:
     return isinstance(trainer, Trainer)
 
 
-# --- what was asked -------------------------------------------------------------------------------------------
+# --- what was asked -----------------------------------------------------------------------------------------
 
 
 def clip_word(settings: ExecutionSettings) -> str | None:
@@ -182,7 +182,7 @@ def _ranked(settings: ExecutionSettings, value: Any) -> Any:
     return value if written and settings.checkpoint_save_top_k != 0 else None
 
 
-# --- what is --------------------------------------------------------------------------------------------------
+# --- what is ------------------------------------------------------------------------------------------------
 
 ACCELERATORS = {"CPUAccelerator": "cpu", "CUDAAccelerator": "cuda", "MPSAccelerator": "mps"}
 STRATEGIES = {
@@ -286,9 +286,15 @@ TRAINER_READINGS: tuple[Reading, ...] = (
     Reading("world_size", "devices", _asked_world, _seen("world_size")),
     Reading("num_nodes", "num_nodes", lambda s: s.num_nodes, _seen("num_nodes")),
     Reading("precision", "precision", lambda s: s.precision, _seen("precision")),
-    Reading("gradient_clip_val", "gradient_clip_val", lambda s: s.gradient_clip_val, _seen("gradient_clip_val")),
-    Reading("gradient_clip_algorithm", "gradient_clip_algorithm", clip_word, _seen("gradient_clip_algorithm")),
-    Reading("accumulate_grad_batches", "accum_steps", lambda s: s.accum_steps, _seen("accumulate_grad_batches")),
+    Reading(
+        "gradient_clip_val", "gradient_clip_val", lambda s: s.gradient_clip_val, _seen("gradient_clip_val")
+    ),
+    Reading(
+        "gradient_clip_algorithm", "gradient_clip_algorithm", clip_word, _seen("gradient_clip_algorithm")
+    ),
+    Reading(
+        "accumulate_grad_batches", "accum_steps", lambda s: s.accum_steps, _seen("accumulate_grad_batches")
+    ),
     Reading("limit_train_batches", "limit_train_batches", _asked_batches, _seen("limit_train_batches")),
     Reading("fast_dev_run", "fast_dev_run", lambda s: s.fast_dev_run or False, _seen("fast_dev_run")),
     Reading("max_time", "max_time", lambda s: s.max_time, _of_callback("Timer", _seen_duration)),
@@ -310,8 +316,10 @@ TRAINER_READINGS: tuple[Reading, ...] = (
         lambda s: UNKNOWN if s.enable_progress_bar == "auto" else s.enable_progress_bar,
         _seen_bar,
     ),
-    Reading("log_every_n_steps", "log_every_n_steps", lambda s: s.log_every_n_steps, _seen("log_every_n_steps")),
-)  # fmt: skip
+    Reading(
+        "log_every_n_steps", "log_every_n_steps", lambda s: s.log_every_n_steps, _seen("log_every_n_steps")
+    ),
+)
 
 WRITING_READINGS: tuple[Reading, ...] = (
     Reading("logger", "logger_backend", _asked_logger, _seen_logger),
@@ -337,7 +345,7 @@ WRITING_READINGS: tuple[Reading, ...] = (
 )
 
 
-# --- the process and the loaders ------------------------------------------------------------------------------
+# --- the process and the loaders ----------------------------------------------------------------------------
 
 
 def _seen_deterministic(_: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ptycho_exec.drift import DriftReport, DriftRow, apply_drift_policy, clip_word, requested_and_effective
-from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.facts import MachineFacts
 from ptycho_exec.fields import text_of
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
@@ -81,22 +81,28 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     ),
     _set("num_nodes", lambda s: s.num_nodes, "the settings' number"),
     _set("precision", lambda s: s.precision, "the settings' word"),
-    _given("logger", lambda c: c.logger or False, "built for logger_backend; False keeps the default logger out"),
+    _given(
+        "logger", lambda c: c.logger or False, "built for logger_backend; False keeps the default logger out"
+    ),
     _given("callbacks", lambda c: list(c.callbacks), "built for the settings, with the caller's own"),
     _set("fast_dev_run", lambda s: s.fast_dev_run or False, "none is False in Lightning's words"),
     _given("max_epochs", lambda c: c.max_epochs, "the length of training belongs to the science config"),
-    _fixed("min_epochs", None, "training stops at max_epochs, max_time or early stopping; nothing overrides them"),
+    _fixed(
+        "min_epochs", None, "training stops at max_epochs, max_time or early stopping; nothing overrides them"
+    ),
     _fixed("max_steps", -1, "training is counted in epochs; -1 sets no limit on steps"),
     _fixed("min_steps", None, "as min_epochs"),
     _set("max_time", lambda s: s.max_time, "the settings' text"),
     _set("limit_train_batches", lambda s: s.limit_train_batches, "none is all, in Lightning too"),
-    _fixed("limit_val_batches", 1.0, "validation always uses all of its data, so that its metrics compare"),
-    _fixed("limit_test_batches", 1.0, "as limit_val_batches"),
-    _fixed("limit_predict_batches", 1.0, "a reconstruction of part of the scan would have holes"),
+    _fixed("limit_val_batches", None, "none is all: metrics compare only on the same validation data"),
+    _fixed("limit_test_batches", None, "as limit_val_batches"),
+    _fixed("limit_predict_batches", None, "none is all: part of the scan would leave holes in the object"),
     _fixed("overfit_batches", 0.0, "it would replace the shuffled training loader"),
-    _fixed("val_check_interval", 1.0, "validation runs once, at the end of an epoch"),
+    _fixed("val_check_interval", None, "none is 1.0: validation runs once, at the end of an epoch"),
     _fixed("check_val_every_n_epoch", 1, "checkpoints and early stopping need the metric of every epoch"),
-    _fixed("num_sanity_val_steps", 0, "a sanity run would draw random numbers and log metrics before training"),
+    _fixed(
+        "num_sanity_val_steps", 0, "a sanity run would draw random numbers and log metrics before training"
+    ),
     _set("log_every_n_steps", lambda s: s.log_every_n_steps, "the settings' number"),
     _set(
         "enable_checkpointing",
@@ -183,7 +189,7 @@ def _worker_kwargs(effective: ExecutionSettings) -> dict[str, Any]:
     return kwargs
 
 
-# --- building -------------------------------------------------------------------------------------------------
+# --- building -----------------------------------------------------------------------------------------------
 
 
 def known_parameters() -> frozenset[str]:
@@ -213,6 +219,7 @@ def build_trainer(
             the message names the place that the value came from.
     """
     import lightning.pytorch as pl
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from ptycho_exec.callbacks import build_callbacks, build_plugins
     from ptycho_exec.loggers import build_logger
@@ -236,14 +243,14 @@ def build_trainer(
     kwargs = {name: value for name, value in kwargs.items() if name in known}
     try:
         return pl.Trainer(**kwargs)
-    except (pl.utilities.exceptions.MisconfigurationException, *_REFUSALS) as error:
+    except (MisconfigurationException, *_REFUSALS) as error:
         raise refusal(error, settings, plan) from error
 
 
 _REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, KeyError)
 
 
-def refusal(error: Exception, settings: ExecutionSettings, plan: Plan) -> SettingsError:
+def refusal(error: Exception, settings: ExecutionSettings, plan: Plan) -> UserError:
     """Turn the Trainer's refusal into an error that says where the refused value came from."""
     expected = [problem for problem in plan.problems if problem.refused_by_trainer]
     said = " ".join(str(error).split())

@@ -135,7 +135,7 @@ class MachineFacts(_Plain):
 
     @property
     def usable_cpus(self) -> int:
-        """CPUs that this job may really use: the smallest of what the machine, affinity, quota and SLURM allow."""
+        """CPUs this job may really use: the smallest that machine, affinity, quota and SLURM allow."""
         quota = None if self.cpus_cgroup is None else max(1, int(self.cpus_cgroup))
         limits = (self.cpus_logical, self.cpus_affinity, quota, self.cpus_slurm)
         return max(1, min(limit for limit in limits if limit is not None))
@@ -198,7 +198,7 @@ def _finding(path: str | Path, item: ErrorDetails) -> Finding:
     return Finding(what, where=f"{path}, key {key}" if key else str(path), fix=fix)
 
 
-# --- CPUs and memory ------------------------------------------------------------------------------------------
+# --- CPUs and memory ----------------------------------------------------------------------------------------
 
 
 def _affinity() -> int | None:
@@ -212,7 +212,7 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
 
 
 def cgroup_memory_mb(root: Path = Path("/")) -> int | None:
-    """Return the smallest memory limit on the way up from this process's control group, in MiB (v1 and v2)."""
+    """Return the smallest memory limit from this process's control group upward, in MiB (v1 and v2)."""
     limits = []
     for folder in _cgroup_folders(root, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -266,7 +266,7 @@ def _whole(text: str | None) -> int | None:
         return None
 
 
-# --- packages, compiler, GPUs ---------------------------------------------------------------------------------
+# --- packages, compiler, GPUs -------------------------------------------------------------------------------
 
 
 def package_versions() -> dict[str, str]:
@@ -295,7 +295,7 @@ def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=True
         )
         _, _, answer = done.stdout.partition("FACTS")
-        found = json.loads(answer)
+        found: dict[str, Any] = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"gpu_note": f"a GPU is there, but torch could not be asked about it: {type(error).__name__}"}
     found["gpus"] = tuple(Gpu(**gpu) for gpu in found["gpus"])
@@ -317,7 +317,7 @@ def _shows_gpu(environ: Mapping[str, str]) -> bool:
     return any(next(Path("/dev").glob(node), None) for node in nodes)
 
 
-# --- launcher -------------------------------------------------------------------------------------------------
+# --- launcher -----------------------------------------------------------------------------------------------
 
 
 def detect_launcher(environ: Mapping[str, str]) -> Launcher:

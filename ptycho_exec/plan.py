@@ -93,10 +93,10 @@ class Plan:
 
     @property
     def settings(self) -> ExecutionSettings:
-        """The effective values as settings. They are not validated again: a plan with problems has them too."""
+        """The effective values as settings, not validated again: a plan with problems has them too."""
         values = {name: row.value for name, row in self.effective.items()}
         effective = type(self.requested).model_construct(**values)
-        effective._origins = self.requested.origins
+        effective._origins = dict(self.requested.origins)
         return effective
 
     def raise_if_blocked(self, *, include_trainer_refusals: bool = True) -> None:
@@ -121,7 +121,7 @@ class Plan:
         return {"effective": rows, "notices": notices, "problems": problems}
 
 
-# --- decisions ------------------------------------------------------------------------------------------------
+# --- decisions ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ def resolve_plan(
     return Plan(settings, MappingProxyType(effective), tuple(draft.notices), tuple(draft.problems), facts)
 
 
-# --- where it computes ----------------------------------------------------------------------------------------
+# --- where it computes --------------------------------------------------------------------------------------
 
 
 def choose_accelerator(draft: Draft) -> Iterator[Decision]:
@@ -267,7 +267,9 @@ def choose_accelerator(draft: Draft) -> Iterator[Decision]:
     if asked == "auto":
         best = "mps" if facts.mps else "cuda" if facts.gpus else "cpu"
         found = "Apple GPU" if facts.mps else facts.gpus[0].name if facts.gpus else "no usable GPU"
-        yield Chosen("accelerator", best, f"auto: {found}" + (f"; {facts.gpu_note}" if facts.gpu_note else ""))
+        yield Chosen(
+            "accelerator", best, f"auto: {found}" + (f"; {facts.gpu_note}" if facts.gpu_note else "")
+        )
     elif not there[asked]:
         yield Impossible(
             "accelerator",
@@ -414,9 +416,7 @@ def choose_strategy(draft: Draft) -> Iterator[Decision]:
         )
         return
     for what, fix, nearest in _strategy_obstacles(draft, asked, fallback):
-        yield Impossible(
-            "strategy", what, f"{fallback} here", fix, nearest=nearest, refused_by_trainer=True
-        )
+        yield Impossible("strategy", what, f"{fallback} here", fix, nearest=nearest, refused_by_trainer=True)
         return
 
 
@@ -492,7 +492,7 @@ def check_speed_flags(draft: Draft) -> Iterator[Decision]:
         yield Remark("num_threads", text)
 
 
-# --- how it optimizes -----------------------------------------------------------------------------------------
+# --- how it optimizes ---------------------------------------------------------------------------------------
 
 
 def check_optimization(draft: Draft) -> Iterator[Decision]:
@@ -558,7 +558,7 @@ def _uses_monitor(draft: Draft) -> bool:
     return bool(ranks or draft["early_stop_patience"] or draft["scheduler"] == "ReduceLROnPlateau")
 
 
-# --- loaders --------------------------------------------------------------------------------------------------
+# --- loaders ------------------------------------------------------------------------------------------------
 
 
 def choose_workers(draft: Draft) -> Iterator[Decision]:
@@ -593,7 +593,7 @@ def choose_inference_batch(draft: Draft) -> Iterator[Decision]:
         yield Chosen("inference_batch_size", draft["batch_size"], "none: the same as batch_size")
 
 
-# --- what is written and shown --------------------------------------------------------------------------------
+# --- what is written and shown ------------------------------------------------------------------------------
 
 
 def check_writing(draft: Draft) -> Iterator[Decision]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def process_flags(settings: ExecutionSettings) -> Iterator[None]:
     import torch
 
     with ExitStack() as undo:
-        for keep in (_keep_variables, _keep_torch, _keep_random, _quiet):
+        for keep in (_keep_variables, _keep_torch, _keep_random, _quiet_warnings, _quiet_logs):
             undo.enter_context(keep())
         torch.set_float32_matmul_precision(settings.matmul_precision)
         torch.backends.cudnn.benchmark = settings.benchmark
@@ -101,7 +102,21 @@ def _keep_random() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_logs() -> Iterator[None]:
+    """Lightning reports hardware and tips as it starts; the run's own table says what matters."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logger.level, logging.WARNING))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in WEIGHED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,84 @@
+"""The callbacks and the checkpoint writer that a plan asks for. Lightning is imported when they are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptycho_exec.plan import Plan
+from ptycho_exec.settings import ExecutionSettings
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+    from lightning.pytorch.callbacks import Checkpoint
+
+CHECKPOINT_FOLDER = "checkpoints"
+BEST_NAME = "epoch{epoch:04d}-step{step:07d}"
+
+
+def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool) -> list[Callback]:
+    """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files."""
+    from ptycho_exec.lightning_parts import ReadBack, Throughput
+
+    settings = plan.settings
+    callbacks: list[Callback] = [ReadBack(plan, writes=run_dir is not None), Throughput()]
+    callbacks += early_stopping(settings)
+    if has_logger:
+        from lightning.pytorch.callbacks import LearningRateMonitor
+
+        callbacks.append(LearningRateMonitor(logging_interval="step"))
+    if settings.enable_progress_bar is True:
+        from ptycho_exec.lightning_parts import TrainingProgress
+
+        callbacks.append(TrainingProgress())
+    if run_dir is not None and settings.enable_checkpointing and not settings.fast_dev_run:
+        callbacks += build_checkpoints(settings, Path(run_dir) / CHECKPOINT_FOLDER)
+    return callbacks
+
+
+def early_stopping(settings: ExecutionSettings) -> list[Callback]:
+    """Return the callback that stops when the monitored metric no longer improves, if asked for."""
+    if settings.early_stop_patience is None:
+        return []
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    stop = EarlyStopping(
+        monitor=settings.checkpoint_monitor_metric,
+        mode=settings.checkpoint_mode,
+        patience=settings.early_stop_patience,
+        check_on_train_epoch_end=True,
+        verbose=False,
+    )
+    return [stop]
+
+
+def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpoint]:
+    """Return the keeper of the best `checkpoint_save_top_k` checkpoints, and that of `last.ckpt`."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from ptycho_exec.lightning_parts import ResumePoint
+
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename=BEST_NAME,
+        auto_insert_metric_name=False,
+        monitor=settings.checkpoint_monitor_metric,
+        mode=settings.checkpoint_mode,
+        save_top_k=settings.checkpoint_save_top_k,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    last = ResumePoint(folder)
+    return [last] if settings.checkpoint_save_top_k == 0 else [best, last]
+
+
+def build_plugins(plan: Plan) -> list[object]:
+    """Return the writer that gives a checkpoint its name only when it is complete.
+
+    Sharded strategies write checkpoints of several files in their own way and keep it.
+    """
+    if plan.settings.strategy.startswith(("fsdp", "deepspeed")):
+        return []
+    from ptycho_exec.lightning_parts import AtomicCheckpointIO
+
+    return [AtomicCheckpointIO()]

@@ -1,0 +1,284 @@
+"""What ran, with what, from where: run directories, manifests, fingerprints, and differences of settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.facts import MachineFacts, package_versions
+from ptycho_exec.fields import field_specs
+from ptycho_exec.origins import redact
+from ptycho_exec.plan import Plan
+from ptycho_exec.settings import Effect, ExecutionSettings
+
+MANIFEST = "manifest.json"
+SETTINGS_FILE = "settings.toml"
+MANIFEST_VERSION = 1
+
+
+# --- fingerprint and difference -----------------------------------------------------------------------------
+
+
+def values_of(settings: ExecutionSettings) -> dict[str, Any]:
+    """Return every field's value as plain JSON data."""
+    return {name: _listed(getattr(settings, name)) for name in field_specs()}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def numerics(settings: ExecutionSettings) -> dict[str, Any]:
+    """Return the values that can change results."""
+    specs = field_specs()
+    return {
+        name: value for name, value in values_of(settings).items() if specs[name].effect is Effect.NUMERICS
+    }
+
+
+def fingerprint(settings: ExecutionSettings | Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the numerics fields; the same for settings that can give the same results.
+
+    Accepts the settings, or a mapping that `numerics` returned.
+    """
+    values = numerics(settings) if isinstance(settings, ExecutionSettings) else settings
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Difference(NamedTuple):
+    """One field in which two settings differ, and what such a difference can change."""
+
+    field: str
+    left: Any
+    right: Any
+    effect: Effect
+
+
+def diff_settings(
+    left: ExecutionSettings,
+    right: ExecutionSettings,
+    only: Iterable[Effect | str] | Effect | str | None = None,
+) -> tuple[Difference, ...]:
+    """Return the fields that differ, all or those of the effect classes in `only`."""
+    wanted = (
+        set(Effect) if only is None else {Effect(only)} if isinstance(only, str) else set(map(Effect, only))
+    )
+    return tuple(
+        Difference(name, getattr(left, name), getattr(right, name), spec.effect)
+        for name, spec in field_specs().items()
+        if spec.effect in wanted and getattr(left, name) != getattr(right, name)
+    )
+
+
+# --- run directory ------------------------------------------------------------------------------------------
+
+
+def new_run_dir(path: str | Path) -> Path:
+    """Create an empty run directory and return its absolute path.
+
+    Raises:
+        UserError: the path is a file, a directory with something in it, or cannot be written.
+    """
+    folder = Path(path).expanduser().absolute()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"the output directory exists and is not empty: {folder}",
+            expected="a new or an empty directory; a second run never overwrites the first",
+            fix="choose another name, or remove the directory",
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"the output path is a file: {folder}", fix="choose the name of a new directory")
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        _remove(made)
+        raise UserError(
+            f"cannot write the output directory: {error.strerror}",
+            where=str(folder),
+            fix="choose a place that you may write to",
+        ) from None
+    return folder
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def is_rank_zero() -> bool:
+    """Tell from the launcher's variables whether this process writes for all of them."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank == "0" for rank in ranks if rank is not None), True)
+
+
+def write_atomically(path: str | Path, data: str | bytes) -> None:
+    """Write a file so that it bears its name only when it is complete, also after a crash."""
+    final = Path(path)
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- manifest -----------------------------------------------------------------------------------------------
+
+
+def manifest_parts(
+    settings: ExecutionSettings, *, plan: Plan | None = None, facts: MachineFacts | None = None
+) -> dict[str, Any]:
+    """Return the parts of a manifest that the settings, the plan and this process know."""
+    parts: dict[str, Any] = {
+        "intent": values_of(settings),
+        "origins": {name: _origin(origin) for name, origin in settings.origins.items()},
+        "fingerprint": fingerprint(settings),
+        "versions": {"python": sys.version.split()[0], **package_versions()},
+        "git": git_state(),
+        "command": [redact(word) for word in sys.argv],
+        "seeds": {"seed": settings.seed},
+    }
+    if plan is not None:
+        parts["plan"] = plan.to_json()
+        parts["effective_fingerprint"] = fingerprint(plan.settings)
+    known = facts or (plan.facts if plan else None)
+    if known is not None:
+        parts["facts"] = known.model_dump(mode="json")
+    return parts
+
+
+def _origin(origin: Any) -> dict[str, Any]:
+    return {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
+
+
+def write_manifest(path: str | Path, /, **parts: Any) -> None:
+    """Write or update a manifest atomically, on rank zero only; `parts` replace parts of the same name.
+
+    Args:
+        path: the manifest, or the run directory it lies in.
+        parts: JSON data; credentials in addresses are hidden before anything is written.
+    """
+    if not is_rank_zero():
+        return
+    target = _manifest_path(path)
+    before = read_manifest(target) if target.exists() else {"manifest_version": MANIFEST_VERSION}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    merged = {**before, "created": before.get("created", now), "updated": now, **_clean(parts)}
+    write_atomically(target, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+
+
+def _manifest_path(path: str | Path) -> Path:
+    target = Path(path)
+    return target / MANIFEST if target.is_dir() else target
+
+
+def _clean(value: Any) -> Any:
+    """Return JSON data with credentials hidden; paths, dates and other objects become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(item) for item in value]
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    return redact(str(value))
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """Read a manifest, given its path or its run directory.
+
+    Raises:
+        UserError: it is missing or is no manifest.
+    """
+    target = _manifest_path(path)
+    try:
+        found = json.loads(target.read_text())
+    except OSError as error:
+        raise UserError(
+            f"cannot read the manifest: {error.strerror}",
+            where=str(target),
+            expected="a run directory that ptycho-torch wrote",
+        ) from None
+    except ValueError as error:
+        raise UserError(f"the manifest is not JSON: {error}", where=str(target)) from None
+    if not isinstance(found, dict) or "manifest_version" not in found:
+        raise UserError("this JSON file is not a manifest", where=str(target))
+    return found
+
+
+def settings_from_manifest(path: str | Path) -> ExecutionSettings:
+    """Rebuild the settings that a run was asked for, reading nothing but its manifest.
+
+    Raises:
+        UserError: there is no manifest. SettingsError: a credential in it was hidden.
+    """
+    target = _manifest_path(path)
+    intent = read_manifest(target).get("intent")
+    if not isinstance(intent, dict):
+        raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
+    hidden = [name for name, value in intent.items() if isinstance(value, str) and "***" in value]
+    if hidden:
+        raise SettingsError(
+            f"the manifest hides credentials in {', '.join(hidden)}",
+            where=str(target),
+            fix="give the value again, as an argument",
+        )
+    return ExecutionSettings.from_values(intent, place=str(target))
+
+
+def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
+    """Write every value as a TOML settings file that loads again; optional fields that are none say so."""
+    import tomli_w
+
+    rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}
+    head = "# The settings of this run. Use them again with: --settings settings.toml\n"
+    write_atomically(path, head + tomli_w.dumps(rows))
+
+
+# --- where the code and the data came from ------------------------------------------------------------------
+
+
+def git_state(folder: str | Path | None = None) -> dict[str, Any] | None:
+    """Return commit, branch and whether files are changed in the checkout of this package, or None."""
+    where = Path(folder) if folder is not None else Path(__file__).parent
+    commit = _git(where, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(where, "status", "--porcelain", "--untracked-files=no")
+    branch = _git(where, "rev-parse", "--abbrev-ref", "HEAD")
+    return {"commit": commit, "branch": branch, "dirty": bool(changed)}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal text."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,248 @@
+"""Run directories, manifests, fingerprints and differences."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.fields import field_specs
+from ptycho_exec.plan import ModuleTraits, resolve_plan
+from ptycho_exec.record import (
+    diff_settings,
+    file_sha256,
+    fingerprint,
+    git_state,
+    manifest_parts,
+    new_run_dir,
+    numerics,
+    read_manifest,
+    settings_from_manifest,
+    values_of,
+    write_atomically,
+    write_manifest,
+    write_settings_toml,
+)
+from ptycho_exec.settings import Effect, ExecutionSettings
+
+# One other valid value for every field; the set equality below catches a forgotten one.
+OTHER: dict[str, object] = {
+    "accelerator": "cpu",
+    "devices": 2,
+    "num_nodes": 2,
+    "strategy": "ddp",
+    "precision": "bf16-mixed",
+    "matmul_precision": "high",
+    "compile": True,
+    "num_threads": 2,
+    "deterministic": "warn",
+    "benchmark": True,
+    "seed": 7,
+    "batch_size": 8,
+    "accum_steps": 2,
+    "learning_rate": 5e-4,
+    "scheduler": "Exponential",
+    "gradient_clip_val": 1.0,
+    "gradient_clip_algorithm": "value",
+    "max_time": "00:01:00:00",
+    "limit_train_batches": 0.5,
+    "fast_dev_run": 1,
+    "early_stop_patience": 5,
+    "num_workers": 2,
+    "pin_memory": True,
+    "persistent_workers": True,
+    "prefetch_factor": 4,
+    "enable_checkpointing": False,
+    "checkpoint_save_top_k": 3,
+    "checkpoint_monitor_metric": "train_loss",
+    "checkpoint_mode": "max",
+    "enable_progress_bar": True,
+    "logger_backend": None,
+    "log_every_n_steps": 1,
+    "log_images_every_n_epochs": 5,
+    "experiment_name": "other",
+    "tracking_uri": "http://127.0.0.1:5000",
+    "inference_batch_size": 64,
+    "middle_trim": 32,
+    "pad_eval": True,
+    "on_unsupported": "adapt",
+    "drift": "warn",
+}
+# Values that are valid only together with another one.
+COMPANIONS = {"benchmark": {"deterministic": False}, "gradient_clip_algorithm": {"gradient_clip_val": 1.0}}
+
+
+def settings(**values: object) -> ExecutionSettings:
+    return ExecutionSettings.from_values(values)
+
+
+def test_every_field_has_another_value() -> None:
+    assert OTHER.keys() == ExecutionSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_fingerprint_changes_with_numerics_alone(name: str) -> None:
+    companions = COMPANIONS.get(name, {})
+    before, after = settings(**companions), settings(**companions, **{name: OTHER[name]})
+    is_numerics = field_specs()[name].effect is Effect.NUMERICS
+    assert (fingerprint(before) != fingerprint(after)) == is_numerics
+    assert fingerprint(after) == fingerprint(numerics(after))
+
+
+def test_diff_of_all_and_of_one_effect_class() -> None:
+    left, right = settings(), settings(batch_size=8, num_workers=2)
+    assert [row.field for row in diff_settings(left, right)] == ["batch_size", "num_workers"]
+    (row,) = diff_settings(left, right, only="numerics")
+    assert row == ("batch_size", 16, 8, Effect.NUMERICS)
+    assert diff_settings(left, right, only=[Effect.UI]) == ()
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_settings_survive_a_manifest_and_a_toml_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = settings(**{**COMPANIONS.get(name, {}), name: OTHER[name]})
+    write_manifest(tmp_path / "manifest.json", **manifest_parts(before))
+    write_settings_toml(tmp_path / "settings.toml", before)
+    assert ExecutionSettings(settings_file=tmp_path / "settings.toml") == before
+    monkeypatch.setenv(field_specs()[name].variable, "nonsense")
+    assert settings_from_manifest(tmp_path) == before
+
+
+def test_manifest_says_what_ran_with_what_from_where(tmp_path: Path) -> None:
+    wanted = settings(batch_size=8, num_workers="auto")
+    facts = MachineFacts(cpus_logical=4)
+    plan = resolve_plan(wanted, facts, ModuleTraits(has_validation=False))
+    write_manifest(tmp_path, **manifest_parts(wanted, plan=plan), status="running")
+    found = read_manifest(tmp_path)
+    assert found["intent"] == values_of(wanted)
+    assert found["origins"]["batch_size"]["kind"] == "argument"
+    assert found["origins"]["batch_size"]["shadowed"][0]["kind"] == "default"
+    assert found["plan"]["effective"]["num_workers"]["value"] == 3
+    assert "4 usable CPUs" in found["plan"]["effective"]["num_workers"]["reason"]
+    assert found["plan"]["effective"]["checkpoint_monitor_metric"]["value"] == "train_loss"
+    assert found["facts"]["cpus_logical"] == 4
+    assert found["fingerprint"] == fingerprint(wanted)
+    assert found["versions"]["torch"]
+    assert found["seeds"] == {"seed": 42}
+    assert found["status"] == "running"
+
+
+def test_a_manifest_is_updated_part_by_part(tmp_path: Path) -> None:
+    write_manifest(tmp_path, status="running", timings={"train_s": 1.0})
+    write_manifest(tmp_path, status="done")
+    found = read_manifest(tmp_path)
+    assert (found["status"], found["timings"]) == ("done", {"train_s": 1.0})
+
+
+def test_values_that_json_lacks_become_text(tmp_path: Path) -> None:
+    write_manifest(tmp_path, path=Path("a/b"), nan=float("nan"), odd={1})
+    found = json.loads((tmp_path / "manifest.json").read_text())
+    assert (found["path"], found["nan"], found["odd"]) == ("a/b", "nan", [1])
+
+
+def test_a_planted_secret_is_written_nowhere(tmp_path: Path) -> None:
+    wanted = settings(tracking_uri="https://user:hunter2@example.org/?token=hunter2", logger_backend="mlflow")
+    plan = resolve_plan(wanted, MachineFacts())
+    write_manifest(tmp_path, **manifest_parts(wanted, plan=plan), note=wanted.tracking_uri)
+    write_settings_toml(tmp_path / "settings.toml", wanted)
+    for path in tmp_path.iterdir():
+        assert "hunter2" not in path.read_text()
+    with pytest.raises(SettingsError, match="hides credentials in tracking_uri"):
+        settings_from_manifest(tmp_path)
+
+
+def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    write_manifest(tmp_path, status="running")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [(None, "cannot read the manifest"), ("{", "not JSON"), ("[]", "not a manifest")]
+)
+def test_a_bad_manifest_is_a_clear_error(tmp_path: Path, text: str | None, words: str) -> None:
+    path = tmp_path / "manifest.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_manifest(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "manifest.json"
+    write_atomically(path, "old")
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_run_dir_makes_parents(tmp_path: Path) -> None:
+    folder = new_run_dir(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert list(folder.iterdir()) == []
+    assert new_run_dir(folder) == folder
+
+
+def test_new_run_dir_refuses_a_directory_with_something_in_it(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(UserError, match="not empty"):
+        new_run_dir(tmp_path)
+
+
+def test_new_run_dir_refuses_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.touch()
+    with pytest.raises(UserError, match="is a file"):
+        new_run_dir(path)
+
+
+def test_new_run_dir_below_a_file_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        new_run_dir(tmp_path / "x" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_new_run_dir_that_cannot_be_written_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(UserError, match="Permission denied"):
+        new_run_dir(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_git_state_of_a_checkout_and_of_none(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None
+    for words in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    found = git_state(tmp_path)
+    assert found is not None
+    assert len(found["commit"]) == 40
+    assert found["dirty"] is False
+
+
+def test_file_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
