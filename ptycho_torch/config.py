@@ -96,14 +96,16 @@ class ModelConfig(_Science):
     """Width of the network's first level; each level down doubles it."""
     depth: int = Field(default=3, ge=1, le=6)
     """Number of levels of the network."""
+    modulus_updates: int = Field(default=1, ge=0, le=20)
+    """Steps at the network's end that bring each patch closer to its measured amplitude."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
     probe_trainable: bool = False
     """Refine the probe together with the network."""
     intensity_scale_trainable: bool = True
     """Let the photon scale that ties normalised amplitude to counts move during training."""
-    amp_activation: Literal["silu", "sigmoid", "softplus"] = "sigmoid"
-    """Function that keeps the predicted amplitude non-negative."""
+    amp_activation: Literal["softplus", "sigmoid", "silu"] = "softplus"
+    """Function that keeps the network's amplitude non-negative; sigmoid bounds it to twice the mean."""
 
 
 class TrainingConfig(_Science):

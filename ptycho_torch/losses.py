@@ -49,7 +49,7 @@ def amplitude_mae(expected: Tensor, measured: Tensor, good_pixels: Tensor | None
 
 
 def total_variation(patches: Tensor) -> Tensor:
-    """Mean size of the steps between neighboring pixels of (..., N, N), anisotropic (Rudin, Osher, Fatemi 1992)."""
+    """Mean step between neighboring pixels of (..., N, N), anisotropic (Rudin, Osher and Fatemi 1992)."""
     rows = (patches[..., 1:, :] - patches[..., :-1, :]).abs().mean()
     columns = (patches[..., :, 1:] - patches[..., :, :-1]).abs().mean()
     return rows + columns

@@ -33,12 +33,14 @@ def far_field(exit_wave: Tensor) -> Tensor:
     Returns:
         (..., N, N) complex, zero frequency at index N // 2; the energy is that of the exit wave (Parseval).
     """
-    return torch.fft.fftshift(torch.fft.fft2(exit_wave, norm="ortho"), dim=_IMAGE)
+    centered: Tensor = torch.fft.fftshift(torch.fft.fft2(exit_wave, norm="ortho"), dim=_IMAGE)
+    return centered
 
 
 def far_field_adjoint(detector_wave: Tensor) -> Tensor:
     """Propagate (..., N, N) detector waves back; adjoint and inverse of `far_field`."""
-    return torch.fft.ifft2(torch.fft.ifftshift(detector_wave, dim=_IMAGE), norm="ortho")
+    exit_wave: Tensor = torch.fft.ifft2(torch.fft.ifftshift(detector_wave, dim=_IMAGE), norm="ortho")
+    return exit_wave
 
 
 def exit_wave(patches: Tensor, probe: Tensor) -> Tensor:
@@ -86,7 +88,8 @@ def shift_subpixel(image: Tensor, shift_px: Tensor) -> Tensor:
         (..., N, N) complex.
     """
     ramp = fourier_ramp(shift_px, image.shape[-2:], image.real.dtype)
-    return torch.fft.ifft2(torch.fft.fft2(image) * ramp)
+    shifted: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * ramp)
+    return shifted
 
 
 def fourier_ramp(shift_px: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -186,7 +189,7 @@ def merge_patches(
 
 
 def overlap_constraint(patches: Tensor, offsets_px: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Replace each patch (B, C, N, N) by its part of the group's merged object: what illuminates the detector."""
+    """Replace each patch (B, C, N, N) by its part of the group's merged object."""
     canvas, _ = merge_patches(patches, offsets_px, weights)
     return extract_patches(canvas, offsets_px, patches.shape[-1])
 
@@ -204,3 +207,31 @@ def split_position(positions_px: Tensor, n: int) -> tuple[Tensor, Tensor]:
     half = (n - 1) / 2
     grid = torch.round(positions_px - half) + half
     return grid, positions_px - grid
+
+
+def modulus_update(
+    patches: Tensor, probe: Tensor, measured: Tensor, good_pixels: Tensor | None = None, damping: float = 0.1
+) -> Tensor:
+    """Change of each patch that brings its far field to the measured amplitude, regularized where it is dark.
+
+    The far field takes the measured modulus and keeps its phase; the change of the exit wave goes back to
+    the object with the weight of the regularized ptychographic engine (rPIE; Maiden, Johnson and Li,
+    Optica 4, 736 (2017), eq. 7): P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2), summed over modes.
+
+    Args:
+        patches: (B, C, N, N) complex.
+        probe: (P, N, N) or (B, C, P, N, N) complex.
+        measured: (B, C, N, N) amplitude in the units of the probe.
+        good_pixels: (N, N) bool; a bad pixel keeps its modulus.
+        damping: 0 divides by the probe, 1 is a plain gradient step.
+
+    Returns:
+        (B, C, N, N) complex change.
+    """
+    detector = far_field(exit_wave(patches, probe))
+    excess = measured / amplitude(intensity(detector)) - 1
+    if good_pixels is not None:
+        excess = torch.where(good_pixels, excess, 0)
+    back = exit_wave_adjoint(far_field_adjoint(detector * excess.unsqueeze(-3)), probe)
+    light = intensity(probe)
+    return back / ((1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True))

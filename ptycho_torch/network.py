@@ -1,0 +1,169 @@
+"""From a diffraction pattern and the probe to an object patch: a small U-net between two physical steps.
+
+Shape legend: B samples, C patterns of a group, P probe modes, N x N pixels, F feature channels.
+
+    measured amplitude --(modulus update of a flat object)--> first guess --(U-net)--> amplitude, phase
+    --(modulus updates)--> patch
+
+The first guess, the measured modulus with the phase that the bare probe has on the detector, already holds
+the sub-pixel shift of the probe and most of the fine detail; the U-net has to repair it rather than learn the
+Fourier transform. The last updates put back detail that the U-net smoothed. Each pattern is treated by itself
+with the same weights, so a prediction does not depend on its group or batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from ptycho_exec.errors import SettingsError
+from ptycho_torch.config import ModelConfig
+from ptycho_torch.physics import modulus_update
+
+_FEATURES = 3
+"""Measured amplitude, and real and imaginary part of the first guess."""
+_UPDATE_STEP = 0.7
+_INNER_SIDE = 32
+"""The U-net works on at most this many pixels a side; finer detail is folded into channels."""
+
+
+class UNet(nn.Module):
+    """Convolutions on a pixel-unshuffled grid, with skips between levels of equal size.
+
+    Args:
+        inputs: feature channels F.
+        outputs: channels that come out.
+        widths: channels of each level, finest first.
+        fold: side of the pixel blocks that are folded into channels on entry and unfolded at the end.
+    """
+
+    def __init__(self, inputs: int, outputs: int, widths: Sequence[int], fold: int) -> None:
+        super().__init__()
+        coarser = list(pairwise(widths))
+        self.fold = nn.PixelUnshuffle(fold)
+        self.stem = _convolution(inputs * fold**2, widths[0])
+        self.encoders = nn.ModuleList(_convolution(width, width) for width in widths)
+        self.downs = nn.ModuleList(_halving(fine, coarse) for fine, coarse in coarser)
+        self.ups = nn.ModuleList(_doubling(coarse, fine) for fine, coarse in coarser)
+        self.decoders = nn.ModuleList(_convolution(2 * fine, fine) for fine, _ in coarser)
+        self.head = nn.Conv2d(widths[0], outputs * fold**2, 3, padding=1)
+        self.unfold = nn.PixelShuffle(fold)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """He et al. 2015 for the rectified layers; the head starts near zero, which means a flat object."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.head.weight, std=1e-3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, F, N, N) -> (B, outputs, N, N)."""
+        level = self.encoders[0](self.stem(self.fold(features)))
+        skips = []
+        for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
+            skips.append(level)
+            level = encoder(down(level))
+        for up, decoder, skip in zip(self.ups[::-1], self.decoders[::-1], skips[::-1], strict=True):
+            level = decoder(torch.cat([up(level), skip], dim=1))
+        image: Tensor = self.unfold(self.head(level))
+        return image
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+
+
+def _halving(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 2, stride=2), nn.ReLU())
+
+
+def _doubling(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, 4 * outputs, 1), nn.PixelShuffle(2))
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    return 2 * torch.sigmoid(x)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return nn.functional.softplus(2 * x + math.log(math.e - 1))
+
+
+def _silu(x: Tensor) -> Tensor:
+    return nn.functional.silu(x + 0.98972) + 0.27846
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": _sigmoid,
+    "softplus": _softplus,
+    "silu": _silu,
+}
+"""Each is non-negative and 1 at 0: the object starts flat."""
+
+
+class PatchNetwork(nn.Module):
+    """Predict the object patch under the probe from one diffraction pattern; amplitudes are near 1."""
+
+    def __init__(self, config: ModelConfig, n: int) -> None:
+        super().__init__()
+        widths = [config.n_filters * 2**level for level in range(config.depth)]
+        self.unet = UNet(_FEATURES, 2, widths, fold_of(n, config.depth))
+        self.activation = _ACTIVATIONS[config.amp_activation]
+        self.updates = config.modulus_updates
+
+    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor) -> Tensor:
+        """Predict patches.
+
+        Args:
+            measured: (B, C, N, N) amplitude.
+            probe: (B, C, P, N, N) complex, shifted by the sub-pixel part of each position, in the units
+                of the amplitude: a flat object of 1 gives about the measured energy.
+            good_pixels: (N, N) bool.
+
+        Returns:
+            (B, C, N, N) complex patches on whole pixels of the object canvas.
+        """
+        measured = torch.where(good_pixels, measured, 0)
+        flat = torch.ones_like(measured, dtype=probe.dtype)
+        guess = modulus_update(flat, probe, measured, good_pixels)
+        features = torch.stack([measured, guess.real, guess.imag], dim=2)
+        raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
+        patches = self._object(raw.to(measured.dtype))
+        for _ in range(self.updates):
+            patches = patches + _UPDATE_STEP * modulus_update(patches, probe, measured, good_pixels)
+        return patches
+
+    def _object(self, raw: Tensor) -> Tensor:
+        """(B, C, 2, N, N) real -> (B, C, N, N) complex, amplitude times exp(i phase)."""
+        return torch.polar(self.activation(raw[:, :, 0]), 3 * raw[:, :, 1])
+
+
+def fold_of(n: int, depth: int) -> int:
+    """Side of the blocks that are folded into channels: 2 for 64 pixels, 4 for 128, 8 for 256.
+
+    Raises:
+        SettingsError: the remaining grid cannot be halved depth - 1 times.
+    """
+    fold = max(1, n // _INNER_SIDE)
+    while n % fold:
+        fold -= 1
+    if (n // fold) % 2 ** (depth - 1):
+        raise SettingsError(
+            f"a network of depth {depth} does not fit patterns of {n} x {n} pixels",
+            where="ModelConfig.depth",
+            expected=f"{n // fold} pixels that can be halved {depth - 1} times",
+            fix="choose a smaller depth, or crop the patterns to a power of two",
+        )
+    return fold
+
+
+def build_network(config: ModelConfig, n: int) -> PatchNetwork:
+    """Return the network for patterns of n x n pixels; its weights come from torch's random state."""
+    return PatchNetwork(config, n)
