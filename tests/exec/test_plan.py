@@ -1,0 +1,449 @@
+"""The plan: every rule on machines that are described, not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.facts import Gpu, Launcher, MachineFacts
+from ptycho_exec.plan import RULES, ModuleTraits, Plan, Problem, resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+
+A100 = Gpu(name="A100", memory_mb=40536, capability="8.0", bf16=True)
+V100 = Gpu(name="V100", memory_mb=16384, capability="7.0", bf16=False)
+PACKAGES = {"torch": "2.13.0", "triton": "3.5", "tensorboard": "2.20", "deepspeed": "0.18"}
+LAPTOP = MachineFacts(cpus_logical=8, compiler="/usr/bin/g++", platform="Linux-6")
+NODE = MachineFacts(cpus_logical=32, gpus=(A100,) * 4, packages=PACKAGES, compiler="/usr/bin/g++")
+MAC = MachineFacts(cpus_logical=8, mps=True, platform="Darwin-24", compiler="/usr/bin/clang++")
+
+
+def plan_for(facts: MachineFacts = LAPTOP, traits: ModuleTraits | None = None, **values: object) -> Plan:
+    return resolve_plan(ExecutionSettings.from_values(values), facts, traits)
+
+
+def only_problem(plan: Plan) -> Problem:
+    assert len(plan.problems) == 1, plan.problems
+    return plan.problems[0]
+
+
+def with_facts(facts: MachineFacts, **changes: Any) -> MachineFacts:
+    return facts.model_copy(update=changes)
+
+
+def slurm(tasks: str | None = "2", ntasks: str = "2", nodes: int = 1, **more: str) -> Launcher:
+    variables = {"SLURM_NTASKS": ntasks, "SLURM_STEP_ID": "0", **more}
+    variables |= dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+    variables |= {"SLURM_NTASKS_PER_NODE": tasks} if tasks else {}
+    from ptycho_exec.facts import slurm_tasks_per_node
+
+    return Launcher(
+        kind="slurm",
+        world_size=int(ntasks),
+        tasks_per_node=slurm_tasks_per_node(tasks or ""),
+        nodes=nodes,
+        variables=variables,
+    )
+
+
+# --- the whole ----------------------------------------------------------------------------------------
+
+
+def test_every_field_has_an_effective_value_and_a_reason() -> None:
+    plan = plan_for()
+    assert plan.effective.keys() == ExecutionSettings.model_fields.keys()
+    assert all(row.reason for row in plan.effective.values())
+    assert isinstance(plan.effective, MappingProxyType)
+
+
+@pytest.mark.parametrize("facts", [LAPTOP, NODE, MAC, MachineFacts()])
+def test_defaults_run_anywhere_and_no_auto_remains(facts: MachineFacts) -> None:
+    plan = plan_for(facts)
+    assert plan.problems == ()
+    assert plan.notices == ()
+    left = {name for name, row in plan.effective.items() if row.value == "auto"}
+    assert left == {"strategy"}
+
+
+def test_effective_settings_keep_the_origins() -> None:
+    plan = plan_for(batch_size=8)
+    assert plan.settings.batch_size == 8
+    assert plan.settings.accelerator == "cpu"
+    assert plan.settings.origins == plan.requested.origins
+    assert plan.requested.accelerator == "auto"
+
+
+def test_a_rule_sees_what_earlier_rules_decided() -> None:
+    plan = plan_for(accelerator="gpu", devices=[0, 1], pin_memory=True, on_unsupported="adapt")
+    assert (plan.settings.accelerator, plan.settings.devices) == ("cpu", 1)
+    assert plan.settings.pin_memory is False
+    assert plan.problems == ()
+
+
+def test_every_problem_is_raised_at_once_with_origin_and_remedy() -> None:
+    plan = plan_for(accelerator="gpu", num_nodes=2, logger_backend="wandb")
+    with pytest.raises(SettingsError) as caught:
+        plan.raise_if_blocked()
+    text = str(caught.value)
+    assert len(caught.value.findings) == 3
+    for words in ("accelerator=gpu", "num_nodes=2", "logger_backend=wandb", "argument from_values()", "fix:"):
+        assert words in text
+
+
+def test_refusals_can_be_left_to_the_trainer() -> None:
+    plan = plan_for(accelerator="gpu")
+    assert only_problem(plan).refused_by_trainer
+    plan.raise_if_blocked(include_trainer_refusals=False)
+    with pytest.raises(SettingsError):
+        plan.raise_if_blocked(include_trainer_refusals=True)
+
+
+def test_plan_as_json_hides_credentials() -> None:
+    found = str(plan_for(tracking_uri="http://me:secret@host").to_json())
+    assert "secret" not in found
+    assert "http://***@host" in found
+
+
+def test_adapting_warns_and_records_the_reason() -> None:
+    plan = plan_for(precision="16-mixed", on_unsupported="adapt")
+    row = plan.effective["precision"]
+    assert (row.requested, row.value, row.changed) == ("16-mixed", "bf16-mixed", True)
+    assert "fp16" in row.reason
+    (notice,) = plan.notices
+    assert (notice.field, notice.kind) == ("precision", "adapted")
+    assert plan.problems == ()
+
+
+def test_adapting_cannot_help_where_nothing_is_near() -> None:
+    facts = with_facts(LAPTOP, launcher=slurm("2(x2),1", ntasks="5"))
+    plan = plan_for(facts, devices=2, on_unsupported="adapt")
+    assert "differs between nodes" in only_problem(plan).what
+
+
+# --- choices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "field", "value"),
+    [
+        (LAPTOP, {}, "accelerator", "cpu"),
+        (NODE, {}, "accelerator", "cuda"),
+        (MAC, {}, "accelerator", "mps"),
+        (NODE, {"accelerator": "gpu"}, "accelerator", "gpu"),
+        (LAPTOP, {"devices": "auto"}, "devices", 1),
+        (NODE, {"devices": "auto"}, "devices", 4),
+        (with_facts(NODE, notebook=True), {"devices": "auto"}, "devices", 1),
+        (with_facts(LAPTOP, launcher=slurm("2")), {"devices": "auto"}, "devices", 2),
+        (LAPTOP, {}, "strategy", "auto"),
+        (NODE, {"devices": 2}, "strategy", "ddp"),
+        (with_facts(NODE, notebook=True), {"devices": 2}, "strategy", "ddp_notebook"),
+        (LAPTOP, {}, "num_workers", 0),
+        (LAPTOP, {"num_workers": "auto"}, "num_workers", 7),
+        (NODE, {"num_workers": "auto"}, "num_workers", 8),
+        (NODE, {"num_workers": "auto", "devices": 4}, "num_workers", 7),
+        (with_facts(LAPTOP, cpus_affinity=4), {"num_workers": "auto"}, "num_workers", 3),
+        (with_facts(LAPTOP, cpus_cgroup=1.5), {"num_workers": "auto"}, "num_workers", 0),
+        (with_facts(LAPTOP, cpus_slurm=2), {"num_workers": "auto"}, "num_workers", 1),
+        (LAPTOP, {}, "pin_memory", False),
+        (NODE, {}, "pin_memory", True),
+        (MAC, {}, "pin_memory", False),
+        (LAPTOP, {}, "enable_progress_bar", False),
+        (with_facts(LAPTOP, terminal=True), {}, "enable_progress_bar", True),
+        (with_facts(LAPTOP, notebook=True), {}, "enable_progress_bar", True),
+        (LAPTOP, {"batch_size": 4}, "inference_batch_size", 4),
+        (LAPTOP, {"inference_batch_size": 64}, "inference_batch_size", 64),
+        (LAPTOP, {"fast_dev_run": 1}, "enable_checkpointing", False),
+        (LAPTOP, {"fast_dev_run": 1}, "logger_backend", None),
+    ],
+)
+def test_what_is_chosen(facts: MachineFacts, asked: Mapping[str, object], field: str, value: object) -> None:
+    row = plan_for(facts, **asked).effective[field]
+    assert (row.value, type(row.value)) == (value, type(value))
+    assert row.changed == (asked.get(field, ExecutionSettings.model_fields[field].default) != value)
+
+
+def test_train_loss_ranks_when_nothing_validates() -> None:
+    plan = plan_for(traits=ModuleTraits(has_validation=False))
+    row = plan.effective["checkpoint_monitor_metric"]
+    assert (row.value, row.reason) == ("train_loss", "there is no validation data")
+    assert plan.notices == plan.problems == ()
+
+
+# --- left out, with a notice ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked", "field", "value"),
+    [
+        (LAPTOP, {"pin_memory": True}, "pin_memory", False),
+        (MAC, {"pin_memory": True}, "pin_memory", False),
+        (LAPTOP, {"persistent_workers": True}, "persistent_workers", False),
+        (LAPTOP, {"prefetch_factor": 4}, "prefetch_factor", None),
+        (LAPTOP, {"benchmark": True, "deterministic": False}, "benchmark", False),
+        (
+            LAPTOP,
+            {"log_images_every_n_epochs": 5, "logger_backend": None},
+            "log_images_every_n_epochs",
+            None,
+        ),
+    ],
+)
+def test_what_has_no_use_is_left_out(
+    facts: MachineFacts, asked: Mapping[str, object], field: str, value: object
+) -> None:
+    plan = plan_for(facts, **asked)
+    assert plan.effective[field].value == value
+    (notice,) = plan.notices
+    assert notice.field == field
+    assert "no effect" in notice.text
+    assert plan.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "traits", "asked", "field"),
+    [
+        (LAPTOP, None, {"num_workers": 9}, "num_workers"),
+        (LAPTOP, None, {"devices": 9, "accelerator": "cpu"}, "devices"),
+        (LAPTOP, None, {"num_threads": 9}, "num_threads"),
+        (LAPTOP, None, {"precision": "16-true"}, "precision"),
+        (with_facts(NODE, gpus=(V100,)), None, {"matmul_precision": "high"}, "matmul_precision"),
+        (LAPTOP, ModuleTraits(train_samples=10), {"batch_size": 11}, "batch_size"),
+        (LAPTOP, ModuleTraits(train_samples=64), {"accum_steps": 5}, "accum_steps"),
+        (LAPTOP, None, {"checkpoint_mode": "max"}, "checkpoint_mode"),
+        (LAPTOP, None, {"tracking_uri": "http://x"}, "tracking_uri"),
+        (LAPTOP, None, {"experiment_name": "x"}, "experiment_name"),
+        (
+            LAPTOP,
+            None,
+            {"enable_checkpointing": False, "checkpoint_save_top_k": 3},
+            "checkpoint_save_top_k",
+        ),
+    ],
+)
+def test_remarks_change_nothing(
+    facts: MachineFacts, traits: ModuleTraits | None, asked: Mapping[str, object], field: str
+) -> None:
+    plan = plan_for(facts, traits, **asked)
+    (notice,) = plan.notices
+    assert (notice.field, notice.kind) == (field, "note")
+    assert not plan.effective[field].changed
+    assert plan.problems == ()
+
+
+# --- problems, with their nearest value -------------------------------------------------------------
+
+MANUAL = ModuleTraits(automatic_optimization=False)
+BLIND = ModuleTraits(has_validation=False)
+TORCHRUN = Launcher(kind="torchrun", world_size=4, tasks_per_node=4)
+NOTHING = "nothing"
+
+PROBLEMS: list[tuple[MachineFacts, ModuleTraits | None, dict[str, object], str, str, object, bool]] = [
+    # facts, traits, asked, field, words, nearest, refused by the Trainer
+    (LAPTOP, None, {"accelerator": "gpu"}, "accelerator", "no such GPU", "cpu", True),
+    (LAPTOP, None, {"accelerator": "cuda"}, "accelerator", "no such GPU", "cpu", True),
+    (NODE, None, {"accelerator": "mps"}, "accelerator", "no such GPU", "cpu", True),
+    (MAC, None, {"accelerator": "cuda"}, "accelerator", "no such GPU", "cpu", True),
+    (LAPTOP, None, {"devices": [0, 1]}, "devices", "no indices", 1, True),
+    (NODE, None, {"devices": 8}, "devices", "4 cuda devices", 4, True),
+    (NODE, None, {"devices": [0, 7]}, "devices", "4 cuda devices", (0,), True),
+    (NODE, None, {"devices": [7]}, "devices", "4 cuda devices", 1, True),
+    (MAC, None, {"devices": 2}, "devices", "1 mps device", 1, True),
+    (LAPTOP, None, {"num_nodes": 2}, "num_nodes", "wait for ever", 1, False),
+    (
+        with_facts(LAPTOP, launcher=slurm("1", ntasks="2", nodes=2)),
+        None,
+        {},
+        "num_nodes",
+        "2 node(s)",
+        2,
+        False,
+    ),
+    (with_facts(NODE, launcher=TORCHRUN), None, {}, "devices", "4 task(s) per node, so each", 4, False),
+    (with_facts(NODE, launcher=TORCHRUN), None, {"devices": 2}, "devices", "4 task(s)", 4, True),
+    (with_facts(LAPTOP, launcher=slurm("2")), None, {}, "devices", "train alone", 2, False),
+    (with_facts(LAPTOP, launcher=slurm("2")), None, {"devices": 3}, "devices", "2 task(s)", 2, True),
+    (
+        with_facts(LAPTOP, launcher=slurm("2(x2)", ntasks="4", nodes=2)),
+        None,
+        {"devices": 2, "num_nodes": 2},
+        "devices",
+        "cannot read SLURM_NTASKS_PER_NODE=2(x2)",
+        NOTHING,
+        True,
+    ),
+    (with_facts(LAPTOP, launcher=slurm(None)), None, {"devices": 2}, "devices", "--ntasks=2", NOTHING, True),
+    (LAPTOP, None, {"strategy": "fsdp"}, "strategy", "shards over CUDA devices", "auto", True),
+    (
+        with_facts(NODE, packages={}),
+        None,
+        {"strategy": "deepspeed_stage_2", "devices": 2},
+        "strategy",
+        "deepspeed is not installed",
+        "ddp",
+        True,
+    ),
+    (MAC, None, {"strategy": "ddp"}, "strategy", "Apple GPUs work alone", "auto", True),
+    (
+        with_facts(LAPTOP, platform="Windows-11"),
+        None,
+        {"strategy": "ddp_fork"},
+        "strategy",
+        "cannot fork",
+        "ddp_spawn",
+        True,
+    ),
+    (
+        with_facts(NODE, notebook=True),
+        None,
+        {"strategy": "ddp"},
+        "strategy",
+        "notebook",
+        "ddp_notebook",
+        True,
+    ),
+    (LAPTOP, None, {"precision": "16-mixed"}, "precision", "no fp16 autocast", "bf16-mixed", False),
+    (MAC, None, {"precision": "64-true"}, "precision", "no 64-bit", "32-true", False),
+    (
+        NODE,
+        None,
+        {"precision": "64-true", "strategy": "fsdp"},
+        "precision",
+        "no 64-bit mode",
+        "32-true",
+        True,
+    ),
+    (
+        with_facts(NODE, gpus=(V100,)),
+        None,
+        {"precision": "bf16-mixed"},
+        "precision",
+        "bfloat16",
+        "32-true",
+        False,
+    ),
+    (with_facts(LAPTOP, compiler=None), None, {"compile": True}, "compile", "a C++ compiler", False, False),
+    (with_facts(NODE, packages={}), None, {"compile": True}, "compile", "triton", False, False),
+    (LAPTOP, MANUAL, {"gradient_clip_val": 1.0}, "gradient_clip_val", "manual", None, False),
+    (LAPTOP, MANUAL, {"accum_steps": 2}, "accum_steps", "manual", 1, False),
+    (
+        LAPTOP,
+        ModuleTraits(train_samples=64),
+        {"limit_train_batches": 0.1},
+        "limit_train_batches",
+        "no batch at all",
+        1,
+        True,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(logged_metrics=("train_loss", "val_loss")),
+        {"checkpoint_monitor_metric": "ssim"},
+        "checkpoint_monitor_metric",
+        "never logs it",
+        "val_loss",
+        False,
+    ),
+    (
+        LAPTOP,
+        BLIND,
+        {"checkpoint_monitor_metric": "val_ssim"},
+        "checkpoint_monitor_metric",
+        "no validation data",
+        "train_loss",
+        False,
+    ),
+    (LAPTOP, None, {"logger_backend": "tensorboard"}, "logger_backend", "not installed", "csv", False),
+    (LAPTOP, None, {"logger_backend": "mlflow"}, "logger_backend", "not installed", "csv", False),
+    (LAPTOP, None, {"logger_backend": "wandb"}, "logger_backend", "not installed", "csv", False),
+]
+
+
+@pytest.mark.parametrize(("facts", "traits", "asked", "field", "words", "nearest", "refused"), PROBLEMS)
+def test_what_cannot_be_is_a_problem_with_a_remedy(
+    facts: MachineFacts,
+    traits: ModuleTraits | None,
+    asked: Mapping[str, object],
+    field: str,
+    words: str,
+    nearest: object,
+    refused: bool,
+) -> None:
+    plan = plan_for(facts, traits, **asked)
+    problem = only_problem(plan)
+    assert problem.field == field
+    assert words in problem.what
+    assert problem.expected
+    assert problem.fix
+    assert problem.refused_by_trainer == refused
+    assert not plan.effective[field].changed
+
+
+@pytest.mark.parametrize(("facts", "traits", "asked", "field", "words", "nearest", "refused"), PROBLEMS)
+def test_what_cannot_be_is_adapted_to_the_nearest_if_so_wished(
+    facts: MachineFacts,
+    traits: ModuleTraits | None,
+    asked: Mapping[str, object],
+    field: str,
+    words: str,
+    nearest: object,
+    refused: bool,
+) -> None:
+    plan = plan_for(facts, traits, **asked, on_unsupported="adapt")
+    if nearest is NOTHING:
+        assert only_problem(plan).field == field
+        return
+    assert plan.problems == ()
+    assert plan.effective[field].value == nearest
+    assert any(notice.field == field and notice.kind == "adapted" for notice in plan.notices)
+
+
+@pytest.mark.parametrize(
+    ("facts", "asked"),
+    [
+        (NODE, {"strategy": "fsdp", "devices": 2}),
+        (NODE, {"strategy": "deepspeed_stage_3", "devices": 2}),
+        (NODE, {"precision": "16-mixed", "compile": True, "pin_memory": True}),
+        (NODE, {"precision": "bf16-true", "devices": [1, 3]}),
+        (MAC, {"precision": "bf16-mixed", "compile": True}),
+        (LAPTOP, {"precision": "64-true", "compile": True, "num_workers": 4, "persistent_workers": True}),
+        (LAPTOP, {"devices": 2, "strategy": "ddp_spawn"}),
+        (with_facts(NODE, launcher=TORCHRUN), {"devices": 4}),
+        (with_facts(LAPTOP, launcher=slurm("2")), {"devices": 2}),
+        (with_facts(LAPTOP, launcher=slurm("1", ntasks="1")), {}),
+        (with_facts(LAPTOP, launcher=slurm(None, ntasks="1")), {}),
+        (LAPTOP, {"early_stop_patience": None, "enable_checkpointing": False}),
+    ],
+)
+def test_what_can_be_has_no_problem(facts: MachineFacts, asked: Mapping[str, object]) -> None:
+    plan = plan_for(facts, **asked)
+    assert plan.problems == ()
+    assert plan.notices == ()
+
+
+def test_a_task_outside_srun_would_wait_for_ever() -> None:
+    launcher = slurm("2")
+    del launcher.variables["SLURM_STEP_ID"]
+    problem = only_problem(plan_for(with_facts(LAPTOP, launcher=launcher), devices=2))
+    assert "srun did not start this process" in problem.what
+    assert not problem.refused_by_trainer
+
+
+def test_a_notebook_job_without_a_step_is_refused() -> None:
+    launcher = slurm("2")
+    del launcher.variables["SLURM_NODEID"]
+    problem = only_problem(plan_for(with_facts(LAPTOP, launcher=launcher), devices=2))
+    assert "SLURM_NODEID not set" in problem.what
+
+
+def test_a_monitor_that_nothing_reads_is_no_problem() -> None:
+    traits = ModuleTraits(logged_metrics=("train_loss",))
+    asked = {"checkpoint_monitor_metric": "ssim", "early_stop_patience": None, "checkpoint_save_top_k": 0}
+    assert plan_for(traits=traits, **asked).problems == ()
+    assert plan_for(traits=traits, **asked, scheduler="ReduceLROnPlateau").problems != ()
+
+
+def test_rules_have_sentences() -> None:
+    assert all(rule.__doc__ for rule in RULES)
