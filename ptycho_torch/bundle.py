@@ -1,0 +1,122 @@
+"""`model.ckpt`: a trained network that explains itself and loads without running code.
+
+The file is a Lightning checkpoint (so `load_from_checkpoint` takes it) that holds only tensors and plain
+data, plus what made it: science configs, execution settings, and the scan it was trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import ScienceConfig
+
+if TYPE_CHECKING:
+    from ptycho_torch.model import PtychoPINN_Lightning
+
+BUNDLE_NAME = "model.ckpt"
+BUNDLE_KEY = "ptycho_torch"
+FORMAT = 1
+
+
+def save_bundle(
+    path: str | Path, module: PtychoPINN_Lightning, science: ScienceConfig, about: Mapping[str, Any]
+) -> Path:
+    """Write a trained module atomically.
+
+    Args:
+        path: where the file goes; it bears its name only when it is complete.
+        module: the module whose state is written.
+        science: the configs it was trained under.
+        about: plain JSON data that says what made it.
+    """
+    import lightning
+    import torch
+
+    bundle = {
+        "pytorch-lightning_version": lightning.__version__,
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()},
+        "hyper_parameters": dict(module.hparams),
+        "epoch": 0,
+        "global_step": 0,
+        BUNDLE_KEY: {"format": FORMAT, "science": science.model_dump(mode="json"), "about": dict(about)},
+    }
+    final = Path(path)
+    part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        torch.save(bundle, part)
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+    return final
+
+
+def find_bundle(path: str | Path) -> Path:
+    """Return the model file that a path means: the file itself, or `model.ckpt` in a run directory.
+
+    Raises:
+        DataError: there is none.
+    """
+    given = Path(path)
+    file = given / BUNDLE_NAME if given.is_dir() else given
+    if not file.is_file():
+        raise DataError(
+            "no trained model is here",
+            where=str(file),
+            expected=f"a run directory with {BUNDLE_NAME}, or a model file",
+            fix="name the --out directory of a finished `ptycho-torch train`",
+        )
+    return file
+
+
+def read_bundle(path: str | Path) -> dict[str, Any]:
+    """Read a model file, tensors and plain data only.
+
+    Raises:
+        DataError: the file is damaged, holds code, or was not written by this program.
+    """
+    import torch
+
+    file = find_bundle(path)
+    try:
+        bundle = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"cannot read the model: {reason}",
+            where=str(file),
+            expected="a model file that ptycho-torch train wrote",
+            fix="train again, or check that the file was copied whole",
+        ) from error
+    if not isinstance(bundle, dict) or BUNDLE_KEY not in bundle:
+        raise DataError(
+            "this checkpoint was not written by ptycho-torch",
+            where=str(file),
+            expected=f"a file with a part named {BUNDLE_KEY!r}",
+            fix=f"name the {BUNDLE_NAME} of a run directory",
+        )
+    return bundle
+
+
+def read_science(path: str | Path) -> ScienceConfig:
+    """Return the science configs a model was trained under."""
+    return ScienceConfig.model_validate(read_bundle(path)[BUNDLE_KEY]["science"])
+
+
+def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
+    """Rebuild the module of a model file, on the CPU and in evaluation mode.
+
+    Raises:
+        DataError: as `read_bundle`.
+    """
+    from ptycho_torch import model
+
+    bundle = read_bundle(path)
+    module = model.PtychoPINN_Lightning(**bundle["hyper_parameters"])
+    module.load_state_dict(bundle["state_dict"])
+    return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])

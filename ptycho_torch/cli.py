@@ -1,0 +1,311 @@
+"""`ptycho-torch`: simulate, inspect, train, infer, evaluate, demo.
+
+Every execution setting and every science field is a flag. Heavy packages are imported by the command that
+needs them, after its arguments and settings are known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptycho_exec.cli import resolve_from, table
+from ptycho_exec.errors import UserError
+from ptycho_exec.fields import field_specs, text_of
+from ptycho_exec.flags import Parser, add_settings_flags, run
+from ptycho_exec.origins import Kind, redact
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.science_flags import add_science_flags, science_given
+
+if TYPE_CHECKING:
+    from ptycho_torch.workflows.runs import Run
+
+STARTED = time.perf_counter()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ptycho-torch`; return its exit code."""
+    return run(build_parser(), argv, lambda space: space.act(space))
+
+
+def build_parser() -> Parser:
+    """Return the parser of all subcommands."""
+    parser = Parser(
+        prog="ptycho-torch", description="Physics-informed reconstruction of ptychographic scans."
+    )
+    verbs = parser.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
+    for add in (_add_simulate, _add_inspect, _add_train, _add_infer, _add_evaluate, _add_demo):
+        verb = add(verbs)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _verb(verbs: Any, act: Callable[[argparse.Namespace], int], help_text: str) -> Parser:
+    verb: Parser = verbs.add_parser(act.__name__, help=help_text, description=help_text)
+    verb.set_defaults(act=act)
+    return verb
+
+
+# --- simulate and inspect --------------------------------------------------------------------------------
+
+
+def _add_simulate_flags(verb: Parser, *, patterns: int, photons: float) -> None:
+    verb.add_argument("--n", type=int, default=64, help="side of a pattern in pixels [64]")
+    verb.add_argument("--patterns", type=int, default=patterns, help=f"scan positions [{patterns}]")
+    verb.add_argument("--photons", type=float, default=photons, help=f"per pattern [{photons:g}]")
+    verb.add_argument(
+        "--object", choices=["dead_leaves", "siemens_star", "star_and_leaves"], default="star_and_leaves"
+    )
+
+
+def _add_simulate(verbs: Any) -> Parser:
+    verb = _verb(verbs, simulate, "make a scan with a known object, Poisson noise included")
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="NPZ file to write")
+    _add_simulate_flags(verb, patterns=1000, photons=1e6)
+    verb.add_argument("--scan", choices=["raster", "fermat"], default="raster", help="path of the scan")
+    verb.add_argument("--modes", type=int, default=1, help="incoherent probe modes [1]")
+    verb.add_argument("--bad-pixels", type=int, default=0, help="detector pixels that read nonsense [0]")
+    verb.add_argument("--domain", choices=["intensity", "amplitude"], default="intensity")
+    verb.add_argument("--seed", type=int, default=0, help="seed of object, jitter and noise [0]")
+    return verb
+
+
+def simulate(space: argparse.Namespace) -> int:
+    """Write a simulated scan."""
+    from ptycho_torch.simulate import save, simulate_scan
+
+    if space.out.exists():
+        raise UserError(f"{space.out} exists already", expected="a new file", fix="choose another name")
+    scan = simulate_scan(
+        n=space.n,
+        patterns=space.patterns,
+        photons=space.photons,
+        object_kind=space.object,
+        scan_kind=space.scan,
+        modes=space.modes,
+        bad_pixels=space.bad_pixels,
+        seed=space.seed,
+    )
+    path = save(scan, space.out, domain=space.domain)
+    height, width = scan.canvas_shape
+    print(
+        f"wrote {path}: {len(scan)} patterns of {space.n} x {space.n} ({space.domain}), "
+        f"object {height} x {width}"
+    )
+    return 0
+
+
+def _add_inspect(verbs: Any) -> Parser:
+    verb = _verb(verbs, inspect, "tell what a scan file holds, and how that was found out")
+    verb.add_argument("file", type=Path, metavar="FILE", help="NPZ, HDF5 or CXI file")
+    verb.add_argument("--json", action="store_true", help="print stable JSON")
+    add_science_flags(verb, DataConfig)
+    return verb
+
+
+def inspect(space: argparse.Namespace) -> int:
+    """Print a scan's detection report."""
+    from ptycho_torch.data.read import read_scan
+
+    scan = read_scan(space.file, DataConfig(**science_given(space)))
+    if space.json:
+        print(json.dumps(scan.report, indent=2))
+        return 0
+    rows = [(name, _plain_text(value)) for name, value in scan.report.items() if name != "warnings"]
+    print("\n".join(table(rows)))
+    for warning in scan.report.get("warnings", ()):
+        print(f"warning: {warning}")
+    return 0
+
+
+def _plain_text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return " x ".join(_plain_text(item) for item in value)
+    return text_of(value)
+
+
+# --- train, infer, evaluate ------------------------------------------------------------------------------
+
+
+def _add_train(verbs: Any) -> Parser:
+    verb = _verb(verbs, train, "train the network on a scan")
+    verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to learn from")
+    verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="new directory for the run")
+    verb.add_argument("--test", type=Path, metavar="SCAN", help="another scan, for validation")
+    verb.add_argument("--resume", type=Path, metavar="RUN", help="continue from this run's last checkpoint")
+    add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig)
+    add_settings_flags(verb)
+    return verb
+
+
+def train(space: argparse.Namespace) -> int:
+    """Train, and leave a run directory."""
+    from ptycho_torch.factory import TRAINING_DEFAULTS, create_training_payload
+
+    settings = ExecutionSettings.from_resolution(resolve_from(space, dict(TRAINING_DEFAULTS)))
+    overrides = science_given(space) | ({"test_data_file": space.test} if space.test else {})
+    payload = create_training_payload(space.scan, space.out, overrides, settings)
+    _print_settings(settings)
+    from ptycho_torch.workflows import runs
+
+    finished = runs.train(payload, resume=space.resume, say=print)
+    _print_training(finished)
+    return 0
+
+
+def _add_infer(verbs: Any) -> Parser:
+    verb = _verb(verbs, infer, "reconstruct a scan with a trained network")
+    verb.add_argument("run", type=Path, metavar="RUN", help="run directory or model file of a training")
+    verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to reconstruct")
+    verb.add_argument("--out", type=Path, required=True, metavar="OUT", help="new directory for the result")
+    add_science_flags(verb, DataConfig, InferenceConfig)
+    add_settings_flags(verb)
+    return verb
+
+
+def infer(space: argparse.Namespace) -> int:
+    """Reconstruct, and leave an output directory."""
+    from ptycho_torch.factory import INFERENCE_DEFAULTS, create_inference_payload
+
+    settings = ExecutionSettings.from_resolution(resolve_from(space, dict(INFERENCE_DEFAULTS)))
+    payload = create_inference_payload(space.run, space.scan, space.out, science_given(space), settings)
+    _print_settings(settings)
+    from ptycho_torch.workflows import runs
+
+    finished = runs.infer(payload, say=print)
+    _print_scores(finished.folder, payload.test_data_file)
+    _print_end(finished)
+    return 0
+
+
+def _add_evaluate(verbs: Any) -> Parser:
+    verb = _verb(verbs, evaluate, "compare a reconstruction with a known object")
+    verb.add_argument("out", type=Path, metavar="OUT", help="output directory of `ptycho-torch infer`")
+    verb.add_argument("--truth", type=Path, required=True, metavar="SCAN", help="scan with the true object")
+    return verb
+
+
+def evaluate(space: argparse.Namespace) -> int:
+    """Write metrics.json and print it as a table."""
+    from ptycho_torch.workflows.runs import score
+
+    result, written = score(space.out, space.truth)
+    _print_metrics(result.to_json())
+    _print_written(written)
+    return 0
+
+
+def _print_scores(folder: Path, scan: Path) -> None:
+    """Score at once where the scan knows its object; a measured scan has none, which is no error."""
+    from ptycho_torch.workflows.runs import knows_object, score
+
+    if knows_object(scan):
+        result, _ = score(folder, scan)
+        _print_metrics(result.to_json())
+
+
+# --- demo ------------------------------------------------------------------------------------------------
+
+
+def _add_demo(verbs: Any) -> Parser:
+    verb = _verb(verbs, demo, "simulate, train, infer and evaluate, with pictures")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="new directory [demo_run, demo_run_2, ...]")
+    _add_simulate_flags(verb, patterns=1000, photons=1e6)
+    add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig, but=("N",))
+    add_settings_flags(verb)
+    return verb
+
+
+def demo(space: argparse.Namespace) -> int:
+    """Do everything once on a simulated scan, with the commands a user would type."""
+    folder: Path = space.out or _free_name("demo_run")
+    scan, trained, out = folder / "scan.npz", folder / "train", folder / "infer"
+    flags = _typed(space)
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} exists and is not empty", expected="a new directory", fix="choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    made = ["--n", str(space.n), "--patterns", str(space.patterns), "--photons", str(space.photons)]
+    steps = [
+        ["simulate", "--out", str(scan), *made, "--object", space.object],
+        ["train", str(scan), "--out", str(trained), *flags],
+        ["infer", str(trained), str(scan), "--out", str(out)],
+    ]
+    for step in steps:
+        print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
+        code = main(step)
+        if code:
+            return code
+    print(f"\nlook at {out / 'comparison.png'} and {out / 'report.html'}")
+    return 0
+
+
+def _free_name(base: str) -> Path:
+    names = (Path(base if number == 1 else f"{base}_{number}") for number in range(1, 10_000))
+    return next(path for path in names if not path.exists())
+
+
+def _typed(space: argparse.Namespace) -> list[str]:
+    """Return the science and settings flags of a command line, to be handed on."""
+    from ptycho_exec.flags import flags_given
+
+    words = [f"{field_specs()[name].flag}={text}" for name, text in flags_given(space).items()]
+    words += [
+        f"--{name.replace('_', '-')}={value}" for name, value in science_given(space, text=True).items()
+    ]
+    words += [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(space, name))]
+    return words
+
+
+# --- what is printed -------------------------------------------------------------------------------------
+
+
+def _print_settings(settings: ExecutionSettings) -> None:
+    """Print each setting that is not its default, and where it came from."""
+    rows = [
+        (name, text_of(redact(getattr(settings, name))), settings.origins[name].describe())
+        for name in field_specs()
+        if settings.origins[name].kind is not Kind.DEFAULT
+    ]
+    if rows:
+        print("settings that are not the default:")
+        print("\n".join(f"  {line}" for line in table(rows)))
+    sys.stdout.flush()
+
+
+def _print_training(finished: Run) -> None:
+    trained = finished.results["history"]
+    for name in ("train_loss", "val_loss"):
+        if trained.get(name):
+            print(f"{name}: {trained[name][0]:.4g} -> {trained[name][-1]:.4g} in {len(trained[name])} epochs")
+    _print_end(finished)
+
+
+def _print_metrics(scores: Mapping[str, Any]) -> None:
+    rows = [(name, f"{value:.4g}") for name, value in scores.items() if isinstance(value, float)]
+    print("\n".join(f"  {line}" for line in table(rows)))
+
+
+def _print_end(finished: Run) -> None:
+    for notice in finished.notices:
+        print(f"note: {notice}")
+    _print_written([finished.folder / "manifest.json", *finished.written])
+    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in finished.seconds.items())
+    print(f"time: {time.perf_counter() - STARTED:.1f} s since start ({phases})")
+
+
+def _print_written(paths: Sequence[Path]) -> None:
+    folder = paths[0].parent
+    names = ", ".join(str(path.relative_to(folder)) for path in paths)
+    print(f"wrote {folder}: {names}")

@@ -1,0 +1,300 @@
+"""From a call's arguments to complete configs: science apart from execution, every override accounted for.
+
+`overrides` may hold names of both kinds; each goes to the config that owns it, an unknown one is an error.
+What took effect is listed in `overrides_applied`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ptycho_exec.errors import DataError, Finding, SettingsError
+from ptycho_exec.fields import field_specs, text_of
+from ptycho_exec.names import unknown_name
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources import Factory
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+
+TRAINING_DEFAULTS: Mapping[str, Factory] = {
+    "scheduler": Factory("WarmupCosine", "a PINN started at full rate can settle on a flat object"),
+    "gradient_clip_val": Factory(1.0, "early gradients are large while the object is flat"),
+}
+"""Execution values that training chooses where nobody did."""
+
+INFERENCE_DEFAULTS: Mapping[str, Factory] = {
+    "inference_batch_size": Factory(64, "large enough to be fast, small enough for any memory"),
+}
+"""Execution values that inference chooses where nobody did."""
+
+ALIASES = {
+    "nepochs": "epochs",
+    "max_epochs": "epochs",
+    "K": "neighbor_count",
+    "n_images": "n_patterns",
+    "n_subsample": "n_patterns",
+    "n_filters_scale": "n_filters",
+}
+"""Names of the project that this one takes over from, with ours."""
+
+PROBE_NAMES = ("probeGuess", "probe")
+
+_SECTIONS: Mapping[str, type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "inference": InferenceConfig,
+}
+
+
+@dataclass(frozen=True)
+class TrainingPayload:
+    """All that a training run needs, complete and validated before any data is read."""
+
+    train_data_file: Path
+    test_data_file: Path | None
+    output_dir: Path
+    science: ScienceConfig
+    settings: ExecutionSettings
+    overrides_applied: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def execution_config(self) -> ExecutionSettings:
+        """The settings, under the name that code of the earlier project reads."""
+        return self.settings
+
+
+@dataclass(frozen=True)
+class InferencePayload:
+    """All that an inference run needs, complete and validated before any data is read."""
+
+    model_path: Path
+    test_data_file: Path
+    output_dir: Path
+    science: ScienceConfig
+    settings: ExecutionSettings
+    overrides_applied: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def execution_config(self) -> ExecutionSettings:
+        """The settings, under the name that code of the earlier project reads."""
+        return self.settings
+
+
+def create_training_payload(
+    train_data_file: str | Path,
+    output_dir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    execution_config: object = None,
+    *,
+    science: ScienceConfig | None = None,
+) -> TrainingPayload:
+    """Resolve and validate everything for a training run; `overrides` may name a `test_data_file`.
+
+    Raises:
+        SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
+        DataError: a data file that is not there, or whose probe does not match `N`.
+    """
+    given = dict(overrides or {})
+    test = given.pop("test_data_file", None)
+    science, execution = split_overrides(given, science or ScienceConfig())
+    settings = execution_settings(execution_config, execution, TRAINING_DEFAULTS)
+    train = _existing(train_data_file, "training scan")
+    science = with_size(science, train)
+    applied = _applied(given, science, settings)
+    if test is not None:
+        applied["test_data_file"] = str(test)
+    test_file = None if test is None else _existing(test, "test scan")
+    return TrainingPayload(train, test_file, Path(output_dir), science, settings, applied)
+
+
+def create_inference_payload(
+    model_path: str | Path,
+    test_data_file: str | Path,
+    output_dir: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    execution_config: object = None,
+) -> InferencePayload:
+    """Resolve and validate everything for an inference run; the science comes from the trained model.
+
+    Raises:
+        SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
+        DataError: a model or scan that is not there or cannot be read.
+    """
+    from ptycho_torch.bundle import find_bundle, read_science
+
+    given = dict(overrides or {})
+    model = find_bundle(model_path)
+    science, execution = split_overrides(given, read_science(model))
+    settings = execution_settings(execution_config, execution, INFERENCE_DEFAULTS)
+    scan = _existing(test_data_file, "scan")
+    return InferencePayload(
+        model, scan, Path(output_dir), science, settings, _applied(given, science, settings)
+    )
+
+
+def infer_probe_size(data_file: str | Path) -> int:
+    """Return N, the side of the probe (and so of a pattern) in pixels, without reading the patterns.
+
+    Raises:
+        DataError: the file cannot be read or holds no probe.
+    """
+    from ptycho_torch.data.archive import open_archive
+
+    with closing(open_archive(Path(data_file))) as archive:
+        name = next((name for name in PROBE_NAMES if name in archive), None)
+        if name is None:
+            raise DataError(
+                "there is no probe in this file",
+                where=str(data_file),
+                expected=f"one of {', '.join(PROBE_NAMES)}",
+                fix="give N, or a file with a probe",
+            )
+        shape = archive.member(name).shape
+    return max(shape, key=shape.count)  # modes and a trailing axis of one come once, N twice
+
+
+def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
+    """Fill in N from the probe where the config leaves it open (for a directory, when it is read)."""
+    if science.data.N is not None or data_file.is_dir():
+        return science
+    data = science.data.model_copy(update={"N": infer_probe_size(data_file)})
+    return science.model_copy(update={"data": data})
+
+
+# --- configs out of what a caller has ---------------------------------------------------------------------
+
+
+def split_overrides(
+    overrides: Mapping[str, Any], science: ScienceConfig
+) -> tuple[ScienceConfig, dict[str, Any]]:
+    """Put each override into the config that owns its name.
+
+    Returns:
+        the science configs with their overrides, and the overrides of the execution settings.
+
+    Raises:
+        SettingsError: one finding per unknown name or bad value.
+    """
+    execution = {name: value for name, value in overrides.items() if name in field_specs()}
+    owners = {name: section for section, config in _SECTIONS.items() for name in config.model_fields}
+    changes: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
+    findings: list[Finding] = []
+    for name, value in overrides.items():
+        own = ALIASES.get(name, name)
+        if own in owners:
+            changes[owners[own]][own] = value
+        elif name not in execution:
+            findings.append(unknown_name(name, (*owners, *field_specs()), where="overrides", noun="override"))
+    updated = {}
+    for section, values in changes.items():
+        updated[section] = _revised(getattr(science, section), values, findings)
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return science.model_copy(update=updated), execution
+
+
+def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -> Any:
+    """Validate a config with changes; what is wrong goes to `findings`."""
+    if not changes:
+        return config
+    try:
+        return type(config)(**{**dict(config), **changes})
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            name = str(item["loc"][0])
+            info = type(config).model_fields[name]
+            findings.append(
+                Finding(
+                    f"{name} = {text_of(changes.get(name))} is not allowed",
+                    where=f"{type(config).__name__}.{name}",
+                    expected=item["msg"].removeprefix("Input should be "),
+                    fix=f"{info.description} [{text_of(info.default)}]",
+                )
+            )
+        return config
+
+
+def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
+    """Read the science out of whatever config a caller has.
+
+    Takes a ScienceConfig, a mapping, or an object with attributes (with parts `data`, `model`, `training`,
+    `inference`, as earlier callers pass it). Execution values that such an object carries, a `batch_size`
+    say, count as factory defaults: anything set in the execution settings wins over them.
+
+    Raises:
+        SettingsError: unknown names in a mapping, or bad values.
+    """
+    if config is None:
+        return ScienceConfig(), {}
+    if isinstance(config, ScienceConfig):
+        return config, {}
+    found = dict(config) if isinstance(config, Mapping) else _attributes(config)
+    science, execution = split_overrides(found, ScienceConfig())
+    return science, {name: Factory(value, "from the config") for name, value in execution.items()}
+
+
+def _attributes(config: object) -> dict[str, Any]:
+    names = {name for section in _SECTIONS.values() for name in section.model_fields}
+    names |= set(ALIASES) | set(field_specs())
+    found: dict[str, Any] = {}
+    for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
+        for name in names:
+            value = getattr(part, name, None)
+            if isinstance(value, (bool, int, float, str, tuple, list)):
+                found[name] = value
+    return found
+
+
+def execution_settings(
+    execution_config: object, overrides: Mapping[str, Any], factory_defaults: Mapping[str, Any]
+) -> ExecutionSettings:
+    """Return complete settings: `overrides` over `execution_config` over what a workflow derives.
+
+    None resolves environment, files and profile; a mapping of values does too, under those values.
+
+    Raises:
+        SettingsError: unknown names or bad values.
+    """
+    if execution_config is None:
+        return ExecutionSettings(overrides=overrides, factory_defaults=factory_defaults)
+    if isinstance(execution_config, Mapping):
+        both = {**execution_config, **overrides}
+        return ExecutionSettings(overrides=both, factory_defaults=factory_defaults)
+    if isinstance(execution_config, ExecutionSettings):
+        settings = execution_config.with_factory_defaults(**factory_defaults)
+        return settings.with_overrides(**overrides) if overrides else settings
+    known = {
+        name: getattr(execution_config, name) for name in field_specs() if hasattr(execution_config, name)
+    }
+    return execution_settings(
+        ExecutionSettings.from_values(known, place=type(execution_config).__name__),
+        overrides,
+        factory_defaults,
+    )
+
+
+def _existing(path: str | Path, what: str) -> Path:
+    found = Path(path)
+    if not found.exists():
+        raise DataError(
+            f"{what} not found", where=str(found), expected="an existing file", fix="correct the path"
+        )
+    return found
+
+
+def _applied(
+    overrides: Mapping[str, Any], science: ScienceConfig, settings: ExecutionSettings
+) -> dict[str, Any]:
+    """Return the value that each override, and each derived value, has in the finished configs."""
+    applied = {name: getattr(settings, name) for name in overrides if name in field_specs()}
+    for section in _SECTIONS:
+        config = getattr(science, section)
+        own = {ALIASES.get(name, name) for name in overrides} | {"N"}
+        applied |= {name: getattr(config, name) for name in type(config).model_fields if name in own}
+    return applied

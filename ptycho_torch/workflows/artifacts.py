@@ -1,0 +1,77 @@
+"""What a run leaves in its directory besides the manifest: reconstruction, pictures, report."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_exec.record import file_sha256, write_atomically
+from ptycho_torch import plots
+from ptycho_torch.data.scan import ScanData
+
+RECONSTRUCTION = "reconstruction.npz"
+
+
+def write_reconstruction(
+    folder: Path, obj: NDArray[np.complex64], coverage: NDArray[np.float32], scan: ScanData
+) -> list[Path]:
+    """Write `reconstruction.npz` and the pictures of amplitude and phase.
+
+    Args:
+        folder: an existing directory.
+        obj: complex64 (H, W).
+        coverage: float32 (H, W), summed patch weights; 0 is uncovered.
+        scan: what was reconstructed, for the pixel size.
+    """
+    arrays: dict[str, Any] = {"object": obj.astype(np.complex64), "coverage": coverage.astype(np.float32)}
+    if scan.pixel_size_m:
+        arrays["pixel_size_m"] = np.float64(scan.pixel_size_m)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    target = folder / RECONSTRUCTION
+    write_atomically(target, buffer.getvalue())
+    return [
+        target,
+        plots.save_amplitude(
+            obj, folder / "amplitude.png", coverage=coverage, pixel_size_m=scan.pixel_size_m
+        ),
+        plots.save_phase(obj, folder / "phase.png", coverage=coverage, pixel_size_m=scan.pixel_size_m),
+    ]
+
+
+def read_reconstruction(folder: str | Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a `reconstruction.npz`, given its path or its directory.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    given = Path(folder)
+    file = given / RECONSTRUCTION if given.is_dir() else given
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            "there is no reconstruction to read",
+            where=str(file),
+            expected=f"an output directory of `ptycho-torch infer` with {RECONSTRUCTION}",
+            fix="run `ptycho-torch infer` first",
+        ) from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> Path:
+    """Write JSON atomically; what JSON does not know becomes text."""
+    write_atomically(path, json.dumps(data, indent=2, default=str) + "\n")
+    return path
+
+
+def output_hashes(folder: Path, names: list[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each written file, by its path within the run directory."""
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(names)}

@@ -1,0 +1,574 @@
+"""The order of events. Train: configs, seeds, data, network, Trainer. Infer: configs, seeds, data, stitch.
+
+Settings and science configs are complete before anything else happens; nothing global is mutated beyond
+the run; what took effect is in the `applied` block of every result. Missing data, a failed stitch or a
+network that did not learn are errors, never a made-up result.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Subset
+
+from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.facade import (
+    build_trainer,
+    inference_loader_kwargs,
+    process_flags,
+    requested_and_effective,
+    seed_run,
+    train_loader_kwargs,
+)
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_torch import model
+from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
+from ptycho_torch.data.assemble import fit_canvas
+from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
+from ptycho_torch.data.grouping import group_neighbors, inference_groups
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import (
+    INFERENCE_DEFAULTS,
+    TRAINING_DEFAULTS,
+    execution_settings,
+    science_of,
+    split_overrides,
+)
+from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
+
+Samples = PtychoDataset | Subset[Batch]
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+
+
+@dataclass
+class Clock:
+    """Seconds that each phase of a run took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+# --- train ---------------------------------------------------------------------------------------------
+
+
+def _train_with_lightning(
+    train_container: Any,
+    test_container: Any,
+    config: Any,
+    execution_config: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    resume_from: str | Path | None = None,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Train the network on a container and return what came of it.
+
+    Args:
+        train_container: a ScanData, a dict with `X` (see `PtychoDataset`), or an object with such attributes.
+        test_container: the same for validation, or None.
+        config: science configs; see `ptycho_torch.factory.science_of`.
+        execution_config: settings; see `ptycho_torch.factory.execution_settings`.
+        overrides: values of either kind that win over both.
+        run_dir: where checkpoints and logs go; None writes nothing.
+        resume_from: a checkpoint to continue from.
+        clock: takes the seconds of each phase.
+
+    Returns:
+        `history` (metric -> value per epoch), `models` (`lightning_module`, `trainer`), the containers,
+        `science`, `settings`, `plan`, `drift`, and `applied`: what took effect.
+
+    Raises:
+        SettingsError: settings that cannot be honored. DataError: data that cannot be used.
+        UserError: the training went wrong (NaN, collapse, plateau).
+    """
+    clock = clock or Clock()
+    science, settings, applied = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
+    validates = test_container is not None or science.training.val_fraction > 0
+    plan = plan_for(settings, validates=validates)
+    plan.raise_if_blocked(include_trainer_refusals=False)
+    with process_flags(plan.settings):
+        seed_run(plan.settings)
+        with clock.phase("prepare"):
+            train_set, test_set = _datasets(train_container, test_container, science, settings.seed)
+            loaders = _loaders(train_set, test_set, settings, plan)
+            module = _build_module(train_container, train_set, science, plan.settings)
+        history = History()
+        trainer = build_trainer(
+            settings,
+            max_epochs=science.training.epochs,
+            run_dir=run_dir,
+            plan=plan,
+            extra_callbacks=(history,),
+        )
+        drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=run_dir is not None)
+        with clock.phase("fit"):
+            trainer.fit(
+                module,
+                train_dataloaders=loaders["train"],
+                val_dataloaders=loaders.get("validation"),
+                ckpt_path=None if resume_from is None else str(resume_from),
+            )
+    return {
+        "history": history.values,
+        "train_container": train_container,
+        "test_container": test_container,
+        "models": {"lightning_module": module, "trainer": trainer},
+        "science": science,
+        "settings": settings,
+        "plan": plan,
+        "drift": _latest_drift(trainer, drift),
+        "applied": {**applied, **_effective(plan)},
+    }
+
+
+def _configs(
+    config: Any, execution_config: Any, overrides: Mapping[str, Any] | None, defaults: Mapping[str, Any]
+) -> tuple[ScienceConfig, ExecutionSettings, dict[str, Any]]:
+    """Return complete configs, and what the overrides came to."""
+    science, carried = science_of(config)
+    science, execution = split_overrides(overrides or {}, science)
+    settings = execution_settings(execution_config, execution, {**defaults, **carried})
+    return science, settings, dict(overrides or {})
+
+
+def plan_for(settings: ExecutionSettings, *, validates: bool) -> Plan:
+    """Return the plan for this machine and for what our module logs."""
+    logged = ("train_loss", "val_loss") if validates else ("train_loss",)
+    traits = ModuleTraits(logged_metrics=logged, has_validation=validates)
+    return resolve_plan(settings, MachineFacts.probe(), traits)
+
+
+def _effective(plan: Plan) -> dict[str, Any]:
+    return {name: row.value for name, row in plan.effective.items()}
+
+
+def _datasets(train: Any, test: Any, science: ScienceConfig, seed: int) -> tuple[Samples, Samples | None]:
+    """Return training and validation samples; without a test scan `val_fraction` is held back."""
+    whole = dataset_of(train, science.data, seed)
+    if test is not None:
+        return whole, dataset_of(test, science.data, seed)
+    held = round(science.training.val_fraction * len(whole))
+    if not held:
+        return whole, None
+    order = np.random.default_rng([seed, 1]).permutation(len(whole))
+    kept, out = (np.sort(part).tolist() for part in (order[held:], order[:held]))
+    return Subset(whole, kept), Subset(whole, out)
+
+
+def dataset_of(container: Any, data: DataConfig, seed: int) -> PtychoDataset:
+    """Return the samples of a scan, grouped as the config says, or the rows of a plain container."""
+    if isinstance(container, PtychoDataset):
+        return container
+    if not isinstance(container, ScanData):
+        return PtychoDataset(_as_mapping(container))
+    groups = group_neighbors(
+        container.positions_px,
+        gridsize=data.gridsize,
+        neighbor_count=data.neighbor_count,
+        n_groups=data.n_groups,
+        seed=seed,
+        method=data.grouping,
+        min_distance_px=data.min_neighbor_distance_px,
+        max_distance_px=data.max_neighbor_distance_px,
+    )
+    return PtychoDataset(container, groups)
+
+
+_CONTAINER_KEYS = ("X", "Y", "coords_relative", "coords_nominal", "probe", "probeGuess", "good_pixels")
+
+
+def _as_mapping(container: Any) -> Mapping[str, Any]:
+    if isinstance(container, Mapping):
+        return container
+    found = {name: getattr(container, name) for name in _CONTAINER_KEYS if hasattr(container, name)}
+    if not found:
+        raise DataError(
+            f"cannot read data from a {type(container).__name__}",
+            expected="a scan, or a container with X",
+            fix="pass what ptycho_torch.data.read_scan returns, or a dict with X",
+        )
+    return found
+
+
+def _loaders(
+    train: Samples,
+    test: Samples | None,
+    settings: ExecutionSettings,
+    plan: Plan,
+) -> dict[str, DataLoader[Batch]]:
+    kwargs = train_loader_kwargs(settings, plan)
+    order = EpochShuffle(len(train), settings.seed)
+    loaders: dict[str, DataLoader[Batch]] = {
+        "train": DataLoader(train, sampler=order, collate_fn=collate, **kwargs)
+    }
+    if test is not None:
+        loaders["validation"] = DataLoader(test, shuffle=False, collate_fn=collate, **kwargs)
+    return loaders
+
+
+def _build_module(
+    container: Any, dataset: Samples, science: ScienceConfig, settings: ExecutionSettings
+) -> Any:
+    """Build the module through its module, so that it can be substituted; pass what its signature takes."""
+    probe, good_pixels = _optics(container)
+    sample = _spread_sample(dataset)
+    arguments = {
+        "model_config": science.model,
+        "data_config": science.data.model_copy(update={"N": int(sample.shape[-1])}),
+        "training_config": science.training,
+        "inference_config": science.inference,
+        "execution_config": settings,
+        "probe": probe,
+        "good_pixels": good_pixels,
+        "intensity_scale": None
+        if probe is None
+        else model.estimate_intensity_scale(sample, probe, good_pixels),
+    }
+    return _call_with_known(model.PtychoPINN_Lightning, arguments)
+
+
+def _call_with_known(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    parameters = inspect.signature(build).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return build(**arguments)
+    return build(**{name: value for name, value in arguments.items() if name in parameters})
+
+
+def _optics(container: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return probe (P, N, N) and good pixels (N, N), None where the container has none."""
+    if isinstance(container, ScanData):
+        if container.probe is None:
+            raise DataError(
+                "this scan has no probe",
+                where=str(container.source or "the scan"),
+                expected="a probe: complex (N, N) or (P, N, N)",
+                fix="add probeGuess to the file",
+            )
+        return torch.from_numpy(container.probe), torch.from_numpy(container.good_pixels)
+    if isinstance(container, PtychoDataset):
+        return None, None
+    found = _as_mapping(container)
+    probe = next((found[key] for key in ("probe", "probeGuess") if found.get(key) is not None), None)
+    good = found.get("good_pixels")
+    return (
+        None if probe is None else torch.as_tensor(np.asarray(probe), dtype=torch.complex64),
+        None if good is None else torch.as_tensor(np.asarray(good), dtype=torch.bool),
+    )
+
+
+def _spread_sample(dataset: Samples, most: int = 256) -> torch.Tensor:
+    """Return the measured amplitude of samples spread over the scan, (B, C, N, N)."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, num=min(len(dataset), most)).astype(int))
+    return collate(dataset.__getitems__(rows.tolist()))["amplitude"]
+
+
+class History(Callback):
+    """Keeps the epoch's value of every logged metric: name -> list over epochs."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        del pl_module
+        for name, value in trainer.callback_metrics.items():
+            self.values.setdefault(name, []).append(float(value))
+
+
+def _latest_drift(trainer: Any, before: Any) -> Any:
+    """Return the report made inside fit, which saw more; the one made before fit where there is none."""
+    callbacks: Sequence[Any] = getattr(trainer, "callbacks", None) or ()
+    for callback in callbacks:
+        report = getattr(callback, "report", None)
+        if report is not None and getattr(report, "rows", None):
+            return report
+    return before
+
+
+# --- infer ---------------------------------------------------------------------------------------------
+
+
+def run_inference_with_lightning(
+    model_or_bundle: Any,
+    data: Any,
+    config: Any = None,
+    execution_config: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
+    """Predict every patch of a scan and stitch them on its object's canvas.
+
+    Args:
+        model_or_bundle: a trained module, a model file or run directory, or a training result.
+        data: a scan, the path of one, or a plain container with `X` and `coords_nominal`.
+        config: science configs; None takes those of the trained model.
+        execution_config: settings; see `ptycho_torch.factory.execution_settings`.
+        overrides: values of either kind that win over both.
+        clock: takes the seconds of each phase.
+
+    Returns:
+        `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `notices`, `scan`,
+        `science`, `settings`, `plan`, `drift`, and `applied`: what took effect.
+
+    Raises:
+        SettingsError, DataError: as in training; a patch outside the canvas, or nothing to stitch.
+    """
+    clock = clock or Clock()
+    with clock.phase("load model"):
+        module, trained = _trained(model_or_bundle)
+    science, settings, applied = _configs(
+        trained if config is None else config, execution_config, overrides, INFERENCE_DEFAULTS
+    )
+    plan = plan_for(settings, validates=False)
+    plan.raise_if_blocked(include_trainer_refusals=False)
+    _refuse_spawning(plan)
+    with process_flags(plan.settings), _evaluating(module):
+        seed_run(plan.settings)
+        with clock.phase("read"):
+            scan = scan_of(data, science.data)
+            loader = _build_inference_dataloader(scan, science, settings, plan=plan)
+            stitcher = _stitcher(scan, module, science.inference, plan.settings)
+        writer = StitchWriter(stitcher)
+        trainer = build_trainer(settings, plan=plan, extra_callbacks=(writer,))
+        drift = requested_and_effective(trainer, settings, plan, loaders={"inference": loader}, writes=False)
+        with clock.phase("predict and stitch"):
+            trainer.predict(module, loader, return_predictions=False)
+            stitched = stitcher.result()
+    return {
+        **_arrays(stitched),
+        "scan": scan,
+        "science": science,
+        "settings": settings,
+        "plan": plan,
+        "drift": drift,
+        "applied": {**applied, **_effective(plan)},
+    }
+
+
+def _trained(source: Any) -> tuple[Any, ScienceConfig]:
+    from ptycho_torch.bundle import load_bundle
+
+    if isinstance(source, (str, Path)):
+        return load_bundle(source)
+    if isinstance(source, Mapping):
+        return source["models"]["lightning_module"], source["science"]
+    return source, getattr(source, "science", None) or ScienceConfig()
+
+
+def _refuse_spawning(plan: Plan) -> None:
+    strategy, devices = plan.settings.strategy, plan.settings.devices
+    if strategy in SPAWNING and devices not in (1, (0,)):
+        raise SettingsError(
+            f"inference cannot run under strategy={strategy} on several devices",
+            where=plan.settings.origins["strategy"].describe(),
+            expected="ddp, whose processes can add up their parts of the object",
+            fix="set strategy=ddp, or devices=1",
+        )
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Leave the module in the mode it came in."""
+    training = bool(getattr(module, "training", False))
+    try:
+        yield
+    finally:
+        if training and hasattr(module, "train"):
+            module.train()
+
+
+def _build_inference_dataloader(
+    container: Any, config: Any, execution_config: Any = None, *, plan: Plan | None = None
+) -> DataLoader[Batch]:
+    """Return the loader of all patterns of a container, in order, in batches of `inference_batch_size`.
+
+    Every pattern leads exactly one group, so it is predicted at least once. A `batch_size` that the config
+    carries counts as a factory default.
+
+    Raises:
+        DataError: the container holds no patterns; nothing is made up in their place.
+    """
+    science, carried = science_of(config)
+    settings = execution_settings(execution_config, {}, carried)
+    if isinstance(container, ScanData):
+        groups = inference_groups(container.positions_px, gridsize=science.data.gridsize)
+        dataset = PtychoDataset(container, groups)
+    else:
+        dataset = dataset_of(container, science.data, settings.seed)
+    return DataLoader(dataset, collate_fn=collate, **inference_loader_kwargs(settings, plan))
+
+
+def scan_of(data: Any, config: DataConfig) -> ScanData:
+    """Return the scan that data mean: a path is read; a plain container's rows get a canvas of their own.
+
+    Raises:
+        DataError: the container has no absolute positions, without which nothing can be stitched.
+    """
+    if isinstance(data, ScanData):
+        return data
+    if isinstance(data, (str, Path)):
+        return read_scan(data, config)
+    container = _as_mapping(data)
+    if container.get("coords_nominal") is None:
+        raise DataError(
+            "the container has no scan positions",
+            where="coords_nominal",
+            expected="(n, 2) or (n, 1, 2, C), in pixels of the object",
+            fix="add the positions; patches cannot be stitched without them",
+        )
+    rows = PtychoDataset(container)
+    batch = rows.__getitems__(range(len(rows)))
+    n = int(batch["amplitude"].shape[-1])
+    positions = batch["positions_px"].reshape(-1, 2).double().numpy()
+    canvas, shift = fit_canvas(positions, n)
+    _, good_pixels = _optics(container)
+    return ScanData(
+        patterns=batch["amplitude"].reshape(-1, n, n).numpy(),
+        domain="amplitude",
+        positions_px=positions + shift,
+        probe=None,
+        object_guess=None,
+        good_pixels=np.ones((n, n), bool) if good_pixels is None else good_pixels.numpy(),
+        canvas_shape=canvas,
+        position_shift_px=(float(shift[0]), float(shift[1])),
+    )
+
+
+def _stitcher(
+    scan: ScanData, module: Any, inference: InferenceConfig, settings: ExecutionSettings
+) -> Stitcher:
+    weights = probe_weights(module.probe.detach()).cpu() if inference.patch_weighting == "probe" else None
+    return Stitcher(
+        scan.canvas_shape,
+        scan.n_pixels,
+        weights=weights,
+        middle_trim=settings.middle_trim,
+        pad_eval=settings.pad_eval,
+        window=inference.window,
+        out_of_canvas=inference.out_of_canvas,
+    )
+
+
+class StitchWriter(BasePredictionWriter):
+    """Adds each predicted batch to the canvas at once, so memory does not grow with the scan."""
+
+    def __init__(self, stitcher: Stitcher) -> None:
+        super().__init__("batch")
+        self.stitcher = stitcher
+
+    def write_on_batch_end(
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        del trainer, pl_module, batch_indices, batch, batch_idx, dataloader_idx
+        n = prediction["patches"].shape[-1]
+        patches = prediction["patches"].reshape(-1, n, n).cpu()
+        self.stitcher.add(patches, prediction["positions_px"].reshape(-1, 2).cpu())
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Add up the canvases of all processes."""
+        del pl_module
+        if trainer.world_size > 1:
+            self.stitcher.canvas = trainer.strategy.reduce(self.stitcher.canvas, reduce_op="sum")
+
+
+def _arrays(stitched: StitchResult) -> dict[str, Any]:
+    obj: NDArray[np.complex64] = stitched.object.numpy()
+    coverage: NDArray[np.float32] = stitched.coverage.numpy()
+    if not stitched.n_patches or not coverage.any():
+        raise DataError("no patch covers the canvas", fix="check the scan's positions and its object's size")
+    if not np.isfinite(obj).all():
+        raise DataError(
+            "the stitched object has values that are not finite",
+            expected="finite numbers",
+            fix="the network's weights are damaged or diverged: train again, with a smaller learning_rate",
+        )
+    return {
+        "object": obj,
+        "coverage": coverage,
+        "amplitude": np.abs(obj),
+        "phase": np.angle(obj),
+        "n_patches": stitched.n_patches,
+        "notices": stitched.notices,
+    }
+
+
+# --- both ----------------------------------------------------------------------------------------------
+
+
+def run_cdi_example_torch(
+    train_data: Any,
+    test_data: Any,
+    config: Any,
+    flip_x: bool = False,
+    flip_y: bool = False,
+    transpose: bool = False,
+    M: int | None = None,
+    do_stitching: bool = True,
+    execution_config: Any = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, dict[str, Any]]:
+    """Train on one scan and reconstruct another: the whole example in one call.
+
+    Args:
+        train_data, test_data: scans or their paths; without `test_data` the training scan is reconstructed.
+        config: science configs.
+        flip_x, flip_y, transpose: how to turn the result for display.
+        M: keep the central M x M pixels of each patch in stitching; None leaves it to `middle_trim`.
+        do_stitching: False trains only and returns None for both images.
+        execution_config, overrides: settings and values that win over everything.
+
+    Returns:
+        amplitude float32 (H, W), phase float32 (H, W) in radians, and the results of both parts.
+    """
+    science, _ = science_of(config)
+    train = read_scan(train_data, science.data) if isinstance(train_data, (str, Path)) else train_data
+    test = read_scan(test_data, science.data) if isinstance(test_data, (str, Path)) else test_data
+    results = _train_with_lightning(train, test, config, execution_config, overrides)
+    if not do_stitching:
+        return None, None, results
+    trimmed = {} if M is None else {"middle_trim": M}
+    inference = run_inference_with_lightning(
+        results, train if test is None else test, None, execution_config, {**(overrides or {}), **trimmed}
+    )
+    results["inference"] = inference
+    amplitude, phase = (
+        _turned(inference[name], flip_x=flip_x, flip_y=flip_y, transpose=transpose)
+        for name in ("amplitude", "phase")
+    )
+    return amplitude, phase, results
+
+
+def _turned(
+    image: NDArray[np.float32], *, flip_x: bool, flip_y: bool, transpose: bool
+) -> NDArray[np.float32]:
+    image = image.T if transpose else image
+    image = image[:, ::-1] if flip_x else image
+    return image[::-1] if flip_y else image

@@ -1,0 +1,311 @@
+"""One run and its directory: what `ptycho-torch train | infer | evaluate` do, callable from Python too.
+
+Everything that can be refused is refused before the directory exists; from then on the manifest says how
+far the run came, also when it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptycho_exec.errors import DataError
+from ptycho_exec.facade import trainer_kwargs
+from ptycho_exec.record import (
+    manifest_parts,
+    new_run_dir,
+    read_manifest,
+    write_manifest,
+    write_settings_toml,
+)
+from ptycho_torch import plots
+from ptycho_torch.bundle import BUNDLE_NAME, save_bundle
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import InferencePayload, TrainingPayload
+from ptycho_torch.metrics import Evaluation, evaluate
+from ptycho_torch.report import write_report
+from ptycho_torch.workflows import components
+from ptycho_torch.workflows.artifacts import (
+    output_hashes,
+    read_reconstruction,
+    write_json,
+    write_reconstruction,
+)
+from ptycho_torch.workflows.components import Clock
+
+METRICS = "metrics.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where it lies, what it wrote, what came of it, and the seconds of each phase."""
+
+    folder: Path
+    written: tuple[Path, ...]
+    results: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    notices: tuple[str, ...] = ()
+
+
+def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = lambda _: None) -> Run:
+    """Train on the payload's scan and leave a complete run directory.
+
+    Args:
+        payload: from `create_training_payload`.
+        resume: an earlier run, or a checkpoint of one, to continue from.
+        say: takes a line for the user now and then.
+
+    Raises:
+        SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
+    """
+    clock = Clock()
+    settings, science = payload.settings, payload.science
+    validates = payload.test_data_file is not None or science.training.val_fraction > 0
+    plan = components.plan_for(settings, validates=validates)
+    plan.raise_if_blocked()
+    checkpoint = None if resume is None else find_checkpoint(resume)
+    with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
+        scan = read_scan(payload.train_data_file, science.data)
+        test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
+    say(_scan_line(scan))
+    parts = {
+        **manifest_parts(settings, plan=plan),
+        "task": "train",
+        "science": science.model_dump(mode="json"),
+        "data": {"train": _data_record(scan), "test": None if test is None else _data_record(test)},
+        "overrides_applied": dict(payload.overrides_applied),
+        "resumed_from": None if checkpoint is None else str(checkpoint),
+    }
+    with _recorded(folder, parts) as notices:
+        write_settings_toml(folder / "settings.toml", settings)
+        snapshot = trainer_kwargs(settings, max_epochs=science.training.epochs, run_dir=folder, plan=plan)
+        write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+        results = components._train_with_lightning(
+            scan, test, science, settings, run_dir=folder, resume_from=checkpoint, clock=clock
+        )
+        with clock.phase("write"):
+            written = _write_training(folder, results, payload, scan)
+        write_manifest(
+            folder,
+            status="completed",
+            trained=_trained(results),
+            applied=results["applied"],
+            drift=results["drift"].to_json(),
+            timings=clock.seconds,
+            outputs=output_hashes(folder, written),
+        )
+    return Run(folder, tuple(written), results, clock.seconds, tuple(notices))
+
+
+def _write_training(
+    folder: Path, results: Mapping[str, Any], payload: TrainingPayload, scan: ScanData
+) -> list[Path]:
+    module, history = results["models"]["lightning_module"], results["history"]
+    about = {
+        "train_data_file": str(payload.train_data_file),
+        "sha256": scan.sha256,
+        "trained": _trained(results),
+    }
+    curves = {name: values for name, values in history.items() if name in ("train_loss", "val_loss")}
+    return [
+        save_bundle(folder / BUNDLE_NAME, module, results["science"], about),
+        plots.save_loss_curve(curves, folder / "loss.png"),
+    ]
+
+
+def _trained(results: Mapping[str, Any]) -> dict[str, Any]:
+    trainer, module = results["models"]["trainer"], results["models"]["lightning_module"]
+    last = {name: values[-1] for name, values in results["history"].items() if values}
+    rate = next(
+        (cb.samples_per_second for cb in trainer.callbacks if hasattr(cb, "samples_per_second")), None
+    )
+    return {
+        "epochs": trainer.current_epoch,
+        "optimizer_steps": module.optimizer_steps,
+        "samples_per_second": rate,
+        "last": last,
+    }
+
+
+def find_checkpoint(place: str | Path) -> Path:
+    """Return the checkpoint to continue from: the file itself, or the last one of a run directory.
+
+    Raises:
+        DataError: there is none.
+    """
+    given = Path(place)
+    file = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
+    if not file.is_file():
+        raise DataError(
+            "there is no checkpoint to continue from",
+            where=str(file),
+            expected="a run directory whose training wrote checkpoints/last.ckpt, or a checkpoint",
+            fix="start anew without --resume",
+        )
+    return file
+
+
+def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
+    """Reconstruct the payload's scan with a trained model and leave a complete output directory.
+
+    Raises:
+        SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
+    """
+    clock = Clock()
+    settings, science = payload.settings, payload.science
+    plan = components.plan_for(settings, validates=False)
+    plan.raise_if_blocked()
+    with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
+        scan = read_scan(payload.test_data_file, science.data)
+    say(_scan_line(scan))
+    parts = {
+        **manifest_parts(settings, plan=plan),
+        "task": "infer",
+        "science": science.model_dump(mode="json"),
+        "data": {"test": _data_record(scan)},
+        "model": str(payload.model_path),
+        "overrides_applied": dict(payload.overrides_applied),
+    }
+    with _recorded(folder, parts) as notices:
+        write_settings_toml(folder / "settings.toml", settings)
+        results = components.run_inference_with_lightning(
+            payload.model_path, scan, science, settings, clock=clock
+        )
+        notices += results["notices"]
+        with clock.phase("write"):
+            written = write_reconstruction(folder, results["object"], results["coverage"], scan)
+        write_manifest(
+            folder,
+            status="completed",
+            applied=results["applied"],
+            drift=results["drift"].to_json(),
+            patterns=len(scan),
+            timings=clock.seconds,
+            outputs=output_hashes(folder, written),
+        )
+        written.append(write_run_report(folder))
+    return Run(folder, tuple(written), results, clock.seconds, tuple(notices))
+
+
+def knows_object(scan_file: Path) -> bool:
+    """Tell whether a scan holds an object to compare with, without reading its patterns."""
+    from contextlib import closing
+
+    from ptycho_torch.data.archive import open_archive
+
+    if scan_file.is_dir():
+        return False
+    with closing(open_archive(scan_file)) as archive:
+        return "objectGuess" in archive or "object" in archive
+
+
+def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:
+    """Compare an output directory's reconstruction with the true object of a scan.
+
+    Writes `metrics.json`, a picture of both side by side, their ring correlation, and a new report.
+
+    Raises:
+        DataError: no reconstruction, no truth, or they do not lie on the same canvas.
+    """
+    made = read_reconstruction(folder)
+    scan = read_scan(truth_file)
+    if scan.object_guess is None:
+        raise DataError(
+            "this scan holds no true object",
+            where=str(truth_file),
+            expected="objectGuess, the object to compare with",
+            fix="name a scan with a known object",
+        )
+    result = evaluate(
+        made["object"], scan.object_guess, coverage=made["coverage"], pixel_size_m=scan.pixel_size_m
+    )
+    written = [
+        write_json(folder / METRICS, result.to_json()),
+        plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
+        plots.save_frc(result.rings, folder / "frc.png", pixel_size_m=scan.pixel_size_m),
+    ]
+    if (folder / "manifest.json").is_file():
+        write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
+        written.append(write_run_report(folder))
+    return result, written
+
+
+def write_run_report(folder: Path) -> Path:
+    """Write `report.html` from what lies in a run directory."""
+    manifest = read_manifest(folder)
+    captions = {
+        "comparison.png": "Truth and reconstruction",
+        "amplitude.png": "Amplitude",
+        "phase.png": "Phase",
+        "loss.png": "Loss",
+    }
+    effective, origins = manifest["plan"]["effective"], manifest["origins"]
+    return write_report(
+        folder,
+        title=f"ptycho-torch {manifest['task']}: {folder.name}",
+        subtitle=str(manifest["data"].get("test", manifest["data"].get("train"))["source"]),
+        pictures={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
+        metrics=manifest.get("metrics"),
+        settings=[
+            {"name": name, "value": row["value"], "origin": origins[name]["place"], "reason": row["reason"]}
+            for name, row in effective.items()
+        ],
+        facts={f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
+        notices=manifest.get("warnings", ()),
+    )
+
+
+@contextmanager
+def reserved_dir(path: str | Path) -> Iterator[Path]:
+    """Make the run directory first, so that a bad place is told at once; undo it if the body fails."""
+    target = Path(path).expanduser().absolute()
+    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    folder = new_run_dir(target)
+    try:
+        yield folder
+    except BaseException:
+        for empty in made:
+            empty.rmdir()
+        raise
+
+
+@contextmanager
+def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Keep the manifest true: running from here on, and how the run ended if it does not complete.
+
+    Warnings that arise meanwhile are kept in the manifest's `warnings` and still shown.
+    """
+    notices: list[str] = [row["text"] for row in parts["plan"]["notices"]]
+    write_manifest(folder, status="running", warnings=notices, process=os.getpid(), **parts)
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        notices.append(f"{category.__name__}: {message}")
+        show(message, category, *where, **more)
+
+    warnings.showwarning = keep
+    try:
+        yield notices
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        write_manifest(folder, status=status, error=f"{type(error).__name__}: {error}", warnings=notices)
+        raise
+    finally:
+        warnings.showwarning = show
+    write_manifest(folder, warnings=notices)
+
+
+def _data_record(scan: ScanData) -> dict[str, Any]:
+    return {"source": str(scan.source), "sha256": scan.sha256, "report": scan.report}
+
+
+def _scan_line(scan: ScanData) -> str:
+    n, (height, width) = scan.n_pixels, scan.canvas_shape
+    return f"{scan.source}: {len(scan)} patterns of {n} x {n} ({scan.domain}), canvas {height} x {width}"
