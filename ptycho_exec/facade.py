@@ -114,7 +114,7 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     _set("accumulate_grad_batches", lambda s: s.accum_steps, "the settings' number"),
     _set("gradient_clip_val", lambda s: s.gradient_clip_val, "the settings' number"),
     _set(
-        "gradientclip_word",
+        "gradient_clip_algorithm",
         clip_word,
         "none without a value; agc is the module's own hook, for which Lightning is told norm",
     ),
