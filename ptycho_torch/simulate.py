@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ptycho_torch.data.assemble import fit_canvas, scan_from_arrays
 from ptycho_torch.data.detect import bilinear_patch
 from ptycho_torch.data.npz import write_npz
-from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.scan import HC_EV_M, ScanData
 
 ObjectKind = Literal["dead_leaves", "siemens_star", "star_and_leaves"]
 ScanKind = Literal["raster", "fermat"]
@@ -30,7 +30,6 @@ _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))
 _PHOTON_ENERGY_EV = 8333.0
 _DETECTOR_DISTANCE_M = 1.0
 _OBJECT_PIXEL_M = 20e-9
-_HC_EV_M = 1.239841984332002e-06
 
 
 def simulate_scan(
@@ -281,7 +280,7 @@ def _label_patches(
 
 
 def _geometry(n: int, name: str) -> dict[str, Any]:
-    wavelength = _HC_EV_M / _PHOTON_ENERGY_EV
+    wavelength = HC_EV_M / _PHOTON_ENERGY_EV
     return {
         "pixel_size_m": _OBJECT_PIXEL_M,
         "photon_energy_eV": _PHOTON_ENERGY_EV,

@@ -29,7 +29,8 @@ class RawScan:
     """What a reader found in its file, before any check; a none was not there.
 
     `read_stack(scan_axis)` reads the patterns, once their axis is known. `domain`, `axes` and `center`
-    are what the file or its format declares; "auto" means that it does not.
+    are what the file or its format declares; "auto" means that it does not. `center_px` is the index of
+    `geometry["object_center_m"]` in the frame of `positions_px`.
     """
 
     path: Path | None
@@ -52,6 +53,7 @@ class RawScan:
     pattern_rows: NDArray[np.int64] | None = None
     scan_index: NDArray[np.int64] | None = None
     geometry: dict[str, Any] = field(default_factory=dict)
+    center_px: tuple[float, float] | None = None
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -100,7 +102,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         labels=None if raw.read_labels is None else _read_labels(raw, axes.value, patterns),
         scan_index=raw.scan_index,
         source=raw.path,
-        **raw.geometry,
+        **_moved_center(raw, canvas_shape, moved),
     )
     decisions = {
         "format": raw.dialect,
@@ -280,6 +282,17 @@ def _place_on_canvas(
             "file's object out",
         )
     return shape, np.zeros(2)
+
+
+def _moved_center(raw: RawScan, canvas_shape: tuple[int, int], moved: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the geometry with the object's center in meters brought to the middle of a new canvas."""
+    pixel = raw.geometry.get("pixel_size_m")
+    if raw.center_px is None or not pixel:
+        return raw.geometry
+    middle = (np.array(canvas_shape) - 1) / 2
+    offset = (middle - np.array(raw.center_px) - moved) * pixel
+    center = np.array(raw.geometry.get("object_center_m", (0.0, 0.0))) + offset
+    return {**raw.geometry, "object_center_m": (float(center[0]), float(center[1]))}
 
 
 def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], NDArray[np.float64]]:

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ptycho_torch.data.patterns import Domain, Patterns, select_rows, to_amplitude
 
 # h * c in eV m (CODATA 2018, exact).
-_HC_EV_M = 1.239841984332002e-06
+HC_EV_M = 1.239841984332002e-06
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class ScanData:
     @property
     def wavelength_m(self) -> float | None:
         """Photon wavelength, from the photon energy."""
-        return _HC_EV_M / self.photon_energy_eV if self.photon_energy_eV else None
+        return HC_EV_M / self.photon_energy_eV if self.photon_energy_eV else None
 
     @property
     def bad_flat(self) -> NDArray[np.intp]:

@@ -62,3 +62,21 @@ def plain_patterns(scan: ScanData, domain: str) -> NDArray[Any]:
         return np.asarray(scan.patterns[:])
     amplitude = scan.amplitude(np.arange(len(scan)))
     return amplitude if domain == "amplitude" else amplitude * amplitude
+
+
+def require_geometry(scan: ScanData, *names: str) -> list[float]:
+    """Return the named lengths and energies of a scan.
+
+    Raises:
+        DataError: the target format needs one that the scan does not have.
+    """
+    missing = [name for name in names if not getattr(scan, name)]
+    if missing:
+        raise DataError(
+            f"the target format needs {', '.join(missing)}, and the source does not say",
+            where=str(scan.source or "scan"),
+            expected="physical geometry",
+            fix="pass it to convert, for example --photon-energy-eV 8333 --detector-distance-m 1 "
+            "--pixel-size-m 2e-8",
+        )
+    return [float(getattr(scan, name)) for name in names]
