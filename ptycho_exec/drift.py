@@ -239,6 +239,12 @@ def _seen_logger(trainer: Any) -> Any:
     return _known_class(found[0], LOGGERS) if found else None
 
 
+def _seen_smoke_test(trainer: Any) -> Any:
+    """Lightning turns a fast_dev_run of 1 into True."""
+    found = attribute(trainer, "fast_dev_run")
+    return 1 if found is True else found
+
+
 def _seen_bar(trainer: Any) -> Any:
     found = _callbacks(trainer, "ProgressBar")
     return UNKNOWN if found is None else bool(found)
@@ -296,7 +302,7 @@ TRAINER_READINGS: tuple[Reading, ...] = (
         "accumulate_grad_batches", "accum_steps", lambda s: s.accum_steps, _seen("accumulate_grad_batches")
     ),
     Reading("limit_train_batches", "limit_train_batches", _asked_batches, _seen("limit_train_batches")),
-    Reading("fast_dev_run", "fast_dev_run", lambda s: s.fast_dev_run or False, _seen("fast_dev_run")),
+    Reading("fast_dev_run", "fast_dev_run", lambda s: s.fast_dev_run or False, _seen_smoke_test),
     Reading("max_time", "max_time", lambda s: s.max_time, _of_callback("Timer", _seen_duration)),
     Reading(
         "early_stop_patience",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.drift import (
     UNKNOWN,
@@ -162,6 +163,17 @@ class ReadBack(Callback):
         self._batches += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._compare_steps(trainer, pl_module)
+        # What the module logs in its own hook comes after this one.
+        if not is_overridden("on_train_epoch_end", pl_module):
+            require_monitor(trainer, self.plan)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        if trainer.current_epoch:
+            require_monitor(trainer, self.plan)
+
+    def _compare_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the steps of a whole epoch with its batches divided by `accum_steps`, rounded up."""
         if not pl_module.automatic_optimization or self._batches != trainer.num_training_batches:
             return
@@ -172,6 +184,27 @@ class ReadBack(Callback):
         others = tuple(old for old in self.report.rows if old.name != row.name)
         self.report = DriftReport((*others, row))
         apply_drift_policy(DriftReport((row,)), self.plan.requested)
+
+
+def require_monitor(trainer: Trainer, plan: Plan) -> None:
+    """Stop after the first epoch when the monitored metric was not logged, in a smoke test, too.
+
+    Raises:
+        SettingsError: with the metrics that were logged, and where the name came from.
+    """
+    settings, name = plan.settings, plan.settings.checkpoint_monitor_metric
+    ranks = settings.enable_checkpointing and settings.checkpoint_save_top_k != 0
+    used = ranks or settings.early_stop_patience or settings.scheduler == "ReduceLROnPlateau"
+    logged = trainer.callback_metrics
+    if not used or name in logged:
+        return
+    origin = settings.origins.get("checkpoint_monitor_metric")
+    raise SettingsError(
+        f"checkpoint_monitor_metric={name}: the module never logged it",
+        where=origin.describe() if origin else "",
+        expected="one of: " + (", ".join(sorted(logged)) or "(nothing was logged)"),
+        fix="set checkpoint_monitor_metric to a logged metric",
+    )
 
 
 def optimizer_rows(trainer: Trainer, plan: Plan) -> list[DriftRow]:

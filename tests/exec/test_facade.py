@@ -1,0 +1,800 @@
+"""The facade: kwargs as tables, then the same facts with a real Trainer on a CPU."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from ptycho_exec.errors import DriftError, SettingsError
+from ptycho_exec.facade import (
+    TRAINER_PARAMETERS,
+    apply_drift_policy,
+    build_trainer,
+    inference_loader_kwargs,
+    process_flags,
+    requested_and_effective,
+    seed_run,
+    train_loader_kwargs,
+    trainer_kwargs,
+)
+from ptycho_exec.facts import Gpu, MachineFacts
+from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+
+SAMPLES, WIDTH = 24, 4
+CPU = MachineFacts(cpus_logical=8, compiler="g++", packages={"tensorboard": "2"})
+
+
+def settings(**values: object) -> ExecutionSettings:
+    return ExecutionSettings.from_values({"batch_size": 4, **values})
+
+
+def plan_of(wanted: ExecutionSettings, traits: ModuleTraits | None = None) -> Plan:
+    return resolve_plan(wanted, CPU, traits)
+
+
+class Linear(pl.LightningModule):
+    """A tiny module that logs what the real one logs and remembers what it saw."""
+
+    def __init__(self, rate: float = 1e-3, manual: bool = False) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(WIDTH, 1)
+        self.rate = rate
+        self.automatic_optimization = not manual
+        self.seen: dict[str, Any] = {"batches": []}
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        (x,) = batch
+        out = self.layer(x)
+        self.seen["batches"].append(len(x))
+        self.seen["dtype"] = out.dtype
+        self.seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
+        self.seen["matmul"] = torch.get_float32_matmul_precision()
+        self.seen["threads"] = torch.get_num_threads()
+        loss = out.float().pow(2).mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
+        self.log("val_loss", self.layer(batch[0]).float().pow(2).mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.rate)
+
+
+def loader(wanted: ExecutionSettings, plan: Plan | None = None, **more: Any) -> DataLoader[Any]:
+    data = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(data), **{**train_loader_kwargs(wanted, plan), **more})
+
+
+def fit(
+    wanted: ExecutionSettings,
+    *,
+    epochs: int = 1,
+    run_dir: Path | None = None,
+    traits: ModuleTraits | None = None,
+    module: Linear | None = None,
+    callbacks: tuple[pl.Callback, ...] = (),
+) -> tuple[pl.Trainer, Linear]:
+    """Train in the order of a workflow: flags, seeds, module, Trainer, fit."""
+    plan = plan_of(wanted, traits)
+    with process_flags(wanted):
+        seed_run(wanted)
+        module = module or Linear(wanted.learning_rate)
+        trainer = build_trainer(
+            wanted, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=callbacks
+        )
+        trainer.fit(module, loader(wanted, plan), loader(wanted, plan))
+    return trainer, module
+
+
+def read_back(trainer: pl.Trainer) -> Any:
+    return next(row for row in trainer.callbacks if type(row).__name__ == "ReadBack")
+
+
+def rows(trainer: pl.Trainer) -> dict[str, Any]:
+    return {row.name: row for row in read_back(trainer).report.rows}
+
+
+@pytest.fixture(autouse=True)
+def clean_process() -> Iterator[None]:
+    """No test may leave a flag, a variable or a warning filter behind."""
+    before = process_state()
+    yield
+    assert process_state() == before
+
+
+def process_state() -> dict[str, Any]:
+    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
+    return {
+        **{name: os.environ.get(name) for name in names},
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "matmul": torch.get_float32_matmul_precision(),
+        "threads": torch.get_num_threads(),
+        "dtype": torch.get_default_dtype(),
+        "level": logging.getLogger("lightning.pytorch").level,
+    }
+
+
+# --- the table of parameters ------------------------------------------------------------------------
+
+
+def real_parameters() -> set[str]:
+    """Ask the class itself: a test may have put a stand-in in its usual place."""
+    return set(inspect.signature(RealTrainer.__init__).parameters) - {"self"}
+
+
+def test_every_parameter_of_the_real_trainer_is_passed() -> None:
+    names = [parameter.name for parameter in TRAINER_PARAMETERS]
+    assert len(names) == len(set(names))
+    assert real_parameters() <= set(names)
+    # Only what newer versions than the installed one may know can be left over.
+    assert set(names) - real_parameters() <= {"enable_autolog_hparams", "model_registry"}
+    assert all(parameter.why for parameter in TRAINER_PARAMETERS)
+
+
+def test_kwargs_hold_lightnings_words_verbatim() -> None:
+    wanted = settings(
+        accelerator="gpu",
+        devices=[0, 1],
+        strategy="ddp",
+        precision="bf16-mixed",
+        deterministic=False,
+        gradient_clip_val=1.0,
+        gradient_clip_algorithm="value",
+        accum_steps=4,
+        max_time="00:01:00:00",
+        limit_train_batches=0.5,
+        log_every_n_steps=3,
+        num_nodes=2,
+        benchmark=True,
+        enable_progress_bar=True,
+    )
+    found = trainer_kwargs(wanted, max_epochs=7, run_dir="/runs/a", callbacks=("one",), logger="log")
+    expected = {
+        "accelerator": "gpu",
+        "devices": [0, 1],
+        "strategy": "ddp",
+        "precision": "bf16-mixed",
+        "deterministic": False,
+        "gradient_clip_val": 1.0,
+        "gradient_clip_algorithm": "value",
+        "accumulate_grad_batches": 4,
+        "max_time": "00:01:00:00",
+        "limit_train_batches": 0.5,
+        "log_every_n_steps": 3,
+        "num_nodes": 2,
+        "benchmark": True,
+        "enable_progress_bar": True,
+        "max_epochs": 7,
+        "default_root_dir": "/runs/a",
+        "callbacks": ["one"],
+        "logger": "log",
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_kwargs_of_the_defaults() -> None:
+    found = trainer_kwargs(settings())
+    assert found["accelerator"] == "auto"
+    assert found["deterministic"] is True
+    assert found["benchmark"] is False
+    assert found["logger"] is False
+    assert found["fast_dev_run"] is False
+    assert found["gradient_clip_algorithm"] is None
+    assert found["enable_progress_bar"] is False
+    assert found["enable_checkpointing"] is True
+    assert (found["max_epochs"], found["default_root_dir"], found["plugins"]) == (None, None, None)
+
+
+def test_kwargs_of_a_plan_are_its_effective_values() -> None:
+    wanted = settings(precision="16-mixed", on_unsupported="adapt", enable_progress_bar="auto")
+    found = trainer_kwargs(wanted, plan=plan_of(wanted))
+    assert (found["accelerator"], found["precision"]) == ("cpu", "bf16-mixed")
+
+
+def test_agc_is_the_modules_hook_and_lightning_is_told_the_value() -> None:
+    found = trainer_kwargs(settings(gradient_clip_val=0.01, gradient_clip_algorithm="agc"))
+    assert (found["gradient_clip_val"], found["gradient_clip_algorithm"]) == (0.01, "norm")
+
+
+def test_a_smoke_test_writes_no_checkpoint() -> None:
+    found = trainer_kwargs(settings(fast_dev_run=2))
+    assert (found["fast_dev_run"], found["enable_checkpointing"]) == (2, False)
+
+
+# --- loaders ------------------------------------------------------------------------------------------
+
+
+def test_train_loader_kwargs() -> None:
+    wanted = settings(num_workers=2, pin_memory=True, persistent_workers=True, prefetch_factor=3)
+    assert train_loader_kwargs(wanted) == {
+        "batch_size": 4,
+        "num_workers": 2,
+        "pin_memory": True,
+        "persistent_workers": True,
+        "prefetch_factor": 3,
+    }
+
+
+def test_worker_options_without_workers_are_left_out() -> None:
+    wanted = settings(persistent_workers=True, prefetch_factor=3, pin_memory=False)
+    assert train_loader_kwargs(wanted) == {"batch_size": 4, "num_workers": 0, "pin_memory": False}
+    assert len(list(loader(wanted))) == 6
+
+
+def test_inference_batches() -> None:
+    assert inference_loader_kwargs(settings())["batch_size"] == 4
+    found = inference_loader_kwargs(settings(inference_batch_size=2))
+    assert (found["batch_size"], found["shuffle"]) == (2, False)
+
+
+def test_auto_is_decided_for_loaders_without_a_plan() -> None:
+    found = train_loader_kwargs(settings(num_workers="auto"))
+    assert isinstance(found["num_workers"], int)
+    assert found["pin_memory"] is False
+
+
+def test_a_plan_decides_the_loaders() -> None:
+    wanted = settings(num_workers="auto")
+    gpu = Gpu(name="A100", memory_mb=1, capability="8.0", bf16=True)
+    plan = resolve_plan(wanted, MachineFacts(cpus_logical=4, gpus=(gpu,)))
+    found = train_loader_kwargs(wanted, plan)
+    assert (found["num_workers"], found["pin_memory"]) == (3, True)
+
+
+def test_workers_on_an_apple_gpu_are_spawned() -> None:
+    wanted = settings(num_workers=2)
+    found = train_loader_kwargs(wanted, resolve_plan(wanted, MachineFacts(mps=True)))
+    assert found["multiprocessing_context"] == "spawn"
+
+
+# --- building -----------------------------------------------------------------------------------------
+
+
+def test_a_stand_in_for_the_trainer_sees_the_settings_verbatim(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = MagicMock()
+    monkeypatch.setattr("lightning.pytorch.Trainer", stand_in)
+    wanted = settings(accelerator="gpu", deterministic=False, gradient_clip_val=1.0, num_workers=4)
+    assert build_trainer(wanted, max_epochs=2) is stand_in.return_value
+    found = stand_in.call_args.kwargs
+    assert found["accelerator"] == "gpu"
+    assert found["deterministic"] is False
+    assert found["gradient_clip_val"] == 1.0
+    assert set(found) == real_parameters()
+
+
+def test_no_variable_of_lightning_reaches_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = settings()
+    usual = rows_of(wanted)
+    odd = {"accelerator": "tpu", "devices": "7", "max_epochs": "1", "min_epochs": "9", "max_steps": "3"}
+    for name in real_parameters():
+        monkeypatch.setenv(f"PL_TRAINER_{name.upper()}", odd.get(name, "7"))
+    hostile = rows_of(wanted)
+    assert hostile == usual
+
+
+def rows_of(wanted: ExecutionSettings) -> dict[str, Any]:
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=5, plan=plan_of(wanted))
+        report = requested_and_effective(trainer, wanted, plan_of(wanted), writes=False)
+    values = {row.name: row.effective for row in report.rows}
+    more = ("max_epochs", "min_epochs", "max_steps", "min_steps", "limit_val_batches", "limit_test_batches",
+            "limit_predict_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch",
+            "num_sanity_val_steps", "default_root_dir", "barebones")  # fmt: skip
+    return values | {name: getattr(trainer, name) for name in more}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"accelerator": "gpu"}, ["accelerator=gpu", "No supported gpu backend", "argument from_values()"]),
+        ({"accelerator": "cuda"}, ["accelerator=cuda", "CUDAAccelerator", "argument from_values()"]),
+        ({"strategy": "fsdp"}, ["strategy=fsdp", "requires a GPU accelerator", "argument from_values()"]),
+        ({"strategy": "deepspeed"}, ["strategy=deepspeed", "argument from_values()"]),
+        ({"devices": [0, 1]}, ["devices=0,1", "argument from_values()"]),
+    ],
+)
+def test_what_a_real_trainer_refuses_says_where_it_came_from(
+    asked: dict[str, object], words: list[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU, so nothing is refused")
+    wanted = settings(**asked)
+    with process_flags(wanted), pytest.raises(SettingsError) as caught:
+        build_trainer(wanted, max_epochs=1, plan=plan_of(wanted))
+    for word in [*words, "fix:"]:
+        assert word in str(caught.value)
+
+
+def test_an_unexpected_refusal_names_what_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: Any) -> None:
+        raise ValueError("precision what?")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", refuse)
+    with pytest.raises(SettingsError, match="precision=bf16-mixed from argument") as caught:
+        build_trainer(settings(precision="bf16-mixed"), max_epochs=1)
+    assert "ValueError: precision what?" in str(caught.value)
+
+
+def test_what_no_trainer_would_notice_stops_before_it() -> None:
+    wanted = settings(num_nodes=2)
+    with pytest.raises(SettingsError, match="wait for ever"):
+        build_trainer(wanted, max_epochs=1, plan=plan_of(wanted))
+
+
+def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit(settings())
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- process-wide flags -------------------------------------------------------------------------------
+
+
+def test_flags_are_set_inside_and_restored_after() -> None:
+    wanted = settings(matmul_precision="medium", num_threads=1, deterministic="warn")
+    before = process_state()
+    torch.manual_seed(1)
+    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    with process_flags(wanted):
+        seed_run(wanted)
+        assert os.environ["PL_GLOBAL_SEED"] == "42"
+        assert os.environ["PL_SEED_WORKERS"] == "1"
+        inside = process_state()
+    assert (inside["matmul"], inside["threads"], inside["warn_only"]) == ("medium", 1, True)
+    assert process_state() == before
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_flags_are_restored_after_a_failure() -> None:
+    before = process_state()
+    with pytest.raises(ZeroDivisionError), process_flags(settings(matmul_precision="high")):  # noqa: PT012
+        seed_run(settings())
+        torch.set_default_dtype(torch.float64)
+        build_trainer(settings(), max_epochs=1)
+        raise ZeroDivisionError
+    assert process_state() == before
+
+
+def test_flags_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with process_flags(settings()):
+        seed_run(settings())
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert (os.environ["PL_GLOBAL_SEED"], os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ("7", ":16:8")
+
+
+def test_the_next_trainer_inherits_nothing() -> None:
+    _, first = fit(settings(deterministic=True))
+    _, second = fit(settings(deterministic=False))
+    assert (first.seen["deterministic"], second.seen["deterministic"]) == (True, False)
+
+
+def test_seeding_repeats_every_generator() -> None:
+    def draw() -> tuple[float, float, float]:
+        seed_run(settings(seed=5))
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    with process_flags(settings()):
+        assert draw() == draw()
+
+
+def test_import_of_the_facade_is_light() -> None:
+    modules = ["facts", "plan", "facade", "drift", "process", "callbacks", "loggers", "record"]
+    names = ", ".join(f"ptycho_exec.{name}" for name in modules)
+    code = f"import sys, {names}; print({{'torch', 'lightning', 'numpy'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- drift --------------------------------------------------------------------------------------------
+
+
+def test_a_run_as_asked_has_no_drift(tmp_path: Path) -> None:
+    wanted = settings(
+        accum_steps=2, gradient_clip_val=1.0, learning_rate=1e-2, num_threads=1, max_time="00:00:10:00"
+    )
+    trainer, _ = fit(wanted, run_dir=tmp_path)
+    report = read_back(trainer).report
+    assert report.differing == ()
+    unknown = {row.name for row in report.rows if row.verdict == "unknown"}
+    assert unknown == set()
+    assert rows(trainer)["max_time"].effective == "00:00:10:00"
+    assert rows(trainer)["optimizer_steps_per_epoch"].effective == 3
+
+
+def test_a_stand_in_is_read_tolerantly() -> None:
+    for trainer in (object(), MagicMock()):
+        report = requested_and_effective(trainer, settings(), loaders={"train": object()})
+        assert report.differing == ()
+        apply_drift_policy(report, settings())
+
+
+TAMPERED: list[tuple[str, Any, dict[str, object], str]] = [
+    ("gradient_clip_val", 5.0, {"gradient_clip_val": 1.0}, "gradient_clip_val"),
+    ("gradient_clip_val", None, {"gradient_clip_val": 1.0}, "gradient_clip_val"),
+    ("gradient_clip_algorithm", "value", {"gradient_clip_val": 1.0}, "gradient_clip_algorithm"),
+    ("accumulate_grad_batches", 3, {}, "accumulate_grad_batches"),
+    ("limit_train_batches", 0, {}, "limit_train_batches"),
+    ("log_every_n_steps", 50, {}, "log_every_n_steps"),
+    ("fast_dev_run", 1, {}, "fast_dev_run"),
+    ("callbacks", [], {}, "early_stop_patience"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "asked", "row"), TAMPERED)
+def test_a_trainer_that_is_not_as_asked_is_drift(
+    name: str, value: Any, asked: dict[str, object], row: str
+) -> None:
+    wanted = settings(**asked)
+    plan = plan_of(wanted)
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan)
+        setattr(trainer, name, value)
+        report = requested_and_effective(trainer, wanted, plan, writes=False)
+    assert row in {found.name for found in report.differing}
+
+
+PROCESS_TAMPERED = {
+    "deterministic": lambda: torch.use_deterministic_algorithms(False),
+    "benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "num_threads": lambda: torch.set_num_threads(3),
+    "seed": lambda: os.environ.__setitem__("PL_GLOBAL_SEED", "9"),
+}
+
+
+@pytest.mark.parametrize("name", PROCESS_TAMPERED)
+def test_a_process_flag_that_is_not_as_asked_is_drift(name: str) -> None:
+    wanted = settings(num_threads=1)
+    plan = plan_of(wanted)
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan)
+        PROCESS_TAMPERED[name]()
+        report = requested_and_effective(trainer, wanted, plan, writes=False)
+    assert {row.name for row in report.differing} == {name}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "row"),
+    [
+        ({}, {"batch_size": 5}, "train.batch_size"),
+        ({}, {"num_workers": 1}, "train.num_workers"),
+        ({"num_workers": 1}, {"persistent_workers": True}, "train.persistent_workers"),
+        ({"num_workers": 1, "prefetch_factor": 3}, {"prefetch_factor": 2}, "train.prefetch_factor"),
+    ],
+)
+def test_a_loader_that_is_not_as_asked_is_drift(
+    asked: dict[str, object], given: dict[str, Any], row: str
+) -> None:
+    wanted = settings(**asked)
+    report = requested_and_effective(
+        object(), wanted, plan_of(wanted), loaders={"train": loader(wanted, **given)}
+    )
+    assert row in {found.name for found in report.differing}
+
+
+def test_inference_loaders_are_compared_with_the_inference_batch() -> None:
+    wanted = settings(inference_batch_size=2)
+    report = requested_and_effective(object(), wanted, loaders={"inference": loader(wanted)})
+    assert [(row.name, row.requested, row.effective) for row in report.differing] == [
+        ("inference.inference_batch_size", 2, 4)
+    ]
+
+
+def tampered_report(wanted: ExecutionSettings) -> Any:
+    return requested_and_effective(object(), wanted, loaders={"train": loader(wanted, batch_size=5)})
+
+
+def test_drift_is_an_error_by_default_and_says_where_the_value_came_from() -> None:
+    wanted = settings()
+    with pytest.raises(DriftError) as caught:
+        apply_drift_policy(tampered_report(wanted), wanted)
+    for word in ("asked for train.batch_size=4", "has 5", "argument from_values()", "drift=warn"):
+        assert word in str(caught.value)
+
+
+def test_drift_can_warn_or_be_allowed() -> None:
+    wanted = settings(drift="warn")
+    with pytest.warns(UserWarning, match=r"train\.batch_size=4"):
+        apply_drift_policy(tampered_report(wanted), wanted)
+    allowed = settings(drift="allow")
+    apply_drift_policy(tampered_report(allowed), allowed)
+
+
+def test_drift_in_fit_stops_the_run() -> None:
+    with pytest.raises(DriftError, match="learning_rate"):
+        fit(settings(learning_rate=1e-3), module=Linear(rate=5e-4))
+    with pytest.raises(DriftError, match="has_scheduler"):
+        fit(settings(scheduler="Exponential"))
+
+
+def test_the_report_is_plain_json() -> None:
+    found = requested_and_effective(object(), settings()).to_json()
+    assert {
+        "name": "precision",
+        "requested": "32-true",
+        "effective": "unknown",
+        "verdict": "unknown",
+    } in found
+
+
+# --- the silent table: what Lightning ignores or changes without a word -----------------------------------
+
+REJECTED: list[dict[str, object]] = [
+    {"deterministic": "yes"},
+    {"deterministic": "true"},
+    {"deterministic": True, "benchmark": True},
+    {"precision": 16},
+    {"precision": "16"},
+    {"gradient_clip_val": 0.0},
+    {"gradient_clip_val": -1.0},
+    {"gradient_clip_algorithm": "value"},
+    {"accum_steps": 0},
+    {"accum_steps": -1},
+    {"accum_steps": {0: 2}},
+    {"devices": True},
+    {"devices": -1},
+    {"devices": 0},
+    {"devices": []},
+    {"devices": [0], "accelerator": "cpu"},
+    {"num_nodes": 0},
+    {"limit_train_batches": 0},
+    {"limit_train_batches": 0.0},
+    {"limit_train_batches": 1.5},
+    {"fast_dev_run": True},
+    {"checkpoint_save_top_k": -2},
+    {"max_time": "1 hour"},
+]
+
+
+@pytest.mark.parametrize("asked", REJECTED, ids=repr)
+def test_settings_reject_what_lightning_would_take_in_silence(asked: dict[str, object]) -> None:
+    with pytest.raises(SettingsError):
+        settings(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "traits", "words"),
+    [
+        ({"precision": "16-mixed"}, None, "silently use bf16-mixed"),
+        ({"num_nodes": 2}, None, "wait for ever"),
+        ({"gradient_clip_val": 1.0}, ModuleTraits(automatic_optimization=False), "manual optimization"),
+        ({"accum_steps": 2}, ModuleTraits(automatic_optimization=False), "manual optimization"),
+        ({"checkpoint_monitor_metric": "x"}, ModuleTraits(logged_metrics=("val_loss",)), "never logs it"),
+    ],
+)
+def test_the_plan_stops_what_lightning_finds_late_or_never(
+    asked: dict[str, object], traits: ModuleTraits | None, words: str
+) -> None:
+    wanted = settings(**asked)
+    with pytest.raises(SettingsError, match=words):
+        build_trainer(wanted, max_epochs=1, plan=plan_of(wanted, traits))
+
+
+@pytest.mark.parametrize("more", [{}, {"fast_dev_run": 1}])
+def test_a_monitor_that_is_never_logged_stops_after_the_first_epoch(
+    more: dict[str, object], tmp_path: Path
+) -> None:
+    wanted = settings(checkpoint_monitor_metric="ssim", **more)
+    with pytest.raises(SettingsError, match="never logged it") as caught:
+        fit(wanted, epochs=3, run_dir=tmp_path)
+    assert "one of: train_loss, val_loss" in str(caught.value)
+    assert "argument from_values()" in str(caught.value)
+
+
+def test_a_one_for_deterministic_is_the_truth_that_lightning_does_not_see_in_it() -> None:
+    trainer, module = fit(settings(deterministic=1))
+    assert rows(trainer)["deterministic"].requested is True
+    assert module.seen["deterministic"] is True
+
+
+@pytest.mark.parametrize("word", [True, False, "warn"])
+def test_deterministic_is_what_the_process_really_has(word: object) -> None:
+    trainer, module = fit(settings(deterministic=word))
+    assert rows(trainer)["deterministic"].effective == word
+    assert module.seen["deterministic"] is bool(word)
+
+
+def test_16_mixed_adapted_on_a_cpu_is_recorded_and_warns_of_nothing_else() -> None:
+    trainer, module = fit(settings(precision="16-mixed", on_unsupported="adapt"))
+    assert trainer.precision == "bf16-mixed"
+    assert module.seen["dtype"] == torch.bfloat16
+
+
+def test_options_of_workers_without_workers_train_with_a_notice() -> None:
+    wanted = settings(persistent_workers=True, prefetch_factor=2, pin_memory=True)
+    assert {notice.field for notice in plan_of(wanted).notices} == {
+        "persistent_workers",
+        "prefetch_factor",
+        "pin_memory",
+    }
+    fit(wanted)
+
+
+def test_no_callback_is_built_that_lightning_would_refuse(tmp_path: Path) -> None:
+    trainer, _ = fit(settings(enable_checkpointing=False, logger_backend=None), run_dir=tmp_path)
+    kinds = {type(row).__name__ for row in trainer.callbacks}
+    assert not kinds & {"ModelCheckpoint", "ResumePoint", "LearningRateMonitor"}
+    assert trainer.loggers == []
+
+
+def test_more_workers_than_cpus_is_a_notice_and_trains() -> None:
+    wanted = settings(num_workers=2, limit_train_batches=1)
+    plan = resolve_plan(wanted, MachineFacts(cpus_logical=1))
+    assert [notice.field for notice in plan.notices] == ["num_workers"]
+    fit(wanted)
+
+
+# --- knob by knob, observed while it runs -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "dtype"),
+    [
+        ("32-true", torch.float32),
+        ("bf16-mixed", torch.bfloat16),
+        ("bf16-true", torch.bfloat16),
+        ("64-true", torch.float64),
+    ],
+)
+def test_precision_is_the_dtype_of_the_forward_pass(word: str, dtype: torch.dtype) -> None:
+    _, module = fit(settings(precision=word))
+    assert module.seen["dtype"] == dtype
+
+
+def test_matmul_precision_and_threads_act_inside_fit() -> None:
+    _, module = fit(settings(matmul_precision="medium", num_threads=1))
+    assert (module.seen["matmul"], module.seen["threads"]) == ("medium", 1)
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_batch_size_is_the_length_of_a_batch(size: int) -> None:
+    _, module = fit(settings(batch_size=size))
+    assert module.seen["batches"] == [size] * (SAMPLES // size)
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(None, 6), (2, 2), (0.5, 3)])
+def test_limit_train_batches(limit: object, batches: int) -> None:
+    _, module = fit(settings(limit_train_batches=limit))
+    assert len(module.seen["batches"]) == batches
+
+
+def test_fast_dev_run_trains_that_many_batches_and_writes_nothing(tmp_path: Path) -> None:
+    _, module = fit(settings(fast_dev_run=2), epochs=5, run_dir=tmp_path)
+    assert len(module.seen["batches"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+class Gradients(pl.Callback):
+    """Remember the gradient at each optimizer step, after clipping."""
+
+    def __init__(self) -> None:
+        self.after: list[torch.Tensor] = []
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        grads = [p.grad.flatten().clone() for p in pl_module.parameters() if p.grad is not None]
+        if grads:
+            self.after.append(torch.cat(grads))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "measure"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())]
+)
+def test_clipping_limits_the_gradient(algorithm: str, measure: Any) -> None:
+    limit = 1e-3
+    free, clipped = Gradients(), Gradients()
+    fit(settings(learning_rate=1e-6), callbacks=(free,))
+    wanted = settings(learning_rate=1e-6, gradient_clip_val=limit, gradient_clip_algorithm=algorithm)
+    fit(wanted, callbacks=(clipped,))
+    assert all(measure(grad) > limit for grad in free.after)
+    for grad in clipped.after:
+        assert measure(grad) == pytest.approx(limit, rel=1e-3)
+
+
+def test_accumulating_k_batches_equals_one_of_k_times_the_size() -> None:
+    _, small = fit(settings(batch_size=4, accum_steps=3), epochs=3)
+    _, large = fit(settings(batch_size=12), epochs=3)
+    torch.testing.assert_close(small.layer.weight, large.layer.weight, rtol=0, atol=1e-6)
+
+
+def test_max_time_stops() -> None:
+    wanted = settings(max_time="00:00:00:01")
+    trainer, _ = fit(wanted, epochs=100_000)
+    assert trainer.current_epoch < 100_000
+
+
+def test_equal_settings_give_equal_weights_with_workers_too() -> None:
+    for more in ({}, {"num_workers": 1}, {"accum_steps": 2}):
+        weights = [fit(settings(**more), epochs=2)[1].layer.weight for _ in range(2)]
+        assert torch.equal(*weights)
+
+
+def test_seed_changes_the_weights() -> None:
+    weights = [fit(settings(seed=seed))[1].layer.weight for seed in (1, 2)]
+    assert not torch.equal(*weights)
+
+
+DDP_SCRIPT = """
+import os, sys, warnings
+import torch, lightning.pytorch as pl
+from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
+from torch.utils.data import DataLoader, TensorDataset
+from ptycho_exec.facade import build_trainer, process_flags, seed_run, train_loader_kwargs
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+
+class M(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, index):
+        loss = self.layer(batch[0]).pow(2).mean()
+        self.log("val_loss", loss, on_epoch=True, on_step=False, sync_dist=True)
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+child = os.environ.get("LOCAL_RANK") == "1"
+rate = float(sys.argv[1]) if child else 1e-3
+s = ExecutionSettings.from_values(
+    {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "learning_rate": rate, "batch_size": 2}
+)
+plan = resolve_plan(s, MachineFacts(cpus_logical=2))
+with process_flags(s):
+    seed_run(s)
+    trainer = build_trainer(s, max_epochs=1, plan=plan)
+    trainer.fit(M(), DataLoader(TensorDataset(torch.randn(16, 2)), **train_loader_kwargs(s, plan)))
+report = next(c for c in trainer.callbacks if type(c).__name__ == "ReadBack").report
+sys.stdout.write(f"WORLD {trainer.world_size} {len(report.differing)}\\n")
+"""
+
+
+def run_two_ranks(tmp_path: Path, rate: str) -> subprocess.CompletedProcess[str]:
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(DDP_SCRIPT))
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(script), rate], capture_output=True, text=True, timeout=180, env=environ
+    )
+
+
+def test_two_ranks_train_as_asked(tmp_path: Path) -> None:
+    done = run_two_ranks(tmp_path, "1e-3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("WORLD 2 0") == 2
+
+
+def test_ranks_with_different_settings_stop(tmp_path: Path) -> None:
+    done = run_two_ranks(tmp_path, "2e-3")
+    assert done.returncode != 0
+    assert "learning_rate: 0.002 here, 0.001 on rank 0" in done.stdout + done.stderr
+
+
+def test_warnings_are_errors_here() -> None:
+    """The runs above would fail on any warning that Lightning or torch gives."""
+    with pytest.raises(UserWarning):
+        warnings.warn("x", UserWarning, stacklevel=1)
