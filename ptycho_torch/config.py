@@ -92,10 +92,10 @@ class DataConfig(_Science):
 class ModelConfig(_Science):
     """The network and the forward model around it."""
 
-    n_filters: int = Field(default=32, ge=4)
+    n_filters: int = Field(default=64, ge=4)
     """Width of the network's first level; each level down doubles it."""
-    depth: int = Field(default=3, ge=1, le=6)
-    """Number of levels of the network."""
+    depth: int = Field(default=2, ge=1, le=6)
+    """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
     modulus_updates: int = Field(default=1, ge=0, le=20)
     """Steps at the network's end that bring each patch closer to its measured amplitude."""
     object_big: bool = True

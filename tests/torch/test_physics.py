@@ -193,7 +193,9 @@ class TestMerge:
         weights = torch.stack([torch.full((4, 4), 1.0), torch.full((4, 4), 3.0)])[None]
         offsets = torch.tensor([[[0.0, -1.0], [0.0, 1.0]]])
         canvas, coverage = physics.merge_patches(patches, offsets, weights, size=8)
-        torch.testing.assert_close(canvas[0, 4], torch.tensor([0, 1 + 1j, 1 + 1j, 2.5 - 0.5j, 2.5 - 0.5j, 3 - 1j, 3 - 1j, 0]))  # fmt: skip
+        first, both, second = 1 + 1j, 2.5 - 0.5j, 3 - 1j
+        want = torch.tensor([0, first, first, both, both, second, second, 0])
+        torch.testing.assert_close(canvas[0, 4], want)
         assert coverage[0, 4].tolist() == [0, 1, 1, 4, 4, 3, 3, 0]
         assert coverage[0, 0].sum() == 0
 
@@ -294,7 +296,7 @@ def fixture_intensity(name: str) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class TestIndependentOracles:
-    # The reference resamples merged patches on a float32 grid; 5e-6 is its own rounding, absent without merging.
+    # The reference resamples merged patches on a float32 grid: 5e-6 is its rounding, absent without merging.
     @pytest.mark.parametrize("name", FIXTURES)
     def test_forward_fixtures(self, name: str) -> None:
         got, parts = fixture_intensity(name)
