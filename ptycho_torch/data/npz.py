@@ -200,7 +200,7 @@ def _geometry(archive: Archive) -> dict[str, Any]:
 
 
 def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress: bool = False) -> Path:
-    """Write a scan under PtychoPINN's keys, patterns uncompressed unless asked (so that they map).
+    """Write a scan under PtychoPINN's keys, patterns uncompressed unless asked, to be read by the batch.
 
     Args:
         scan: what to write.

@@ -1,14 +1,14 @@
 """Stacks of diffraction patterns that need not fit in memory.
 
-A stack is either a plain array (small scans) or `MappedPatterns`, rows of a file that are copied out on
-demand. Both answer `stack[rows]` with an ordinary array in the stored dtype, scan axis first.
+A stack is either a plain array (small scans) or `FilePatterns`, rows of a file that are read on demand.
+Both answer `stack[rows]` with an ordinary array in the stored dtype, scan axis first.
 
 Shape legend: M patterns, N x N pixels, B rows of a batch.
 """
 
 from __future__ import annotations
 
-import mmap
+import math
 import os
 import tempfile
 import weakref
@@ -30,11 +30,13 @@ _BLOCK_BYTES = 8 * 2**20
 _FREE_RESERVE_BYTES = 64 * 2**20
 
 
-class MappedPatterns:
-    """Rows of an uncompressed stack inside a file, copied out on access.
+class FilePatterns:
+    """Rows of an uncompressed stack inside a file, read on access.
 
-    The pages of the map are given back after each access, so that the resident memory of a process does
-    not grow with the scan. Pickling carries the path, never the data; a worker opens the file again.
+    Rows are read rather than mapped: the resident memory of a process then holds the batch and nothing
+    else, a damaged disk or a truncated file is an error and not the end of the process, and for patterns
+    of a few kilobytes it is also faster. Neighboring rows are read together. Pickling carries the path,
+    never the data; a worker opens the file again.
 
     Args:
         path: file that holds the stack.
@@ -60,26 +62,14 @@ class MappedPatterns:
     ) -> None:
         self.path, self.offset, self.dtype = Path(path), offset, np.dtype(dtype)
         self._file_shape, self._rows, self._keep = shape, rows, keep
-        self._open(identity)
-
-    def _open(self, identity: tuple[int, int] | None) -> None:
-        with self.path.open("rb") as handle:
-            stat = os.fstat(handle.fileno())
-            self._identity = (stat.st_size, stat.st_mtime_ns)
-            if identity is not None and identity != self._identity:
-                raise self._changed()
-            self._descriptor = os.dup(handle.fileno())
+        self._row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
+        self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         weakref.finalize(self, os.close, self._descriptor)
-        nbytes = int(np.prod(self._file_shape)) * self.dtype.itemsize
-        if self.offset + nbytes > self._identity[0]:
+        stat = os.fstat(self._descriptor)
+        self._identity = (stat.st_size, stat.st_mtime_ns)
+        changed = identity is not None and identity != self._identity
+        if changed or self.offset + shape[0] * self._row_bytes > stat.st_size:
             raise self._changed()
-        start = self.offset - self.offset % mmap.ALLOCATIONGRANULARITY
-        self._map = mmap.mmap(
-            self._descriptor, self.offset - start + nbytes, access=mmap.ACCESS_READ, offset=start
-        )
-        self._view: NDArray[Any] = np.ndarray(
-            self._file_shape, self.dtype, buffer=self._map, offset=self.offset - start
-        )
 
     def _changed(self) -> DataError:
         return DataError(
@@ -103,45 +93,68 @@ class MappedPatterns:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows in use, in the stored dtype."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return self.shape[0] * self._row_bytes
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: slice | ArrayLike) -> NDArray[Any]:
-        rows: Any = key if isinstance(key, slice) else np.asarray(key)
-        if self._rows is not None:
-            rows = self._rows[rows]
-        # A page of a map beyond the end of its file kills the process; a changed size is caught before.
-        if os.fstat(self._descriptor).st_size != self._identity[0]:
-            raise self._changed()
-        gathered = np.array(self._view[rows])
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-        return gathered
+        """Return the chosen rows as an array; a single integer gives one row without the scan axis."""
+        chosen = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key)
+        if chosen.dtype.kind not in "iu":
+            raise TypeError(f"rows are chosen by integers, not by {chosen.dtype}")
+        flat = np.where(chosen < 0, chosen + len(self), chosen).reshape(-1)
+        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
+            raise IndexError(f"a row is outside 0 to {len(self) - 1}")
+        rows = flat if self._rows is None else self._rows[flat]
+        out = np.empty((len(rows), *self._file_shape[1:]), dtype=self.dtype)
+        self._read_into(out, rows)
+        return out.reshape(*chosen.shape, *self._file_shape[1:])
+
+    def _read_into(self, out: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """Read runs of neighboring rows, one system call each."""
+        buffer = memoryview(out.reshape(-1).view(np.uint8).data)
+        ends = np.append(np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)).tolist()
+        begin = 0
+        for end in ends:
+            if end == begin:
+                continue
+            place = buffer[begin * self._row_bytes : end * self._row_bytes]
+            at = self.offset + int(rows[begin]) * self._row_bytes
+            while place.nbytes:
+                count = os.preadv(self._descriptor, [place], at)
+                if count == 0:
+                    raise self._changed()
+                place, at = place[count:], at + count
+            begin = end
 
     def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
 
-    def select(self, indices: ArrayLike) -> MappedPatterns:
+    def select(self, indices: ArrayLike) -> FilePatterns:
         """Return the stack of the given rows, still in the file."""
         chosen = np.asarray(indices, dtype=np.int64)
         rows = chosen if self._rows is None else self._rows[chosen]
-        return MappedPatterns(
+        return FilePatterns(
             self.path, self.offset, self._file_shape, self.dtype, rows, self._keep, self._identity
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         args = (self.path, self.offset, self._file_shape, self.dtype, self._rows, None, self._identity)
-        return (MappedPatterns, args)
+        return (FilePatterns, args)
 
 
-Patterns = NDArray[Any] | MappedPatterns
+Patterns = NDArray[Any] | FilePatterns
+
+
+def fits_in_memory(nbytes: int) -> bool:
+    """Return whether a stack is small enough to be held in memory."""
+    return nbytes <= MEMORY_BUDGET_BYTES
 
 
 def select_rows(patterns: Patterns, indices: ArrayLike) -> Patterns:
     """Return the given patterns as a stack of the same kind."""
-    if isinstance(patterns, MappedPatterns):
+    if isinstance(patterns, FilePatterns):
         return patterns.select(indices)
     return patterns[np.asarray(indices, dtype=np.int64)]
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data import archive
+from ptycho_torch.data import patterns
 from ptycho_torch.data.dataset import EpochShuffle, PtychoDataset, collate
 from ptycho_torch.data.grouping import group_neighbors
 from ptycho_torch.data.npz import write_npz
@@ -64,7 +64,7 @@ def test_loader_gives_every_pattern_once(
     scan: ScanData, tmp_path: Path, workers: int, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if streamed:
-        monkeypatch.setattr(archive, "MEMORY_BUDGET_BYTES", 0)
+        monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", 0)
     read = read_scan(write_npz(scan, tmp_path / "scan.npz"))
     data = PtychoDataset(read, memory_budget_bytes=0 if streamed else 2**25)
     loader = DataLoader(
@@ -98,7 +98,7 @@ def test_the_loader_gathers_once_per_batch(scan: ScanData, monkeypatch: pytest.M
 def test_pickling_a_streamed_dataset_carries_no_patterns(
     scan: ScanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "MEMORY_BUDGET_BYTES", 0)
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", 0)
     path = write_npz(simulate_scan(n=32, patterns=300), tmp_path / "scan.npz")
     data = PtychoDataset(read_scan(path), memory_budget_bytes=0)
     text = pickle.dumps(data)

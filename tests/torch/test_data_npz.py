@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data import archive
+from ptycho_torch.data import patterns
 from ptycho_torch.data.npz import write_npz
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
@@ -67,7 +67,7 @@ def test_dialects_give_the_identical_tensor(
     scan: ScanData, tmp_path: Path, name: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if streamed:
-        monkeypatch.setattr(archive, "MEMORY_BUDGET_BYTES", 0)
+        monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", 0)
     read = read_scan(save(tmp_path / "scan.npz", dialects(scan)[name]))
     expected = scan.amplitude(np.arange(len(scan)))
     np.testing.assert_array_equal(read.amplitude(np.arange(len(scan))), expected, strict=True)
