@@ -8,7 +8,6 @@ Shape legend: M patterns, N x N pixels, P probe modes, H x W object.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data.archive import Archive
 from ptycho_torch.data.paired import Diffraction, Product, first_of, positive, to_meters
 from ptycho_torch.data.scan import HC_EV_M, ScanData
-from ptycho_torch.data.writing import atomic_path, plain_patterns, require_geometry
+from ptycho_torch.data.writing import StackOut, atomic_path, require_geometry, write_hdf5_arrays
 
 _ENTRY = "entry_1"
 _DETECTOR = "entry_1/instrument_1/detector_1"
@@ -212,12 +211,12 @@ def write_cxi(scan: ScanData, path: Path) -> Path:
     values: dict[str, Any] = {
         "cxi_version": _CXI_VERSION,
         "number_of_entries": 1,
-        f"{_ENTRY}/start_time": datetime.now(UTC).replace(microsecond=0).isoformat(),
         f"{_SOURCE}/energy": energy * _JOULE_PER_EV,
         f"{_DETECTOR}/distance": distance,
         f"{_DETECTOR}/x_pixel_size": detector_pixel,
         f"{_DETECTOR}/y_pixel_size": detector_pixel,
         f"{_DETECTOR}/mask": (~scan.good_pixels).astype(np.uint32),
+        _DATA[1]: StackOut(scan, "intensity"),
         _TRANSLATION[0]: translation,
         _OBJECT: canvas.astype(np.complex128)[None],
         f"{_PTYCHODUS}/probe_position_indexes": (
@@ -231,9 +230,7 @@ def write_cxi(scan: ScanData, path: Path) -> Path:
     if scan.probe is not None:
         values[_PROBE[0]] = scan.probe.astype(np.complex128)[None]
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, value in values.items():
-            file.create_dataset(name, data=value)
-        file.create_dataset(_DATA[1], data=plain_patterns(scan, "intensity"), compression="lzf")
+        write_hdf5_arrays(file, values)
         file[_DATA[0]] = h5py.SoftLink(f"/{_DATA[1]}")
         file[_TRANSLATION[1]] = h5py.SoftLink(f"/{_TRANSLATION[0]}")
     return path

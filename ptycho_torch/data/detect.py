@@ -175,8 +175,8 @@ def fit_forward(
         return None
     measured, origins = amplitude[inside] * good, origins_px[inside]
     patches = np.stack([bilinear_patch(canvas, origin, N) for origin in origins])
-    start = np.minimum(np.round(origins), np.array(canvas.shape) - N)
-    whole = np.stack([bilinear_patch(canvas, origin, N) for origin in start])
+    start = np.round(origins).astype(np.int64)
+    whole = np.stack([canvas[y : y + N, x : x + N] for y, x in start])
     waves = (patches[:, None] * probe, whole[:, None] * shift_probe(probe, origins - start))
     fits = [fit for wave in waves if (fit := _fit_waves(wave, measured, good)) is not None]
     return min(fits, key=lambda fit: fit.error, default=None)

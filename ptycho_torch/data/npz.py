@@ -22,7 +22,7 @@ from ptycho_torch.data.archive import Archive
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.patterns import Patterns
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.writing import atomic_path, plain_patterns
+from ptycho_torch.data.writing import StackOut, atomic_path, write_npz_arrays
 
 STACK_NAMES = ("diff3d", "diffraction")
 _DECLARATIONS = {
@@ -216,7 +216,7 @@ def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress
         "ycoords": scan.positions_px[:, 0],
         "xcoords_start": scan.positions_px[:, 1],
         "ycoords_start": scan.positions_px[:, 0],
-        "diff3d": plain_patterns(scan, domain),
+        "diff3d": StackOut(scan, domain),
         "bad_pixels": ~scan.good_pixels,
         "scan_index": np.zeros(len(scan), dtype=np.int64),
         "domain": np.array(domain),
@@ -229,7 +229,5 @@ def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress
     if scan.labels is not None:
         arrays["Y"] = np.asarray(scan.labels[:])
     with atomic_path(path) as temporary:
-        save = np.savez_compressed if compress else np.savez
-        with temporary.open("wb") as handle:
-            save(handle, **arrays)
+        write_npz_arrays(temporary, arrays, compress=compress)
     return path

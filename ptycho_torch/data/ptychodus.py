@@ -14,7 +14,13 @@ from ptycho_torch.data.archive import Archive
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.paired import Diffraction, Product, first_of, positive, to_meters
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.writing import atomic_path, plain_patterns, require_geometry
+from ptycho_torch.data.writing import (
+    StackOut,
+    atomic_path,
+    require_geometry,
+    write_hdf5_arrays,
+    write_npz_arrays,
+)
 
 # Newest name first; the others are names of earlier releases.
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
@@ -189,12 +195,10 @@ def write_product(
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
             flat = {f"{owner}_{key}" if owner else key: v for owner, key, v in attributes}
-            with temporary.open("wb") as handle:
-                np.savez(handle, **{**arrays, **flat})
+            write_npz_arrays(temporary, {**arrays, **flat})
         else:
             with h5py.File(temporary, "w") as file:
-                for name, array in arrays.items():
-                    file.create_dataset(name, data=array)
+                write_hdf5_arrays(file, arrays)
                 for owner, key, value in attributes:
                     (file[owner] if owner else file).attrs[key] = value
     return path
@@ -258,19 +262,17 @@ def write_diffraction(scan: ScanData, path: Path) -> Path:
         DataError: the detector pixel size is unknown, or the target cannot be written.
     """
     (size,) = require_geometry(scan, "detector_pixel_size_m")
-    arrays: dict[str, Any] = {
+    arrays = {
         "indexes": _indexes(scan),
-        "patterns": plain_patterns(scan, "intensity"),
+        "patterns": StackOut(scan, "intensity"),
         "bad_pixels": ~scan.good_pixels,
     }
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
-            with temporary.open("wb") as handle:
-                np.savez_compressed(handle, **arrays)
+            write_npz_arrays(temporary, arrays, compress=True)
         else:
             with h5py.File(temporary, "w") as file:
-                for name, array in arrays.items():
-                    file.create_dataset(name, data=array, compression="lzf")
+                write_hdf5_arrays(file, arrays, compression="lzf")
                 file["patterns"].attrs["detector_pixel_width_m"] = size
                 file["patterns"].attrs["detector_pixel_height_m"] = size
     return path
@@ -298,11 +300,9 @@ def write_training(scan: ScanData, path: Path) -> Path:
     energy, distance, pixel = require_geometry(scan, *names)
     if scan.probe is None:
         raise DataError("the scan has no probe", expected="a probe", fix="add probeGuess to the source file")
-    patterns = np.array(plain_patterns(scan, "intensity"))
-    patterns[:, ~scan.good_pixels] = 0
     canvas = np.ones(scan.canvas_shape) if scan.object_guess is None else scan.object_guess
     arrays = {
-        "patterns": patterns,
+        "patterns": StackOut(scan, "intensity", zero_bad=True),
         "bad_pixels": ~scan.good_pixels,
         "probe": scan.probe.astype(np.complex128),
         "object": canvas.astype(np.complex128),
@@ -312,8 +312,6 @@ def write_training(scan: ScanData, path: Path) -> Path:
     scalars = {"object_pixel_width_m": pixel, "object_pixel_height_m": pixel}
     scalars |= {"detector_object_distance_m": distance, "photon_energy_eV": energy}
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, compression="lzf")
-        for name, value in scalars.items():
-            file.create_dataset(name, data=value)
+        write_hdf5_arrays(file, arrays, compression="lzf")
+        write_hdf5_arrays(file, scalars)
     return path
