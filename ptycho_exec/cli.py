@@ -16,7 +16,8 @@ from ptycho_exec.flags import Parser, add_settings_flags, flags_given, run
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Origin, Resolution, redact
 from ptycho_exec.settings import Effect, ExecutionSettings
-from ptycho_exec.sources import Reader, Request, find_profile, profile_names, resolve
+from ptycho_exec.sources import Reader, Request, resolve
+from ptycho_exec.tables import Profile, find_profile, profile_names
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
@@ -322,18 +323,29 @@ def docs(space: argparse.Namespace) -> int:
 
 def profiles(space: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
-    del space
     reader = Reader(Request())
-    for name in profile_names(reader):
-        found = find_profile(name, reader, skip=set())
-        if found is None:
-            continue
-        _, document, prefix = found
-        node = document.table_at(prefix)
-        values = ", ".join(f"{key}={text_of(value)}" for key, value in node.items() if key in field_specs())
-        base = f" (extends {node['extends']})" if "extends" in node else ""
-        print(f"{name}{base}: {node.get('description', '')}\n    {values}\n    {document.path}")
+    found = [find_profile(name, reader, []) for name in profile_names(reader)]
+    if reader.findings:
+        raise SettingsError.from_findings(reader.findings)
+    rows = [_profile_json(profile) for profile in found if profile is not None]
+    if space.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        base = f" (extends {row['extends']})" if row["extends"] else ""
+        values = ", ".join(f"{name}={text_of(value)}" for name, value in row["values"].items())
+        print(f"{row['name']}{base}: {row['description']}\n    {values}\n    {row['file']}")
     return 0
+
+
+def _profile_json(profile: Profile) -> dict[str, Any]:
+    return {
+        "name": profile.name,
+        "extends": profile.extends,
+        "description": profile.description,
+        "values": {name: redact(origin.value) for name, origin in profile.entries().items()},
+        "file": profile.document.path,
+    }
 
 
 _JSON = (("--json",), {"action": "store_true", "help": "print stable JSON"})
@@ -387,5 +399,5 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
         "regenerate schema, settings reference and .env.example",
         [(("--root",), {"default": ".", "metavar": "DIR", "help": "top of the checkout"})],
     ),
-    "profiles": (profiles, "list the profiles that can be asked for here", []),
+    "profiles": (profiles, "list the profiles that can be asked for here", [_JSON]),
 }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.origins import KeyPath, Kind, Origin, json_lines, toml_lines, yaml_lines
+from ptycho_exec.origins import KeyPath, Kind, Origin, json_lines, redact, toml_lines, yaml_lines
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,7 @@ class Document:
 
     def home(self) -> str:
         """Say where settings stand in this file."""
-        return (
-            f"to [{'.'.join(self.table)}]"
-            if self.table
-            else "to the top level of the file, above every table"
-        )
+        return f"in [{'.'.join(self.table)}]" if self.table else "at the top of the file, before every table"
 
     def origin(self, path: KeyPath, *, kind: Kind | None = None, place: str | None = None) -> Origin:
         return Origin(
@@ -70,47 +67,82 @@ class Document:
         return Finding(what, self.place(path), expected, fix, file=self.path, line=self.line(path) or 0)
 
 
-def find_upward(start: Path, name: str, *, containing: str = "") -> Path | None:
-    """Return the nearest file of this name from `start` upward, and whose text matches `containing`."""
-    for folder in (start, *start.parents):
-        path = folder / name
-        if path.is_file() and (
-            not containing or re.search(containing, path.read_text("utf-8", "replace"), re.M)
-        ):
-            return path
-    return None
+def is_file(path: Path) -> bool:
+    """Tell whether `path` is a file that can be seen; a folder that may not be searched holds none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def find_upward(start: Path, name: str, accept: Callable[[Path], bool] = lambda _: True) -> Path | None:
+    """Return the nearest file of this name from `start` upward that `accept` takes."""
+    paths = (folder / name for folder in (start, *start.parents))
+    return next((path for path in paths if is_file(path) and accept(path)), None)
 
 
 def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPath = ()) -> Document | None:
     """Parse TOML, YAML or JSON by its extension; one that cannot be parsed adds a finding instead."""
+    text = _read_text(path, findings)
+    if text is None:
+        return None
     try:
-        text = path.read_text("utf-8")
-        data = _parser(path)(text)
+        data = _PARSERS[syntax(path)](text)
+    except _ParseError as error:
+        findings.append(_broken(path, text, error.cause))
+        return None
+    if not isinstance(data, Mapping):
+        fix = "write one name and value per line"
+        findings.append(Finding(f"{path.name} holds no settings", str(path), "a table of settings", fix))
+        return None
+    extra = [_twice(path, key, line) for key, line in _duplicates(path, text)]
+    if table:
+        extra += _wrong_tables(path, data, text, table)
+    inner = _inner(data, table)
+    if not isinstance(inner, Mapping):
+        fix = "write it as a table"
+        findings.append(Finding(f"{'.'.join(table)} is not a table", str(path), f"[{'.'.join(table)}]", fix))
+        return None
+    return Document(kind, str(path), inner, text, table, tuple(extra))
+
+
+def _inner(data: Mapping[str, Any], table: KeyPath) -> Any:
+    node: Any = data
+    for key in table:
+        if not isinstance(node, Mapping):
+            return node
+        node = node.get(key, {})
+    return node
+
+
+def _read_text(path: Path, findings: list[Finding]) -> str | None:
+    try:
+        return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         findings.append(
-            Finding(f"{path} is not UTF-8 text", str(path), "TOML, YAML or JSON", "save it as UTF-8")
+            Finding(f"{path.name} is not UTF-8 text", str(path), "UTF-8 text", "save it as UTF-8")
         )
-        return None
     except OSError as error:
+        fix = "make it readable, or remove it"
         findings.append(
-            Finding(f"cannot read {path}: {error.strerror}", str(path), "a readable file", "check it")
+            Finding(f"cannot read {path.name}: {error.strerror}", str(path), "a readable file", fix)
         )
-        return None
-    except _ParseError as error:
-        findings.append(_broken(path, error.cause))
-        return None
-    extra = tuple(_twice(path, key, line) for key, line in _duplicates(path, text))
-    if not isinstance(data, Mapping):
-        findings.append(Finding(f"{path} holds no settings", str(path), "a table of names and values", ""))
-        return None
-    if table:
-        extra += tuple(_wrong_table(path, data, text, table))
-    for key in table:
-        data = data.get(key, {})
-        if not isinstance(data, Mapping):
-            findings.append(Finding(f"{key} is not a table", str(path), f"[{'.'.join(table)}]", ""))
-            return None
-    return Document(kind, str(path), data, text, table, extra)
+    return None
+
+
+Syntax = Literal["TOML", "YAML", "JSON"]
+
+
+def syntax(path: str | Path) -> Syntax:
+    """Return the language of a file by its extension; what is neither YAML nor JSON is TOML."""
+    known: dict[str, Syntax] = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}
+    return known.get(Path(path).suffix.lower(), "TOML")
+
+
+def assignment(file: str | None, name: str, value: str) -> str:
+    """Write a setting as it stands in `file`: `seed = 1` in TOML, `seed: 1` in YAML, `"seed": 1` in JSON."""
+    forms = {"TOML": f"{name} = {value}", "YAML": f"{name}: {value}", "JSON": f'"{name}": {value}'}
+    return forms[syntax(file)] if file else f"{name}={value}"
 
 
 class _ParseError(Exception):
@@ -123,14 +155,14 @@ class _ParseError(Exception):
 def _toml(text: str) -> Any:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _ParseError(error) from error
 
 
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise _ParseError(error) from error
 
 
@@ -140,22 +172,20 @@ def _yaml(text: str) -> Any:
     try:
         data = yaml.load(text, Loader=_yaml_loader())
         return {} if data is None else data
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _ParseError(error) from error
 
 
-def _parser(path: Path) -> Callable[[str], Any]:
-    return {".json": _json, ".yaml": _yaml, ".yml": _yaml}.get(path.suffix.lower(), _toml)
+_PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _toml, "YAML": _yaml, "JSON": _json}
 
 
 def _line_finder(path: str) -> Callable[[str], tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]]:
-    finders = {".json": json_lines, ".yaml": yaml_lines, ".yml": yaml_lines}
-    return finders.get(Path(path).suffix.lower(), lambda text: (toml_lines(text), []))
+    return {"JSON": json_lines, "YAML": yaml_lines}.get(syntax(path), lambda text: (toml_lines(text), []))
 
 
 def _duplicates(path: Path, text: str) -> list[tuple[KeyPath, int]]:
     """Keys that stand twice. TOML forbids them itself; YAML and JSON parsers keep the last without a word."""
-    return [] if _parser(path) is _toml else _line_finder(str(path))(text)[1]
+    return [] if syntax(path) == "TOML" else _line_finder(str(path))(text)[1]
 
 
 @cache
@@ -164,10 +194,16 @@ def _yaml_loader() -> Any:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        pass
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+            """Names are the text that stands there, never a number, a truth value or null."""
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "a name must be a text", key.start_mark
+                    )
+            return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
     Loader.yaml_implicit_resolvers = {}
-
     for tag, pattern, first in (
         ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
         ("int", r"^[-+]?[0-9]+$", "-+0123456789"),
@@ -181,33 +217,39 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-def _broken(path: Path, error: Exception) -> Finding:
-    line, column, problem = _position(error)
-    rows = path.read_text("utf-8", "replace").splitlines()
-    excerpt = f"{rows[line - 1]}\n{' ' * (column - 1)}^" if 0 < line <= len(rows) else ""
-    where = f"{path}:{line}" if line else str(path)
-    kind = {".json": "JSON", ".yaml": "YAML", ".yml": "YAML"}.get(path.suffix.lower(), "TOML")
+def _broken(path: Path, text: str, error: Exception) -> Finding:
+    line, column, problem = _position(error, text)
+    rows = text.split("\n")
+    marked = 0 < line <= len(rows)
+    shown = redact(rows[line - 1]) if marked else ""
     return Finding(
-        f"{path.name} is not valid {kind}: {problem}",
-        where=where,
-        expected=f"valid {kind}",
-        fix="correct the marked place",
-        excerpt=excerpt,
+        f"{path.name} is not valid {syntax(path)}: {problem}",
+        where=f"{path}:{line}" if marked else str(path),
+        expected=f"valid {syntax(path)}",
+        fix="correct the marked place" if marked else "correct the file",
+        excerpt=f"{shown}\n{' ' * min(column - 1, len(shown))}^" if marked else "",
         file=str(path),
-        line=line,
+        line=line if marked else 0,
     )
 
 
-def _position(error: Exception) -> tuple[int, int, str]:
+def _position(error: Exception, text: str) -> tuple[int, int, str]:
+    if isinstance(error, RecursionError):
+        return 0, 0, "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return error.lineno, error.colno, error.msg
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
-        return mark.line + 1, mark.column + 1, str(getattr(error, "problem", error))
-    text = str(error)
-    match = re.search(r"\(at line (\d+), column (\d+)\)", text)
-    problem = text[: match.start()].strip() if match else text.partition(" (at end")[0]
-    return (int(match[1]), int(match[2]), problem) if match else (0, 0, f"{problem} at the end of the file")
+        before = text[: mark.index]
+        return before.count("\n") + 1, len(before) - before.rfind("\n"), str(getattr(error, "problem", error))
+    message = str(error)
+    match = re.search(r"\(at line (\d+), column (\d+)\)", message)
+    if match:
+        return int(match[1]), int(match[2]), message[: match.start()].strip()
+    if message.endswith("(at end of document)"):
+        rows = text.rstrip("\n").split("\n")
+        return len(rows), len(rows[-1]) + 1, message.removesuffix("(at end of document)").strip()
+    return 0, 0, message.partition(";")[0]
 
 
 def _twice(path: Path, key: KeyPath, line: int) -> Finding:
@@ -221,15 +263,42 @@ def _twice(path: Path, key: KeyPath, line: int) -> Finding:
     )
 
 
-def _wrong_table(path: Path, data: Mapping[str, Any], text: str, table: KeyPath) -> list[Finding]:
-    """Report tables that look like ours but are not: `[tool.ptycho-exec]`, `[ptycho_exec]`."""
+def near_tables(data: Mapping[str, Any], table: KeyPath) -> list[KeyPath]:
+    """Return the tables of a pyproject that were meant to be ours: `[tool.ptycho-exec]`, `[ptycho_exec]`."""
+    tools = data.get("tool")
+    paths = [("tool", key) for key in tools] if isinstance(tools, Mapping) else []
+    return [key for key in (*paths, *((key,) for key in data)) if key != table and _alike(key[-1], table[-1])]
+
+
+def _alike(word: str, ours: str) -> bool:
     from ptycho_exec.names import distance
 
-    tools = data.get("tool", {})
-    near = [("tool", key) for key in tools if isinstance(tools, Mapping)] + [(key,) for key in data]
-    found = [
-        key for key in near if key != table and distance(key[-1].lower().replace("-", "_"), table[-1]) <= 2
-    ]
+    folded = word.lower().replace("-", "_")
+    return abs(len(folded) - len(ours)) <= 2 and distance(folded, ours) <= 2
+
+
+def speaks_of(table: KeyPath) -> Callable[[Path], bool]:
+    """Return a test whether a pyproject file has this table, or one whose name was meant to be it."""
+
+    def accept(path: Path) -> bool:
+        try:
+            text = path.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError):
+            return False
+        words = set(re.findall(r"[\w-]+", text))
+        if not any(_alike(word, table[-1]) for word in words):
+            return False
+        try:
+            data = tomllib.loads(text)
+        except (ValueError, RecursionError):
+            return True  # reading it reports what is wrong
+        return bool(near_tables(data, table)) or _inner(data, table) != {}
+
+    return accept
+
+
+def _wrong_tables(path: Path, data: Mapping[str, Any], text: str, table: KeyPath) -> list[Finding]:
+    found = near_tables(data, table)
     lines = toml_lines(text) if found else {}
     return [
         Finding(
@@ -244,33 +313,33 @@ def _wrong_table(path: Path, data: Mapping[str, Any], text: str, table: KeyPath)
     ]
 
 
-def read_dotenv(path: Path, findings: list[Finding]) -> list[tuple[str, str, int]]:
-    """Return the assignments of a `.env` file as (name, text, line), with `${NAME}` filled in."""
-    from dotenv.main import resolve_variables
-    from dotenv.parser import parse_stream
+class Assigned(NamedTuple):
+    """One assignment of a `.env` file."""
 
-    try:
-        with path.open(encoding="utf-8") as stream:
-            bindings = list(parse_stream(stream))
-    except (OSError, UnicodeDecodeError) as error:
-        findings.append(
-            Finding(f"cannot read {path}: {error}", str(path), "a UTF-8 text file", "correct or remove it")
-        )
-        return []
-    rows: list[tuple[str, str | None, int]] = []
-    for binding in bindings:
+    name: str
+    text: str
+    line: int
+
+
+def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str]) -> list[Assigned]:
+    """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above."""
+    from dotenv.parser import parse_stream
+    from dotenv.variables import parse_variables
+
+    content = _read_text(path, findings)
+    rows: list[Assigned] = []
+    known: dict[str, str | None] = {}
+    for binding in parse_stream(io.StringIO(content or "")):
         line = binding.original.line + _blank_rows(binding.original.string)
-        if binding.error:
-            findings.append(_malformed(path, line, binding.original.string))
+        ours = (binding.key or "").upper().startswith("PTYCHO_EXEC")
+        if binding.error or (binding.value is None and ours):
+            findings.append(_malformed(path, line, binding.key if ours else None))
         elif binding.key is not None:
-            rows.append((binding.key, binding.value, line))
-            if binding.value is None and binding.key.upper().startswith("PTYCHO_EXEC"):
-                findings.append(_malformed(path, line, binding.original.string))
-    filled = resolve_variables(((name, text) for name, text, _ in rows), override=False)
-    return [
-        (name, filled.get(name) or "" if "$" in (text or "") else text or "", line)
-        for name, text, line in rows
-    ]
+            scope = {**known, **environ}
+            text = "".join(atom.resolve(scope) for atom in parse_variables(binding.value or ""))
+            known[binding.key] = text
+            rows.append(Assigned(binding.key, text, line))
+    return rows
 
 
 def _blank_rows(text: str) -> int:
@@ -278,13 +347,13 @@ def _blank_rows(text: str) -> int:
     return len(text[: len(text) - len(text.lstrip())].splitlines()) if text[:1] in "\r\n" else 0
 
 
-def _malformed(path: Path, line: int, text: str) -> Finding:
+def _malformed(path: Path, line: int, name: str | None) -> Finding:
+    # The line itself is not shown: it may hold somebody's credentials.
     return Finding(
-        "this line of .env is no assignment",
+        f"{name or 'this line of .env'} is no assignment",
         where=f"{path}:{line}",
-        expected="NAME=value",
+        expected=f"{name or 'NAME'}=value",
         fix="correct or remove the line",
-        excerpt=text.strip().partition("=")[0],
         file=str(path),
         line=line,
     )

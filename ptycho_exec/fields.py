@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -51,9 +52,7 @@ class FieldSpec:
     def expected(self) -> str:
         """Say in words what the field takes: `a whole number > 0, or none`."""
         words = [text_of(choice) for choice in self.choices]
-        parts = [f"one of: {', '.join(words)}"] if len(words) > 1 else words
-        if bool in self.kinds and not {True, False} & set(self.choices):
-            parts.append("true or false")
+        parts = [f"one of: {', '.join(words)}"] if len(words) > 2 else [" or ".join(words)] if words else []
         if int in self.kinds:
             parts.append(f"a whole number{self._bound('int')}")
         if float in self.kinds:
@@ -63,7 +62,7 @@ class FieldSpec:
                 else f"a number{self._bound('float')}"
             )
         if tuple in self.kinds:
-            parts.append("a list of whole numbers >= 0")
+            parts.append("a list of different whole numbers >= 0")
         if str in self.kinds:
             parts.append(f"a text{self._bound('str')}")
         return ", or ".join(parts + (["none"] if self.optional else []))
@@ -112,8 +111,9 @@ class _Walk:
         elif origin is Literal:
             for choice in typing.get_args(annotation):
                 self.choices.append(choice)
-                if isinstance(choice, bool):
-                    self.kinds.add(bool)
+        elif annotation is bool:
+            self.choices += [True, False]
+            self.kinds.add(bool)
         else:
             kind = origin or annotation
             self.kinds.add(kind)
@@ -146,7 +146,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        return ",".join(str(item) for item in value)
+        return f"[{', '.join(text_of(item) for item in value)}]"
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -171,8 +171,7 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
 
 
 def _whole(word: str) -> int | None:
-    digits = word.removeprefix("-").removeprefix("+")
-    return int(word) if digits.isascii() and digits.isdigit() else None
+    return int(word) if re.fullmatch(r"[-+]?[0-9]{1,40}", word) else None
 
 
 def _number(word: str) -> float | None:

@@ -62,15 +62,17 @@ def distance(a: str, b: str) -> int:
 
 
 def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
-    """Return the candidates that could have been meant, nearest first."""
-    folded = _fold(name)
-    allowed = max(2, len(folded) // 3)
-    scored = sorted((distance(folded, _fold(candidate)), candidate) for candidate in candidates)
+    """Return the candidates that could have been meant, nearest first, none much farther than the first."""
+    bare = _bare(name)
+    allowed = max(1, len(bare) // 3)
+    scored = sorted((distance(bare, _bare(candidate)), candidate) for candidate in candidates)
+    allowed = min(allowed, scored[0][0] + 1) if scored else 0
     return [candidate for score, candidate in scored if score <= allowed][:most]
 
 
-def _fold(name: str) -> str:
-    return name.lower().replace("-", "_")
+def _bare(name: str) -> str:
+    """Return a name in lower case, without the prefix of variables and the dashes of flags."""
+    return name.lower().replace("-", "_").removeprefix("__").removeprefix("ptycho_exec_")
 
 
 def unknown_name(
@@ -99,10 +101,6 @@ def _expected(name: str, candidates: Sequence[str], noun: str) -> str:
     if close:
         return " or ".join(close)
     return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by `ptycho-exec show`"
-
-
-def _bare(name: str) -> str:
-    return _fold(name).removeprefix("__").removeprefix("ptycho_exec_")
 
 
 def _renamed(name: str, candidates: Sequence[str]) -> str | None:

@@ -59,6 +59,10 @@ class Origin:
         """Return this origin with `others`, highest first, recorded as shadowed."""
         return replace(self, shadowed=tuple(replace(other, shadowed=()) for other in others))
 
+    def __repr__(self) -> str:
+        """Show all of it but credentials."""
+        return f"Origin({self.describe()}: {redact(repr(self.value))}, shadowed={list(self.shadowed)})"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
         record: dict[str, Any] = {
@@ -91,12 +95,35 @@ class Resolution:
     looked: tuple[Looked, ...] = ()
     notices: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
+    dormant: tuple[tuple[str, Origin], ...] = ()
+    """Values that do not act now, shadowed or in another profile; they are checked like the others."""
     profile: str | None = None
+    profile_asked_by: str = ""
+
+    def __repr__(self) -> str:
+        """Name the fields that somebody set; values stay out, for they may hold credentials."""
+        return f"Resolution({', '.join(self.values)}, {len(self.findings)} findings)"
 
 
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s]*@")
+@dataclass
+class Layer:
+    """What one source supplied: an origin (with its value) for each field, and what was wrong in it."""
+
+    entries: dict[str, Origin] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    dormant: list[tuple[str, Origin]] = field(default_factory=list)
+
+
+# `scheme://user:password@`, also when the password holds an unescaped `@` or `/`, and without a scheme.
+_USERINFO = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|//)"
+    r"(?:[^/?#\s\"']*@|[^/?#\s\"':@]+:(?!\d{1,5}(?:[/?#\s\"']|$))[^\s\"']*@)"
+)
+_BARE_USERINFO = re.compile(r"(?<![\w/*])[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])")
 _QUERY = re.compile(
-    r"(?i)(?P<key>[?&;#][^=&\s]*(?:token|key|secret|password|passwd|pwd|sig|auth)[^=&\s]*=)[^&\s#]+"
+    r"(?i)(?P<key>(?:^|[?&;#\s])[^=&\s?]*(?:token|key|secret|password|passwd|pwd|sig|auth|credential)[^=&\s]*=)"
+    r"[^&\s#\"']+"
 )
 
 
@@ -104,7 +131,8 @@ def redact(value: Any) -> Any:
     """Hide credentials in addresses: user information and secret-looking query values become `***`."""
     if not isinstance(value, str):
         return value
-    return _QUERY.sub(r"\g<key>***", _USERINFO.sub(r"\g<scheme>***@", value))
+    value = _BARE_USERINFO.sub("***@", _USERINFO.sub(r"\g<scheme>***@", value))
+    return _QUERY.sub(r"\g<key>***", value)
 
 
 # --- line finders: path of keys -> 1-based line -------------------------------------------------------------
@@ -132,8 +160,8 @@ def toml_lines(text: str) -> dict[KeyPath, int]:
     lines = _Lines()
     table: KeyPath = ()
     chunk, start = "", 0
-    for number, row in enumerate(text.splitlines(keepends=True), 1):
-        chunk, start = (chunk + row, start) if chunk else (row, number)
+    for number, row in enumerate(text.split("\n"), 1):
+        chunk, start = (f"{chunk}\n{row}", start) if chunk else (row, number)
         try:
             parsed = tomllib.loads(chunk)
         except tomllib.TOMLDecodeError:
@@ -174,13 +202,15 @@ def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
     import yaml
 
     lines = _Lines()
+    seen: set[int] = set()  # an alias can lead back to a node above it
     pending: list[tuple[Any, KeyPath]] = [(yaml.compose(text, Loader=yaml.SafeLoader), ())]
     while pending:
         node, prefix = pending.pop()
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and id(node) not in seen:
+            seen.add(id(node))
             for key, value in node.value:
                 path = (*prefix, str(key.value))
-                lines.add(path, key.start_mark.line + 1)
+                lines.add(path, text.count("\n", 0, key.start_mark.index) + 1)
                 pending.append((value, path))
     return lines.found, lines.duplicates
 

@@ -7,16 +7,28 @@ Where values come from, and in which order, is decided in `ptycho_exec.sources` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from numbers import Integral
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from annotated_types import Ge, Gt, Interval, Le, MinLen
-from pydantic import BeforeValidator, PrivateAttr, StringConstraints, model_validator
+from annotated_types import Gt, Interval, Le, MinLen
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
+
+from ptycho_exec.errors import SettingsError
 
 if TYPE_CHECKING:
     from ptycho_exec.origins import Origin, Resolution
@@ -35,7 +47,7 @@ class Effect(StrEnum):
 
 def _none_word(value: object) -> object:
     """Files without a null (TOML) say none as a word; every optional field understands it."""
-    return None if isinstance(value, str) and value.strip().lower() in ("none", "null") else value
+    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
 
 
 def _list_as_tuple(value: object) -> object:
@@ -43,18 +55,35 @@ def _list_as_tuple(value: object) -> object:
 
 
 def _whole(value: object) -> object:
-    """JSON does not tell 8.0 from 8, so neither do we."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON does not tell 8.0 from 8, so neither do we; NumPy's whole numbers are whole numbers too."""
+    integral = isinstance(value, Integral) and not isinstance(value, (bool, int))
+    return int(value) if integral or (isinstance(value, float) and value.is_integer()) else value  # type: ignore[call-overload]
 
 
 def _whole_above_one(value: object) -> object:
-    return _whole(value) if isinstance(value, float) and value > 1 else value
+    return _whole(value) if not isinstance(value, float) or value > 1 else value
 
+
+def _different(value: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("a number is listed twice")
+    return value
+
+
+MOST = 10**9
+"""No count is larger: what is beyond is a slip of the keyboard."""
 
 Orless = BeforeValidator(_none_word)
-Whole = Annotated[int, BeforeValidator(_whole)]
-Positive = Annotated[Whole, Gt(0)]
-NonNegative = Annotated[Whole, Ge(0)]
+# The limits stand on the number itself, inside the conversion, so that the JSON schema has them too.
+Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_whole)]
+NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_whole)]
+Indices = Annotated[
+    tuple[NonNegative, ...],
+    MinLen(1),
+    AfterValidator(_different),
+    BeforeValidator(_list_as_tuple),
+    Field(json_schema_extra={"uniqueItems": True}),
+]
 Strategy = Literal[
     "auto",
     "ddp",
@@ -98,10 +127,7 @@ class ExecutionSettings(BaseSettings):
     # --- where the computation runs
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Hardware to compute on, in Lightning's words; auto takes the best that this machine has."""
-    devices: Annotated[
-        Literal["auto"] | Positive | Annotated[tuple[NonNegative, ...], MinLen(1)],
-        BeforeValidator(_list_as_tuple),
-    ] = 1
+    devices: Literal["auto"] | Positive | Indices = 1
     """How many devices per node, a list of their indices, or auto for all of them."""
     num_nodes: Positive = 1
     """Number of machines that train together; more than 1 needs a launcher (SLURM or torchrun)."""
@@ -117,11 +143,11 @@ class ExecutionSettings(BaseSettings):
     """Threads of one CPU operation; none leaves torch's choice, which is one per core."""
 
     # --- repeatability
-    deterministic: Literal[True, False, "warn"] = True
+    deterministic: bool | Literal["warn"] = True
     """Use only operations that give the same bits on every run; warn allows others with a warning."""
     benchmark: bool = False
     """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
-    seed: Annotated[Whole, Interval(ge=0, le=2**32 - 1)] = 42
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(_whole)] = 42
     """Seed of every random number: initialization, shuffling, grouping and workers."""
 
     # --- optimization
@@ -142,7 +168,7 @@ class ExecutionSettings(BaseSettings):
     max_time: Annotated[Duration | None, Orless] = None
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
     limit_train_batches: Annotated[
-        Annotated[int, Gt(0)] | Annotated[float, Gt(0), Le(1)] | None,
+        Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
         BeforeValidator(_whole_above_one),
         Orless,
     ] = None
@@ -155,7 +181,7 @@ class ExecutionSettings(BaseSettings):
     # --- loaders
     num_workers: Annotated[Literal["auto"] | NonNegative, Effect.PERFORMANCE] = 0
     """Processes that load batches; 0 loads in the main process, auto counts the CPUs this job may use."""
-    pin_memory: Annotated[Literal["auto", True, False], Effect.PERFORMANCE] = "auto"
+    pin_memory: Annotated[Literal["auto"] | bool, Effect.PERFORMANCE] = "auto"
     """Put batches in page-locked memory for faster copies to a GPU; auto does so when there is one."""
     persistent_workers: Annotated[bool, Effect.PERFORMANCE] = False
     """Keep loader processes alive between epochs; without workers it has no effect."""
@@ -165,7 +191,7 @@ class ExecutionSettings(BaseSettings):
     # --- checkpoints
     enable_checkpointing: Annotated[bool, Effect.IO] = True
     """Write checkpoints during training, so that an interrupted run can be resumed."""
-    checkpoint_save_top_k: Annotated[Annotated[Whole, Ge(-1)], Effect.IO] = 1
+    checkpoint_save_top_k: Annotated[int, Interval(ge=-1, le=MOST), BeforeValidator(_whole), Effect.IO] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
     """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""
@@ -173,7 +199,7 @@ class ExecutionSettings(BaseSettings):
     """Whether a smaller or a larger monitored metric is better."""
 
     # --- what is shown and recorded
-    enable_progress_bar: Annotated[Literal["auto", True, False], Effect.UI] = "auto"
+    enable_progress_bar: Annotated[Literal["auto"] | bool, Effect.UI] = "auto"
     """Show progress with the remaining time; auto does so when attached to a terminal."""
     logger_backend: Annotated[Literal["csv", "tensorboard", "mlflow", "wandb"] | None, Orless, Effect.IO] = (
         "csv"
@@ -253,6 +279,13 @@ class ExecutionSettings(BaseSettings):
         """Validate a mapping by itself. (Plain pydantic-settings would read the environment again.)"""
         return obj if isinstance(obj, cls) else cls.from_values(obj, place="model_validate()")
 
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
+        """Validate JSON text by itself; see `model_validate`."""
+        import json
+
+        return cls.from_values(json.loads(json_data), place="model_validate_json()")
+
     @property
     def origins(self) -> Mapping[str, Origin]:
         """Where each value came from, by field name, with what it shadowed."""
@@ -282,6 +315,12 @@ class ExecutionSettings(BaseSettings):
             raise PydanticCustomError("conflict", "settings contradict each other", {"conflicts": clashes})
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse, without repeating the value: it may hold credentials."""
+        if name in type(self).model_fields:
+            raise SettingsError("settings cannot be changed", fix=f"use settings.with_overrides({name}=...)")
+        super().__setattr__(name, value)
+
     def __eq__(self, other: object) -> bool:
         """Compare values only: the same settings from different places are the same settings."""
         return isinstance(other, ExecutionSettings) and self.__dict__ == other.__dict__
@@ -296,49 +335,59 @@ class ExecutionSettings(BaseSettings):
             yield name, redact(value)
 
 
-class Conflict(NamedTuple):
-    """Values that cannot be meant together, and how to choose."""
+def malformed(values: Mapping[str, Any]) -> list[str]:
+    """Return the names in `values` whose value their field does not accept, each looked at by itself."""
+    probe = ExecutionSettings.__new__(ExecutionSettings)
+    try:
+        BaseModel.__init__(probe, **values)
+    except ValidationError as error:
+        found = (str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"])
+        return list(dict.fromkeys(found))
+    return []
 
-    fields: tuple[str, ...]
-    clashes: Callable[[ExecutionSettings], bool]
+
+class Conflict(NamedTuple):
+    """Values that cannot be meant together: each field in `when` has one of its values there (`tuple`
+    stands for any list); and how to choose. The JSON schema forbids the same."""
+
+    when: Mapping[str, tuple[Any, ...]]
     why: str
     fix: str
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(self.when)
+
+    def clashes(self, settings: ExecutionSettings) -> bool:
+        given = ((getattr(settings, name), values) for name, values in self.when.items())
+        return all(value in values or type(value) in values for value, values in given)
+
+
+_SHARDED = tuple(word for word in get_args(Strategy) if word.startswith(("fsdp", "deepspeed")))
 
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
-        ("deterministic", "benchmark"),
-        lambda s: s.deterministic is True and s.benchmark,
+        {"deterministic": (True,), "benchmark": (True,)},
         "benchmark picks algorithms by their speed, deterministic by their repeatability",
         "choose one: deterministic=false (or warn), or benchmark=false",
     ),
     Conflict(
-        ("gradient_clip_algorithm", "gradient_clip_val"),
-        lambda s: s.gradient_clip_algorithm != "norm" and s.gradient_clip_val is None,
+        {"gradient_clip_algorithm": ("value", "agc"), "gradient_clip_val": (None,)},
         "an algorithm without a value clips nothing",
         "set gradient_clip_val (0.01 is usual for agc), or remove gradient_clip_algorithm",
     ),
     Conflict(
-        ("accelerator", "devices"),
-        lambda s: s.accelerator == "cpu" and isinstance(s.devices, tuple),
+        {"accelerator": ("cpu",), "devices": (tuple,)},
         "CPU devices have no indices",
         "give a number of processes, such as devices=1",
     ),
     Conflict(
-        ("devices",),
-        lambda s: isinstance(s.devices, tuple) and len(set(s.devices)) != len(s.devices),
-        "a device is listed twice",
-        "list every index once",
-    ),
-    Conflict(
-        ("accelerator", "strategy"),
-        lambda s: s.accelerator in ("cpu", "mps") and s.strategy.startswith(("fsdp", "deepspeed")),
+        {"accelerator": ("cpu", "mps"), "strategy": _SHARDED},
         "fsdp and deepspeed shard over CUDA devices",
         "choose accelerator=cuda, or strategy=auto",
     ),
     Conflict(
-        ("accelerator", "precision"),
-        lambda s: s.accelerator == "mps" and s.precision == "64-true",
+        {"accelerator": ("mps",), "precision": ("64-true",)},
         "Apple GPUs have no 64-bit floats",
         "choose precision=32-true, or accelerator=cpu",
     ),

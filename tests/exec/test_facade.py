@@ -312,7 +312,7 @@ def rows_of(wanted: ExecutionSettings) -> dict[str, Any]:
         ({"accelerator": "cuda"}, ["accelerator=cuda", "CUDAAccelerator", "argument from_values()"]),
         ({"strategy": "fsdp"}, ["strategy=fsdp", "requires a GPU accelerator", "argument from_values()"]),
         ({"strategy": "deepspeed"}, ["strategy=deepspeed", "argument from_values()"]),
-        ({"devices": [0, 1]}, ["devices=0,1", "argument from_values()"]),
+        ({"devices": [0, 1]}, ["devices=[0, 1]", "argument from_values()"]),
     ],
 )
 def test_what_a_real_trainer_refuses_says_where_it_came_from(
@@ -605,10 +605,10 @@ def test_a_monitor_that_is_never_logged_stops_after_the_first_epoch(
     assert "argument from_values()" in str(caught.value)
 
 
-def test_a_one_for_deterministic_is_the_truth_that_lightning_does_not_see_in_it() -> None:
-    trainer, module = fit(settings(deterministic=1))
-    assert rows(trainer)["deterministic"].requested is True
-    assert module.seen["deterministic"] is True
+@pytest.mark.parametrize("word", [1, "true", "yes"])
+def test_what_lightning_would_take_for_not_deterministic_is_refused(word: object) -> None:
+    with pytest.raises(SettingsError, match="deterministic"):
+        settings(deterministic=word)
 
 
 @pytest.mark.parametrize("word", [True, False, "warn"])

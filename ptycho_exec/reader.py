@@ -1,0 +1,180 @@
+"""What one resolution may read, and where it finds it: `.env`, the settings files, the profile's name.
+
+Nothing here decides a precedence: `ptycho_exec.sources` does. Every file is read once, when first asked for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ptycho_exec.documents import (
+    Assigned,
+    Document,
+    find_upward,
+    is_file,
+    read_document,
+    read_dotenv,
+    speaks_of,
+)
+from ptycho_exec.errors import Finding
+from ptycho_exec.origins import Kind, Looked, Origin, redact
+from ptycho_exec.settings import ENV_PREFIX
+
+SETTINGS_FILE_VARIABLE = ENV_PREFIX + "SETTINGS_FILE"
+PROFILE_VARIABLE = ENV_PREFIX + "PROFILE"
+PROJECT_FILE = "ptycho_exec.toml"
+PYPROJECT_TABLE = ("tool", "ptycho_exec")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one resolution may read. `environ` and `cwd` default to the process's own."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, str] = field(default_factory=dict)
+    profile: str | None = None
+    settings_file: str | Path | None = None
+    factory_defaults: Mapping[str, Any] = field(default_factory=dict)
+    environ: Mapping[str, str] | None = field(default=None, repr=False)
+    cwd: Path | None = None
+    place: str = "ExecutionSettings()"
+
+    def __repr__(self) -> str:
+        """Name what was asked for; values stay out, for they may hold credentials."""
+        names = sorted({*self.arguments, *self.overrides, *self.flags})
+        return f"Request({', '.join(names)}, profile={self.profile!r}, settings_file={self.settings_file!r})"
+
+
+class Reader:
+    """One resolution's view of the world."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.environ: Mapping[str, str] = os.environ if request.environ is None else request.environ
+        self.looked: list[Looked] = []
+        self.findings: list[Finding] = []
+        self.notices: list[str] = []
+
+    @cached_property
+    def cwd(self) -> Path:
+        if self.request.cwd is not None:
+            return self.request.cwd
+        try:
+            return Path.cwd()
+        except OSError:
+            self.notices.append("the working directory no longer exists, so no file in it was read")
+            return Path(os.sep, "working-directory-is-gone")
+
+    @cached_property
+    def dotenv(self) -> list[Assigned]:
+        """The assignments of `.env` in the working directory."""
+        path = self.cwd / ".env"
+        found = is_file(path)
+        self.looked.append(Looked(Kind.DOTENV, str(path), found))
+        return read_dotenv(path, self.findings, self.environ) if found else []
+
+    def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
+        """Return what was asked for a control such as the profile: argument, then variable, then `.env`."""
+        if given is not None:
+            return Origin(Kind.ARGUMENT, flag, str(given))
+        if self.environ.get(variable, "").strip():
+            return Origin(Kind.ENVIRONMENT, variable, self.environ[variable].strip())
+        file = str(self.cwd / ".env")
+        hits = [row for row in self.dotenv if row.name == variable and row.text.strip()]
+        last = hits[-1] if hits else None
+        return Origin(Kind.DOTENV, variable, last.text.strip(), file=file, line=last.line) if last else None
+
+    @cached_property
+    def documents(self) -> dict[Kind, Document]:
+        """The settings files that exist, by kind, in the order of precedence."""
+        candidates = (self._named_file, self._project_file, self._pyproject, self._user_file)
+        found = [document for document in (read() for read in candidates) if document is not None]
+        return {document.kind: document for document in found}
+
+    @cached_property
+    def settings_file(self) -> Origin | None:
+        """The file that was named, and by whom."""
+        return self.control(self.request.settings_file, SETTINGS_FILE_VARIABLE, "settings_file (--settings)")
+
+    def _named_file(self) -> Document | None:
+        asked = self.settings_file
+        if asked is None:
+            named = f"none was named (--settings, {SETTINGS_FILE_VARIABLE})"
+            self.looked.append(Looked(Kind.SETTINGS_FILE, named, False))
+            return None
+        path = self.cwd / os.path.expanduser(asked.value)
+        found = is_file(path)
+        self.looked.append(Looked(Kind.SETTINGS_FILE, str(path), found))
+        if not found:
+            self.findings.append(_not_there(path, asked))
+            return None
+        return read_document(path, Kind.SETTINGS_FILE, self.findings)
+
+    def _project_file(self) -> Document | None:
+        path = find_upward(self.cwd, PROJECT_FILE)
+        self._looked_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
+        return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
+
+    def _pyproject(self) -> Document | None:
+        path = find_upward(self.cwd, "pyproject.toml", speaks_of(PYPROJECT_TABLE))
+        self._looked_upward(Kind.PYPROJECT, path, "pyproject.toml")
+        return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
+
+    def _looked_upward(self, kind: Kind, path: Path | None, name: str) -> None:
+        place = str(path) if path else f"{self.cwd / name}, and in every folder above"
+        self.looked.append(Looked(kind, place, path is not None))
+
+    def _user_file(self) -> Document | None:
+        folder = self._config_folder()
+        if folder is None:
+            self.looked.append(Looked(Kind.USER_FILE, "this user has no home directory", False))
+            return None
+        path = folder / "ptycho_exec" / "settings.toml"
+        self.looked.append(Looked(Kind.USER_FILE, str(path), is_file(path)))
+        return read_document(path, Kind.USER_FILE, self.findings) if is_file(path) else None
+
+    def _config_folder(self) -> Path | None:
+        """`XDG_CONFIG_HOME` if it is absolute (the XDG rule), else `.config` in the home directory."""
+        xdg = self.environ.get("XDG_CONFIG_HOME", "")
+        if os.path.isabs(xdg):
+            return Path(xdg)
+        own = os.path.expanduser("~") if self.request.environ is None else ""
+        home = self.environ.get("HOME") or own
+        return Path(home) / ".config" if os.path.isabs(home) else None
+
+    @cached_property
+    def profile(self) -> Origin | None:
+        """The profile that was asked for: by argument, variable, `.env`, or a file's `profile` key."""
+        asked = self.control(self.request.profile, PROFILE_VARIABLE, "profile (--profile)")
+        if asked is not None:
+            return asked
+        for document in self.documents.values():
+            if isinstance(document.data.get("profile"), str):
+                return document.origin(("profile",))
+        return None
+
+
+def _not_there(path: Path, asked: Origin) -> Finding:
+    try:
+        path.stat()
+        problem = "is a directory" if path.is_dir() else "is not a regular file"
+    except (OSError, ValueError) as error:
+        problem = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read: {_reason(error)}"
+    return Finding(
+        f"settings file {problem}: {redact(str(path))}",
+        where=asked.describe(),
+        expected="an existing TOML, YAML or JSON file",
+        fix="correct the path, or do not name a file; `ptycho-exec init` writes a starter file",
+        file=asked.file or "",
+        line=asked.line or 0,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
