@@ -16,6 +16,11 @@ WEIGHED_WARNINGS = (
     ".*does not have many workers.*",
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*You defined a `validation_step` but have no `val_dataloader`.*",
+    ".*The dirpath has changed from.*",
+    ".*defined a `validation_step` but have no `val_dataloader`.*",
+    # torch 2.13 deprecates a pytree helper that lightning 2.6 still calls in every fit.
+    ".*LeafSpec.*",
 )
 
 

@@ -144,7 +144,7 @@ def infer_probe_size(data_file: str | Path) -> int:
     Raises:
         DataError: the file cannot be read or holds no probe.
     """
-    from ptycho_torch.data.archive import open_archive
+    from ptycho_torch.data.opening import open_archive
 
     with closing(open_archive(Path(data_file))) as archive:
         name = next((name for name in PROBE_NAMES if name in archive), None)

@@ -198,7 +198,7 @@ def knows_object(scan_file: Path) -> bool:
     """Tell whether a scan holds an object to compare with, without reading its patterns."""
     from contextlib import closing
 
-    from ptycho_torch.data.archive import open_archive
+    from ptycho_torch.data.opening import open_archive
 
     if scan_file.is_dir():
         return False
