@@ -50,7 +50,7 @@ def damage_as_data_error(where: str, expected: str, fix: str) -> Iterator[None]:
     except DataError:
         raise
     except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise DataError(f"cannot read: {reason}", where=where, expected=expected, fix=fix) from error
 
 

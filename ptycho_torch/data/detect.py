@@ -65,7 +65,7 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
     if declared in ("first", "last"):
         axis = 0 if declared == "first" else 2
         if axis not in fits:
-            raise _axis_mismatch(shape, count, where, f"the scan axis declared {declared}")
+            raise _axis_mismatch(shape, count, where, f"a scan axis declared {declared} and ")
         return axis, Detected(declared, "declared")
     if len(fits) == 1:
         name = "first" if fits[0] == 0 else "last"
@@ -77,7 +77,7 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
             expected="a declaration, because a wrong guess ruins the result in silence",
             fix='set pattern_axes = "first" for (M, N, N) or "last" for (N, N, M)',
         )
-    raise _axis_mismatch(shape, count, where, "the number of positions")
+    raise _axis_mismatch(shape, count, where)
 
 
 def _square(shape: tuple[int, ...], axis: int) -> bool:
@@ -85,9 +85,9 @@ def _square(shape: tuple[int, ...], axis: int) -> bool:
     return rest[0] == rest[1] and rest[0] > 0
 
 
-def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str) -> DataError:
+def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str = "") -> DataError:
     return DataError(
-        f"patterns of shape {shape} do not agree with {what} and {count} positions",
+        f"patterns of shape {shape} do not agree with {what}{count} positions",
         where=where,
         expected=f"({count}, N, N) or (N, N, {count}), square patterns, one per position",
         fix="make positions and patterns the same length; crop patterns to a square",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import struct
 import zipfile
 from pathlib import Path
@@ -16,6 +17,35 @@ from ptycho_torch.data.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.unpack import read_exactly, scan_first, slabs_of_stream, unpack
 
 _HEADER_LIMIT_BYTES = 10_000
+_NPY_MAGIC = b"\x93NUMPY"
+_LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, Fortran order, dtype) of an .npy stream, left at the first byte of the data.
+
+    Stricter than numpy's own reader, which also tries to repair headers of Python 2.
+
+    Raises:
+        ValueError, TypeError, SyntaxError, EOFError, RecursionError: not such a header.
+    """
+    start = bytes(read_exactly(stream, 8))
+    if start[:6] != _NPY_MAGIC or start[6:] not in _LENGTH_FORMATS:
+        raise ValueError(f"no .npy header of version 1.0, 2.0 or 3.0 but {start!r}")
+    length_format = _LENGTH_FORMATS[start[6:]]
+    (length,) = struct.unpack(length_format, read_exactly(stream, struct.calcsize(length_format)))
+    if length > _HEADER_LIMIT_BYTES:
+        raise ValueError(f"the header is {length} bytes long; {_HEADER_LIMIT_BYTES} are plenty")
+    text = read_exactly(stream, length).decode("utf-8" if start[6] == 3 else "latin-1")
+    header = ast.literal_eval(text)
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise ValueError("the header does not hold descr, fortran_order and shape, and nothing else")
+    shape, fortran = header["shape"], header["fortran_order"]
+    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise ValueError("the shape in the header is no tuple of sizes")
+    if type(fortran) is not bool:
+        raise ValueError("fortran_order in the header is neither True nor False")
+    return shape, fortran, np.lib.format.descr_to_dtype(header["descr"])
 
 
 class NpzArchive:
@@ -52,18 +82,11 @@ class NpzArchive:
             return self._header(name, stream)[0]
 
     def _header(self, name: str, stream: IO[bytes]) -> tuple[Member, bool, int]:
-        version = np.lib.format.read_magic(stream)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f"npy format version {version} is unknown")
-        shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT_BYTES)
-        member = Member(name, tuple(int(n) for n in shape), dtype)
+        shape, fortran, dtype = read_npy_header(stream)
+        member = Member(name, shape, dtype)
         offset = stream.tell()
         stored = self._infos[name].file_size - offset
-        if not dtype.hasobject and (min(member.shape, default=0) < 0 or member.nbytes != stored):
+        if not dtype.hasobject and member.nbytes != stored:
             raise DataError(
                 f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} are there",
                 where=f"{self.path}, key {name!r}",

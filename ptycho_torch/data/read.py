@@ -109,12 +109,12 @@ def _collect(archives: list[Archive], config: DataConfig) -> RawScan:
     product = next((archive for archive in archives if _is_product_half(archive)), None)
     diffraction = next((archive for archive in archives if _is_diffraction_half(archive)), None)
     if product is None or diffraction is None:
-        listed = "; ".join(f"{a.path.name} has {', '.join(a.names()[:12]) or 'nothing'}" for a in archives)
+        listed = "; ".join(f"{a.path.name} has {', '.join(a.names()[:12]) or 'no arrays'}" for a in archives)
         raise DataError(
             "no scan is in here",
             where=" and ".join(str(archive.path) for archive in archives),
-            expected="patterns, positions and a probe under the names of PtychoPINN, Ptychodus or CXI",
-            fix=listed,
+            expected=f"patterns, positions and a probe as in PtychoPINN, Ptychodus or CXI files; {listed}",
+            fix="name the file of the scan, or add what is missing",
         )
     return _pair(product, diffraction, config)
 

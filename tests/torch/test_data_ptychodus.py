@@ -130,7 +130,7 @@ def test_repeated_missing_and_unmatched_indexes_are_counted(scan: ScanData, tmp_
     np.testing.assert_array_equal(read.amplitude(range(22)), scan.amplitude(range(3, 25)))
     assert read.report["warnings"][:4] == [
         "1 repeated position indexes were averaged",
-        "16 positions were missing and were interpolated",
+        "17 positions were missing and were interpolated",
         "3 patterns have no position and were left out",
         "1 positions have no pattern and were left out",
     ]
