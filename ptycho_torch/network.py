@@ -25,7 +25,7 @@ from ptycho_torch.config import ModelConfig
 from ptycho_torch.physics import modulus_update
 
 _FEATURES = 3
-"""Measured amplitude, and real and imaginary part of the first guess."""
+"""Square root of the measured amplitude, for its dynamic range; real and imaginary part of the first guess."""
 _UPDATE_STEP = 0.7
 _FOLD = 4
 """Blocks of 4 x 4 pixels become channels: far less time than full-size maps, at equal quality."""
@@ -136,7 +136,7 @@ class PatchNetwork(nn.Module):
         measured = torch.where(good_pixels, measured, 0)
         flat = torch.ones_like(measured, dtype=probe.dtype)
         guess = modulus_update(flat, probe, measured, good_pixels)
-        features = torch.stack([measured, guess.real, guess.imag], dim=2)
+        features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
         patches = self._object(raw.to(measured.dtype))
         for _ in range(self.updates):

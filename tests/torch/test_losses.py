@@ -40,7 +40,8 @@ class TestPoisson:
     def test_gradient_is_one_minus_counts_over_model(self, counts: torch.Tensor) -> None:
         model = (counts + 1).requires_grad_()
         losses.poisson_nll(model, counts).backward()
-        torch.testing.assert_close(model.grad, (1 - counts / (counts + 1)) / counts.numel(), rtol=1e-6, atol=1e-9)
+        want = (1 - counts / (counts + 1)) / counts.numel()
+        torch.testing.assert_close(model.grad, want, rtol=1e-6, atol=1e-9)
 
     def test_dark_pixels_are_finite(self) -> None:
         model = torch.zeros(N, N, requires_grad=True)
@@ -81,7 +82,8 @@ class TestPenalties:
 
     def test_mean_deviation_sees_amplitude_only(self) -> None:
         phase = torch.linspace(0, 3, N * N).reshape(N, N)
-        assert float(losses.mean_deviation(torch.polar(torch.ones(N, N), phase))) == pytest.approx(0, abs=1e-6)
+        waves = torch.polar(torch.ones(N, N), phase)
+        assert float(losses.mean_deviation(waves)) == pytest.approx(0, abs=1e-6)
         checks = 1 + 0.5 * (-1) ** torch.arange(N * N).reshape(N, N)
         assert float(losses.mean_deviation(checks)) == pytest.approx(0.5)
 

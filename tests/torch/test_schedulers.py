@@ -46,7 +46,9 @@ def test_warmup_cosine_rises_then_falls_to_zero() -> None:
     assert rates[warm:] == pytest.approx(want)
 
 
-@pytest.mark.parametrize(("patterns", "total", "want"), [(400, 100, 5), (16, 100, 10), (16, 10_000, 125), (64, 5, 1)])
+@pytest.mark.parametrize(
+    ("patterns", "total", "want"), [(400, 100, 5), (16, 100, 10), (16, 10_000, 125), (64, 5, 1)]
+)
 def test_warmup_takes_2000_patterns_or_a_tenth(patterns: int, total: int, want: int) -> None:
     assert schedulers.warmup_steps(total, patterns) == want
 
