@@ -14,6 +14,7 @@ RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
 # Warnings of Lightning about choices that the plan has already weighed and told the user about.
 WEIGHED_WARNINGS = (
     ".*does not have many workers.*",
+    ".*This DataLoader will create .* worker processes.*",
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",

@@ -1,0 +1,325 @@
+"""The workflows: what reaches the Trainer, the module and the loaders, with substitutes and for real."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+import ptycho_torch.model
+from ptycho_exec import ExecutionSettings, SettingsError
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.simulate import simulate_scan
+from ptycho_torch.workflows.components import (
+    _build_inference_dataloader,
+    _train_with_lightning,
+    run_cdi_example_torch,
+    run_inference_with_lightning,
+)
+
+
+class RecordedTrainer:
+    """Stands in for lightning.pytorch.Trainer and keeps what it is given."""
+
+    made: list[RecordedTrainer]
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.kwargs = kwargs
+        self.fitted: dict[str, Any] = {}
+        type(self).made.append(self)
+
+    def fit(self, module: Any, **loaders: Any) -> None:
+        self.fitted = {"module": module, **loaders}
+
+
+class StubModule:
+    """A module without any attributes of its own."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        del kwargs
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedTrainer]:
+    RecordedTrainer.made = []
+    monkeypatch.setattr("lightning.pytorch.Trainer", RecordedTrainer)
+    monkeypatch.setattr("ptycho_torch.model.PtychoPINN_Lightning", StubModule)
+    return RecordedTrainer.made
+
+
+@pytest.fixture
+def container() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "X": rng.random((10, 64, 64, 1), dtype=np.float32),
+        "coords_relative": np.zeros((10, 1, 2, 1), np.float32),
+    }
+
+
+def settings(**values: Any) -> ExecutionSettings:
+    return ExecutionSettings.from_values({"logger_backend": None, "enable_progress_bar": False, **values})
+
+
+class CallerConfig:
+    """A config of an earlier caller: it mixes science with an execution value."""
+
+    N = 64
+    gridsize = 1
+    nepochs = 2
+    batch_size = 16
+
+
+class TestTrainWithLightningGreen:
+    def test_execution_config_overrides_trainer(
+        self, recorded: list[RecordedTrainer], container: dict[str, Any]
+    ) -> None:
+        asked = settings(accelerator="gpu", deterministic=False, gradient_clip_val=1.0, num_workers=4)
+        result = _train_with_lightning(container, None, CallerConfig(), execution_config=asked)
+        (trainer,) = recorded
+        assert trainer.kwargs["accelerator"] == "gpu"
+        assert trainer.kwargs["deterministic"] is False
+        assert trainer.kwargs["gradient_clip_val"] == 1.0
+        assert trainer.kwargs["max_epochs"] == 2
+        assert trainer.fitted["train_dataloaders"].num_workers == 4
+        assert trainer.fitted["train_dataloaders"].batch_size == 16
+        assert isinstance(trainer.fitted["module"], StubModule)
+        assert result["applied"]["num_workers"] == 4
+
+    def test_execution_config_controls_determinism(
+        self, recorded: list[RecordedTrainer], container: dict[str, Any]
+    ) -> None:
+        _train_with_lightning(container, None, CallerConfig(), execution_config=settings(deterministic=True))
+        assert recorded[0].kwargs["deterministic"] is True
+        _train_with_lightning(container, None, CallerConfig(), execution_config=settings(deterministic="warn"))
+        assert recorded[1].kwargs["deterministic"] == "warn"
+
+    def test_overrides_win_over_the_execution_config(
+        self, recorded: list[RecordedTrainer], container: dict[str, Any]
+    ) -> None:
+        overrides = {"accum_steps": 3, "epochs": 5}
+        _train_with_lightning(container, None, None, settings(accum_steps=2), overrides)
+        assert recorded[0].kwargs["accumulate_grad_batches"] == 3
+        assert recorded[0].kwargs["max_epochs"] == 5
+
+    def test_a_misspelt_override_is_refused(self, container: dict[str, Any]) -> None:
+        with pytest.raises(SettingsError, match="unknown override 'batch_sise'"):
+            _train_with_lightning(container, None, None, settings(), {"batch_sise": 3})
+
+    def test_missing_patterns_are_an_error_not_random_numbers(self) -> None:
+        with pytest.raises(DataError, match="X"):
+            _train_with_lightning({"coords_relative": np.zeros((4, 1, 2, 1))}, None, None, settings())
+
+
+class TestInferenceExecutionConfig:
+    def test_inference_uses_execution_batch_size(self) -> None:
+        container = {
+            "X": np.zeros((20, 64, 64), np.float32),
+            "coords_nominal": np.zeros((20, 2), np.float32),
+        }
+        loader = _build_inference_dataloader(container, CallerConfig(), settings(inference_batch_size=2))
+        assert loader.batch_size == 2
+        assert [len(batch["amplitude"]) for batch in loader] == [2] * 10
+        assert _build_inference_dataloader(container, CallerConfig(), settings()).batch_size == 16
+        assert _build_inference_dataloader(container, CallerConfig(), settings(batch_size=5)).batch_size == 5
+
+    def test_missing_patterns_are_an_error(self) -> None:
+        with pytest.raises(DataError, match="X"):
+            _build_inference_dataloader({"coords_nominal": np.zeros((3, 2))}, None, settings())
+
+    def test_a_container_without_positions_cannot_be_stitched(self, scan: Any) -> None:
+        module = ptycho_torch.model.PtychoPINN_Lightning(**small(), probe=scan.probe, intensity_scale=1.0)
+        with pytest.raises(DataError, match="coords_nominal"):
+            run_inference_with_lightning(module, {"X": np.ones((2, 32, 32), np.float32)}, None, settings())
+
+
+# --- the same with a real Trainer -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scan() -> Any:
+    return simulate_scan(n=32, patterns=48, photons=1e5, seed=3)
+
+
+def small(**training: Any) -> dict[str, Any]:
+    return {
+        "model_config": ModelConfig(n_filters=4, depth=1),
+        "data_config": DataConfig(N=32),
+        "training_config": TrainingConfig(epochs=1, **training),
+    }
+
+
+def science(epochs: int = 1, gridsize: int = 1, **training: Any) -> ScienceConfig:
+    return ScienceConfig(
+        data=DataConfig(N=32, gridsize=gridsize),
+        model=ModelConfig(n_filters=4, depth=1),
+        training=TrainingConfig(epochs=epochs, **training),
+    )
+
+
+class Seen(pl.Callback):
+    """Looks, inside fit, at what a run really uses."""
+
+    def __init__(self) -> None:
+        self.batch_sizes: list[int] = []
+        self.norms: list[float] = []
+        self.deterministic: bool | None = None
+        self.accelerator = ""
+        self.strategy = ""
+        self.workers = -1
+        self.steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.deterministic = torch.are_deterministic_algorithms_enabled()
+        self.accelerator = type(trainer.accelerator).__name__
+        self.strategy = type(trainer.strategy).__name__
+        loader = trainer.train_dataloader
+        assert isinstance(loader, torch.utils.data.DataLoader)
+        self.workers = loader.num_workers
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch_sizes.append(len(batch["amplitude"]))
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        grads = [p.grad.norm() for p in pl_module.parameters() if p.grad is not None]
+        if grads:
+            self.norms.append(float(torch.stack(grads).norm()))
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.steps += 1
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Add the observer to every real Trainer that is built."""
+    watcher = Seen()
+
+    class Watched(pl.Trainer):
+        def __init__(self, **kwargs: Any) -> None:
+            kwargs["callbacks"] = [*kwargs["callbacks"], watcher]
+            super().__init__(**kwargs)
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", Watched)
+    return watcher
+
+
+class TestRealTrainer:
+    def test_determinism_is_on_inside_fit_and_restored_after(self, scan: Any, seen: Seen) -> None:
+        before = torch.are_deterministic_algorithms_enabled()
+        _train_with_lightning(scan, None, science(), settings(deterministic=True))
+        assert seen.deterministic is True
+        assert torch.are_deterministic_algorithms_enabled() == before
+        _train_with_lightning(scan, None, science(), settings(deterministic=False))
+        assert seen.deterministic is False
+
+    def test_accelerator_strategy_batch_size_and_workers(self, scan: Any, seen: Seen) -> None:
+        _train_with_lightning(scan, None, science(), settings(accelerator="cpu", batch_size=10, num_workers=1))
+        assert (seen.accelerator, seen.strategy) == ("CPUAccelerator", "SingleDeviceStrategy")
+        assert seen.batch_sizes == [10, 10, 10, 10, 8]
+        assert seen.workers == 1
+
+    def test_accumulation_makes_fewer_steps(self, scan: Any, seen: Seen) -> None:
+        result = _train_with_lightning(scan, None, science(), settings(batch_size=8, accum_steps=3))
+        assert seen.steps == 2
+        assert result["models"]["lightning_module"].optimizer_steps == 2
+
+    def test_clipping_bounds_the_gradient(self, scan: Any, seen: Seen) -> None:
+        limit = 1e-3
+        _train_with_lightning(scan, None, science(), settings(gradient_clip_val=limit))
+        assert seen.norms
+        assert max(seen.norms) <= limit * 1.001
+
+    def test_a_gpu_that_is_not_there_is_refused_with_the_origin(self, scan: Any) -> None:
+        if torch.cuda.is_available() or torch.backends.mps.is_available():
+            pytest.skip("this machine has a GPU, which is then not refused")
+        with pytest.raises(SettingsError, match="accelerator") as caught:
+            _train_with_lightning(scan, None, science(), settings(accelerator="gpu"))
+        assert "from_values" in str(caught.value)
+
+    def test_without_validation_data_the_training_loss_is_monitored(self, scan: Any) -> None:
+        result = _train_with_lightning(scan, None, science(), settings())
+        row = result["plan"].effective["checkpoint_monitor_metric"]
+        assert row.value == "train_loss"
+        assert "validation" in row.reason
+        assert "val_loss" not in result["history"]
+
+    def test_held_back_groups_validate(self, scan: Any, seen: Seen) -> None:
+        result = _train_with_lightning(scan, None, science(val_fraction=0.25), settings(batch_size=12))
+        assert sum(seen.batch_sizes) == 36
+        assert len(result["history"]["val_loss"]) == 1
+        assert result["plan"].effective["checkpoint_monitor_metric"].value == "val_loss"
+
+    def test_the_settings_of_the_environment_are_used(
+        self, scan: Any, seen: Seen, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("PTYCHO_EXEC_BATCH_SIZE", "24")
+        monkeypatch.setenv("PTYCHO_EXEC_LOGGER_BACKEND", "none")
+        result = _train_with_lightning(scan, None, science())
+        assert seen.batch_sizes == [24, 24]
+        assert result["settings"].origins["batch_size"].place == "PTYCHO_EXEC_BATCH_SIZE"
+        assert result["settings"].scheduler == "WarmupCosine"
+
+    def test_nothing_is_written_without_a_run_directory(
+        self, scan: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        _train_with_lightning(scan, None, science(), settings(logger_backend="csv"))
+        assert os.listdir(tmp_path) == []
+
+
+def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = result["models"]["lightning_module"].state_dict()
+    return state
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_equal_runs_have_equal_bits(scan: Any, workers: int) -> None:
+    asked = settings(batch_size=8, accum_steps=2, num_workers=workers)
+    first, second = (weights(_train_with_lightning(scan, None, science(epochs=2), asked)) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = weights(_train_with_lightning(scan, None, science(epochs=2), asked.with_overrides(seed=7)))
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("gridsize", [1, 2])
+def test_the_reconstruction_does_not_depend_on_the_batch_size(scan: Any, gridsize: int) -> None:
+    trained = _train_with_lightning(scan, None, science(gridsize=gridsize), settings())
+    made = [
+        run_inference_with_lightning(trained, scan, None, settings(inference_batch_size=size))["object"]
+        for size in (1, 7, 64)
+    ]
+    assert made[0].shape == scan.object_guess.shape
+    assert made[0].dtype == np.complex64
+    for other in made[1:]:
+        np.testing.assert_allclose(other, made[0], rtol=0, atol=1e-5)
+
+
+def test_middle_trim_and_pad_eval_reach_the_stitching(scan: Any) -> None:
+    trained = _train_with_lightning(scan, None, science(), settings())
+
+    def covered(**values: Any) -> Any:
+        return run_inference_with_lightning(trained, scan, None, settings(**values))["coverage"] > 0
+
+    assert covered(middle_trim=8).sum() < covered().sum()
+
+
+def test_the_whole_example_in_one_call(scan: Any, tmp_path: Path) -> None:
+    amplitude, phase, results = run_cdi_example_torch(scan, None, science(), execution_config=settings())
+    assert amplitude is not None
+    assert phase is not None
+    assert amplitude.shape == phase.shape == scan.canvas_shape
+    np.testing.assert_allclose(amplitude, np.abs(results["inference"]["object"]))
+    turned, _, _ = run_cdi_example_torch(
+        scan, None, science(), flip_x=True, transpose=True, M=16, execution_config=settings()
+    )
+    assert turned is not None
+    assert turned.shape == scan.canvas_shape[::-1]
+    none, _, _ = run_cdi_example_torch(scan, None, science(), do_stitching=False, execution_config=settings())
+    assert none is None
