@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptycho_exec.choices import CHOICES
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields import FieldSpec, field_specs, text_of
-from ptycho_exec.flags import Parser, add_settings_flags, flags_given, run
+from ptycho_exec.flags import Parser, add_settings_flags, annotate, flags_given, run
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Origin, Resolution, redact
 from ptycho_exec.settings import Effect, ExecutionSettings
-from ptycho_exec.sources import Reader, Request, resolve
+from ptycho_exec.sources import Reader, Request, resolve, resolve_profile
 from ptycho_exec.tables import Profile, find_profile, profile_names
 
 if TYPE_CHECKING:
@@ -124,33 +126,36 @@ def explain(space: argparse.Namespace) -> int:
         )
     resolution = resolve_from(space)
     settings = ExecutionSettings.from_resolution(resolution)
-    names = (
-        [space.field]
-        if space.field
-        else [n for n in field_specs() if settings.origins[n].kind != Kind.DEFAULT]
-    )
+    names = [space.field] if space.field else _changed(settings)
     if space.json:
         chosen = settings_json(settings)
         print(json.dumps({name: chosen[name] for name in names}, indent=2))
         return 0
     for name in names:
-        print("\n".join(_explained(field_specs()[name], settings)))
+        print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
         print()
-    print("looked for, highest precedence first:")
-    for file in resolution.looked:
-        print(f"  {'found ' if file.found else 'absent'}  {file.path}  ({file.kind})")
+    print("\n".join(_looked_for(resolution)))
     _print_notices(resolution)
     return 0
 
 
-def _explained(spec: FieldSpec, settings: ExecutionSettings) -> Iterator[str]:
+def _changed(settings: ExecutionSettings) -> list[str]:
+    return [name for name in field_specs() if settings.origins[name].kind is not Kind.DEFAULT]
+
+
+def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[str]) -> Iterator[str]:
     origin = settings.origins[spec.name]
     yield f"{spec.name} = {text_of(redact(getattr(settings, spec.name)))}"
     yield f"  from      {_told(origin)}"
     for other in origin.shadowed:
         yield f"  shadows   {text_of(redact(other.value))} from {_told(other)}"
+    for notice in notices:
+        if notice.startswith(f"{spec.variable} "):
+            yield f"  unset     {notice}"
     yield f"  meaning   {spec.sentence}"
     yield f"  accepts   {spec.expected()}"
+    meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
+    yield from table(meanings) if meanings else ()
     yield f"  effect    {spec.effect.value}"
     yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
 
@@ -161,24 +166,44 @@ def _told(origin: Origin) -> str:
     return origin.describe() + given
 
 
+def _looked_for(resolution: Resolution) -> Iterator[str]:
+    if resolution.profile:
+        yield f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}"
+    yield "looked for, highest precedence first:"
+    for file in resolution.looked:
+        yield f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}"
+
+
 # --- check, facts, diff ----------------------------------------------------------------------------------
 
 
 def check(space: argparse.Namespace) -> int:
     """Say whether these settings can run on this machine, or on the one whose facts are given."""
+    plain = not space.json and not space.annotations
     try:
-        settings = ExecutionSettings.from_resolution(resolve_from(space))
-        plan = _plan_for(settings, space.facts)
+        resolution = resolve_from(space)
+        settings = ExecutionSettings.from_resolution(resolution)
     except SettingsError as error:
-        return _report_findings(error, space)
+        if not plain or space.debug:
+            raise
+        print("\n".join(map(_fail_line, error.findings)))
+        annotate(error)
+        return error.exit_code
+    plan = _plan_for(settings, space.facts)
+    problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
     if space.json:
-        print(json.dumps(plan.to_json(), indent=2, default=str))
-    elif not space.annotations:
-        print("\n".join(_check_lines(plan)))
-    if plan.problems:
-        findings = [problem.finding() for problem in plan.problems]
-        return _report_findings(SettingsError.from_findings(findings), space) if space.annotations else 2
-    return 0
+        verdict = {"can_run": not problems, "findings": [finding.to_json() for finding in problems]}
+        print(json.dumps({**verdict, **plan.to_json()}, indent=2, default=str))
+    elif plain:
+        notes = [f"note  {notice}" for notice in resolution.notices]
+        print("\n".join([*map(_fail_line, problems), *notes, *_check_lines(plan)]))
+    if not problems:
+        return 0
+    blocked = SettingsError.from_findings(problems)
+    if space.annotations:
+        raise blocked
+    annotate(blocked)
+    return blocked.exit_code
 
 
 def _plan_for(settings: ExecutionSettings, facts_file: str | None) -> Plan:
@@ -189,47 +214,41 @@ def _plan_for(settings: ExecutionSettings, facts_file: str | None) -> Plan:
     return resolve_plan(settings, facts, ModuleTraits())
 
 
+def _placed(finding: Finding, origin: Origin | None) -> Finding:
+    if origin is None or not origin.file:
+        return finding
+    return replace(finding, file=origin.file, line=origin.line or 0)
+
+
+def _fail_line(finding: Finding) -> str:
+    place = f" ({finding.where})" if finding.where else ""
+    return f"FAIL  {finding.what}{place} -> {finding.fix or f'expected {finding.expected}'}"
+
+
 def _check_lines(plan: Plan) -> Iterator[str]:
-    for problem in plan.problems:
-        yield from f"FAIL  {problem.finding().render()}".replace("\n", "\n    ").splitlines()
     failed = {problem.field for problem in plan.problems}
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.text}"
-    rows = [
+    chosen = [
         ("OK  ", name, text_of(redact(row.value)), row.reason)
         for name, row in plan.effective.items()
-        if name not in failed and (row.changed or plan.requested.origins[name].kind is not Kind.DEFAULT)
+        if name not in failed and row.changed
     ]
-    yield from table(rows) if rows else ()
-    verdict = "cannot run" if plan.problems else "can run"
+    yield from table(chosen) if chosen else ()
+    asked = [
+        f"{name}={text_of(redact(row.value))}"
+        for name, row in plan.effective.items()
+        if name not in failed and not row.changed and name in _changed(plan.requested)
+    ]
+    if asked:
+        yield f"OK    as asked: {', '.join(asked)}"
     machine = plan.facts.hostname or "this machine"
-    yield f"{verdict} on {machine}: {len(plan.problems)} problems, {len(plan.notices)} notes"
+    counts = f"{_count(plan.problems, 'problem')}, {_count(plan.notices, 'note')}"
+    yield f"{'cannot' if plan.problems else 'can'} run on {machine}: {counts}"
 
 
-def _report_findings(error: UserError, space: argparse.Namespace) -> int:
-    if space.annotations:
-        for finding in error.findings:
-            print(annotation(finding))
-        return error.exit_code
-    if space.json:
-        print(json.dumps({"findings": [_finding_json(finding) for finding in error.findings]}, indent=2))
-        return error.exit_code
-    raise error
-
-
-def _finding_json(finding: Finding) -> dict[str, Any]:
-    return {name: getattr(finding, name) for name in Finding.__slots__}
-
-
-def annotation(finding: Finding) -> str:
-    """Return a finding as a GitHub workflow command, which marks the file and line in a pull request."""
-    place = f" file={_relative(finding.file)},line={finding.line or 1}" if finding.file else ""
-    text = finding.render().replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return f"::error{place}::{text}"
-
-
-def _relative(path: str) -> str:
-    return os.path.relpath(path) if Path(path).is_relative_to(Path.cwd()) else path
+def _count(things: Sequence[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def facts(space: argparse.Namespace) -> int:
@@ -242,12 +261,15 @@ def facts(space: argparse.Namespace) -> int:
 
 
 def diff(space: argparse.Namespace) -> int:
-    """Compare two settings: files, manifests or run directories, `profile:NAME`, or `env` for this place."""
+    """Compare two settings: files, manifests or run directories, `profile:NAME`, or `env` for this place.
+
+    Returns 1 when they differ, as diff(1) does.
+    """
     a, b = settings_of(space.a), settings_of(space.b)
     rows = [
         (name, text_of(redact(getattr(a, name))), text_of(redact(getattr(b, name))), spec.effect.value)
         for name, spec in field_specs().items()
-        if getattr(a, name) != getattr(b, name) and (space.only is None or spec.effect.value == space.only)
+        if redact(getattr(a, name)) != redact(getattr(b, name)) and space.only in (None, spec.effect.value)
     ]
     if space.json:
         keys = ("field", "a", "b", "effect")
@@ -262,26 +284,33 @@ def settings_of(what: str) -> ExecutionSettings:
     if what == "env":
         return ExecutionSettings()
     if what.startswith("profile:"):
-        return _hermetic(Request(profile=what.removeprefix("profile:"), environ={}))
+        return ExecutionSettings.from_resolution(resolve_profile(what.removeprefix("profile:")))
     path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
-    if path.name == "manifest.json":
-        from ptycho_exec.record import settings_from_manifest
-
-        return settings_from_manifest(path)
-    return _hermetic(Request(settings_file=path.resolve(), environ={}))
-
-
-def _hermetic(request: Request) -> ExecutionSettings:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as nowhere:
-        request = Request(
-            profile=request.profile,
-            settings_file=request.settings_file,
-            environ={"XDG_CONFIG_HOME": nowhere},
-            cwd=Path(nowhere),
+    if not path.is_file():
+        raise UserError(
+            f"there is no {redact(what)} to compare",
+            where="command line",
+            expected="a settings file, a manifest, a run directory, profile:NAME, or env for this place",
+            fix="correct the name",
         )
+    intent = _intent(path)
+    if intent is not None:
+        return ExecutionSettings.from_values(intent, place=str(path))
+    with tempfile.TemporaryDirectory() as nowhere:
+        request = Request(settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
         return ExecutionSettings.from_resolution(resolve(request))
+
+
+def _intent(path: Path) -> dict[str, Any] | None:
+    """Return the settings in a run's manifest, with its credentials still hidden; None for another file."""
+    if path.suffix.lower() != ".json":
+        return None
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    intent = data.get("intent") if isinstance(data, dict) and "manifest_version" in data else None
+    return intent if isinstance(intent, dict) else None
 
 
 # --- what is generated -----------------------------------------------------------------------------------
@@ -297,17 +326,21 @@ def schema(space: argparse.Namespace) -> int:
 
 
 def init(space: argparse.Namespace) -> int:
-    """Write a starter settings file, every field commented out at its default."""
+    """Write a starter settings file, every field commented out at its default, and its schema."""
     from ptycho_exec.reference import schema_text, starter_toml
 
     path = Path(space.path)
+    if path.suffix != ".toml":
+        raise UserError(f"{path} is no TOML file", expected="a name that ends with .toml", fix="rename it")
     if path.exists():
-        raise UserError(
-            f"{path} exists already", where=str(path), expected="a new file", fix="choose another name"
-        )
+        raise UserError(f"{path} exists already", expected="a new file", fix="choose another name")
     schema_path = path.with_name("ptycho_exec.schema.json")
-    schema_path.write_text(schema_text(), "utf-8")
-    path.write_text(starter_toml(f"./{schema_path.name}"), "utf-8")
+    try:
+        schema_path.write_text(schema_text(), "utf-8")
+        path.write_text(starter_toml(f"./{schema_path.name}"), "utf-8")
+    except OSError as error:
+        fix = "choose a folder that exists and that you may write to"
+        raise UserError(f"cannot write {path}: {error.strerror}", where=str(path.parent), fix=fix) from None
     print(f"wrote {path} and {schema_path}")
     return 0
 
@@ -349,13 +382,20 @@ def _profile_json(profile: Profile) -> dict[str, Any]:
 
 
 _JSON = (("--json",), {"action": "store_true", "help": "print stable JSON"})
-_ANNOTATIONS = (("--annotations",), {"action": "store_true", "help": "print findings as GitHub annotations"})
+_ANNOTATIONS = (
+    ("--annotations",),
+    {
+        "action": "store_true",
+        "help": "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
+    },
+)
 _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
     "show": (
         show,
         "print every value and where it came from",
         [
             _JSON,
+            _ANNOTATIONS,
             (("--changed",), {"action": "store_true", "help": "only values that are not the default"}),
             (("--trainer",), {"action": "store_true", "help": "print the Trainer's arguments"}),
             (("--loader",), {"action": "store_true", "help": "print the loaders' arguments"}),
@@ -367,6 +407,7 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
         [
             (("field",), {"nargs": "?", "help": "a field; without it, every value that is not the default"}),
             _JSON,
+            _ANNOTATIONS,
         ],
     ),
     "check": (
@@ -377,7 +418,7 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
     "facts": (facts, "print the facts of this machine as JSON", []),
     "diff": (
         diff,
-        "compare two settings: FILE, RUN, profile:NAME or env",
+        "compare two settings: FILE, RUN, profile:NAME or env; exit code 1 when they differ",
         [
             (("a",), {"metavar": "A", "help": "file, manifest, run directory, profile:NAME or env"}),
             (("b",), {"metavar": "B", "help": "the other one"}),
@@ -386,6 +427,7 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
                 {"choices": [effect.value for effect in Effect], "help": "only fields of this effect"},
             ),
             _JSON,
+            _ANNOTATIONS,
         ],
     ),
     "schema": (schema, "print the JSON schema of a settings file", []),
@@ -399,5 +441,5 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
         "regenerate schema, settings reference and .env.example",
         [(("--root",), {"default": ".", "metavar": "DIR", "help": "top of the checkout"})],
     ),
-    "profiles": (profiles, "list the profiles that can be asked for here", [_JSON]),
+    "profiles": (profiles, "list the profiles that can be asked for here", [_JSON, _ANNOTATIONS]),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,26 @@ class Finding:
         if self.excerpt:
             lines += [f"    {row}" for row in self.excerpt.splitlines()]
         return "\n".join(lines)
+
+    def to_json(self) -> dict[str, str | int]:
+        """Return plain JSON data, every part of it, empty or not."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def annotation(self) -> str:
+        """Return a GitHub workflow command, which marks the file and line in a pull request."""
+        place = f" file={_escaped(_in_workspace(self.file), True)},line={self.line or 1}" if self.file else ""
+        return f"::error{place}::{_escaped(self.render(), False)}"
+
+
+def _in_workspace(path: str) -> str:
+    """GitHub wants paths relative to the checkout."""
+    top = os.environ.get("GITHUB_WORKSPACE") or os.getcwd()
+    return os.path.relpath(path, top) if path.startswith(top.rstrip(os.sep) + os.sep) else path
+
+
+def _escaped(text: str, in_property: bool) -> str:
+    marks = {"%": "%25", "\r": "%0D", "\n": "%0A"} | ({":": "%3A", ",": "%2C"} if in_property else {})
+    return "".join(marks.get(mark, mark) for mark in text)
 
 
 class UserError(Exception):

@@ -132,7 +132,7 @@ def _bound_texts(constraints: tuple[Any, ...]) -> typing.Iterator[str]:
             case at.Interval(ge=low, le=high):
                 yield f"from {low} to {high}"
             case StringConstraints(pattern=str(pattern)) if pattern.startswith("^[0-9]{2}"):
-                yield "of the form DD:HH:MM:SS"
+                yield "of the form DD:HH:MM:SS, more than zero"
             case StringConstraints(pattern=str()):
                 yield "of letters, digits and _./- (a metric name)"
             case _:

@@ -7,6 +7,8 @@ abbreviated; a wrong flag is told like any other wrong name.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,6 +16,7 @@ from typing import Any, NoReturn
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
 from ptycho_exec.names import unknown_name
+from ptycho_exec.origins import redact
 
 _PREFIX = "settings_field_"
 
@@ -42,7 +45,12 @@ class Parser(argparse.ArgumentParser):
                 for item in unknown
             ]
             findings = findings or [
-                Finding(f"unexpected argument {extra[0]!r}", "command line", "", "remove it")
+                Finding(
+                    f"unexpected argument {redact(extra[0])!r}",
+                    "command line",
+                    "no more arguments",
+                    "remove it",
+                )
             ]
             raise SettingsError.from_findings(findings)
         return space
@@ -119,6 +127,23 @@ def flags_given(space: argparse.Namespace) -> dict[str, str]:
     }
 
 
+def _report(program: str, error: UserError, words: Sequence[str]) -> None:
+    if "--json" in words:
+        print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
+    elif "--annotations" in words:
+        print("\n".join(finding.annotation() for finding in error.findings))
+    else:
+        print(f"{program}: {error}", file=sys.stderr)
+    if "--annotations" not in words:
+        annotate(error)
+
+
+def annotate(error: UserError) -> None:
+    """In a GitHub job, print each finding as an annotation beside what is printed for people."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(finding.annotation() for finding in error.findings), file=sys.stderr)
+
+
 def run(parser: Parser, argv: Sequence[str] | None, act: Callable[[argparse.Namespace], int]) -> int:
     """Parse and act. A user's error prints as one block on standard error; `--debug` shows its traceback.
 
@@ -131,7 +156,7 @@ def run(parser: Parser, argv: Sequence[str] | None, act: Callable[[argparse.Name
     except UserError as error:
         if "--debug" in words:
             raise
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        _report(parser.prog, error, words)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -168,7 +168,8 @@ def toml_lines(text: str) -> dict[KeyPath, int]:
             continue
         if parsed and chunk.lstrip().startswith("["):
             table = _table_path(parsed)
-            lines.found.setdefault(table, start)
+            for depth in range(1, len(table) + 1):
+                lines.found.setdefault(table[:depth], start)
         else:
             for path in _leaf_paths(parsed):
                 for depth in range(len(table) + 1, len(table + path) + 1):

@@ -6,11 +6,14 @@ Tests compare the committed files with a fresh generation; `ptycho-exec docs` wr
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ptycho_exec.choices import CHOICES
+from ptycho_exec.errors import UserError
 from ptycho_exec.fields import NONE_WORDS, FieldSpec, field_specs, text_of
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.settings import CONFLICTS, Conflict, ExecutionSettings
 from ptycho_exec.sources import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
@@ -20,21 +23,13 @@ _NONE_PATTERN = (
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema (draft 2020-12) of a settings file, as editors and other tools read it."""
+    """Return the JSON schema (draft 2020-12) of a settings file, as editors and other tools read it.
+
+    It accepts what the model accepts. Of the rules between fields it knows those whose both sides stand
+    in the file: the other side may come from elsewhere.
+    """
     fields = ExecutionSettings.model_json_schema()["properties"]
     properties = {name: _property(spec, fields[name]) for name, spec in field_specs().items()}
-    profile = {
-        "type": "object",
-        "additionalProperties": False,
-        "properties": {
-            "extends": {
-                "type": "string",
-                "description": "Profile whose values are taken where this one has none.",
-            },
-            "description": {"type": "string", "description": "One line for `ptycho-exec profiles`."},
-            **{name: {"$ref": f"#/properties/{name}"} for name in properties},
-        },
-    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "ptycho_exec settings",
@@ -43,29 +38,73 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "$schema": {"type": "string", "description": "Address of this schema, for editors."},
-            "profile": {"type": "string", "description": "Profile to use when none is asked for elsewhere."},
+            "profile": _text("Profile to use when none is asked for elsewhere."),
             "profiles": {
                 "type": "object",
-                "additionalProperties": profile,
+                "additionalProperties": _profile_schema(properties),
                 "description": "Named sets of values: [profiles.NAME].",
             },
             **properties,
+        },
+        "allOf": [_conflict_schema(rule) for rule in CONFLICTS],
+    }
+
+
+def _text(description: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": "[^ ]", "description": description}
+
+
+def _profile_schema(properties: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "extends": _text("Profile whose values are taken where this one has none."),
+            "description": _text("One line for `ptycho-exec profiles`."),
+            **{name: {"$ref": f"#/properties/{name}"} for name in properties},
         },
     }
 
 
 def _property(spec: FieldSpec, generated: dict[str, Any]) -> dict[str, Any]:
     node = {key: value for key, value in generated.items() if key not in ("title", "env_names")}
+    branches = [branch for part in node.pop("anyOf", [node]) for branch in _described(spec, part)]
     if spec.optional:
-        node["anyOf"] = [*node.get("anyOf", []), {"type": "string", "pattern": _NONE_PATTERN}]
-    node["description"] = spec.sentence
-    node["default"] = list(spec.default) if isinstance(spec.default, tuple) else spec.default
-    return node | {
+        branches.append({"type": "string", "pattern": _NONE_PATTERN})
+    default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+    return {
+        "description": spec.sentence,
+        **(branches[0] if len(branches) == 1 else {"anyOf": branches}),
+        "default": default,
         "x-effect": spec.effect.value,
         "x-env": spec.variable,
         "x-toml": spec.name,
         "x-flag": spec.flag,
     }
+
+
+def _described(spec: FieldSpec, branch: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a branch of a schema as it is, or each of its words with its meaning, for editors to show."""
+    meanings = CHOICES.get(spec.name, {})
+    words = branch.get("enum") or ([branch["const"]] if "const" in branch else [])
+    if branch.get("type") == "boolean" and "true" in meanings:
+        words = [True, False]
+    if not words:
+        return [{key: value for key, value in branch.items() if key not in ("default", "description")}]
+    return [{"const": word, "description": meanings[text_of(word)]} for word in words]
+
+
+def _conflict_schema(rule: Conflict) -> dict[str, Any]:
+    sides = {name: {"anyOf": [_matcher(value) for value in values]} for name, values in rule.when.items()}
+    return {"not": {"required": list(sides), "properties": sides}, "$comment": f"{rule.why}: {rule.fix}"}
+
+
+def _matcher(value: Any) -> dict[str, Any]:
+    if value is tuple:
+        return {"type": "array"}
+    if value is None:
+        return {"anyOf": [{"type": "null"}, {"type": "string", "pattern": _NONE_PATTERN}]}
+    return {"const": value}
 
 
 def schema_text() -> str:
@@ -91,6 +130,7 @@ def _reference_entry(spec: FieldSpec) -> list[str]:
         spec.sentence,
         "",
         f"- accepts: {spec.expected()}",
+        *(f"  - `{word}`: {meaning}" for word, meaning in CHOICES.get(spec.name, {}).items()),
         f"- default: `{text_of(spec.default)}`",
         f"- effect: {spec.effect.value}",
         f"- variable: `{spec.variable}`, flag: `{spec.flag}`, TOML: `{spec.name} = ...`",
@@ -121,7 +161,7 @@ def env_example() -> str:
 
 def starter_toml(schema: str = SCHEMA_PATH) -> str:
     """Return a starter settings file: every field commented out at its default, with a schema line."""
-    lines = [f"#:schema {schema}", "# Execution settings. Remove the # of a line to set it.", ""]
+    lines = [f"#:schema {schema}", "# Execution settings. Remove the # before a name to set it.", ""]
     for spec in field_specs().values():
         lines += [f"# {spec.sentence}", f"# {spec.name} = {toml_value(spec.default)}", ""]
     lines += ['# profile = "laptop"', "", "# [profiles.mine]", '# extends = "ci"', "# batch_size = 8", ""]
@@ -130,15 +170,9 @@ def starter_toml(schema: str = SCHEMA_PATH) -> str:
 
 def toml_value(value: Any) -> str:
     """Write a value in TOML, which has no null: none is a word there."""
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(str(item) for item in value) + "]"
-    return (
-        json.dumps(value)
-        if isinstance(value, str)
-        else f'"{text_of(value)}"'
-        if value is None
-        else text_of(value)
-    )
+    if value is None:
+        return '"none"'
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else text_of(value)
 
 
 def generated_files() -> dict[str, str]:
@@ -151,7 +185,19 @@ def generated_files() -> dict[str, str]:
 
 
 def write_generated(root: Path) -> list[Path]:
-    """Write the generated files below `root` and return the ones that changed."""
+    """Write the generated files below `root`, the top of a checkout, and return the ones that changed.
+
+    Raises:
+        UserError: `root` is no checkout of this package.
+    """
+    pyproject = root / "pyproject.toml"
+    if not pyproject.is_file() or 'name = "ptycho-exec"' not in pyproject.read_text("utf-8"):
+        raise UserError(
+            "this is not the top of a checkout of ptycho-exec",
+            where=str(root.resolve()),
+            expected="its pyproject.toml",
+            fix="name the checkout with --root; `ptycho-exec schema` prints the schema anywhere",
+        )
     changed = []
     for name, text in generated_files().items():
         path = root / name

@@ -70,6 +70,12 @@ def _different(value: tuple[int, ...]) -> tuple[int, ...]:
     return value
 
 
+def _some_time(value: str) -> str:
+    if not value.strip("0:"):
+        raise ValueError("no time at all")
+    return value
+
+
 MOST = 10**9
 """No count is larger: what is beyond is a slip of the keyboard."""
 
@@ -100,7 +106,12 @@ Strategy = Literal[
     "deepspeed_stage_3",
     "deepspeed_stage_3_offload",
 ]
-Duration = Annotated[str, StringConstraints(pattern=r"^[0-9]{2}:[0-9]{2}:[0-9]{2}:[0-9]{2}$")]
+Duration = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9]{2}:([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"),
+    AfterValidator(_some_time),
+    Field(json_schema_extra={"not": {"const": "00:00:00:00"}}),
+]
 Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$")]
 
 

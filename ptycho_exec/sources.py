@@ -52,6 +52,7 @@ __all__ = [
     "override_settings",
     "resolve",
     "resolve_onto",
+    "resolve_profile",
     "resolve_under",
     "resolve_values",
 ]
@@ -202,6 +203,17 @@ def resolve_values(
         values={name: origin.value for name, origin in layer.entries.items()},
         origins=_with_defaults(chains),
         findings=tuple(layer.findings),
+    )
+
+
+def resolve_profile(name: str) -> Resolution:
+    """Resolve one profile, as the files of this place define it, over the defaults alone."""
+    reader = Reader(Request(profile=name))
+    layer = profile_layer(reader)
+    return Resolution(
+        values={field: origin.value for field, origin in layer.entries.items()},
+        origins=_with_defaults({field: [origin] for field, origin in layer.entries.items()}),
+        findings=(*reader.findings, *layer.findings),
     )
 
 
