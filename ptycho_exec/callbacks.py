@@ -18,10 +18,14 @@ BEST_NAME = "epoch{epoch:04d}-step{step:07d}"
 
 def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool) -> list[Callback]:
     """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files."""
-    from ptycho_exec.lightning_parts import ReadBack, Throughput
+    from ptycho_exec.lightning_parts import Continuity, ReadBack, Throughput
 
     settings = plan.settings
-    callbacks: list[Callback] = [ReadBack(plan, writes=run_dir is not None), Throughput()]
+    callbacks: list[Callback] = [
+        ReadBack(plan, writes=run_dir is not None),
+        Continuity(settings.seed),
+        Throughput(),
+    ]
     callbacks += early_stopping(settings)
     if has_logger:
         from lightning.pytorch.callbacks import LearningRateMonitor
@@ -54,11 +58,9 @@ def early_stopping(settings: ExecutionSettings) -> list[Callback]:
 
 def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpoint]:
     """Return the keeper of the best `checkpoint_save_top_k` checkpoints, and that of `last.ckpt`."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
+    from ptycho_exec.lightning_parts import BestCheckpoints, ResumePoint
 
-    from ptycho_exec.lightning_parts import ResumePoint
-
-    best = ModelCheckpoint(
+    best = BestCheckpoints(
         dirpath=folder,
         filename=BEST_NAME,
         auto_insert_metric_name=False,

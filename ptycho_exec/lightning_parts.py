@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.drift import (
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from rich.progress import Progress, TaskID
 
-RANDOM_STATES = "ptycho_exec_random_states"
+PLATEAU_METRICS = "ptycho_exec_plateau_metrics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -51,6 +55,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("storage_options are not used: checkpoints are local files")
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in final.parent.glob(f".{final.name}.*.part"):
+            left_by_a_kill.unlink(missing_ok=True)
         part = final.with_name(f".{final.name}.{os.getpid()}.part")
         try:
             with part.open("wb") as file:
@@ -62,59 +68,137 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
 
 
+class BestCheckpoints(ModelCheckpoint):
+    """Keep the best checkpoints; a run resumed in another directory takes those it has with it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the kept files into this run's folder, so that ranking goes on and the folder is complete.
+
+        If any of them is gone, ranking starts anew, as Lightning does.
+        """
+        kept = {Path(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        moved = self.dirpath is not None and state_dict.get("dirpath") != self.dirpath
+        if moved and kept and all(path.exists() for path in kept):
+            state_dict = self._take_along(state_dict, kept)
+        super().load_state_dict(state_dict)
+
+    def _take_along(self, state: dict[str, Any], kept: dict[Path, torch.Tensor]) -> dict[str, Any]:
+        folder = Path(str(self.dirpath))
+        for path in kept:
+            copy_once(path, folder / path.name)
+
+        def here(name: str) -> str:
+            return str(folder / Path(state[name]).name) if state.get(name) else ""
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        ranked = {str(folder / path.name): score for path, score in kept.items()}
+        moved = {name: here(name) for name in paths}
+        return {**state, **moved, "dirpath": self.dirpath, "best_k_models": ranked}
+
+
+@rank_zero_only
+def copy_once(source: Path, target: Path) -> None:
+    """Copy a file so that it bears its name only when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)
+
+
 class ResumePoint(Checkpoint):
-    """Write `last.ckpt` after every epoch, random states included, so that a run can be resumed."""
+    """Write `last.ckpt` after every epoch, so that a run can go on where it stopped."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "last.ckpt"
-        self._states: dict[str, Any] | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
         trainer.save_checkpoint(self.path)
 
+
+class Continuity(Callback):
+    """Make a resumed run the same, bit for bit, as one that was never interrupted.
+
+    The random numbers of an epoch depend on seed, epoch and rank alone, not on what was drawn before: a
+    resumed run builds its loaders in another order than a running one, so saved generator states would not
+    do. Lightning does not save the metric that a plateau scheduler is waiting for; this does.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._resumed = False
+        self._missed: dict[str, float] = {}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed again: Lightning makes the iterator of a resumed epoch earlier than that of a running one."""
+        del pl_module, batch
+        if batch_idx == 0:
+            seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        del trainer, pl_module
-        checkpoint[RANDOM_STATES] = random_states()
+        del pl_module
+        metrics = trainer.callback_metrics
+        names = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
+        checkpoint[PLATEAU_METRICS] = {name: float(metrics[name]) for name in names if name in metrics}
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         del trainer, pl_module
-        self._states = checkpoint.get(RANDOM_STATES)
+        self._resumed = True
+        self._missed = checkpoint.get(PLATEAU_METRICS, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore late: between loading and here, Lightning draws numbers for samplers and hooks."""
+        del pl_module
+        if self._resumed:
+            self._step_plateaus(trainer)
+            seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+            restart_loaders(trainer)
+        self._resumed, self._missed = False, {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a terminated run end with the usual status; Lightning's own exception says success."""
         del trainer, pl_module
-        if self._states is not None:
-            restore_random_states(self._states)
-            self._states = None
+        if isinstance(exception, SIGTERMException):
+            exception.code = 128 + signal.SIGTERM
+
+    def _step_plateaus(self, trainer: Trainer) -> None:
+        """Take the plateau step that the interrupted run was about to take after its checkpoint."""
+        for config in trainer.lr_scheduler_configs:
+            due = trainer.current_epoch % config.frequency == 0
+            if config.reduce_on_plateau and config.monitor in self._missed and due:
+                config.scheduler.step(self._missed[config.monitor])  # type: ignore[arg-type]
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of Python's, NumPy's and torch's generators as values that load with weights_only."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+def restart_loaders(trainer: Trainer) -> None:
+    """Begin the training loaders anew, in the order of the epoch that comes next.
+
+    Lightning makes their iterators before it tells the samplers the epoch; loader workers have by then
+    fetched ahead in the order of epoch 0.
+    """
+    loop = trainer.fit_loop
+    for loader in loop._combined_loader.flattened if loop._combined_loader else ():
+        for sampler in (attribute(loader, "sampler"), attribute(loader, "batch_sampler", "sampler")):
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(trainer.current_epoch)
+    if loop._data_fetcher is not None:
+        iter(loop._data_fetcher)
 
 
-def restore_random_states(states: dict[str, Any]) -> None:
-    """Set the generators as `random_states` found them."""
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+def seed_epoch(seed: int, epoch: int, rank: int) -> None:
+    """Seed Python's, NumPy's and torch's generators with a function of seed, epoch and rank."""
+    words = np.random.SeedSequence([seed, epoch, rank]).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
 
 
 class ReadBack(Callback):

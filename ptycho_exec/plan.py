@@ -91,6 +91,11 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     facts: MachineFacts = field(default_factory=MachineFacts)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to spawned processes; a read-only mapping cannot by itself."""
+        parts = (self.requested, dict(self.effective), self.notices, self.problems, self.facts)
+        return _rebuild, parts
+
     @property
     def settings(self) -> ExecutionSettings:
         """The effective values as settings, not validated again: a plan with problems has them too."""
@@ -119,6 +124,16 @@ class Plan:
         notices = [{"field": row.field, "text": row.text, "kind": row.kind} for row in self.notices]
         problems = [{name: getattr(row, name) for name in Problem.__slots__} for row in self.problems]
         return {"effective": rows, "notices": notices, "problems": problems}
+
+
+def _rebuild(
+    requested: ExecutionSettings,
+    effective: dict[str, Effective],
+    notices: tuple[Notice, ...],
+    problems: tuple[Problem, ...],
+    facts: MachineFacts,
+) -> Plan:
+    return Plan(requested, MappingProxyType(effective), notices, problems, facts)
 
 
 # --- decisions ----------------------------------------------------------------------------------------------
