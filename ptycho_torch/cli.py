@@ -1,4 +1,4 @@
-"""`ptycho-torch`: simulate, inspect, train, infer, evaluate, demo.
+"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, demo.
 
 Every execution setting and every science field is a flag. Heavy packages are imported by the command that
 needs them, after its arguments and settings are known to be right.
@@ -40,14 +40,15 @@ def build_parser() -> Parser:
         prog="ptycho-torch", description="Physics-informed reconstruction of ptychographic scans."
     )
     verbs = parser.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
-    for add in (_add_simulate, _add_inspect, _add_train, _add_infer, _add_evaluate, _add_demo):
+    for add in (_add_simulate, _add_inspect, _add_convert, _add_train, _add_infer, _add_evaluate, _add_demo):
         verb = add(verbs)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def _verb(verbs: Any, act: Callable[[argparse.Namespace], int], help_text: str) -> Parser:
-    verb: Parser = verbs.add_parser(act.__name__, help=help_text, description=help_text)
+def _verb(verbs: Any, act: Callable[[argparse.Namespace], int], help_text: str, usage: str) -> Parser:
+    usage = f"ptycho-torch {act.__name__} {usage} [options]"
+    verb: Parser = verbs.add_parser(act.__name__, help=help_text, description=help_text, usage=usage)
     verb.set_defaults(act=act)
     return verb
 
@@ -65,7 +66,7 @@ def _add_simulate_flags(verb: Parser, *, patterns: int, photons: float) -> None:
 
 
 def _add_simulate(verbs: Any) -> Parser:
-    verb = _verb(verbs, simulate, "make a scan with a known object, Poisson noise included")
+    verb = _verb(verbs, simulate, "make a scan with a known object, Poisson noise included", "--out FILE")
     verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="NPZ file to write")
     _add_simulate_flags(verb, patterns=1000, photons=1e6)
     verb.add_argument("--scan", choices=["raster", "fermat"], default="raster", help="path of the scan")
@@ -102,7 +103,7 @@ def simulate(space: argparse.Namespace) -> int:
 
 
 def _add_inspect(verbs: Any) -> Parser:
-    verb = _verb(verbs, inspect, "tell what a scan file holds, and how that was found out")
+    verb = _verb(verbs, inspect, "tell what a scan file holds, and how that was found out", "FILE")
     verb.add_argument("file", type=Path, metavar="FILE", help="NPZ, HDF5 or CXI file")
     verb.add_argument("--json", action="store_true", help="print stable JSON")
     add_science_flags(verb, DataConfig)
@@ -134,11 +135,42 @@ def _plain_text(value: Any) -> str:
     return text_of(value)
 
 
+def _add_convert(verbs: Any) -> Parser:
+    verb = _verb(verbs, convert, "write a scan in another format", "SOURCE TARGET --to FORMAT")
+    verb.add_argument("source", type=Path, metavar="SOURCE", help="file, or directory of a pair of files")
+    verb.add_argument("target", type=Path, metavar="TARGET", help="new file, or directory for a pair")
+    verb.add_argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them")
+    verb.add_argument("--photon-energy-ev", type=float, help="where the source does not say")
+    verb.add_argument("--detector-distance-m", type=float, help="where the source does not say")
+    verb.add_argument(
+        "--pixel-size-m", type=float, help="side of an object pixel, where the source does not say"
+    )
+    add_science_flags(verb, DataConfig)
+    return verb
+
+
+def convert(space: argparse.Namespace) -> int:
+    """Convert a scan, and print what was written."""
+    from ptycho_torch.data.convert import convert as write
+
+    path = write(
+        space.source,
+        space.target,
+        space.to,
+        DataConfig(**science_given(space)),
+        photon_energy_eV=space.photon_energy_ev,
+        detector_distance_m=space.detector_distance_m,
+        pixel_size_m=space.pixel_size_m,
+    )
+    print(f"wrote {path}")
+    return 0
+
+
 # --- train, infer, evaluate ------------------------------------------------------------------------------
 
 
 def _add_train(verbs: Any) -> Parser:
-    verb = _verb(verbs, train, "train the network on a scan")
+    verb = _verb(verbs, train, "train the network on a scan", "SCAN --out RUN")
     verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to learn from")
     verb.add_argument("--out", type=Path, required=True, metavar="RUN", help="new directory for the run")
     verb.add_argument("--test", type=Path, metavar="SCAN", help="another scan, for validation")
@@ -164,7 +196,7 @@ def train(space: argparse.Namespace) -> int:
 
 
 def _add_infer(verbs: Any) -> Parser:
-    verb = _verb(verbs, infer, "reconstruct a scan with a trained network")
+    verb = _verb(verbs, infer, "reconstruct a scan with a trained network", "RUN SCAN --out OUT")
     verb.add_argument("run", type=Path, metavar="RUN", help="run directory or model file of a training")
     verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to reconstruct")
     verb.add_argument("--out", type=Path, required=True, metavar="OUT", help="new directory for the result")
@@ -189,7 +221,7 @@ def infer(space: argparse.Namespace) -> int:
 
 
 def _add_evaluate(verbs: Any) -> Parser:
-    verb = _verb(verbs, evaluate, "compare a reconstruction with a known object")
+    verb = _verb(verbs, evaluate, "compare a reconstruction with a known object", "OUT --truth SCAN")
     verb.add_argument("out", type=Path, metavar="OUT", help="output directory of `ptycho-torch infer`")
     verb.add_argument("--truth", type=Path, required=True, metavar="SCAN", help="scan with the true object")
     return verb
@@ -218,7 +250,7 @@ def _print_scores(folder: Path, scan: Path) -> None:
 
 
 def _add_demo(verbs: Any) -> Parser:
-    verb = _verb(verbs, demo, "simulate, train, infer and evaluate, with pictures")
+    verb = _verb(verbs, demo, "simulate, train, infer and evaluate, with pictures", "")
     verb.add_argument("--out", type=Path, metavar="DIR", help="new directory [demo_run, demo_run_2, ...]")
     _add_simulate_flags(verb, patterns=1000, photons=1e6)
     add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig, but=("N",))

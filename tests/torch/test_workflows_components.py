@@ -96,7 +96,9 @@ class TestTrainWithLightningGreen:
     ) -> None:
         _train_with_lightning(container, None, CallerConfig(), execution_config=settings(deterministic=True))
         assert recorded[0].kwargs["deterministic"] is True
-        _train_with_lightning(container, None, CallerConfig(), execution_config=settings(deterministic="warn"))
+        _train_with_lightning(
+            container, None, CallerConfig(), execution_config=settings(deterministic="warn")
+        )
         assert recorded[1].kwargs["deterministic"] == "warn"
 
     def test_overrides_win_over_the_execution_config(
@@ -218,7 +220,9 @@ class TestRealTrainer:
         assert seen.deterministic is False
 
     def test_accelerator_strategy_batch_size_and_workers(self, scan: Any, seen: Seen) -> None:
-        _train_with_lightning(scan, None, science(), settings(accelerator="cpu", batch_size=10, num_workers=1))
+        _train_with_lightning(
+            scan, None, science(), settings(accelerator="cpu", batch_size=10, num_workers=1)
+        )
         assert (seen.accelerator, seen.strategy) == ("CPUAccelerator", "SingleDeviceStrategy")
         assert seen.batch_sizes == [10, 10, 10, 10, 8]
         assert seen.workers == 1
