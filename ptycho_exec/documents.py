@@ -344,7 +344,7 @@ def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str])
 
 def _blank_rows(text: str) -> int:
     """python-dotenv counts leading blank rows as part of the binding that follows them."""
-    return len(text[: len(text) - len(text.lstrip())].splitlines()) if text[:1] in "\r\n" else 0
+    return text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _malformed(path: Path, line: int, name: str | None) -> Finding:

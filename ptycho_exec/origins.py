@@ -209,10 +209,12 @@ def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
         node, prefix = pending.pop()
         if isinstance(node, yaml.MappingNode) and id(node) not in seen:
             seen.add(id(node))
+            inner: list[tuple[Any, KeyPath]] = []
             for key, value in node.value:
                 path = (*prefix, str(key.value))
                 lines.add(path, text.count("\n", 0, key.start_mark.index) + 1)
-                pending.append((value, path))
+                inner.append((value, path))
+            pending += reversed(inner)
     return lines.found, lines.duplicates
 
 
@@ -225,17 +227,17 @@ def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
 
     lines = _Lines()
     stack: list[str | None] = []  # the key of each open object, None for an array
-    last, number = "", 1
+    last, number = ("", 1), 1  # the last token and its line, which may not be the colon's
     for match in _JSON_TOKEN.finditer(text):
         token = match.group()
         if token == "\n":
             number += 1
         elif token == ":" and stack:
-            stack[-1] = json.loads(last)
-            lines.add(tuple(key for key in stack if key is not None), number)
+            stack[-1] = json.loads(last[0])
+            lines.add(tuple(key for key in stack if key is not None), last[1])
         elif token in "{[":
             stack.append(None)
         elif token in "}]":
             stack.pop()
-        last = token if token != "\n" else last
+        last = (token, number) if token != "\n" else last
     return lines.found, lines.duplicates

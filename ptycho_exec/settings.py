@@ -328,7 +328,7 @@ class ExecutionSettings(BaseSettings):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse, without repeating the value: it may hold credentials."""
-        if name in type(self).model_fields:
+        if not name.startswith("_"):
             raise SettingsError("settings cannot be changed", fix=f"use settings.with_overrides({name}=...)")
         super().__setattr__(name, value)
 

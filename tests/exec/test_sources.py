@@ -1,4 +1,4 @@
-"""The precedence: every field from every source, the ladder climbed up and down, and nothing misspelt passes."""
+"""The precedence: every field from every source, the ladder up and down, and nothing misspelt passes."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ SOURCES_TESTED: dict[str, Source] = {
         Kind.ARGUMENT, lambda _, n, v: {"arguments": {n: v}}, lambda _, __: "ExecutionSettings()"
     ),
     "override": Source(Kind.OVERRIDE, lambda _, n, v: {"overrides": {n: v}}, lambda _, __: "overrides"),
-    "flag": Source(
-        Kind.FLAG, lambda _, n, v: {"flags": {n: text_of(v)}}, lambda _, n: field_specs()[n].flag
-    ),
+    "flag": Source(Kind.FLAG, lambda _, n, v: {"flags": {n: text_of(v)}}, lambda _, n: field_specs()[n].flag),
     "environment": Source(Kind.ENVIRONMENT, _environment, lambda _, n: variable(n)),
     "dotenv": Source(
         Kind.DOTENV, _file(".env", form="env"), lambda _, n: variable(n), lambda p: str(p.cwd / ".env")
@@ -254,7 +252,9 @@ def test_the_ladder_up_and_down(place: Place, rungs: int) -> None:
     assert origin.kind is (LADDER[rungs - 1][1] if rungs else Kind.DEFAULT)
     below = [kind for _, kind in reversed(LADDER[: max(rungs - 1, 0)])]
     assert [shadowed.kind for shadowed in origin.shadowed] == ([*below, Kind.DEFAULT] if rungs else [])
-    assert [shadowed.value for shadowed in origin.shadowed] == ([*range(rungs - 1, 0, -1), 16] if rungs else [])
+    assert [shadowed.value for shadowed in origin.shadowed] == (
+        [*range(rungs - 1, 0, -1), 16] if rungs else []
+    )
 
 
 def test_the_ladder_is_the_order_of_the_sources() -> None:
@@ -396,7 +396,7 @@ def test_a_named_file_that_is_missing_is_an_error(place: Place, how: str) -> Non
         place.environ["PTYCHO_EXEC_SETTINGS_FILE"] = "absent.toml"
     if how == "dotenv":
         place.write(".env", "\nPTYCHO_EXEC_SETTINGS_FILE=absent.toml\n")
-    with pytest.raises(SettingsError, match="settings file not found: .*absent.toml") as caught:
+    with pytest.raises(SettingsError, match=r"settings file not found: .*absent\.toml") as caught:
         place.settings(**request)
     finding = caught.value.findings[0]
     assert how in finding.where
