@@ -20,6 +20,7 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.archive import Archive
 from ptycho_torch.data.assemble import RawScan
+from ptycho_torch.data.paired import positive
 from ptycho_torch.data.patterns import Patterns
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.writing import StackOut, atomic_path, write_npz_arrays
@@ -191,12 +192,7 @@ def _polar_labels(archive: Archive, axis: int) -> Patterns:
 
 
 def _geometry(archive: Archive) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key in _GEOMETRY:
-        value = archive.attribute("", key)
-        if value is not None and np.size(value) == 1 and np.isfinite(value) and float(value) > 0:
-            found[key] = float(value)
-    return found
+    return {key: positive(archive.array(key), key, str(archive.path)) for key in _GEOMETRY if key in archive}
 
 
 def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress: bool = False) -> Path:

@@ -145,7 +145,9 @@ def to_pixels(
 ) -> NDArray[np.float64]:
     """Return (M, 2) canvas indices of positions in meters."""
     middle = (np.array(shape) - 1) / 2
-    return np.asarray((positions_m - np.array(center_m)) / np.array(pixel_size_m) + middle)
+    # An absurd pixel size gives infinite positions, which are refused where positions are checked.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray((positions_m - np.array(center_m)) / np.array(pixel_size_m) + middle)
 
 
 def to_meters(

@@ -184,6 +184,8 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "mask marks everything": (npz(bad_pixels=np.ones((N, N), bool)), "every pixel is marked bad"),
     "labels of another size": (npz(Y=P[:, :8, :8]), "the labels have shape"),
     "unknown declaration": (npz(domain=np.array("energy")), "declares domain = 'energy'"),
+    "pixel size as text": (npz(pixel_size_m=np.array("20nm")), "pixel_size_m is"),
+    "pixel size of zero": (npz(pixel_size_m=0.0), "pixel_size_m is"),
     "pickled positions": (member("xcoords.npy", bomb()), r"Python objects \(a pickle\)"),
     "pickled patterns": (member("diff3d.npy", bomb()), "have dtype object"),
     "not npy inside": (member("diff3d.npy", b"hello"), "cannot read"),

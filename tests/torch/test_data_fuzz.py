@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tempfile
 import warnings
 import zipfile
 from functools import cache
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.data.cxi import write_cxi
+from ptycho_torch.data.ptychodus import write_training
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.simulate import save, simulate_scan
 
@@ -34,11 +37,8 @@ FUZZ = settings(
 @cache
 def good_bytes(compress: bool) -> bytes:
     scan = simulate_scan(n=8, patterns=6, photons=1e3, seed=1)
-    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"fuzz-{os.getpid()}.npz"
-    try:
-        return save(scan, path, compress=compress).read_bytes()
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return save(scan, Path(folder) / "scan.npz", compress=compress).read_bytes()
 
 
 def read_or_refuse(path: Path) -> bool:
@@ -71,6 +71,30 @@ def test_changed_bytes(
         content[min(int(place * len(content)), len(content) - 1)] = value
     (tmp_path / "scan.npz").write_bytes(content if cut is None else content[: int(cut * len(content))])
     read_or_refuse(tmp_path / "scan.npz")
+
+
+@cache
+def good_hdf5(cxi: bool) -> bytes:
+    scan = simulate_scan(n=8, patterns=6, photons=1e3, seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        return (write_cxi if cxi else write_training)(scan, Path(folder) / "scan.h5").read_bytes()
+
+
+@FUZZ
+@given(
+    cxi=st.booleans(),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),
+    early=st.booleans(),
+)
+def test_changed_bytes_of_hdf5(
+    tmp_path: Path, cxi: bool, edits: list[tuple[float, int]], early: bool
+) -> None:
+    content = bytearray(good_hdf5(cxi))
+    reach = min(6000, len(content)) if early else len(content)
+    for place, value in edits:
+        content[min(int(place * reach), reach - 1)] = value
+    (tmp_path / "scan.h5").write_bytes(content)
+    read_or_refuse(tmp_path / "scan.h5")
 
 
 NUMBERS = st.sampled_from([0, 1, 6, 8, 64, -1, 2**31, 2**63, 10**30, 10**4000])
@@ -185,8 +209,6 @@ def test_arbitrary_bytes(tmp_path: Path, content: bytes, magic: bytes) -> None:
 
 @pytest.mark.parametrize("share", np.linspace(0.02, 0.98, 25))
 def test_hdf5_cut_short(tmp_path: Path, share: float) -> None:
-    from ptycho_torch.data.ptychodus import write_training
-
     path = write_training(simulate_scan(n=8, patterns=6, photons=1e3, seed=1), tmp_path / "scan.h5")
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
