@@ -1,0 +1,132 @@
+"""What the other rooms know about a field: words, kinds, effect; and text to value and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptycho_exec.choices import CHOICES
+from ptycho_exec.fields import decode_text, field_specs, text_of
+from ptycho_exec.settings import Effect, ExecutionSettings, malformed
+
+SPECS = field_specs()
+EFFECTS = {
+    Effect.PERFORMANCE: {
+        "num_workers",
+        "pin_memory",
+        "persistent_workers",
+        "prefetch_factor",
+        "inference_batch_size",
+    },
+    Effect.IO: {
+        "enable_checkpointing",
+        "checkpoint_save_top_k",
+        "logger_backend",
+        "log_every_n_steps",
+        "log_images_every_n_epochs",
+        "experiment_name",
+        "tracking_uri",
+    },
+    Effect.UI: {"enable_progress_bar", "drift"},
+}
+
+
+def test_every_field_has_a_spec_and_a_sentence() -> None:
+    assert list(SPECS) == list(ExecutionSettings.model_fields)
+    assert [spec.name for spec in SPECS.values() if not spec.sentence.endswith(".")] == []
+
+
+def test_effect_classes() -> None:
+    """A field is numerics unless it is known that it cannot change a result."""
+    for effect, names in EFFECTS.items():
+        assert {name for name, spec in SPECS.items() if spec.effect is effect} == names
+
+
+def test_every_word_of_every_field_has_a_meaning() -> None:
+    for name, spec in SPECS.items():
+        words = [text_of(choice) for choice in spec.choices]
+        if words == ["true", "false"]:
+            assert name not in CHOICES
+        else:
+            assert list(CHOICES.get(name, {})) == (sorted(words, key=list(CHOICES.get(name, {})).index))
+            assert set(CHOICES.get(name, {})) == set(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("batch_size", "a whole number from 1 to 1000000000"),
+        ("compile", "true or false"),
+        (
+            "devices",
+            "auto, or a whole number from 1 to 1000000000, or a list of different whole numbers >= 0",
+        ),
+        ("num_workers", "auto, or a whole number from 0 to 1000000000"),
+        ("learning_rate", "a number > 0 and <= 10"),
+        ("checkpoint_mode", "min or max"),
+        ("logger_backend", "one of: csv, tensorboard, mlflow, wandb, or none"),
+        ("max_time", "a text of the form DD:HH:MM:SS, more than zero, or none"),
+        (
+            "limit_train_batches",
+            "a whole number from 1 to 1000000000, or a number with a decimal point > 0 and <= 1, or none",
+        ),
+    ],
+)
+def test_what_a_field_accepts_in_words(name: str, text: str) -> None:
+    assert SPECS[name].expected() == text
+
+
+def test_deterministic_takes_three_words() -> None:
+    assert SPECS["deterministic"].expected() == "one of: true, false, warn"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "none"),
+        (True, "true"),
+        (1, "1"),
+        (0.001, "0.001"),
+        (1e-7, "1e-07"),
+        ((0, 1), "[0, 1]"),
+        ([], "[]"),
+    ],
+)
+def test_values_as_text(value: Any, text: str) -> None:
+    assert text_of(value) == text
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2**40)
+    | st.floats(allow_nan=False)
+    | st.lists(st.integers(0, 8), min_size=1, max_size=3).map(tuple)
+    | st.sampled_from(sorted({c for spec in SPECS.values() for c in spec.choices if isinstance(c, str)}))
+    | st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zs")), max_size=8)
+)
+
+
+@given(st.sampled_from(sorted(SPECS)), VALUES)
+def test_a_value_written_as_text_is_read_back(name: str, value: Any) -> None:
+    """Every value that is accepted can be typed as text, and gives the same settings."""
+    if malformed({name: value}):
+        return
+    companions = {"deterministic": False, "gradient_clip_val": 1.0}
+    made = ExecutionSettings.from_values({**companions, name: value})
+    back = decode_text(SPECS[name], text_of(getattr(made, name)))
+    assert ExecutionSettings.from_values({**companions, name: back}) == made
+
+
+@given(st.sampled_from(sorted(SPECS)), st.text(max_size=12))
+def test_any_text_decodes_to_something(name: str, text: str) -> None:
+    value = decode_text(SPECS[name], text)
+    assert value is None or isinstance(value, (str, bool, int, float, list))
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, "٣", "1_000", "0x10", "1e3", "", "--1", "nan"])
+def test_odd_numbers_are_not_whole(text: str) -> None:
+    assert malformed({"batch_size": decode_text(SPECS["batch_size"], text)}) == ["batch_size"]
