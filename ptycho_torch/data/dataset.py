@@ -34,6 +34,8 @@ class PtychoDataset(Dataset[Batch]):
         source: a scan, or a mapping with `X` - (n, N, N, C) or (n, N, N) amplitude, channels last - and
             optionally `coords_relative`, `coords_nominal` ((n, 1, 2, C), (n, C, 2), (n, 2, C), (n, 1, 2)
             or (n, 2); [x, y] as in PtychoPINN) and `Y`, like `X` but complex. Other keys are left alone.
+            `coords_relative` is a position minus its group's mean; where `coords_nominal` shows that it has
+            the opposite sign, it is turned around.
         groups: (n, C) pattern indices of each sample, for a scan; none makes each pattern a sample. The
             samples of a mapping are its rows, and `groups` must be none.
         memory_budget_bytes: amplitudes of a scan are computed once and kept up to this size.
@@ -96,9 +98,12 @@ class PtychoDataset(Dataset[Batch]):
                 expected="coords_relative of shape (n, 1, 2, C)",
                 fix="add the offsets of each channel from the group's mean",
             )
-        if relative is None:
-            whole = np.zeros((n, C, 2)) if nominal is None else nominal
-            relative = whole - whole.mean(axis=1, keepdims=True)
+        whole = np.zeros((n, C, 2)) if nominal is None else nominal
+        centered = whole - whole.mean(axis=1, keepdims=True)
+        # Some programs store the mean minus the position; the positions beside it tell.
+        opposite = C > 1 and relative is not None and np.allclose(relative, -centered, atol=1e-3)
+        if relative is None or opposite:
+            relative = centered
         self._set_positions(relative if nominal is None else nominal, relative)
         if container.get("Y") is not None:
             labels = _channels_first(container, "Y", np.complex64)

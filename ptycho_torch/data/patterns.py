@@ -101,15 +101,20 @@ class FilePatterns:
     def __getitem__(self, key: slice | ArrayLike) -> NDArray[Any]:
         """Return the chosen rows as an array; a single integer gives one row without the scan axis."""
         chosen = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key)
-        if chosen.dtype.kind not in "iu":
-            raise TypeError(f"rows are chosen by integers, not by {chosen.dtype}")
-        flat = np.where(chosen < 0, chosen + len(self), chosen).reshape(-1)
-        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
-            raise IndexError(f"a row is outside 0 to {len(self) - 1}")
-        rows = flat if self._rows is None else self._rows[flat]
+        rows = self._rows_in_file(chosen)
         out = np.empty((len(rows), *self._file_shape[1:]), dtype=self.dtype)
         self._read_into(out, rows)
         return out.reshape(*chosen.shape, *self._file_shape[1:])
+
+    def _rows_in_file(self, chosen: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the flat rows of the file for rows of this stack; negative ones count from its end."""
+        if chosen.dtype.kind not in "iu" and chosen.size:
+            raise TypeError(f"rows are chosen by integers, not by {chosen.dtype}")
+        flat = chosen.reshape(-1).astype(np.int64)
+        flat = np.where(flat < 0, flat + len(self), flat)
+        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
+            raise IndexError(f"a row is outside 0 to {len(self) - 1}")
+        return flat if self._rows is None else self._rows[flat]
 
     def _read_into(self, out: NDArray[Any], rows: NDArray[np.int64]) -> None:
         """Read runs of neighboring rows, one system call each."""
@@ -133,8 +138,7 @@ class FilePatterns:
 
     def select(self, indices: ArrayLike) -> FilePatterns:
         """Return the stack of the given rows, still in the file."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        rows = chosen if self._rows is None else self._rows[chosen]
+        rows = self._rows_in_file(np.asarray(indices))
         return FilePatterns(
             self.path, self.offset, self._file_shape, self.dtype, rows, self._keep, self._identity
         )

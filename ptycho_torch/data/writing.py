@@ -144,7 +144,7 @@ def require_geometry(scan: ScanData, *names: str) -> list[float]:
             f"the target format needs {', '.join(missing)}, and the source does not say",
             where=str(scan.source or "scan"),
             expected="physical geometry",
-            fix="pass it to convert, for example --photon-energy-eV 8333 --detector-distance-m 1 "
+            fix="pass it to convert, for example --photon-energy-ev 8333 --detector-distance-m 1 "
             "--pixel-size-m 2e-8",
         )
     return [float(getattr(scan, name)) for name in names]

@@ -126,6 +126,17 @@ def test_container_layouts_agree() -> None:
         np.testing.assert_array_equal(batch["amplitude"], np.moveaxis(source["X"], -1, 1)[[0, 5]])
 
 
+def test_the_sign_of_relative_coordinates_is_checked_with_the_nominal_ones() -> None:
+    source = container()
+    nominal = np.random.default_rng(1).uniform(0, 50, (6, 1, 2, 4))
+    centered = nominal - nominal.mean(axis=3, keepdims=True)
+    for relative in (centered, -centered, None):
+        data = PtychoDataset(source | {"coords_nominal": nominal, "coords_relative": relative})
+        batch = data.__getitems__([2])
+        np.testing.assert_allclose(batch["offsets_px"][0], centered[2, 0].T[:, ::-1], atol=1e-4)
+        np.testing.assert_allclose(batch["positions_px"][0], nominal[2, 0].T[:, ::-1], rtol=1e-6)
+
+
 def test_container_of_single_patterns_needs_no_coordinates() -> None:
     data = PtychoDataset({"X": torch.ones(20, 64, 64), "coords_nominal": np.arange(40).reshape(20, 2)})
     batch = data.__getitems__([0, 3])
