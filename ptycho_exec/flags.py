@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
@@ -37,23 +38,21 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise one error that lists every unknown argument."""
         space, extra = self.parse_known_args(complete_switches(argv))
-        unknown = [item for item in extra if item.startswith("-") and item != "--"]
-        if extra:
+        unknown = [item.partition("=")[0] for item in extra if item.startswith("-") and item != "--"]
+        if unknown:
             known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
-            findings = [
-                unknown_name(item.partition("=")[0], known, where="command line", noun="flag")
-                for item in unknown
-            ]
-            findings = findings or [
-                Finding(
-                    f"unexpected argument {redact(extra[0])!r}",
-                    "command line",
-                    "no more arguments",
-                    "remove it",
-                )
-            ]
-            raise SettingsError.from_findings(findings)
+            raise SettingsError.from_findings([_unknown_flag(name, known) for name in unknown])
+        if extra:
+            what = f"unexpected argument {redact(extra[0])!r}"
+            raise SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
         return space
+
+
+def _unknown_flag(name: str, known: Sequence[str]) -> Finding:
+    """Only switches have a `--no-` form; for others the flag itself is what was meant."""
+    bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
+    finding = unknown_name(bare, known, where="command line", noun="flag")
+    return replace(finding, what=f"unknown flag {name!r}")
 
 
 def _all_flags(parser: argparse.ArgumentParser) -> set[str]:

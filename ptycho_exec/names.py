@@ -100,7 +100,8 @@ def _expected(name: str, candidates: Sequence[str], noun: str) -> str:
     close = [new] if new else nearest(name, candidates)
     if close:
         return " or ".join(close)
-    return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by `ptycho-exec show`"
+    listed = "--help" if noun == "flag" else "`ptycho-exec show`"
+    return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
 
 
 def _renamed(name: str, candidates: Sequence[str]) -> str | None:

@@ -1,0 +1,181 @@
+"""Flags: one for each field, unset unless typed, never abbreviated, and wrong ones told."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields import field_specs
+from ptycho_exec.flags import Parser, add_settings_flags, annotate, complete_switches, flags_given, run
+from ptycho_exec.settings import ExecutionSettings
+
+if TYPE_CHECKING:
+    from conftest import Place
+
+
+def parser() -> Parser:
+    made = Parser(prog="prog")
+    made.add_argument("scan", nargs="?")
+    made.add_argument("--json", action="store_true")
+    made.add_argument("--debug", action="store_true")
+    made.add_argument("--annotations", action="store_true")
+    add_settings_flags(made)
+    return made
+
+
+def given(*words: str) -> dict[str, str]:
+    return flags_given(parser().parse(words))
+
+
+def test_every_field_is_a_flag_unset_by_default() -> None:
+    options = {option for action in parser()._actions for option in action.option_strings}
+    assert {spec.flag for spec in field_specs().values()} <= options
+    assert {"--settings", "--profile"} <= options
+    assert given() == {}
+
+
+@pytest.mark.parametrize("name", ExecutionSettings.model_fields)
+def test_every_flag_keeps_its_text(name: str) -> None:
+    assert given(f"{field_specs()[name].flag}=some text") == {name: "some text"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--compile"], {"compile": "true"}),
+        (["--no-compile"], {"compile": "false"}),
+        (["--compile", "off"], {"compile": "off"}),
+        (["--compile=0"], {"compile": "0"}),
+        (["--deterministic", "warn"], {"deterministic": "warn"}),
+        (["--deterministic"], {"deterministic": "true"}),
+        (["--no-deterministic"], {"deterministic": "false"}),
+        (["--pin-memory", "auto", "--seed", "1"], {"pin_memory": "auto", "seed": "1"}),
+        (["--seed", "-1"], {"seed": "-1"}),
+        (["--devices", "0,1"], {"devices": "0,1"}),
+        (["--learning-rate", "1e-3"], {"learning_rate": "1e-3"}),
+    ],
+)
+def test_switches_and_values(words: list[str], expected: dict[str, str]) -> None:
+    assert given(*words) == expected
+
+
+def test_a_file_after_a_switch_stays_an_argument() -> None:
+    space = parser().parse(["--compile", "scan.npz"])
+    assert (space.scan, flags_given(space)) == ("scan.npz", {"compile": "true"})
+
+
+def test_nothing_after_a_double_dash_is_a_flag() -> None:
+    assert complete_switches(["--", "--compile"]) == ["--", "--compile"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--batch-siz", "--batch-size"),
+        ("--batch_size", "--batch-size"),
+        ("--Batch-Size", "--batch-size"),
+        ("--batchsize", "--batch-size"),
+        ("-batch-size", "--batch-size"),
+        ("--learning", "listed"),
+        ("--lr", "--learning-rate"),
+        ("--setings", "--settings"),
+        ("--profil", "--profile"),
+        ("--no-compil", "--compile"),
+        ("--no-seed", "--seed"),
+    ],
+)
+def test_abbreviated_and_misspelt_flags_are_told(word: str, expected: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parser().parse([f"{word}=3"])
+    (finding,) = caught.value.findings
+    assert finding.what == f"unknown flag {word!r}"
+    assert expected in finding.expected
+
+
+def test_all_wrong_flags_come_in_one_report() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parser().parse(["--bach-size", "3", "--sed=1"])
+    assert [finding.expected for finding in caught.value.findings] == ["--batch-size", "--seed"]
+
+
+def test_a_secret_on_the_command_line_is_not_repeated() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parser().parse(["a.npz", "https://u:s3cret@h"])
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(SettingsError) as caught:
+        parser().parse(["--tracking-ur=https://u:s3cret@h"])
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_flag_without_its_value_says_so() -> None:
+    with pytest.raises(SettingsError, match="--seed: expected one argument"):
+        parser().parse(["--seed"])
+
+
+def test_the_help_gives_sentence_default_and_choices() -> None:
+    text = " ".join(parser().format_help().split())
+    for spec in field_specs().values():
+        assert " ".join(spec.sentence.split()) in text
+    assert "--checkpoint-mode {min,max}" in text
+
+
+# --- run ------------------------------------------------------------------------------------------------
+
+
+def fail(_: argparse.Namespace) -> int:
+    raise SettingsError("what", where="a.toml:3", expected="this", fix="that")
+
+
+def test_an_error_is_one_block_on_standard_error(capsys: Any) -> None:
+    assert run(parser(), [], fail) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "prog: what\n  where:    a.toml:3\n  expected: this\n  fix:      that\n"
+
+
+def test_an_error_as_json(capsys: Any) -> None:
+    assert run(parser(), ["--json"], fail) == 2
+    out, err = capsys.readouterr()
+    assert [row["what"] for row in json.loads(out)["findings"]] == ["what"]
+    assert err == ""
+
+
+def test_an_error_as_an_annotation(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(parser(), ["--annotations"], fail) == 2
+    assert capsys.readouterr().out.startswith("::error::what%0A")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    assert run(parser(), [], fail) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("prog: what\n")
+    assert err.splitlines()[-1].startswith("::error::what")
+
+
+def test_annotations_are_printed_only_in_a_github_job(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    annotate(UserError("what"))
+    assert capsys.readouterr().err == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(SettingsError):
+        run(parser(), ["--debug"], fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("x"), 1), (KeyboardInterrupt(), 130), (SettingsError("x"), 2)]
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    def act(_: argparse.Namespace) -> int:
+        raise error
+
+    assert run(parser(), [], act) == code
+
+
+def test_a_value_given_as_a_flag_is_typed_by_its_field(place: Place) -> None:
+    settings = place.settings(flags=given("--devices=0,1", "--max-time=none", "--no-pad-eval"))
+    assert (settings.devices, settings.max_time, settings.pad_eval) == ((0, 1), None, False)

@@ -1,0 +1,237 @@
+"""What is generated: current, loadable, and a schema that accepts exactly what the model accepts."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptycho_exec.choices import CHOICES
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields import field_specs, text_of
+from ptycho_exec.origins import Kind
+from ptycho_exec.reference import (
+    env_example,
+    generated_files,
+    json_schema,
+    reference_page,
+    starter_toml,
+    toml_value,
+    write_generated,
+)
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources import SOURCES
+
+if TYPE_CHECKING:
+    from conftest import Place
+
+ROOT = Path(__file__).parents[2]
+SPECS = field_specs()
+SCHEMA = json_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+@pytest.mark.parametrize("name", generated_files())
+def test_generated_files_are_current(name: str) -> None:
+    assert (ROOT / name).read_text("utf-8") == generated_files()[name], "run `make docs`"
+
+
+def test_the_env_example_names_every_field_once_and_loads_to_the_defaults(place: Place) -> None:
+    place.write(".env", env_example())
+    found = place.settings()
+    assert found == ExecutionSettings.from_values({})
+    assert {origin.kind for origin in found.origins.values()} == {Kind.DOTENV}
+    assert all(spec.sentence in env_example() for spec in SPECS.values())
+
+
+def test_the_starter_file_loads_to_the_defaults(place: Place) -> None:
+    place.write("ptycho_exec.toml", starter_toml())
+    assert place.resolve().values == {}
+    assert starter_toml("x.json").startswith("#:schema x.json\n")
+
+
+def test_the_starter_file_with_every_line_switched_on_loads_to_the_defaults(place: Place) -> None:
+    lines = starter_toml().splitlines()
+    switched_on = [re.sub(r"^# ([a-z_]+ = )", r"\1", line) for line in lines]
+    fields = [line for line in switched_on if line.partition(" = ")[0] in SPECS]
+    place.write("ptycho_exec.toml", "\n".join(fields[: len(SPECS)]))
+    assert set(tomllib.loads("\n".join(fields[: len(SPECS)]))) == set(SPECS)
+    assert place.settings() == ExecutionSettings.from_values({})
+
+
+def test_the_reference_page_has_a_section_for_each_field() -> None:
+    page = reference_page()
+    assert re.findall(r"^## `(\w+)`$", page, re.M) == list(SPECS)
+    for spec in SPECS.values():
+        assert spec.sentence in page
+        assert f"`{spec.variable}`, flag: `{spec.flag}`" in page
+
+
+def test_generated_files_are_written_only_into_a_checkout(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not the top of a checkout"):
+        write_generated(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "ptycho-exec"\n')
+    assert {str(path.relative_to(tmp_path)) for path in write_generated(tmp_path)} == set(generated_files())
+    assert write_generated(tmp_path) == []
+
+
+# --- specs say what the code says -------------------------------------------------------------------------
+
+
+def test_the_precedence_page_has_the_order_of_the_sources() -> None:
+    page = (ROOT / "specs" / "precedence.md").read_text("utf-8")
+    rows = re.findall(r"^\| \d+ \| `([a-z-]+)` \|", page, re.M)
+    assert rows == [*(kind.value for kind, _ in SOURCES), Kind.DEFAULT.value]
+
+
+def test_the_settings_page_names_every_field_with_its_default_and_effect() -> None:
+    page = (ROOT / "specs" / "execution_settings.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (\w+) \|", page, re.M)
+    assert rows == [(spec.name, text_of(spec.default), spec.effect.value) for spec in SPECS.values()]
+
+
+# --- the schema -----------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_a_schema_of_2020_12() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_property_says_how_to_set_it(name: str) -> None:
+    node, spec = SCHEMA["properties"][name], SPECS[name]
+    assert node["description"] == spec.sentence
+    assert node["default"] == spec.default
+    assert (node["x-env"], node["x-toml"], node["x-flag"]) == (spec.variable, name, spec.flag)
+    assert node["x-effect"] == spec.effect.value
+    words = {
+        text_of(branch["const"]): branch["description"]
+        for branch in node.get("anyOf", [node])
+        if "const" in branch
+    }
+    assert words == CHOICES.get(name, {})
+
+
+def model_accepts(document: Any) -> bool:
+    """Ask the model about one file: what does not stand in it may come from elsewhere, and does not clash."""
+    if not isinstance(document, dict):
+        return False
+    extras = {name: document[name] for name in ("$schema", "profile", "profiles") if name in document}
+    own = {name: value for name, value in document.items() if name not in extras}
+    try:
+        ExecutionSettings.from_values({"deterministic": False, "gradient_clip_val": 1.0, **own})
+    except SettingsError:
+        return False
+    texts = [extras.get("$schema", "x"), extras.get("profile", "x")]
+    return all(isinstance(text, str) for text in texts) and bool(texts[1].strip())
+
+
+STRINGS = sorted({choice for spec in SPECS.values() for choice in spec.choices if isinstance(choice, str)})
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), max_size=6)
+NUMBERS = (
+    st.integers(-3, 12)
+    | st.sampled_from([2**32 - 1, 2**32, 10**9, 10**9 + 1, 10**30, -(10**30)])
+    | st.floats(-2, 12, allow_nan=False)
+    | st.sampled_from([1.0, 2.0, 0.0, -1.0, 0.5, 1e-9, 1e6, 1e7, 10.0, 1e9, 1e300])
+)
+SCALAR = (
+    st.none()
+    | st.booleans()
+    | NUMBERS
+    | st.sampled_from([*STRINGS, "none", "None", "NULL", "nul", "", " none"])
+    | st.from_regex(r"[0-9]{2}:[0-9]{2}:[0-9]{2}:[0-9]{2}", fullmatch=True).filter(str.isascii)
+    | st.sampled_from(["00:00:00:00", "00:23:59:59", "00:24:00:00", "val_loss", "val/loss", "1x"])
+    | TEXT
+)
+VALUE = SCALAR | st.lists(SCALAR | st.integers(0, 3), max_size=3) | st.dictionaries(TEXT, SCALAR, max_size=1)
+
+
+def likely(name: str) -> st.SearchStrategy[Any]:
+    """A value of one field: often one of its own words, or a number near its limits."""
+    choices = [st.sampled_from(SPECS[name].choices)] if SPECS[name].choices else []
+    return st.one_of(*choices, VALUE, st.just(SPECS[name].default)).map(json_native)
+
+
+def json_native(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+FIELDS = st.sampled_from(sorted(SPECS))
+ONE = FIELDS.flatmap(lambda name: likely(name).map(lambda value: {name: value}))
+CLASHING = ("deterministic", "benchmark", "gradient_clip_algorithm", "gradient_clip_val", "accelerator")
+SEVERAL = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.sampled_from([*SPECS[name].choices, None, 1.0, 2, [0, 1], [0, 0], "none"]).map(json_native)
+        for name in (*CLASHING, "devices", "strategy", "precision")
+    },
+)
+FRAME = st.fixed_dictionaries({}, optional={"profile": TEXT | SCALAR, "$schema": SCALAR, "sed": SCALAR})
+
+
+@settings(max_examples=1500, deadline=None)
+@given(ONE | SEVERAL | FRAME | st.dictionaries(TEXT | FIELDS, VALUE.map(json_native), max_size=3) | VALUE)
+def test_the_schema_accepts_exactly_what_the_model_accepts(document: Any) -> None:
+    assert VALIDATOR.is_valid(document) == model_accepts(document)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=FIELDS, value=VALUE.map(json_native))
+def test_in_a_profile_too(name: str, value: Any) -> None:
+    alone = VALIDATOR.is_valid({name: value})
+    assert VALIDATOR.is_valid({"profiles": {"x": {name: value, "extends": "ci"}}}) == alone
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_default_and_choice_is_valid(name: str) -> None:
+    for value in (SPECS[name].default, *SPECS[name].choices):
+        assert VALIDATOR.is_valid({name: value, **_companion(name)})
+
+
+def _companion(name: str) -> dict[str, Any]:
+    return {"gradient_clip_val": 1} if name == "gradient_clip_algorithm" else {}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"profiles": {"x": {"seeed": 1}}},
+        {"profiles": {"x": 1}},
+        {"profiles": []},
+        {"profiles": {"x": {"extends": ""}}},
+        {"extends": "ci"},
+    ],
+)
+def test_wrong_profiles_are_invalid(document: dict[str, Any]) -> None:
+    assert not VALIDATOR.is_valid(document)
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 0.5, "text", 'a "b"', [0, 1], "ünï"])
+def test_values_in_toml(value: Any) -> None:
+    read = tomllib.loads(f"x = {toml_value(value)}")["x"]
+    assert read == ("none" if value is None else value)
+
+
+def test_every_profile_that_is_shipped_fits_the_schema() -> None:
+    folder = ROOT / "ptycho_exec" / "profiles"
+    names = sorted(path.stem for path in folder.glob("*.toml"))
+    assert names == ["ci", "laptop", "multi-gpu", "repro", "single-gpu", "slurm"]
+    for name in names:
+        table = tomllib.loads((folder / f"{name}.toml").read_text("utf-8"))
+        assert table["description"].endswith(".")
+        VALIDATOR.validate({"profiles": {name: table}})
+        ExecutionSettings(profile=name)
+
+
+def test_the_schema_speaks_yaml_too() -> None:
+    assert VALIDATOR.is_valid(yaml.safe_load("batch_size: 8\ndevices: [0, 1]\nmax_time: null\n"))
