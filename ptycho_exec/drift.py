@@ -328,6 +328,12 @@ TRAINER_READINGS: tuple[Reading, ...] = (
 )
 
 WRITING_READINGS: tuple[Reading, ...] = (
+    Reading(
+        "log_images_every_n_epochs",
+        "log_images_every_n_epochs",
+        lambda s: s.log_images_every_n_epochs if _asked_logger(s) else None,
+        _of_callback("Pictures", lambda row: row.every_n_epochs),
+    ),
     Reading("logger", "logger_backend", _asked_logger, _seen_logger),
     Reading(
         "enable_checkpointing",

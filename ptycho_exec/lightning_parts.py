@@ -33,11 +33,15 @@ from ptycho_exec.drift import (
 )
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields import text_of
+from ptycho_exec.loggers import log_picture, log_settings
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import fingerprint, numerics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lightning.pytorch import LightningModule, Trainer
+    from numpy.typing import NDArray
     from rich.progress import Progress, TaskID
 
 PLATEAU_METRICS = "ptycho_exec_plateau_metrics"
@@ -228,6 +232,8 @@ class ReadBack(Callback):
         report = requested_and_effective(trainer, requested, self.plan, loaders=found, writes=self.writes)
         self.report = DriftReport((*report.rows, *optimizer_rows(trainer, self.plan)))
         apply_drift_policy(self.report, requested)
+        for logger in trainer.loggers:
+            log_settings(logger, self.plan.settings)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
@@ -371,6 +377,42 @@ def batch_length(batch: Any) -> int:
         return int(batch.shape[0]) if batch.ndim else 0
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
     return next((length for part in parts if (length := batch_length(part))), 0)
+
+
+class Pictures(Callback):
+    """Send pictures to the loggers every so many epochs, and after the last one.
+
+    Args:
+        make: takes the module and returns pictures (H, W, 3) of bytes by name, such as `amplitude`.
+        every_n_epochs: `log_images_every_n_epochs`.
+    """
+
+    def __init__(
+        self, make: Callable[[LightningModule], dict[str, NDArray[np.uint8]]], every_n_epochs: int
+    ) -> None:
+        self.make, self.every_n_epochs = make, every_n_epochs
+        self._sent = -1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._send(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._sent != trainer.global_step:
+            self._send(trainer, pl_module)
+
+    def _send(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._sent = trainer.global_step
+        if not trainer.is_global_zero or not trainer.loggers:
+            return
+        training = pl_module.training
+        pl_module.eval()
+        with torch.no_grad():
+            pictures = self.make(pl_module)
+        pl_module.train(training)
+        for logger in trainer.loggers:
+            for name, picture in pictures.items():
+                log_picture(logger, name, picture, trainer.global_step)
 
 
 class TrainingProgress(ProgressBar):

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 from ptycho_exec.settings import ExecutionSettings
 
-RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
+RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "WANDB_CACHE_DIR")
 # Warnings of Lightning about choices that the plan has already weighed and told the user about.
 WEIGHED_WARNINGS = (
     ".*does not have many workers.*",

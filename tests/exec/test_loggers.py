@@ -1,0 +1,268 @@
+"""Loggers for real: metrics, settings and pictures arrive, and nothing lands outside the run directory."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, TensorDataset
+
+from ptycho_exec.errors import DriftError, SettingsError
+from ptycho_exec.facade import build_trainer, process_flags, seed_run, train_loader_kwargs
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.lightning_parts import Pictures
+from ptycho_exec.loggers import build_logger, close_logger, log_settings
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+
+FACTS = MachineFacts(cpus_logical=8, packages={"tensorboard": "2", "mlflow": "3", "wandb": "0"})
+DATA = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
+# What these packages themselves use that newer Pythons or libraries deprecate is not ours to fix.
+third_party = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+class Net(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        loss: torch.Tensor = self.layer(batch[0]).pow(2).mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val_loss", self.layer(batch[0]).pow(2).mean())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def settings(**values: object) -> ExecutionSettings:
+    base = {"batch_size": 4, "log_every_n_steps": 1, "log_images_every_n_epochs": 2}
+    return ExecutionSettings.from_values({**base, **values})
+
+
+def picture(module: pl.LightningModule) -> dict[str, NDArray[np.uint8]]:
+    assert not module.training
+    return {"amplitude": np.full((6, 8, 3), 100, np.uint8)}
+
+
+def fit(wanted: ExecutionSettings, run_dir: Path, *, pictures: bool = True) -> pl.Trainer:
+    run_dir.mkdir(exist_ok=True)
+    plan = resolve_plan(wanted, FACTS)
+    with process_flags(wanted):
+        seed_run(wanted)
+        every = plan.settings.log_images_every_n_epochs
+        extra = (Pictures(picture, every),) if pictures and every else ()
+        trainer = build_trainer(wanted, max_epochs=3, run_dir=run_dir, plan=plan, extra_callbacks=extra)
+        loader = DataLoader(TensorDataset(DATA), **train_loader_kwargs(wanted, plan))
+        trainer.fit(Net(), loader, loader)
+        close_logger(trainer.logger)
+    return trainer
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home and a working directory that must stay empty; returns the run directory."""
+    places = [tmp_path / name for name in ("home", "cwd")]
+    for place in places:
+        place.mkdir()
+    monkeypatch.setenv("HOME", str(places[0]))
+    monkeypatch.chdir(places[1])
+    yield tmp_path / "run"
+    left = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert left == []
+
+
+# --- CSV and none ---------------------------------------------------------------------------------------
+
+
+def test_csv_gets_metrics_settings_and_pictures(elsewhere: Path) -> None:
+    fit(settings(), elsewhere)
+    with (elsewhere / "logs" / "metrics.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert len([row for row in found if row["train_loss"]]) == 3
+    assert len([row for row in found if row["val_loss"]]) == 3
+    assert [float(row["lr-SGD"]) for row in found if row["lr-SGD"]] == [1e-3] * 12
+    assert "batch_size: 4" in (elsewhere / "logs" / "hparams.yaml").read_text()
+    pictures = sorted(path.name for path in (elsewhere / "logs" / "pictures").iterdir())
+    assert pictures == ["amplitude-0000008.png", "amplitude-0000012.png"]
+
+
+def test_log_every_n_steps_thins_the_rows(elsewhere: Path) -> None:
+    fit(settings(log_every_n_steps=4, log_images_every_n_epochs=None), elsewhere)
+    with (elsewhere / "logs" / "metrics.csv").open() as file:
+        assert len([row for row in csv.DictReader(file) if row["lr-SGD"]]) == 3
+
+
+def test_none_logs_nothing(elsewhere: Path) -> None:
+    trainer = fit(settings(logger_backend=None), elsewhere)
+    assert trainer.loggers == []
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["checkpoints"]
+
+
+def test_pictures_that_nobody_makes_are_drift(elsewhere: Path) -> None:
+    with pytest.raises(DriftError, match="log_images_every_n_epochs=2, but the Trainer has None"):
+        fit(settings(), elsewhere, pictures=False)
+
+
+def test_a_smoke_test_has_no_logger(tmp_path: Path) -> None:
+    assert build_logger(resolve_plan(settings(fast_dev_run=1), FACTS), tmp_path) is None
+
+
+def test_credentials_are_not_sent(tmp_path: Path) -> None:
+    plan = resolve_plan(settings(tracking_uri="http://me:hunter2@host/"), FACTS)
+    logger = build_logger(plan, tmp_path)
+    assert logger is not None
+    log_settings(logger, plan.settings)
+    logger.log_metrics({"x": 1.0}, step=0)
+    close_logger(logger)
+    text = (tmp_path / "logs" / "hparams.yaml").read_text()
+    assert "hunter2" not in text
+    assert "***" in text
+
+
+# --- missing packages and servers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["tensorboard", "mlflow", "wandb"])
+def test_a_missing_package_names_its_extra(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    plan = resolve_plan(settings(logger_backend=backend), FACTS)
+    with pytest.raises(SettingsError) as caught:
+        build_logger(plan, tmp_path)
+    assert f"pip install 'ptycho-exec[{backend}]'" in str(caught.value)
+    assert "argument from_values()" in str(caught.value)
+
+
+def free_port() -> int:
+    with closing(socket()) as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_server_that_does_not_answer_is_an_error_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", None)
+    uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
+    plan = resolve_plan(settings(logger_backend="mlflow", tracking_uri=uri), FACTS)
+    with pytest.raises(SettingsError, match="no server answers") as caught:
+        build_logger(plan, tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+
+# --- the others, where their package is installed ---------------------------------------------------------
+
+
+@third_party
+def test_tensorboard_events_are_read_back(elsewhere: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(settings(logger_backend="tensorboard"), elsewhere)
+    found = EventAccumulator(str(elsewhere / "logs"))
+    found.Reload()
+    assert len(found.Scalars("train_loss")) == 3
+    assert len(found.Scalars("val_loss")) == 3
+    shown = found.Images("amplitude")
+    assert [(row.step, row.width, row.height) for row in shown] == [(8, 8, 6), (12, 8, 6)]
+    assert "batch_size: 4" in (elsewhere / "logs" / "hparams.yaml").read_text()
+
+
+def check_mlflow_run(uri: str) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("grain")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "run"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["batch_size"] == "4"
+    assert len(client.get_metric_history(run.info.run_id, "val_loss")) == 3
+    names = [row.path for row in client.list_artifacts(run.info.run_id, "pictures")]
+    assert names == ["pictures/amplitude-0000008.png", "pictures/amplitude-0000012.png"]
+
+
+@third_party
+def test_mlflow_without_a_server_writes_into_the_run_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    fit(settings(logger_backend="mlflow", experiment_name="grain"), elsewhere)
+    assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    check_mlflow_run((elsewhere / "logs" / "mlruns").as_uri())
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[str]:
+    pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
+    pytest.importorskip("flask", reason="mlflow-skinny has no server; install mlflow for this test")
+    folder, port = tmp_path / "server", free_port()
+    folder.mkdir()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    address = f"http://127.0.0.1:{port}"
+    log = (folder / "log").open("wb")
+    with log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as server:
+        try:
+            wait_for(f"{address}/health", server)
+            yield address
+        finally:
+            server.terminate()
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=2).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    pytest.fail("the MLflow server did not start")
+
+
+@third_party
+def test_mlflow_with_a_server(mlflow_server: str, elsewhere: Path) -> None:
+    wanted = settings(logger_backend="mlflow", experiment_name="grain", tracking_uri=mlflow_server)
+    fit(wanted, elsewhere)
+    assert not (elsewhere / "logs" / "mlruns").exists()
+    check_mlflow_run(mlflow_server)
+
+
+@third_party
+def test_wandb_writes_an_offline_run(elsewhere: Path) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    trainer = fit(settings(logger_backend="wandb", experiment_name="grain"), elsewhere)
+    assert trainer.logger is not None
+    assert trainer.logger.name == "grain"
+    (folder,) = (elsewhere / "logs" / "wandb").glob("offline-run-*")
+    (data,) = folder.glob("run-*.wandb")
+    content = data.read_bytes()
+    for words in (b"val_loss", b"train_loss", b"batch_size", b"amplitude"):
+        assert words in content
+    assert len(list((folder / "files" / "media" / "images").glob("amplitude*.png"))) == 2
+    assert "WANDB_CACHE_DIR" not in os.environ
