@@ -1,0 +1,204 @@
+"""ptycho-torch as a user runs it: real processes, real files, one clear block for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptycho_exec.record import settings_from_manifest
+from ptycho_torch.cli import main
+
+TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def ptycho_torch(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Run the program in a directory of its own, as a person would."""
+    home = str(tmp_path_factory.mktemp("home"))
+
+    def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("PTYCHO_EXEC")}
+        environment = {**clean, "OMP_NUM_THREADS": "1", "XDG_CONFIG_HOME": home, **variables}
+        return subprocess.run(
+            [sys.executable, "-m", "ptycho_torch", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "scan.npz"
+    assert main(["simulate", "--out", str(path), "--n=32", "--patterns=40", "--photons=1e5"]) == 0
+    return path
+
+
+def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: Path, tmp_path: Path) -> None:
+    trained = ptycho_torch("train", str(scan_file), "--out", "run", *TINY, PTYCHO_EXEC_SEED="5")
+    assert trained.returncode == 0, trained.stderr
+    assert "environment PTYCHO_EXEC_SEED" in trained.stdout
+    assert "flag --batch-size" in trained.stdout
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        "manifest.json", "settings.toml", "trainer_kwargs_snapshot.json", "checkpoints", "logs", "model.ckpt",
+        "loss.png",
+    }  # fmt: skip
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "completed"
+    assert manifest["origins"]["seed"]["place"] == "PTYCHO_EXEC_SEED"
+    assert manifest["applied"]["batch_size"] == 8
+    assert set(manifest["outputs"]) == {"model.ckpt", "loss.png"}
+    assert settings_from_manifest(run).seed == 5
+    snapshot = json.loads((run / "trainer_kwargs_snapshot.json").read_text())
+    assert snapshot["max_epochs"] == 2
+
+    inferred = ptycho_torch("infer", "run", str(scan_file), "--out", "out", "--inference-batch-size=9")
+    assert inferred.returncode == 0, inferred.stderr
+    assert "amplitude_ssim" in inferred.stdout
+    with np.load(tmp_path / "out" / "reconstruction.npz") as made, np.load(scan_file) as truth:
+        assert made["object"].dtype == np.complex64
+        assert made["object"].shape == made["coverage"].shape == truth["objectGuess"].shape
+        assert made["coverage"].dtype == np.float32
+
+    scored = ptycho_torch("evaluate", "out", "--truth", str(scan_file))
+    assert scored.returncode == 0, scored.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {"amplitude_ssim", "phase_ssim", "amplitude_psnr_db", "phase_psnr_db", "nrmse", "frc_half_px",
+            "coverage"} <= set(metrics)  # fmt: skip
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"run", "out"}, "nothing may land outside the run directories"
+
+
+def test_resume_continues_an_earlier_run(scan_file: Path, tmp_path: Path) -> None:
+    first, more = tmp_path / "first", tmp_path / "more"
+    assert main(["train", str(scan_file), "--out", str(first), *TINY]) == 0
+    longer = [word for word in TINY if not word.startswith("--epochs")] + ["--epochs=3"]
+    assert main(["train", str(scan_file), "--out", str(more), "--resume", str(first), *longer]) == 0
+    manifest = json.loads((more / "manifest.json").read_text())
+    assert manifest["trained"]["epochs"] == 3
+    assert manifest["resumed_from"] == str(first / "checkpoints" / "last.ckpt")
+
+
+def test_simulate_then_inspect_and_convert(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(scan_file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["domain"]["value"] == "intensity"
+    target = tmp_path / "amplitude.npz"
+    assert main(["convert", str(scan_file), str(target), "--to", "npz-amplitude"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(target)]) == 0
+    assert "amplitude" in capsys.readouterr().out
+
+
+def broken(scan_file: Path, target: Path, **changes: object) -> Path:
+    with np.load(scan_file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, value in changes.items():
+        if value is None:
+            del arrays[name]
+        else:
+            arrays[name] = value
+    np.savez(target, **arrays)
+    return target
+
+
+MISTAKES: dict[str, tuple[list[str], int, str]] = {
+    "missing file": (["train", "nothere.npz", "--out", "new"], 1, "not found"),
+    "missing key": (["train", "no_probe.npz", "--out", "new"], 1, "no probe"),
+    "wrong shape": (["train", "oblong.npz", "--out", "new"], 1, "square"),
+    "NaN": (["train", "nan.npz", "--out", "new"], 1, "nan"),
+    "truncated": (["train", "truncated.npz", "--out", "new"], 1, "truncated"),
+    "ambiguous domain": (["train", "ambiguous.npz", "--out", "new"], 1, "domain"),
+    "unknown flag": (["train", "scan.npz", "--out", "new", "--batchsize", "3"], 2, "--batch-size"),
+    "abbreviated flag": (["train", "scan.npz", "--out", "new", "--epoch", "3"], 2, "--epochs"),
+    "no such GPU": (["train", "scan.npz", "--out", "new", "--accelerator", "mps"], 2, "flag --accelerator"),
+    "negative batch": (["train", "scan.npz", "--out", "new", "--batch-size", "-4"], 2, "whole number"),
+    "bad science": (["train", "scan.npz", "--out", "new", "--gridsize", "x"], 2, "--gridsize"),
+    "missing argument": (["train", "scan.npz"], 2, "--out"),
+    "occupied directory": (["train", "scan.npz", "--out", "occupied"], 1, "not empty"),
+    "unwritable directory": (["train", "scan.npz", "--out", "/proc/new"], 1, "cannot write"),
+    "out is a file": (["train", "scan.npz", "--out", "scan.npz"], 1, "is a file"),
+    "no model": (["infer", "nowhere", "scan.npz", "--out", "new"], 1, "no trained model"),
+    "not a model": (["infer", "scan.npz", "scan.npz", "--out", "new"], 1, "cannot read the model"),
+    "nothing to resume": (["train", "scan.npz", "--out", "new", "--resume", "nowhere"], 1, "no checkpoint"),
+    "nothing to score": (["evaluate", "nowhere", "--truth", "scan.npz"], 1, "no reconstruction"),
+    "unknown command": (["trian", "scan.npz"], 2, "train"),
+    "unknown format": (["convert", "scan.npz", "new.npz", "--to", "npy"], 1, "npz"),
+}
+
+
+@pytest.fixture
+def mistakes_folder(scan_file: Path, tmp_path: Path) -> Path:
+    with np.load(scan_file) as archive:
+        patterns = archive["diff3d"]
+    broken(scan_file, tmp_path / "scan.npz")
+    broken(scan_file, tmp_path / "no_probe.npz", probeGuess=None)
+    broken(scan_file, tmp_path / "oblong.npz", diff3d=patterns[:, :16])
+    holed = patterns.astype(np.float32)
+    holed[0, 3, 3] = np.nan
+    broken(scan_file, tmp_path / "nan.npz", diff3d=holed)
+    noise = np.random.default_rng(0).random(patterns.shape, dtype=np.float32)
+    broken(
+        scan_file, tmp_path / "ambiguous.npz", diff3d=noise, domain=None, bad_pixels=None, objectGuess=None
+    )
+    (tmp_path / "truncated.npz").write_bytes(scan_file.read_bytes()[:3000])
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "precious.txt").write_text("keep me")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_block_and_leaves_nothing(
+    name: str, mistakes_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(mistakes_folder)
+    before = sorted(mistakes_folder.rglob("*"))
+    words, code, told = MISTAKES[name]
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.startswith("ptycho-torch")
+    assert "Traceback" not in error
+    assert "\n\n" not in error
+    assert sorted(mistakes_folder.rglob("*")) == before
+
+
+def test_an_unknown_variable_stops_the_program(ptycho_torch: Command, scan_file: Path) -> None:
+    done = ptycho_torch("train", str(scan_file), "--out", "run", PTYCHO_EXEC_BATCHSIZE="3")
+    assert done.returncode == 2
+    assert "PTYCHO_EXEC_BATCH_SIZE" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(ptycho_torch: Command) -> None:
+    done = ptycho_torch("inspect", "nothere.npz", "--debug")
+    assert "Traceback" in done.stderr
+
+
+def test_a_failed_training_says_so_in_its_manifest(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["train", str(scan_file), "--out", str(out), *TINY, "--learning-rate=10", "--scheduler=Default"]
+    assert main([*words, "--gradient-clip-val=none", "--epochs=200"]) == 1
+    assert "training" in capsys.readouterr().err
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["error"]
+    assert not (out / "model.ckpt").exists()
