@@ -40,11 +40,11 @@ class DataConfig(_Science):
     canvas: Literal["auto", "positions"] = "auto"
     """auto reconstructs on the grid of the file's object; positions leaves that object out."""
     translation: Literal["auto", "probe", "sample"] = "auto"
-    """What a CXI file's translations move; auto: the probe in Ptychodus files, else the sample (CXI standard)."""
+    """What a CXI file's translations move; auto: the probe in Ptychodus files, else the sample (standard)."""
     grouping: Literal["nearest", "distance", "quadrant"] = "nearest"
     """How neighbors are chosen: nearest; within a distance window; spread over the four quadrants."""
     neighbor_count: int | None = Field(default=None, ge=1)
-    """K candidates per pattern, out of which C - 1 neighbors are drawn; none takes the larger of 6 and C - 1."""
+    """K candidates per pattern, of which C - 1 neighbors are drawn; none takes the larger of 6 and C - 1."""
     min_neighbor_distance_px: float = Field(default=0.0, ge=0)
     """Lower bound of the distance window in object pixels, for `grouping = "distance"`."""
     max_neighbor_distance_px: float | None = Field(default=None, gt=0)
