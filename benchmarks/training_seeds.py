@@ -55,8 +55,8 @@ def train_once(scan: ScanData, seed: int, epochs: int) -> tuple[float, float]:
     score = evaluate(made["object"], scan.object_guess, coverage=made["coverage"])
     losses = results["history"]["train_loss"]
     print(
-        f"{seed:4}  {losses[0]:10.4f}  {losses[-1]:9.4f}  {score.amplitude_ssim:14.3f}  {score.phase_ssim:10.3f}"
-        f"  {score.nrmse:5.3f}  {seconds:7.1f}",
+        f"{seed:4}  {losses[0]:10.4f}  {losses[-1]:9.4f}  {score.amplitude_ssim:14.3f}  "
+        f"{score.phase_ssim:10.3f}  {score.nrmse:5.3f}  {seconds:7.1f}",
         flush=True,
     )
     return score.amplitude_ssim, score.phase_ssim
