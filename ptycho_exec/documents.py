@@ -217,11 +217,14 @@ def _yaml_loader() -> Any:
     return Loader
 
 
+_SECRET = re.compile(r"(?i)((?:token|secret|passw|key|credential)\w*[\"']?\s*[:=]\s*)\S.*")
+
+
 def _broken(path: Path, text: str, error: Exception) -> Finding:
     line, column, problem = _position(error, text)
     rows = text.split("\n")
     marked = 0 < line <= len(rows)
-    shown = redact(rows[line - 1]) if marked else ""
+    shown = _SECRET.sub(r"\1***", redact(rows[line - 1])) if marked else ""
     return Finding(
         f"{path.name} is not valid {syntax(path)}: {problem}",
         where=f"{path}:{line}" if marked else str(path),

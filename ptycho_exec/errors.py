@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ptycho_exec.redaction import redact
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -18,6 +20,11 @@ class Finding:
     excerpt: str = ""
     file: str = ""
     line: int = 0
+
+    def __post_init__(self) -> None:
+        """A message may quote what somebody typed; credentials in it are shown to nobody."""
+        for name in ("what", "where", "expected", "fix", "excerpt"):
+            object.__setattr__(self, name, redact(getattr(self, name)))
 
     def render(self) -> str:
         """Return the finding as indented text, without the parts that are empty."""
@@ -58,8 +65,9 @@ class UserError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
-        self.findings: tuple[Finding, ...] = (Finding(what, where, expected, fix),)
-        super().__init__(what, where, expected, fix)
+        finding = Finding(what, where, expected, fix)
+        self.findings: tuple[Finding, ...] = (finding,)
+        super().__init__(finding.what, finding.where, finding.expected, finding.fix)
 
     def __str__(self) -> str:
         return "\n".join(finding.render() for finding in self.findings)

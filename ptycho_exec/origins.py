@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from ptycho_exec.errors import Finding
+from ptycho_exec.redaction import redact as redact  # also known here
 
 
 class Kind(StrEnum):
@@ -113,26 +114,6 @@ class Layer:
     findings: list[Finding] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     dormant: list[tuple[str, Origin]] = field(default_factory=list)
-
-
-# `scheme://user:password@`, also when the password holds an unescaped `@` or `/`, and without a scheme.
-_USERINFO = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://|//)"
-    r"(?:[^/?#\s\"']*@|[^/?#\s\"':@]+:(?!\d{1,5}(?:[/?#\s\"']|$))[^\s\"']*@)"
-)
-_BARE_USERINFO = re.compile(r"(?<![\w/*])[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])")
-_QUERY = re.compile(
-    r"(?i)(?P<key>(?:^|[?&;#\s])[^=&\s?]*(?:token|key|secret|password|passwd|pwd|sig|auth|credential)[^=&\s]*=)"
-    r"[^&\s#\"']+"
-)
-
-
-def redact(value: Any) -> Any:
-    """Hide credentials in addresses: user information and secret-looking query values become `***`."""
-    if not isinstance(value, str):
-        return value
-    value = _BARE_USERINFO.sub("***@", _USERINFO.sub(r"\g<scheme>***@", value))
-    return _QUERY.sub(r"\g<key>***", value)
 
 
 # --- line finders: path of keys -> 1-based line -------------------------------------------------------------

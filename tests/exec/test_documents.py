@@ -110,6 +110,11 @@ def test_damage_of_other_kinds_is_one_finding(tmp_path: Path, name: str, text: A
     assert len(finding.render()) < 800
 
 
+def test_an_excerpt_hides_what_looks_like_a_secret(tmp_path: Path) -> None:
+    _, (finding,) = read(tmp_path / "a.toml", 'api_token = "s3cret\n')
+    assert finding.excerpt.split("\n")[0] == "api_token = ***"
+
+
 def test_a_file_that_may_not_be_read_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> str:
         raise PermissionError(13, "Permission denied")
