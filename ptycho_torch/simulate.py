@@ -49,7 +49,7 @@ def simulate_scan(
     noise: bool = True,
     with_labels: bool = False,
 ) -> ScanData:
-    """Return a scan of counts whose `object_guess` is the truth.
+    """Return a scan of counts whose `object_guess` is the truth (ValueError: an argument out of range).
 
     Args:
         n: side of a pattern in pixels.
@@ -66,9 +66,6 @@ def simulate_scan(
         bad_pixels: number of detector pixels that read their maximum, and are masked.
         noise: Poisson counts as uint16 (uint32 where they need it); false gives exact float32 intensity.
         with_labels: add the true patch of each pattern.
-
-    Raises:
-        ValueError: an argument out of its range.
     """
     _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px)
     streams = np.random.SeedSequence(seed).spawn(4)

@@ -126,22 +126,26 @@ def find_domain(
 ) -> tuple[Domain, str]:
     """Return the domain and the reason for it.
 
-    Order: declaration; integer dtype or a bad-pixel mask means counts; whole multiples of a quantum in x
-    (intensity) or in x squared (amplitude); the one domain that the file's probe and object explain.
+    Order: declaration; integer dtype means counts; whole multiples of a quantum in x (intensity) or in x
+    squared (amplitude); a bad-pixel mask means counts; the one domain that the file's probe and object
+    explain.
 
     Raises:
-        DataError: when none of these decides.
+        DataError: when none of these decides, or mask and values contradict each other.
     """
     if declared in ("amplitude", "intensity"):
         return cast(Domain, declared), "declared"
     if dtype.kind in "iu":
         return "intensity", f"{dtype} numbers are counts"
-    if has_bad_pixels:
-        return "intensity", "a file with bad_pixels holds counts (Ptychodus export)"
     if find_quantum(sample) is not None:
         return "intensity", "the values are whole multiples of one number: counts"
-    if find_quantum(sample * sample) is not None:
+    roots_of_counts = find_quantum(sample * sample) is not None
+    if roots_of_counts and has_bad_pixels:
+        raise _contradiction(where)
+    if roots_of_counts:
         return "amplitude", "the squared values are whole multiples of one number: counts"
+    if has_bad_pixels:
+        return "intensity", "a file with bad_pixels holds counts (Ptychodus export)"
     if {"amplitude", "intensity"} <= fits.keys():
         best: Domain
         best, other = sorted(fits, key=lambda name: fits[name].error)
@@ -152,6 +156,15 @@ def find_domain(
         "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
         where=where,
         expected="whole counts, or their square roots, or a declaration",
+        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
+    )
+
+
+def _contradiction(where: str) -> DataError:
+    return DataError(
+        "bad_pixels speaks for counts (Ptychodus export), the values for square roots of counts",
+        where=where,
+        expected="evidence that agrees, or a declaration",
         fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
     )
 

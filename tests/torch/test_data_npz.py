@@ -105,6 +105,14 @@ def test_ambiguous_domain_is_refused_and_a_declaration_decides(scan: ScanData, t
     assert read.report["domain"] == {"value": "intensity", "why": "declared"}
 
 
+def test_a_mask_beside_square_roots_of_counts_is_refused(scan: ScanData, tmp_path: Path) -> None:
+    """The mask says Ptychodus, which stores counts; the numbers say amplitude. A guess would be a coin toss."""
+    path = save(tmp_path / "scan.npz", keys(scan, diff3d=scan.amplitude(np.arange(len(scan)))))
+    with pytest.raises(DataError, match="bad_pixels speaks for counts"):
+        read_scan(path)
+    assert read_scan(path, DataConfig(domain="amplitude")).domain == "amplitude"
+
+
 def test_metadata_needs_allow_pickle(scan: ScanData, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random((len(scan), 32, 32))
     note = np.array(json.dumps({"domain": "amplitude", "nphotons": 1e5}), dtype=object)
