@@ -106,7 +106,7 @@ def test_ambiguous_domain_is_refused_and_a_declaration_decides(scan: ScanData, t
 
 
 def test_a_mask_beside_square_roots_of_counts_is_refused(scan: ScanData, tmp_path: Path) -> None:
-    """The mask says Ptychodus, which stores counts; the numbers say amplitude. A guess would be a coin toss."""
+    """The mask says Ptychodus, which stores counts; the numbers say amplitude: no guess."""
     path = save(tmp_path / "scan.npz", keys(scan, diff3d=scan.amplitude(np.arange(len(scan)))))
     with pytest.raises(DataError, match="bad_pixels speaks for counts"):
         read_scan(path)
