@@ -130,7 +130,7 @@ def create_inference_payload(
 
     given = dict(overrides or {})
     model = find_bundle(model_path)
-    science, execution = split_overrides(given, read_science(model))
+    science, execution = split_overrides(given, whole_scan(read_science(model)))
     settings = execution_settings(execution_config, execution, INFERENCE_DEFAULTS)
     scan = _existing(test_data_file, "scan")
     return InferencePayload(
@@ -165,6 +165,13 @@ def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
         return science
     data = science.data.model_copy(update={"N": infer_probe_size(data_file)})
     return science.model_copy(update={"data": data})
+
+
+def whole_scan(science: ScienceConfig) -> ScienceConfig:
+    """Return a trained model's science for inference, which covers all of a scan unless asked otherwise."""
+    chosen = ("x_bounds", "y_bounds", "n_patterns", "n_groups")
+    reset = {name: DataConfig.model_fields[name].default for name in chosen}
+    return science.model_copy(update={"data": science.data.model_copy(update=reset)})
 
 
 # --- configs out of what a caller has ---------------------------------------------------------------------

@@ -37,7 +37,7 @@ from ptycho_torch import model
 from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
-from ptycho_torch.data.grouping import group_neighbors, inference_groups
+from ptycho_torch.data.grouping import group_neighbors, inference_groups, select_patterns
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
@@ -46,6 +46,7 @@ from ptycho_torch.factory import (
     execution_settings,
     science_of,
     split_overrides,
+    whole_scan,
 )
 from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
 
@@ -182,6 +183,7 @@ def dataset_of(container: Any, data: DataConfig, seed: int) -> PtychoDataset:
         return container
     if not isinstance(container, ScanData):
         return PtychoDataset(_as_mapping(container))
+    container = selected(container, data, seed)
     groups = group_neighbors(
         container.positions_px,
         gridsize=data.gridsize,
@@ -191,8 +193,21 @@ def dataset_of(container: Any, data: DataConfig, seed: int) -> PtychoDataset:
         method=data.grouping,
         min_distance_px=data.min_neighbor_distance_px,
         max_distance_px=data.max_neighbor_distance_px,
+        sequential=data.sequential,
     )
     return PtychoDataset(container, groups)
+
+
+def selected(scan: ScanData, data: DataConfig, seed: int) -> ScanData:
+    """Return the part of a scan that bounds and `n_patterns` ask for, on the same canvas."""
+    chosen = select_patterns(
+        scan.positions_px,
+        x_bounds=data.x_bounds,
+        y_bounds=data.y_bounds,
+        n_patterns=data.n_patterns,
+        seed=seed,
+    )
+    return scan if len(chosen) == len(scan) else scan.subset(chosen)
 
 
 _CONTAINER_KEYS = ("X", "Y", "coords_relative", "coords_nominal", "probe", "probeGuess", "good_pixels")
@@ -338,7 +353,7 @@ def run_inference_with_lightning(
     with clock.phase("load model"):
         module, trained = _trained(model_or_bundle)
     science, settings, applied = _configs(
-        trained if config is None else config, execution_config, overrides, INFERENCE_DEFAULTS
+        whole_scan(trained) if config is None else config, execution_config, overrides, INFERENCE_DEFAULTS
     )
     plan = plan_for(settings, validates=False)
     plan.raise_if_blocked(include_trainer_refusals=False)
@@ -346,7 +361,7 @@ def run_inference_with_lightning(
     with process_flags(plan.settings), _evaluating(module):
         seed_run(plan.settings)
         with clock.phase("read"):
-            scan = scan_of(data, science.data)
+            scan = selected(scan_of(data, science.data), science.data, settings.seed)
             loader = _build_inference_dataloader(scan, science, settings, plan=plan)
             stitcher = _stitcher(scan, module, science.inference, plan.settings)
         writer = StitchWriter(stitcher)

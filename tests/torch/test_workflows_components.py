@@ -327,3 +327,17 @@ def test_the_whole_example_in_one_call(scan: Any, tmp_path: Path) -> None:
     assert turned.shape == scan.canvas_shape[::-1]
     none, _, _ = run_cdi_example_torch(scan, None, science(), do_stitching=False, execution_config=settings())
     assert none is None
+
+
+def test_bounds_choose_what_is_learned_from_and_inference_still_covers_all(scan: Any, seen: Seen) -> None:
+    half = ScienceConfig(
+        data=DataConfig(N=32, x_bounds=(0.0, 0.5)),
+        model=ModelConfig(n_filters=4, depth=1),
+        training=TrainingConfig(epochs=1),
+    )
+    trained = _train_with_lightning(scan, None, half, settings(batch_size=4))
+    assert 0 < sum(seen.batch_sizes) < len(scan)
+    everything = run_inference_with_lightning(trained, scan, None, settings())
+    assert everything["n_patches"] == len(scan)
+    some = run_inference_with_lightning(trained, scan, None, settings(), {"n_patterns": 7})
+    assert some["n_patches"] == 7

@@ -1,0 +1,74 @@
+"""Documentation that runs: snippets are executed, trees and links point at what is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptycho_exec.cli import build_parser as exec_parser
+from ptycho_torch.cli import build_parser as torch_parser
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("specs/*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert snippets
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", snippet],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "8"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tree_of_the_readme_is_the_tree() -> None:
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert tree is not None
+    folder, named = "", set()
+    for line in tree[1].splitlines():
+        names = re.match(r"(\s*)((?:[\w.-]+(?:\.\w+|/)\s+)+)", line)
+        assert names is not None, line
+        folder = folder if names[1] else names[2].strip()
+        named |= {(folder if names[1] else "") + name for name in names[2].split()}
+    for name in named:
+        assert (ROOT / name).exists(), f"the README names {name}"
+    for package in ("ptycho_exec", "ptycho_torch"):
+        files = {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py") if path.name[0] != "_"}
+        assert files <= named, f"the README does not name {files - named}"
+
+
+def commands() -> list[str]:
+    text = "\n".join(page.read_text() for page in PAGES)
+    found = re.findall(r"^(?: {4}|\$ )?(ptycho-(?:exec|torch) [^#\n`]+)", text, re.MULTILINE)
+    return sorted({command.strip() for command in found if "|" not in command and "[" not in command})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_documented_commands_parse(command: str) -> None:
+    program, *words = shlex.split(command)
+    parser = {"ptycho-exec": exec_parser, "ptycho-torch": torch_parser}[program]()
+    assert parser.parse(words).verb == words[0]
