@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.record import file_sha256, write_atomically
 from ptycho_torch import plots
+from ptycho_torch.data.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 
 RECONSTRUCTION = "reconstruction.npz"
@@ -22,7 +23,8 @@ RECONSTRUCTION = "reconstruction.npz"
 def write_reconstruction(
     folder: Path, obj: NDArray[np.complex64], coverage: NDArray[np.float32], scan: ScanData
 ) -> list[Path]:
-    """Write `reconstruction.npz` and the pictures of amplitude and phase.
+    """Write `reconstruction.npz`, the pictures of amplitude and phase, and, where the geometry is known,
+    a `product.h5` that Ptychodus opens.
 
     Args:
         folder: an existing directory.
@@ -37,13 +39,16 @@ def write_reconstruction(
     np.savez(buffer, **arrays)
     target = folder / RECONSTRUCTION
     write_atomically(target, buffer.getvalue())
-    return [
+    written = [
         target,
         plots.save_amplitude(
             obj, folder / "amplitude.png", coverage=coverage, pixel_size_m=scan.pixel_size_m
         ),
         plots.save_phase(obj, folder / "phase.png", coverage=coverage, pixel_size_m=scan.pixel_size_m),
     ]
+    if scan.probe is not None and scan.pixel_size_m and scan.photon_energy_eV and scan.detector_distance_m:
+        written.append(write_product(scan, folder / "product.h5", object_array=obj))
+    return written
 
 
 def read_reconstruction(folder: str | Path) -> dict[str, NDArray[Any]]:
