@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from ptycho_exec.errors import DataError, UserError
 from ptycho_torch.physics import fourier_ramp
+from ptycho_torch.stitch import probe_coverage
 
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
@@ -43,10 +45,13 @@ REGION_PATTERNS = 1200
 REGION_SIDE_PX = 320
 """A scan with more patterns, or farther spread, is split into regions that are visited in turn."""
 JUDGED_PATTERNS = 256
-"""Patterns on which the two placements are compared."""
-CLEARLY = 0.05
+"""Patterns on which the power of the probe is measured and the two placements are compared."""
+SMALL_PATTERN = 128
+"""Up to this side of a pattern one thread of the processor is used."""
+TRIAL_PATTERNS = 400
 TRIAL_EPOCHS = 3
-"""Both placements are tried until one has a loss lower by this part, or so many epochs have passed."""
+CLEARLY = 0.05
+"""The trial of a placement ends early when one has a loss lower by this part."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,11 @@ class RefineOptions:
 
     batch_size: int | None = None
     """Patterns per step; none takes a thirty-second of a region's patterns, 8 to 32."""
-    step_size: float = 0.5
+    step_size: float = 0.3
     """Part of the regularized step that is taken; 0 < step_size <= 1."""
-    momentum: float = 0.7
+    momentum: float = 0.9
     """Part of the last step that is repeated; 0 turns momentum off."""
-    damping: float = 0.1
+    damping: float = 0.2
     """Regularization a of weakly lit pixels, 0 to 1; more is slower and less noisy."""
     settle: float = 0.4
     """Last part of the run in which steps shrink to nothing, which averages the noise of minibatches."""
@@ -67,6 +72,9 @@ class RefineOptions:
     """Refine the probe together with the object."""
     probe_delay: int = 1
     """Epochs before the probe starts to move."""
+
+
+_CALM = RefineOptions(step_size=0.5, momentum=0.7, damping=0.1, settle=0.0)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class RefineResult:
     """(H, W)."""
     probe: NDArray[np.complex64]
     """(P, N, N), refined or as given."""
+    coverage: NDArray[np.float32]
+    """(H, W): how well the probe lights each pixel; 1 is one pattern at the probe's brightest pixel."""
     losses: list[float]
     """Per epoch: sum (|Psi| - A)^2 / sum A^2 over the good pixels, each minibatch before its step."""
     seconds: float
@@ -85,7 +95,7 @@ class RefineResult:
 
 
 Progress = Callable[[int, int, float], None]
-"""Called after each epoch with the number of epochs done, the number of all, and the loss."""
+"""Called after each epoch with the number of epochs done, the number of all, and the loss so far."""
 
 
 def refine_object(
@@ -105,9 +115,8 @@ def refine_object(
     start: complex (H, W) on the scan's canvas, such as a stitched prediction; "flat" starts from 1.
     steps: epochs; in each one every pattern is used once, in a seeded order.
     probe: complex (P, N, N), in the units of the measured amplitude; none takes the scan's own.
-    placement: see `Placement`; auto goes on with the one that explains the patterns better after one to
-        three epochs with either.
-    Equal arguments give equal results, bit for bit on a CPU with the same number of threads.
+    placement: see `Placement`; auto tries both on a part of the scan, see `choose_placement`.
+    Equal arguments give equal results, bit for bit on a CPU (above N = 128 with equal numbers of threads).
     Raises DataError when sizes do not match or the scan has no probe, UserError when the steps diverge.
     """
     began = time.perf_counter()
@@ -115,39 +124,63 @@ def refine_object(
     _check(scan, start, steps, chosen)
     light, notices = _probe_in_data_units(scan, probe)
     data = _Amplitudes(scan, torch.device(device))
-    kinds: list[Placement] = ["object", "probe"] if placement == "auto" else [placement]
-    engines = [_Engine(scan, data, start, light, kind, chosen, seed) for kind in kinds]
-    while True:
-        for engine in engines:
+    with _calm_threads(scan.n_pixels, data.device):
+        kind = choose_placement(scan, start, light, seed=seed) if placement == "auto" else placement
+        engine = _Engine(scan, data, start, light, kind, chosen, seed)
+        for done in range(1, steps + 1):
             engine.epoch(steps)
-        engines = _better(engines, last=engines[0].epochs_done in (steps, TRIAL_EPOCHS))
-        if progress:
-            progress(engines[0].epochs_done, steps, engines[0].losses[-1])
-        if engines[0].epochs_done == steps:
-            break
-    best = engines[0]
+            if progress:
+                progress(done, steps, engine.losses[-1])
     return RefineResult(
-        object=best.object(),
-        probe=best.probe.cpu().numpy(),
-        losses=best.losses,
+        object=engine.object(),
+        probe=engine.probe.cpu().numpy(),
+        coverage=engine.coverage(scan),
+        losses=engine.losses,
         seconds=time.perf_counter() - began,
-        placement=best.placement,
+        placement=engine.placement,
         notices=notices,
     )
 
 
-def _better(engines: list[_Engine], *, last: bool) -> list[_Engine]:
-    """Keep the placement that explains the patterns clearly better; keep both while it is not clear.
+@contextmanager
+def _calm_threads(n: int, device: torch.device) -> Iterator[None]:
+    """Work on one thread where a minibatch is small, and restore the number of threads afterwards.
 
-    After the last trial the probe's stays unless the object's is clearly better: it is the physical one.
+    The operations take microseconds. Sharing them between threads gains little on a free machine, and on a
+    busy one each waits for a thread that is not scheduled: a hundred times slower.
     """
-    if len(engines) == 1:
-        return engines
-    by_object, by_probe = engines
-    ratio = by_object.judge() / by_probe.judge()
-    if ratio < 1 - CLEARLY:
-        return [by_object]
-    return [by_probe] if last or ratio > 1 + CLEARLY else engines
+    before = torch.get_num_threads()
+    try:
+        if device.type == "cpu" and n <= SMALL_PATTERN:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose_placement(
+    scan: ScanData, start: NDArray[Any] | Tensor | Literal["flat"], probe: Tensor, *, seed: int = 0
+) -> Placement:
+    """Return the placement that explains the patterns in the middle of a scan better after a short trial.
+
+    The trial keeps the probe fixed and takes calm steps: while the momentum of a real run builds up, or a
+    probe that adapts, either placement may be ahead. The probe's, which is the physical one, stays
+    unless the object's is clearly better. The trial runs on the CPU.
+    """
+    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
+    middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
+    data = _Amplitudes(middle, torch.device("cpu"))
+    by_object, by_probe = (
+        _Engine(middle, data, start, probe.clone(), kind, _CALM, seed) for kind in get_args(Placement)
+    )
+    ratio = 1.0
+    for _ in range(TRIAL_EPOCHS):
+        by_object.epoch(TRIAL_EPOCHS)
+        by_probe.epoch(TRIAL_EPOCHS)
+        ratio = by_object.judge() / by_probe.judge()
+        if abs(ratio - 1) > CLEARLY:
+            break
+    return "object" if ratio < 1 - CLEARLY else "probe"
 
 
 class _Amplitudes:
@@ -225,6 +258,10 @@ class _Engine:
 
     def object(self) -> NDArray[np.complex64]:
         return self._inside().cpu().numpy().copy()
+
+    def coverage(self, scan: ScanData) -> NDArray[np.float32]:
+        positions = torch.from_numpy(scan.positions_px)
+        return probe_coverage(positions, self.probe.cpu(), scan.canvas_shape).numpy()
 
     def epoch(self, of: int) -> None:
         """Use every pattern once, the regions and the patterns in them in random order."""

@@ -202,6 +202,19 @@ def probe_weights(probe: Tensor) -> Tensor:
     return probe.abs().square().reshape(-1, *probe.shape[-2:]).sum(dim=0).float()
 
 
+def probe_coverage(positions_px: Tensor, probe: Tensor, canvas_shape: tuple[int, int]) -> Tensor:
+    """Return how well a scan lights each canvas pixel, float32 (H, W), as stitching with its probe would.
+
+    positions_px: (M, 2) [y, x]; probe: complex (P, N, N). 1 is one pattern at the probe's brightest pixel.
+    """
+    n = probe.shape[-1]
+    stitcher = Stitcher(canvas_shape, n, weights=probe_weights(probe), pad_eval=True)
+    ones = torch.ones(CHUNK, n, n, dtype=torch.complex64)
+    for part in torch.split(positions_px, CHUNK):
+        stitcher.add(ones[: len(part)], part)
+    return stitcher.result().coverage
+
+
 def _normalized_weights(weights: Tensor | None, n: int) -> Tensor:
     if weights is None:
         return torch.ones(n, n)

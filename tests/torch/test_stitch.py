@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
+from ptycho_torch.stitch import Stitcher, StitchResult, probe_coverage, probe_weights
 
 N = 32
 CANVAS = (90, 77)  # asymmetric on purpose
@@ -187,6 +187,14 @@ def test_adding_in_pieces_equals_adding_at_once_bit_for_bit() -> None:
         in_pieces.add(patches[start : start + 64], positions[start : start + 64])
     assert torch.equal(at_once.result().object, in_pieces.result().object)
     assert torch.equal(at_once.result().coverage, in_pieces.result().coverage)
+
+
+def test_probe_coverage_is_that_of_stitching_with_the_probe() -> None:
+    positions = scan(whole=False, count=80)
+    probe = torch.from_numpy(PROBE)[None]
+    options = {"weights": probe_weights(probe), "pad_eval": True}
+    expected = stitched(PlaneWaves(0.1), positions, **options).coverage
+    torch.testing.assert_close(probe_coverage(torch.from_numpy(positions), probe, CANVAS), expected)
 
 
 def test_probe_weights_add_the_modes_in_intensity() -> None:
