@@ -97,7 +97,9 @@ class ModelConfig(_Science):
     depth: int = Field(default=2, ge=1, le=6)
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
     modulus_updates: int = Field(default=1, ge=0, le=20)
-    """Steps at the network's end that bring each patch closer to its measured amplitude."""
+    """Steps after the network that bring each patch closer to its measured amplitude, in training."""
+    prediction_updates: int = Field(default=8, ge=0, le=100)
+    """The same in prediction; more sharpen the object, and fit the noise of weak patterns."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
     probe_trainable: bool = False

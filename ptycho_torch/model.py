@@ -225,11 +225,12 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
             near 1: `intensity_scale` carries the counts.
         """
         _, rest = physics.split_position(positions_px, amplitude.shape[-1])
-        return self._predict(amplitude, self.forward_model.shifted_probe(rest))
+        probe = self.forward_model.shifted_probe(rest)
+        return self._predict(amplitude, probe, self.model_config.prediction_updates)
 
-    def _predict(self, amplitude: Tensor, probe: Tensor) -> Tensor:
+    def _predict(self, amplitude: Tensor, probe: Tensor, updates: int) -> Tensor:
         measured = amplitude / self.forward_model.reference_rms
-        patches: Tensor = self.network(measured, probe.detach(), self.good_pixels)
+        patches: Tensor = self.network(measured, probe.detach(), self.good_pixels, updates)
         return patches
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -272,7 +273,7 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         grid, rest = physics.split_position(positions, amplitude.shape[-1])
         with torch.autocast(device_type, enabled=False):
             probe = self.forward_model.shifted_probe(rest)
-        patches = self._predict(amplitude, probe)
+        patches = self._predict(amplitude, probe, self.model_config.modulus_updates)
         with torch.autocast(device_type, enabled=False):
             error = self._error(batch, patches, grid, rest, probe)
             return error + self._penalties(patches), patches

@@ -25,7 +25,7 @@ from ptycho_torch.config import ModelConfig
 from ptycho_torch.physics import modulus_update
 
 _FEATURES = 3
-"""Square root of the measured amplitude, for its dynamic range; real and imaginary part of the first guess."""
+"""Square root of the measured amplitude (its range is wide); real and imaginary part of the first guess."""
 _UPDATE_STEP = 0.7
 _FOLD = 4
 """Blocks of 4 x 4 pixels become channels: far less time than full-size maps, at equal quality."""
@@ -119,9 +119,8 @@ class PatchNetwork(nn.Module):
         widths = [config.n_filters * 2**level for level in range(depth)]
         self.unet = UNet(_FEATURES, 2, widths, fold)
         self.activation = _ACTIVATIONS[config.amp_activation]
-        self.updates = config.modulus_updates
 
-    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor) -> Tensor:
+    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int) -> Tensor:
         """Predict patches.
 
         Args:
@@ -129,6 +128,7 @@ class PatchNetwork(nn.Module):
             probe: (B, C, P, N, N) complex, shifted by the sub-pixel part of each position, in the units
                 of the amplitude: a flat object of 1 gives about the measured energy.
             good_pixels: (N, N) bool.
+            updates: modulus updates after the U-net.
 
         Returns:
             (B, C, N, N) complex patches on whole pixels of the object canvas.
@@ -139,7 +139,7 @@ class PatchNetwork(nn.Module):
         features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
         patches = self._object(raw.to(measured.dtype))
-        for _ in range(self.updates):
+        for _ in range(updates):
             patches = patches + _UPDATE_STEP * modulus_update(patches, probe, measured, good_pixels)
         return patches
 

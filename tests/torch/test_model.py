@@ -125,7 +125,7 @@ class TrueNetwork(nn.Module):
         super().__init__()
         self.truth, self.gain = truth, nn.Parameter(torch.ones(()))
 
-    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor) -> Tensor:
+    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int) -> Tensor:
         return self.truth[: len(measured)] * self.gain
 
 
@@ -248,6 +248,17 @@ class TestPredict:
         together = module.predict_step(scan.batch(8))["patches"]
         alone = [module.predict_step(scan.__getitems__([row]))["patches"] for row in range(8)]
         torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("updates", [0, 5])
+    def test_prediction_updates_bring_patches_to_the_measurement(self, updates: int) -> None:
+        scan = Scan()
+        module = make_module(scan, model_config={**SMALL, "prediction_updates": updates})
+        patches = module.predict_step(scan.batch(8))["patches"].detach()
+        _, rest = physics.split_position(scan.positions[:8], N)
+        probe = physics.shift_subpixel(scan.probe, rest.unsqueeze(-2))
+        expected = SCALE * physics.forward_intensity(patches, probe).sqrt()
+        error = float((expected - scan.amplitude[:8]).norm() / scan.amplitude[:8].norm())
+        assert (error < 0.05) is (updates == 5)
 
     def test_an_untrained_model_is_refused(self) -> None:
         scan = Scan()
