@@ -31,6 +31,7 @@ from ptycho_exec.facade import (
     train_loader_kwargs,
 )
 from ptycho_exec.facts import MachineFacts
+from ptycho_exec.loggers import close_logger
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch import model
@@ -49,6 +50,7 @@ from ptycho_torch.factory import (
     whole_scan,
 )
 from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
+from ptycho_torch.workflows.pictures import picture_callbacks
 
 Samples = PtychoDataset | Subset[Batch]
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -106,7 +108,10 @@ def _train_with_lightning(
     clock = clock or Clock()
     science, settings, applied = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
     validates = test_container is not None or science.training.val_fraction > 0
-    plan = plan_for(settings, validates=validates)
+    samples = science.data.n_groups or (
+        len(train_container) if isinstance(train_container, ScanData) else None
+    )
+    plan = plan_for(settings, validates=validates, samples=samples)
     plan.raise_if_blocked(include_trainer_refusals=False)
     with process_flags(plan.settings):
         seed_run(plan.settings)
@@ -120,7 +125,7 @@ def _train_with_lightning(
             max_epochs=science.training.epochs,
             run_dir=run_dir,
             plan=plan,
-            extra_callbacks=(history,),
+            extra_callbacks=(history, *picture_callbacks(train_container, science.data.gridsize, plan)),
         )
         drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=run_dir is not None)
         with clock.phase("fit"):
@@ -130,6 +135,7 @@ def _train_with_lightning(
                 val_dataloaders=loaders.get("validation"),
                 ckpt_path=None if resume_from is None else str(resume_from),
             )
+        close_logger(getattr(trainer, "logger", None))
     return {
         "history": history.values,
         "train_container": train_container,
@@ -153,10 +159,10 @@ def _configs(
     return science, settings, dict(overrides or {})
 
 
-def plan_for(settings: ExecutionSettings, *, validates: bool) -> Plan:
-    """Return the plan for this machine and for what our module logs."""
+def plan_for(settings: ExecutionSettings, *, validates: bool, samples: int | None = None) -> Plan:
+    """Return the plan for this machine, for what our module logs, and for the number of training samples."""
     logged = ("train_loss", "val_loss") if validates else ("train_loss",)
-    traits = ModuleTraits(logged_metrics=logged, has_validation=validates)
+    traits = ModuleTraits(logged_metrics=logged, has_validation=validates, train_samples=samples)
     return resolve_plan(settings, MachineFacts.probe(), traits)
 
 

@@ -341,3 +341,25 @@ def test_bounds_choose_what_is_learned_from_and_inference_still_covers_all(scan:
     assert everything["n_patches"] == len(scan)
     some = run_inference_with_lightning(trained, scan, None, settings(), {"n_patterns": 7})
     assert some["n_patches"] == 7
+
+
+def test_pictures_reach_the_logger_and_do_not_change_the_training(scan: Any, tmp_path: Path) -> None:
+    asked = settings(logger_backend="csv", batch_size=12)
+    plain = _train_with_lightning(scan, None, science(epochs=2), asked, run_dir=tmp_path / "plain")
+    drawn = _train_with_lightning(
+        scan, None, science(epochs=2), asked, {"log_images_every_n_epochs": 1}, run_dir=tmp_path / "drawn"
+    )
+    assert all(torch.equal(weights(plain)[name], tensor) for name, tensor in weights(drawn).items())
+    pictures = sorted(path.name for path in (tmp_path / "drawn").rglob("*.png"))
+    assert len(pictures) == 4
+    assert not list((tmp_path / "plain").rglob("*.png"))
+
+
+def test_pictures_of_a_container_without_a_canvas_are_refused(container: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="log_images_every_n_epochs"):
+        _train_with_lightning(
+            container | {"probe": np.ones((64, 64), complex)},
+            None,
+            None,
+            settings(log_images_every_n_epochs=1, logger_backend="csv"),
+        )
