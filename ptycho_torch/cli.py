@@ -215,8 +215,8 @@ def infer(space: argparse.Namespace) -> int:
     from ptycho_torch.workflows import runs
 
     finished = runs.infer(payload, say=print)
-    _print_scores(finished.folder, payload.test_data_file)
-    _print_end(finished)
+    scored = _print_scores(finished.folder, payload.test_data_file)
+    _print_end(finished, scored)
     return 0
 
 
@@ -237,13 +237,15 @@ def evaluate(space: argparse.Namespace) -> int:
     return 0
 
 
-def _print_scores(folder: Path, scan: Path) -> None:
+def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
     """Score at once where the scan knows its object; a measured scan has none, which is no error."""
     from ptycho_torch.workflows.runs import knows_object, score
 
-    if knows_object(scan):
-        result, _ = score(folder, scan)
-        _print_metrics(result.to_json())
+    if not knows_object(scan):
+        return ()
+    result, written = score(folder, scan)
+    _print_metrics(result.to_json())
+    return written
 
 
 # --- demo ------------------------------------------------------------------------------------------------
@@ -329,10 +331,10 @@ def _print_metrics(scores: Mapping[str, Any]) -> None:
     print("\n".join(f"  {line}" for line in table(rows)))
 
 
-def _print_end(finished: Run) -> None:
+def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
     for notice in finished.notices:
         print(f"note: {notice}")
-    _print_written([finished.folder / "manifest.json", *finished.written])
+    _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in finished.seconds.items())
     print(f"time: {time.perf_counter() - STARTED:.1f} s since start ({phases})")
 
