@@ -39,7 +39,7 @@ Placement = Literal["object", "probe"]
 """Which of the two is moved by the sub-pixel part of a position: the object, by linear interpolation, or
 the probe, by the Fourier shift theorem. Simulators differ; measured data want the probe."""
 
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 64 * 2**20
 """Measured amplitudes are kept in memory up to this size, and read again in every epoch beyond it."""
 REGION_PATTERNS = 1200
 REGION_SIDE_PX = 320
