@@ -416,7 +416,7 @@ class Pictures(Callback):
 
 
 class TrainingProgress(ProgressBar):
-    """One line for the whole training: epoch, metrics, and the time that remains to the last epoch."""
+    """One line for the whole training or prediction, with the time that remains to its end."""
 
     METRICS = ("train_loss", "val_loss")
 
@@ -437,11 +437,18 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
+        done = trainer.current_epoch * int(trainer.num_training_batches)
+        self._start(trainer, "training", self._total(trainer), done)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del pl_module
+        batches: Any = trainer.num_predict_batches
+        self._start(trainer, "reconstructing", sum(batches) if isinstance(batches, list) else batches)
+
+    def _start(self, trainer: Trainer, what: str, total: float | None, done: int = 0) -> None:
         if self._enabled and trainer.is_global_zero:
             self._progress = _bar()
-            total = self._total(trainer)
-            done = trainer.current_epoch * int(trainer.num_training_batches)
-            self._task = self._progress.add_task("training", total=total, completed=done, metrics="")
+            self._task = self._progress.add_task(what, total=total, completed=done, metrics="")
             self._progress.start()
 
     def _total(self, trainer: Trainer) -> float | None:
@@ -465,7 +472,16 @@ class TrainingProgress(ProgressBar):
         found = trainer.callback_metrics
         return "  ".join(f"{name} {float(found[name]):.4g}" for name in self.METRICS if name in found)
 
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        del trainer, pl_module, batch
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, advance=1)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        del trainer, pl_module
+        self._stop()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del trainer, pl_module
         self._stop()
 

@@ -363,3 +363,17 @@ def test_pictures_of_a_container_without_a_canvas_are_refused(container: dict[st
             None,
             settings(log_images_every_n_epochs=1, logger_backend="csv"),
         )
+
+
+def test_the_progress_of_training_and_inference_is_shown_when_asked(
+    scan: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = settings(enable_progress_bar=True, batch_size=12)
+    trained = _train_with_lightning(scan, None, science(epochs=2), asked)
+    shown = capsys.readouterr().out
+    assert "epoch 2/2" in shown
+    assert "8/8" in shown
+    run_inference_with_lightning(trained, scan, None, asked)
+    shown = capsys.readouterr().out
+    assert "reconstructing" in shown
+    assert "remaining" in shown
