@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
-from ptycho_exec.names import unknown_name
+from ptycho_exec.names import nearest, unknown_name
 from ptycho_exec.origins import redact
 
 _PREFIX = "settings_field_"
@@ -38,9 +38,11 @@ class Parser(argparse.ArgumentParser):
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise one error that lists every unknown argument."""
         space, extra = self.parse_known_args(complete_switches(argv))
-        unknown = [item.partition("=")[0] for item in extra if item.startswith("-") and item != "--"]
+        known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
+        names = [item.partition("=")[0] for item in extra if item != "--"]
+        unknown = [name for name in names if name.startswith("-")]
+        unknown = unknown or [name for name in names if nearest(name, known)]  # `seed=1`, `_-seed`
         if unknown:
-            known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
             raise SettingsError.from_findings([_unknown_flag(name, known) for name in unknown])
         if extra:
             what = f"unexpected argument {redact(extra[0])!r}"

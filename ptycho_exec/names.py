@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from ptycho_exec.errors import Finding
 
@@ -65,9 +67,25 @@ def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     """Return the candidates that could have been meant, nearest first, none much farther than the first."""
     bare = _bare(name)
     allowed = max(1, len(bare) // 3)
-    scored = sorted((distance(bare, _bare(candidate)), candidate) for candidate in candidates)
+    likely = ((_bare(candidate), candidate) for candidate in candidates)
+    scored = sorted(
+        (distance(bare, word), candidate)
+        for word, candidate in likely
+        if least_distance(bare, word) <= allowed
+    )
     allowed = min(allowed, scored[0][0] + 1) if scored else 0
     return [candidate for score, candidate in scored if score <= allowed][:most]
+
+
+def least_distance(a: str, b: str) -> int:
+    """Return a quick lower bound of `distance`: letters that one word has and the other lacks."""
+    mine, other = _letters(a), _letters(b)
+    return max((mine - other).total(), (other - mine).total())
+
+
+@lru_cache(maxsize=1024)
+def _letters(word: str) -> Counter[str]:
+    return Counter(word)
 
 
 def _bare(name: str) -> str:
@@ -85,21 +103,21 @@ def unknown_name(
     line: int | None = None,
 ) -> Finding:
     """Return the finding for a name that is none of `candidates`, with the likeliest meant one first."""
+    close = nearest(name, candidates)
     return Finding(
         f"unknown {noun} {name!r}",
         where=where,
-        expected=_expected(name, candidates, noun),
-        fix=_fix(name, candidates),
+        expected=_expected(name, candidates, close, noun),
+        fix=_fix(name, candidates, close),
         file=file or "",
         line=line or 0,
     )
 
 
-def _expected(name: str, candidates: Sequence[str], noun: str) -> str:
+def _expected(name: str, candidates: Sequence[str], close: Sequence[str], noun: str) -> str:
     new = _renamed(name, candidates)
-    close = [new] if new else nearest(name, candidates)
-    if close:
-        return " or ".join(close)
+    if new or close:
+        return new or " or ".join(close)
     listed = "--help" if noun == "flag" else "`ptycho-exec show`"
     return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
 
@@ -110,11 +128,10 @@ def _renamed(name: str, candidates: Sequence[str]) -> str | None:
     return next((c for c in candidates if new and _bare(c) == new), None)
 
 
-def _fix(name: str, candidates: Sequence[str]) -> str:
+def _fix(name: str, candidates: Sequence[str], close: Sequence[str]) -> str:
     bare = _bare(name)
     if new := _renamed(name, candidates):
         return f"this program calls it {new}"
     if bare in SCIENCE:
         return f"it says what to run, not how: use {SCIENCE[bare]}"
-    close = nearest(name, candidates, most=1)
     return f"write {close[0]}, or remove it" if close else "remove it"

@@ -58,7 +58,8 @@ class Origin:
 
     def shadowing(self, others: Sequence[Origin]) -> Origin:
         """Return this origin with `others`, highest first, recorded as shadowed."""
-        return replace(self, shadowed=tuple(replace(other, shadowed=()) for other in others))
+        flat = tuple(replace(other, shadowed=()) if other.shadowed else other for other in others)
+        return replace(self, shadowed=flat)
 
     def __repr__(self) -> str:
         """Show all of it but credentials."""

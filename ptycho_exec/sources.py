@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
@@ -169,7 +170,7 @@ def resolve(request: Request) -> Resolution:
     chains: dict[str, list[Origin]] = {}
     for layer in layers:
         for name, origin in layer.entries.items():
-            chains.setdefault(name, []).extend((replace(origin, shadowed=()), *origin.shadowed))
+            chains.setdefault(name, []).extend((origin, *origin.shadowed))
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
     return Resolution(
@@ -185,12 +186,15 @@ def resolve(request: Request) -> Resolution:
 
 
 def _with_defaults(chains: Mapping[str, list[Origin]]) -> dict[str, Origin]:
-    origins = {}
-    for name, spec in field_specs().items():
-        default = Origin(Kind.DEFAULT, "default", spec.default)
-        chain = [*chains.get(name, []), default]
-        origins[name] = chain[0].shadowing(chain[1:])
+    origins = dict(_defaults())
+    for name, (first, *rest) in chains.items():
+        origins[name] = first.shadowing((*rest, origins[name]))
     return origins
+
+
+@cache
+def _defaults() -> dict[str, Origin]:
+    return {name: Origin(Kind.DEFAULT, "default", spec.default) for name, spec in field_specs().items()}
 
 
 def resolve_values(

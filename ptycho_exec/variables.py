@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.fields import FieldSpec, decode_text, field_specs
-from ptycho_exec.names import distance, unknown_name
+from ptycho_exec.names import distance, least_distance, unknown_name
 from ptycho_exec.origins import Kind, Layer, Origin
 from ptycho_exec.reader import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
 from ptycho_exec.settings import ENV_PREFIX
@@ -89,7 +89,7 @@ def misspelt_prefix(name: str) -> str | None:
     for variable in our_variables():
         if folded == variable.replace("_EXEC_", "_", 1):
             return variable
-    near = (variable for variable in our_variables() if abs(len(variable) - len(folded)) <= 3)
+    near = (variable for variable in our_variables() if least_distance(folded, variable) <= 3)
     scored = sorted((distance(folded, variable), variable) for variable in near)
     return scored[0][1] if scored and scored[0][0] <= 3 else None
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.fields import field_specs
-from ptycho_exec.names import RETIRED, SCIENCE, distance, nearest, unknown_name
+from ptycho_exec.names import RETIRED, SCIENCE, least_distance, distance, nearest, unknown_name
 
 FIELDS = tuple(field_specs())
 WORDS = st.text("abc_", max_size=6)
@@ -62,6 +62,11 @@ def test_distance_is_symmetric_and_zero_only_for_equals(a: str, b: str) -> None:
     assert distance(a, b) == distance(b, a)
     assert (distance(a, b) == 0) == (a == b)
     assert abs(len(a) - len(b)) <= distance(a, b) <= max(len(a), len(b))
+
+
+@given(WORDS, WORDS)
+def test_the_quick_bound_never_hides_a_near_name(a: str, b: str) -> None:
+    assert least_distance(a, b) <= distance(a, b)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import json
 import multiprocessing
 import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -360,6 +361,30 @@ def test_hermetic_ways_of_building_read_nothing(hostile: Place) -> None:
         Holder(settings=settings).settings,
     ]
     assert all(other == settings and other.seed == 42 for other in same)
+
+
+def test_an_instance_rebuilt_from_a_manifest_reads_nothing(
+    hostile: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of Lightning's variables, ours, broken files, another working directory: nothing of it counts."""
+    import inspect
+
+    from lightning.pytorch import Trainer
+
+    from ptycho_exec.record import manifest_parts, settings_from_manifest, write_manifest
+
+    settings = make(batch_size=8, gradient_clip_val=0.5, devices=[0, 1])
+    write_manifest(tmp_path / "manifest.json", **manifest_parts(settings))
+    names = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    assert len(names) >= 40
+    for name in names:
+        monkeypatch.setenv(f"PL_TRAINER_{name.upper()}", "3")
+    monkeypatch.chdir("/")
+    rebuilt = settings_from_manifest(tmp_path / "manifest.json")
+    assert rebuilt == settings
+    kinds = {origin.kind for origin in rebuilt.origins.values()}
+    assert kinds == {Kind.ARGUMENT}
+    assert rebuilt.origins["batch_size"].place == str(tmp_path / "manifest.json")
 
 
 def test_the_constructor_reads_its_place(clean_process: Place, monkeypatch: pytest.MonkeyPatch) -> None:
