@@ -197,8 +197,13 @@ def train(space: argparse.Namespace) -> int:
 
 def _add_infer(verbs: Any) -> Parser:
     verb = _verb(verbs, infer, "reconstruct a scan with a trained network", "RUN SCAN --out OUT")
-    verb.add_argument("run", type=Path, metavar="RUN", help="run directory or model file of a training")
-    verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to reconstruct")
+    verb.add_argument(
+        "paths",
+        type=Path,
+        nargs="+",
+        metavar="RUN SCAN",
+        help="run directory or model file of a training, and the scan; with --start flat only the scan",
+    )
     verb.add_argument("--out", type=Path, required=True, metavar="OUT", help="new directory for the result")
     add_science_flags(verb, DataConfig, InferenceConfig)
     add_settings_flags(verb)
@@ -210,7 +215,13 @@ def infer(space: argparse.Namespace) -> int:
     from ptycho_torch.factory import INFERENCE_DEFAULTS, create_inference_payload
 
     settings = ExecutionSettings.from_resolution(resolve_from(space, dict(INFERENCE_DEFAULTS)))
-    payload = create_inference_payload(space.run, space.scan, space.out, science_given(space), settings)
+    *trained, scan = space.paths
+    if len(trained) > 1:
+        raise UserError(
+            f"{len(space.paths)} paths are given", expected="RUN SCAN", fix="name one run and one scan"
+        )
+    model = trained[0] if trained else None
+    payload = create_inference_payload(model, scan, space.out, science_given(space), settings)
     _print_settings(settings)
     from ptycho_torch.workflows import runs
 

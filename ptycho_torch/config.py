@@ -134,6 +134,18 @@ class InferenceConfig(_Science):
     """Extra taper of each patch towards its edge."""
     out_of_canvas: Literal["error", "crop"] = "error"
     """Patches that reach outside the object canvas: refuse, or crop with a counted warning."""
+    refine: int = Field(default=0, ge=0)
+    """Epochs of iterative refinement of the stitched object through the forward model; 0 refines nothing."""
+    start: Literal["network", "flat"] = "network"
+    """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
+    refine_probe: bool = False
+    """Refine the probe together with the object."""
+
+    @model_validator(mode="after")
+    def _refine_when_asked(self) -> InferenceConfig:
+        if not self.refine and (self.start == "flat" or self.refine_probe):
+            raise ValueError("start=flat and refine_probe need refine, the number of epochs, to be above 0")
+        return self
 
 
 class ScienceConfig(_Science):

@@ -73,7 +73,7 @@ class TrainingPayload:
 class InferencePayload:
     """All that an inference run needs, complete and validated before any data is read."""
 
-    model_path: Path
+    model_path: Path | None
     test_data_file: Path
     output_dir: Path
     science: ScienceConfig
@@ -114,13 +114,15 @@ def create_training_payload(
 
 
 def create_inference_payload(
-    model_path: str | Path,
+    model_path: str | Path | None,
     test_data_file: str | Path,
     output_dir: str | Path,
     overrides: Mapping[str, Any] | None = None,
     execution_config: object = None,
 ) -> InferencePayload:
     """Resolve and validate everything for an inference run; the science comes from the trained model.
+
+    `model_path` may be None with `start="flat"`, which uses no network.
 
     Raises:
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
@@ -129,8 +131,15 @@ def create_inference_payload(
     from ptycho_torch.bundle import find_bundle, read_science
 
     given = dict(overrides or {})
-    model = find_bundle(model_path)
-    science, execution = split_overrides(given, whole_scan(read_science(model)))
+    model = None if model_path is None else find_bundle(model_path)
+    trained = ScienceConfig() if model is None else whole_scan(read_science(model))
+    science, execution = split_overrides(given, trained)
+    if model is None and science.inference.start != "flat":
+        raise DataError(
+            "no trained model is named",
+            expected="a run directory or model file, or a reconstruction without a network",
+            fix="name the --out directory of a training, or give --start flat --refine N",
+        )
     settings = execution_settings(execution_config, execution, INFERENCE_DEFAULTS)
     scan = _existing(test_data_file, "scan")
     return InferencePayload(
@@ -213,18 +222,23 @@ def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -
     try:
         return type(config)(**{**dict(config), **changes})
     except ValidationError as error:
-        for item in error.errors(include_url=False):
-            name = str(item["loc"][0])
-            info = type(config).model_fields[name]
-            findings.append(
-                Finding(
-                    f"{name} = {text_of(changes.get(name))} is not allowed",
-                    where=f"{type(config).__name__}.{name}",
-                    expected=item["msg"].removeprefix("Input should be "),
-                    fix=f"{info.description} [{text_of(info.default)}]",
-                )
-            )
+        findings += [_refused(type(config), changes, item) for item in error.errors(include_url=False)]
         return config
+
+
+def _refused(config: type[Any], changes: Mapping[str, Any], item: Mapping[str, Any]) -> Finding:
+    said = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    if not item["loc"]:  # a rule between fields
+        values = ", ".join(f"{name} = {text_of(value)}" for name, value in changes.items())
+        return Finding(f"{values} is not allowed", config.__name__, said, "change one of them")
+    name = str(item["loc"][0])
+    info = config.model_fields[name]
+    return Finding(
+        f"{name} = {text_of(changes.get(name))} is not allowed",
+        where=f"{config.__name__}.{name}",
+        expected=said,
+        fix=f"{info.description} [{text_of(info.default)}]",
+    )
 
 
 def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:

@@ -53,11 +53,13 @@ def science_given(space: argparse.Namespace, *, text: bool = False) -> dict[str,
 
 def _parse(name: str, word: str, findings: list[Finding]) -> Any:
     info = next(config.model_fields[name] for config in _CONFIGS if name in config.model_fields)
-    value: Any = None if word.lower() in _NONE else word
+    value: Any = None if word.lower() in _NONE and type(None) in typing.get_args(info.annotation) else word
     if "," in word:
-        value = [part.strip() for part in word.split(",")]
+        value = [part.strip() for part in word.strip("[]()").split(",")]
     try:
-        annotation: Any = typing.Annotated[info.annotation, *info.metadata]
+        annotation: Any = info.annotation
+        if info.metadata:
+            annotation = typing.Annotated[annotation, *info.metadata]
         accepts: TypeAdapter[Any] = TypeAdapter(annotation)
         return accepts.validate_python(value)
     except ValidationError as error:

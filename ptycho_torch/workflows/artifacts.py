@@ -21,7 +21,11 @@ RECONSTRUCTION = "reconstruction.npz"
 
 
 def write_reconstruction(
-    folder: Path, obj: NDArray[np.complex64], coverage: NDArray[np.float32], scan: ScanData
+    folder: Path,
+    obj: NDArray[np.complex64],
+    coverage: NDArray[np.float32],
+    scan: ScanData,
+    probe: NDArray[np.complex64] | None = None,
 ) -> list[Path]:
     """Write `reconstruction.npz`, the pictures of amplitude and phase, and, where the geometry is known,
     a `product.h5` that Ptychodus opens.
@@ -31,8 +35,11 @@ def write_reconstruction(
         obj: complex64 (H, W).
         coverage: float32 (H, W), summed patch weights; 0 is uncovered.
         scan: what was reconstructed, for the pixel size.
+        probe: complex64 (P, N, N), where it was reconstructed too.
     """
     arrays: dict[str, Any] = {"object": obj.astype(np.complex64), "coverage": coverage.astype(np.float32)}
+    if probe is not None:
+        arrays["probe"] = probe
     if scan.pixel_size_m:
         arrays["pixel_size_m"] = np.float64(scan.pixel_size_m)
     buffer = io.BytesIO()
@@ -47,7 +54,7 @@ def write_reconstruction(
         plots.save_phase(obj, folder / "phase.png", coverage=coverage, pixel_size_m=scan.pixel_size_m),
     ]
     if scan.probe is not None and scan.pixel_size_m and scan.photon_energy_eV and scan.detector_distance_m:
-        written.append(write_product(scan, folder / "product.h5", object_array=obj))
+        written.append(write_product(scan, folder / "product.h5", object_array=obj, probe=probe))
     return written
 
 

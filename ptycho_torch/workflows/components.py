@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.facade import (
+    DriftReport,
     build_trainer,
     inference_loader_kwargs,
     process_flags,
@@ -49,6 +50,7 @@ from ptycho_torch.factory import (
     split_overrides,
     whole_scan,
 )
+from ptycho_torch.refine import RefineOptions, refine_object
 from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
 from ptycho_torch.workflows.pictures import picture_callbacks
 
@@ -341,7 +343,8 @@ def run_inference_with_lightning(
     """Predict every patch of a scan and stitch them on its object's canvas.
 
     Args:
-        model_or_bundle: a trained module, a model file or run directory, or a training result.
+        model_or_bundle: a trained module, a model file or run directory, or a training result; None only with
+            `start="flat"`.
         data: a scan, the path of one, or a plain container with `X` and `coords_nominal`.
         config: science configs; None takes those of the trained model.
         execution_config: settings; see `ptycho_torch.factory.execution_settings`.
@@ -363,33 +366,89 @@ def run_inference_with_lightning(
     )
     plan = plan_for(settings, validates=False)
     plan.raise_if_blocked(include_trainer_refusals=False)
-    _refuse_spawning(plan)
-    with process_flags(plan.settings), _evaluating(module):
+    with process_flags(plan.settings):
         seed_run(plan.settings)
         with clock.phase("read"):
             scan = selected(scan_of(data, science.data), science.data, settings.seed)
-            loader = _build_inference_dataloader(scan, science, settings, plan=plan)
-            stitcher = _stitcher(scan, module, science.inference, plan.settings)
-        writer = StitchWriter(stitcher)
-        trainer = build_trainer(settings, plan=plan, extra_callbacks=(writer,))
-        drift = requested_and_effective(trainer, settings, plan, loaders={"inference": loader}, writes=False)
-        with clock.phase("predict and stitch"):
-            trainer.predict(module, loader, return_predictions=False)
-            stitched = stitcher.result()
+        made: dict[str, Any] = {"drift": DriftReport(())}
+        if science.inference.start == "network":
+            made = _predict_and_stitch(module, scan, science, plan, clock)
+        if science.inference.refine:
+            made |= _refine(module, made, scan, science, plan, clock)
+    made["notices"] = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()))
     return {
-        **_arrays(stitched),
+        **made,
+        "amplitude": np.abs(made["object"]),
+        "phase": np.angle(made["object"]),
         "scan": scan,
         "science": science,
         "settings": settings,
         "plan": plan,
-        "drift": drift,
         "applied": {**applied, **_effective(plan)},
     }
+
+
+def _predict_and_stitch(
+    module: Any, scan: ScanData, science: ScienceConfig, plan: Plan, clock: Clock
+) -> dict[str, Any]:
+    """Predict all patches and stitch them batch by batch."""
+    if module is None:
+        raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
+    _refuse_spawning(plan)
+    with clock.phase("prepare"), _evaluating(module):
+        loader = _build_inference_dataloader(scan, science, plan.requested, plan=plan)
+        stitcher = _stitcher(scan, module, science.inference, plan.settings)
+        trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(StitchWriter(stitcher),))
+        loaders = {"inference": loader}
+        drift = requested_and_effective(trainer, plan.requested, plan, loaders=loaders, writes=False)
+    with clock.phase("predict and stitch"), _evaluating(module):
+        trainer.predict(module, loader, return_predictions=False)
+        return {**_arrays(stitcher.result()), "drift": drift}
+
+
+def _refine(
+    module: Any, made: Mapping[str, Any], scan: ScanData, science: ScienceConfig, plan: Plan, clock: Clock
+) -> dict[str, Any]:
+    """Refine the stitched object, or a flat one, through the forward model.
+
+    The network's object has a mean amplitude near 1; its photon scale goes with the probe.
+    """
+    start: Any = "flat"
+    probe = scan.probe
+    if science.inference.start == "network":
+        start = np.where(made["coverage"] > 0, made["object"], 1)
+        probe = (module.probe * module.intensity_scale).detach().cpu().numpy()
+    with clock.phase("refine"):
+        refined = refine_object(
+            scan,
+            start,
+            science.inference.refine,
+            probe=probe,
+            options=RefineOptions(refine_probe=science.inference.refine_probe),
+            device=_device(plan),
+            seed=plan.settings.seed,
+        )
+    return {
+        "object": refined.object,
+        "coverage": refined.coverage,
+        "probe": refined.probe,
+        "refine_losses": refined.losses,
+        "refine_notices": refined.notices,
+        "network_object": made.get("object"),
+        "n_patches": len(scan),
+    }
+
+
+def _device(plan: Plan) -> str:
+    accelerator = plan.settings.accelerator
+    return {"gpu": "cuda", "cuda": "cuda", "mps": "mps"}.get(accelerator, "cpu")
 
 
 def _trained(source: Any) -> tuple[Any, ScienceConfig]:
     from ptycho_torch.bundle import load_bundle
 
+    if source is None:
+        return None, ScienceConfig()
     if isinstance(source, (str, Path)):
         return load_bundle(source)
     if isinstance(source, Mapping):
@@ -534,10 +593,8 @@ def _arrays(stitched: StitchResult) -> dict[str, Any]:
     return {
         "object": obj,
         "coverage": coverage,
-        "amplitude": np.abs(obj),
-        "phase": np.angle(obj),
         "n_patches": stitched.n_patches,
-        "notices": stitched.notices,
+        "stitch_notices": stitched.notices,
     }
 
 

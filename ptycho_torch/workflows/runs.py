@@ -170,7 +170,7 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
         "task": "infer",
         "science": science.model_dump(mode="json"),
         "data": {"test": _data_record(scan)},
-        "model": str(payload.model_path),
+        "model": None if payload.model_path is None else str(payload.model_path),
         "overrides_applied": dict(payload.overrides_applied),
     }
     with _recorded(folder, parts) as notices:
@@ -180,7 +180,9 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
         )
         notices += results["notices"]
         with clock.phase("write"):
-            written = write_reconstruction(folder, results["object"], results["coverage"], scan)
+            written = write_reconstruction(
+                folder, results["object"], results["coverage"], scan, results.get("probe")
+            )
         write_manifest(
             folder,
             status="completed",

@@ -15,6 +15,7 @@ import ptycho_torch.model
 from ptycho_exec import ExecutionSettings, SettingsError
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.metrics import evaluate
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows.components import (
     _build_inference_dataloader,
@@ -377,3 +378,23 @@ def test_the_progress_of_training_and_inference_is_shown_when_asked(
     shown = capsys.readouterr().out
     assert "reconstructing" in shown
     assert "remaining" in shown
+
+
+def test_refinement_improves_the_network_s_object_and_needs_no_network_from_flat(scan: Any) -> None:
+    trained = _train_with_lightning(scan, None, science(), settings())
+    rough = run_inference_with_lightning(trained, scan, None, settings())
+    refined = run_inference_with_lightning(trained, scan, None, settings(), {"refine": 8})
+    flat = run_inference_with_lightning(None, scan, None, settings(), {"refine": 8, "start": "flat"})
+
+    def error(made: dict[str, Any]) -> float:
+        return evaluate(made["object"], scan.object_guess, coverage=flat["coverage"]).nrmse
+
+    assert error(refined) < 0.5 * error(rough)
+    assert error(flat) < 0.5 * error(rough)
+    assert refined["refine_losses"][-1] < refined["refine_losses"][0]
+    np.testing.assert_array_equal(refined["network_object"], rough["object"])
+
+
+def test_a_start_without_refinement_is_refused() -> None:
+    with pytest.raises(SettingsError, match="refine"):
+        run_inference_with_lightning(None, None, None, settings(), {"start": "flat"})
