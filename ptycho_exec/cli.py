@@ -70,13 +70,19 @@ def show(space: argparse.Namespace) -> int:
         print(json.dumps(settings_json(settings), indent=2))
         return 0
     rows = [
-        (name, text_of(redact(getattr(settings, name))), settings.origins[name].describe())
+        (name, shown(getattr(settings, name)), settings.origins[name].describe())
         for name in field_specs()
         if not space.changed or settings.origins[name].kind is not Kind.DEFAULT
     ]
     print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notices(resolution)
     return 0
+
+
+def shown(value: Any) -> str:
+    """Write a value for a line of a terminal: credentials hidden, control characters as escapes."""
+    text = text_of(redact(value))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def settings_json(settings: ExecutionSettings) -> dict[str, Any]:
@@ -145,10 +151,10 @@ def _changed(settings: ExecutionSettings) -> list[str]:
 
 def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[str]) -> Iterator[str]:
     origin = settings.origins[spec.name]
-    yield f"{spec.name} = {text_of(redact(getattr(settings, spec.name)))}"
+    yield f"{spec.name} = {shown(getattr(settings, spec.name))}"
     yield f"  from      {_told(origin)}"
     for other in origin.shadowed:
-        yield f"  shadows   {text_of(redact(other.value))} from {_told(other)}"
+        yield f"  shadows   {shown(other.value)} from {_told(other)}"
     for notice in notices:
         if notice.startswith(f"{spec.variable} "):
             yield f"  unset     {notice}"
@@ -162,7 +168,7 @@ def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[s
 
 def _told(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
-    given = f', given as "{raw}"' if raw is not None and raw != text_of(redact(origin.value)) else ""
+    given = f", given as {raw!r}" if raw is not None and raw != text_of(redact(origin.value)) else ""
     return origin.describe() + given
 
 
@@ -230,13 +236,13 @@ def _check_lines(plan: Plan) -> Iterator[str]:
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.text}"
     chosen = [
-        ("OK  ", name, text_of(redact(row.value)), row.reason)
+        ("OK  ", name, shown(row.value), row.reason)
         for name, row in plan.effective.items()
         if name not in failed and row.changed
     ]
     yield from table(chosen) if chosen else ()
     asked = [
-        f"{name}={text_of(redact(row.value))}"
+        f"{name}={shown(row.value)}"
         for name, row in plan.effective.items()
         if name not in failed and not row.changed and name in _changed(plan.requested)
     ]
@@ -267,7 +273,7 @@ def diff(space: argparse.Namespace) -> int:
     """
     a, b = settings_of(space.a), settings_of(space.b)
     rows = [
-        (name, text_of(redact(getattr(a, name))), text_of(redact(getattr(b, name))), spec.effect.value)
+        (name, shown(getattr(a, name)), shown(getattr(b, name)), spec.effect.value)
         for name, spec in field_specs().items()
         if redact(getattr(a, name)) != redact(getattr(b, name)) and space.only in (None, spec.effect.value)
     ]
@@ -275,8 +281,19 @@ def diff(space: argparse.Namespace) -> int:
         keys = ("field", "a", "b", "effect")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     else:
-        print("\n".join(table([("field", space.a, space.b, "effect"), *rows])) if rows else "no difference")
+        names = (redact(space.a), redact(space.b))
+        print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
+        print(_verdict_on_results(a, b))
     return 1 if rows else 0
+
+
+def _verdict_on_results(a: ExecutionSettings, b: ExecutionSettings) -> str:
+    from ptycho_exec.record import fingerprint
+
+    left, right = fingerprint(a)[:12], fingerprint(b)[:12]
+    if left == right:
+        return f"same numerics, so the same results can be expected (fingerprint {left})"
+    return f"numerics differ, so results can differ (fingerprints {left}, {right})"
 
 
 def settings_of(what: str) -> ExecutionSettings:

@@ -316,6 +316,9 @@ def _wrong_tables(path: Path, data: Mapping[str, Any], text: str, table: KeyPath
     ]
 
 
+_OURS = re.compile(r"(?i)ptyc|tycho|exec[_ -]")
+
+
 class Assigned(NamedTuple):
     """One assignment of a `.env` file."""
 
@@ -324,8 +327,13 @@ class Assigned(NamedTuple):
     line: int
 
 
-def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str]) -> list[Assigned]:
-    """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above."""
+def read_dotenv(
+    path: Path, findings: list[Finding], notices: list[str], environ: Mapping[str, str]
+) -> list[Assigned]:
+    """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
+
+    A line that is no assignment is a finding when it may be ours, a notice when it is another program's.
+    """
     from dotenv.parser import parse_stream
     from dotenv.variables import parse_variables
 
@@ -335,7 +343,9 @@ def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str])
     for binding in parse_stream(io.StringIO(content or "")):
         line = binding.original.line + _blank_rows(binding.original.string)
         ours = (binding.key or "").upper().startswith("PTYCHO_EXEC")
-        if binding.error or (binding.value is None and ours):
+        if binding.error and not _OURS.search(binding.original.string):
+            notices.append(f"line {line} of {path} is no assignment and was passed over")
+        elif binding.error or (binding.value is None and ours):
             findings.append(_malformed(path, line, binding.key if ours else None))
         elif binding.key is not None:
             scope = {**known, **environ}

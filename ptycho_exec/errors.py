@@ -22,9 +22,13 @@ class Finding:
     line: int = 0
 
     def __post_init__(self) -> None:
-        """A message may quote what somebody typed; credentials in it are shown to nobody."""
+        """A message may quote what somebody typed; credentials in it are shown to nobody.
+
+        What is no text at all (bytes of a variable that are not UTF-8) is written as escapes.
+        """
         for name in ("what", "where", "expected", "fix", "excerpt"):
-            object.__setattr__(self, name, redact(getattr(self, name)))
+            text = redact(getattr(self, name)).encode("utf-8", "backslashreplace").decode()
+            object.__setattr__(self, name, text)
 
     def render(self) -> str:
         """Return the finding as indented text, without the parts that are empty."""

@@ -7,6 +7,7 @@ abbreviated; a wrong flag is told like any other wrong name.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -152,6 +153,8 @@ def run(parser: Parser, argv: Sequence[str] | None, act: Callable[[argparse.Name
         0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every letter
     try:
         return act(parser.parse(words))
     except UserError as error:

@@ -77,7 +77,7 @@ class Reader:
         path = self.cwd / ".env"
         found = is_file(path)
         self.looked.append(Looked(Kind.DOTENV, str(path), found))
-        return read_dotenv(path, self.findings, self.environ) if found else []
+        return read_dotenv(path, self.findings, self.notices, self.environ) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
         """Return what was asked for a control such as the profile: argument, then variable, then `.env`."""

@@ -139,7 +139,7 @@ def test_explain_tells_all_about_a_field(here: Run, clean_process: Place, monkey
 
 def test_explain_says_what_each_word_means_and_what_was_typed(here: Run) -> None:
     out = here("explain", "deterministic", "--deterministic=Yes").out
-    assert '  from      flag --deterministic, given as "Yes"' in out
+    assert "  from      flag --deterministic, given as 'Yes'" in out
     assert "    warn   repeatable where possible, a warning where not" in out
 
 
@@ -224,6 +224,23 @@ def test_help(run: Run, words: list[str]) -> None:
     done = run(*words)
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("usage: ptycho-exec")
+
+
+def test_odd_letters_stay_on_their_line(here: Run) -> None:
+    out = here("show", "--changed", "--experiment-name", "a\n\x1b[31mb\tü").out
+    assert out == "experiment_name  a\\n\\x1b[31mb\\tü  flag --experiment-name\n"
+
+
+def test_bytes_that_are_no_text_and_terminals_without_letters(place: Place) -> None:
+    code = [sys.executable, "-m", "ptycho_exec", "check"]
+    environ = {**os.environb, b"PTYCHO_EXEC_EXPERIMENT_NAME": b"\xff", b"PYTHONIOENCODING": b"ascii"}
+    done = subprocess.run(code, cwd=place.cwd, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "experiment_name = '" in done.stdout
+    environ[b"PTYCHO_EXEC_EXPERIMENT_NAME"] = "ü".encode()
+    done = subprocess.run(code, cwd=place.cwd, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "experiment_name=\\xfc" in done.stdout
 
 
 def test_a_closed_pipe_is_no_traceback(place: Place) -> None:
@@ -338,9 +355,12 @@ def test_diff_between_all_kinds(here: Run, kinds: dict[str, str]) -> None:
 
 def test_diff_of_one_effect(here: Run, kinds: dict[str, str]) -> None:
     done = here("diff", kinds["run"], "env", "--only", "numerics")
-    assert done.out.splitlines()[1].split() == ["batch_size", "8", "4", "numerics"]
-    assert len(done.out.splitlines()) == 2
-    assert here("diff", kinds["run"], kinds["file"]).out == "no difference\n"
+    _, row, verdict = done.out.splitlines()
+    assert row.split() == ["batch_size", "8", "4", "numerics"]
+    assert verdict.startswith("numerics differ, so results can differ (fingerprints ")
+    same = here("diff", kinds["run"], kinds["file"]).out.splitlines()
+    assert same[0] == "no difference"
+    assert same[1].startswith("same numerics")
     assert here("diff", "env", kinds["run"], "--only", "io").code == 0
 
 

@@ -233,13 +233,23 @@ def test_syntax_goes_by_the_extension() -> None:
     [
         ("PTYCHO_EXEC_SEED\n", 1),
         ("A=1\n\nPTYCHO_EXEC_SEED: 3\n", 3),
-        ("A='unclosed\n", 1),
+        ("PTYCHO EXEC SEED=3\n", 1),
+        ("PTYCHO_EXEC_SEED='unclosed\n", 1),
     ],
 )
 def test_lines_of_dotenv_that_are_no_assignment(place: Place, text: str, line: int) -> None:
     place.write(".env", text)
     (finding,) = place.resolve().findings
     assert (finding.line, finding.fix) == (line, "correct or remove the line")
+
+
+def test_a_line_of_another_program_that_is_no_assignment_is_noted(place: Place) -> None:
+    place.write(".env", "A='s3cret unclosed\nPTYCHO_EXEC_SEED=3\nsome words\n")
+    resolution = place.resolve()
+    assert (resolution.values, resolution.findings) == ({"seed": 3}, ())
+    assert resolution.notices == tuple(
+        f"line {line} of {place.cwd}/.env is no assignment and was passed over" for line in (1, 3)
+    )
 
 
 # --- lines, on a generated corpus -----------------------------------------------------------------------
@@ -393,7 +403,7 @@ def test_lines_of_dotenv(tmp_path_factory: Any, data: st.DataObject, pairs: list
     path = tmp_path_factory.mktemp("dotenv") / ".env"
     path.write_text("\n".join(rows) + "\n", "utf-8")
     findings: list[Finding] = []
-    assert [tuple(row) for row in read_dotenv(path, findings, {})] == expected
+    assert [tuple(row) for row in read_dotenv(path, findings, [], {})] == expected
     assert findings == []
 
 

@@ -332,7 +332,7 @@ def hostile(clean_process: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setenv("PTYCHO_EXEC_NONSENSE", "1")
     monkeypatch.setenv("PTYCHO_EXEC_PROFILE", "absent")
     monkeypatch.setenv("PTYCHO_EXEC_SETTINGS_FILE", "absent.toml")
-    clean_process.write(".env", "PTYCHO_EXEC_SEED=78\nnot an assignment\n")
+    clean_process.write(".env", "PTYCHO_EXEC_SEED=78\nPTYCHO_EXEC not an assignment\n")
     clean_process.write("ptycho_exec.toml", "[[[")
     clean_process.write_user_file("seed = 79\n")
     return clean_process
@@ -429,7 +429,7 @@ def test_a_planted_token_never_shows(address: str, place: Place) -> None:
 def test_a_planted_token_never_shows_in_errors(address: str, wrap: Any, place: Place) -> None:
     place.environ["PTYCHO_EXEC_SEED"] = address
     place.write("ptycho_exec.toml", f'batch_size = "{address}"\nextra = "{address}"\n')
-    place.write(".env", f"PTYCHO_EXEC_NONSENSE={address}\nseed={address}\n{address}\n")
+    place.write(".env", f"PTYCHO_EXEC_NONSENSE={address}\nseed={address}\nPTYCHO_EXEC {address}\n")
     with pytest.raises(SettingsError) as caught:
         place.settings(arguments={"tracking_uri": wrap(address)})
     error = caught.value
