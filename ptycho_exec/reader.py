@@ -118,6 +118,7 @@ class Reader:
 
     def _project_file(self) -> Document | None:
         path = find_upward(self.cwd, PROJECT_FILE)
+        self._note_misnamed(self.cwd, PROJECT_FILE)
         self._looked_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
 
@@ -125,6 +126,18 @@ class Reader:
         path = find_upward(self.cwd, "pyproject.toml", speaks_of(PYPROJECT_TABLE))
         self._looked_upward(Kind.PYPROJECT, path, "pyproject.toml")
         return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
+
+    def _note_misnamed(self, folder: Path, name: str) -> None:
+        """Note files that look like a settings file but bear another name; the one that was named is read."""
+        stem = name.removesuffix(".toml")
+        words = dict.fromkeys((stem, stem.replace("_", "-"), stem.replace("_", ""), f".{stem}"))
+        names = [f"{word}.{ending}" for word in words for ending in ("toml", "yaml", "yml", "json")]
+        named = self.cwd / os.path.expanduser(self.settings_file.value) if self.settings_file else None
+        for path in (folder / other for other in names if other != name):
+            if is_file(path) and path != named:
+                self.notices.append(
+                    f"{path} is not read: the settings file here is {name}; --settings names another"
+                )
 
     def _looked_upward(self, kind: Kind, path: Path | None, name: str) -> None:
         place = str(path) if path else f"{self.cwd / name}, and in every folder above"
@@ -136,6 +149,7 @@ class Reader:
             self.looked.append(Looked(Kind.USER_FILE, "this user has no home directory", False))
             return None
         path = folder / "ptycho_exec" / "settings.toml"
+        self._note_misnamed(path.parent, path.name)
         self.looked.append(Looked(Kind.USER_FILE, str(path), is_file(path)))
         return read_document(path, Kind.USER_FILE, self.findings) if is_file(path) else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ptycho_exec.documents import Document, read_document
 from ptycho_exec.errors import Finding
@@ -82,18 +82,29 @@ def profile_findings(document: Document, path: KeyPath) -> Iterator[Finding]:
 
 
 def _misplaced(document: Document, path: KeyPath, allowed: tuple[str, ...]) -> Iterator[Finding]:
-    """Report an unknown key; a table with settings in it is told where settings stand instead."""
+    """Report an unknown key; a table with settings in it, at any depth, is told where settings stand."""
     node = document.table_at(path)
-    if not set(node) & set(field_specs()):
+    if not _holds_settings(node):
         yield _unknown_key(document, path, allowed)
         return
     table = ".".join((*document.table, *path))
-    for key in node:
+    for key, value in node.items():
         if key in field_specs():
             what = f"{key} stands in table [{table}], where it sets nothing"
             yield document.finding((*path, key), what, f"{key} {document.home()}", "move the line there")
+        elif isinstance(value, Mapping) and len(path) < _DEEPEST:
+            yield from _misplaced(document, (*path, key), ())
         else:
             yield _unknown_key(document, (*path, key), ())
+
+
+_DEEPEST = 5  # a YAML file can contain itself
+
+
+def _holds_settings(node: Mapping[str, Any], depth: int = 0) -> bool:
+    inner = [value for value in node.values() if isinstance(value, Mapping)]
+    found = bool(set(node) & set(field_specs()))
+    return found or (depth < _DEEPEST and any(_holds_settings(value, depth + 1) for value in inner))
 
 
 def _unknown_key(document: Document, path: KeyPath, allowed: tuple[str, ...]) -> Finding:

@@ -631,6 +631,42 @@ def test_a_table_of_pyproject_that_is_nearly_ours_is_told(place: Place, table: s
     assert [(finding.line, finding.expected) for finding in findings] == [(3, "[tool.ptycho_exec]")]
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool.ptycho_exec]\nseed = 1\n", [("seed", 2)]),
+        ("[ptycho_exec]\nseed = 1\nfoo = 2\n", [("seed", 2), ("foo", 3)]),
+        ("[a.b.c]\nseed = 1\n[a.d]\nx = 1\n", [("seed", 2), ("d", 3)]),
+        ("[trainer]\nfoo = 1\n", [("trainer", 1)]),
+    ],
+)
+def test_settings_in_the_wrong_table_are_found_at_any_depth(
+    place: Place, text: str, told: list[tuple[str, int]]
+) -> None:
+    place.write("ptycho_exec.toml", text)
+    findings = place.resolve().findings
+    assert [finding.line for finding in findings] == [line for _, line in told]
+    assert all(name in finding.what for (name, _), finding in zip(told, findings, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["ptycho-exec.toml", ".ptycho_exec.toml", "ptycho_exec.yaml", "ptychoexec.json"]
+)
+def test_a_settings_file_with_nearly_the_right_name_is_noted(place: Place, name: str) -> None:
+    path = place.write(name, "{}")
+    (notice,) = place.resolve().notices
+    assert (
+        notice == f"{path} is not read: the settings file here is ptycho_exec.toml; --settings names another"
+    )
+    if not name.endswith(".toml"):
+        assert place.resolve(settings_file=name).notices == ()
+
+
+def test_a_user_file_with_nearly_the_right_name_is_noted(place: Place) -> None:
+    place.write("../.config/ptycho_exec/settings.yaml", "seed: 1\n")
+    assert len(place.resolve().notices) == 1
+
+
 @pytest.mark.parametrize("values", [3, [1], "batch_size=1", [("batch_size", 1)]])
 def test_settings_that_are_no_mapping(values: Any) -> None:
     with pytest.raises(SettingsError, match="must be a mapping"):
