@@ -92,7 +92,7 @@ class DataConfig(_Science):
 class ModelConfig(_Science):
     """The network and the forward model around it."""
 
-    n_filters: int = Field(default=64, ge=4)
+    n_filters: int = Field(default=48, ge=4)
     """Width of the network's first level; each level down doubles it."""
     depth: int = Field(default=2, ge=1, le=6)
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""

@@ -37,6 +37,9 @@ Config = TypeVar("Config", bound=BaseModel)
 _POISSON_FLOOR = 1e-3
 """Smallest expected intensity in the Poisson loss, in units of the mean intensity."""
 
+_FORWARD_RATE = 0.02
+"""Learning rate of probe and photon scale, relative to that of the network."""
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizationSettings:
@@ -360,8 +363,7 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
 
     def configure_optimizers(self) -> Any:
         """Adam with the schedule that the settings name; metric-driven ones watch the monitored metric."""
-        trainable = [weight for weight in self.parameters() if weight.requires_grad]
-        optimizer = torch.optim.Adam(trainable, lr=self.optimization.learning_rate)
+        optimizer = torch.optim.Adam(self._parameter_groups(), lr=self.optimization.learning_rate)
         name = self.optimization.scheduler
         total = self._total_steps(name)
         mode: Literal["min", "max"] = "max" if self.optimization.checkpoint_mode == "max" else "min"
@@ -375,6 +377,17 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         else:
             how = {"interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **how}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The network at full rate; probe and scale, which start near the truth, slowly.
+
+        At full rate they run away while the network does not yet know the object.
+        """
+        slow = [weight for weight in self.forward_model.parameters() if weight.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        if slow:
+            groups.append({"params": slow, "lr": _FORWARD_RATE * self.optimization.learning_rate})
+        return groups
 
     def monitored_metric(self) -> str:
         """The metric that the settings name; `train_loss` stands in when nothing is validated."""
