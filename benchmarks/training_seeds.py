@@ -19,6 +19,7 @@ from ptycho_torch import (
     run_cdi_example_torch,
     simulate_scan,
 )
+from ptycho_torch.cli import DEMO
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS
 
@@ -31,9 +32,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=10)
     space = parser.parse_args()
-    scan = (
-        read_scan(space.scan) if space.scan else simulate_scan(patterns=1000, object_kind="star_and_leaves")
-    )
+    scan = read_scan(space.scan) if space.scan else simulate_scan(object_kind="siemens_star", **DEMO)
     print(f"{space.scan or 'demo scan'}: {len(scan)} patterns, {space.epochs} epochs per seed")
     print("seed  first loss  last loss  amplitude SSIM  phase SSIM  NRMSE  seconds")
     reached = [train_once(scan, seed, space.epochs) for seed in range(space.seeds)]

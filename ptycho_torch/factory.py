@@ -22,6 +22,8 @@ from ptycho_exec.sources import Factory
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 
 TRAINING_DEFAULTS: Mapping[str, Factory] = {
+    "batch_size": Factory(8, "more optimizer steps per pattern reach a good object sooner"),
+    "learning_rate": Factory(4e-3, "the largest rate that trains every seed with warm-up and clipping"),
     "scheduler": Factory("WarmupCosine", "a PINN started at full rate can settle on a flat object"),
     "gradient_clip_val": Factory(1.0, "early gradients are large while the object is flat"),
 }

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from ptycho_exec.errors import DataError
 from ptycho_torch.data.assemble import fit_canvas, scan_from_arrays
 from ptycho_torch.data.detect import bilinear_patch
 from ptycho_torch.data.npz import write_npz
@@ -45,6 +46,8 @@ def simulate_scan(
     modes: int = 1,
     probe_radius_px: float | None = None,
     probe_curvature_rad: float = 3.0,
+    probe_aberration_rad: float = 0.0,
+    contrast: float = 1.0,
     bad_pixels: int = 0,
     noise: bool = True,
     with_labels: bool = False,
@@ -63,11 +66,13 @@ def simulate_scan(
         modes: P, incoherent probe modes; each further one has 30 % of the power of the one before.
         probe_radius_px: radius of the soft disk; none takes 11 / 64 of n.
         probe_curvature_rad: phase at that radius that defocus adds.
+        probe_aberration_rad: rms of a smooth phase error of the lens.
+        contrast: 1 keeps the object's full absorption and phase, less makes both weaker in proportion.
         bad_pixels: number of detector pixels that read their maximum, and are masked.
         noise: Poisson counts as uint16 (uint32 where they need it); false gives exact float32 intensity.
         with_labels: add the true patch of each pattern.
     """
-    _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px)
+    _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px, contrast)
     streams = np.random.SeedSequence(seed).spawn(4)
     object_rng, jitter_rng, noise_rng, pixel_rng = (np.random.default_rng(s) for s in streams)
     step = 0.08 * n if step_px is None else step_px
@@ -75,8 +80,8 @@ def simulate_scan(
     centers += jitter_rng.uniform(-jitter_px, jitter_px, centers.shape)
     shape, shift = fit_canvas(centers, n)
     centers += shift
-    truth = make_object(shape, object_kind, object_rng)
-    probe = make_probe(n, photons, modes, probe_radius_px, probe_curvature_rad)
+    truth = _weakened(make_object(shape, object_kind, object_rng), contrast)
+    probe = make_probe(n, photons, modes, probe_radius_px, probe_curvature_rad, probe_aberration_rad)
     intensity = diffract(truth, probe, centers)
     mask = _choose_bad_pixels(n, bad_pixels, pixel_rng)
     stack = _count_photons(intensity, noise_rng, mask) if noise else intensity
@@ -120,15 +125,18 @@ def make_probe(
     modes: int = 1,
     radius_px: float | None = None,
     curvature_rad: float = 3.0,
+    aberration_rad: float = 0.0,
 ) -> NDArray[np.complex64]:
     """Return (P, n, n) orthogonal modes of a defocused soft disk; the sum of |probe|^2 is `photons`.
 
+    `aberration_rad` is the rms of a smooth phase error, as of an imperfect lens or a diffuser; it is the
+    same for every seed. Such structure tells apart objects that a plain disk lights alike.
     Further modes are the first one times Hermite-like polynomials, as for partial coherence.
     """
     radius = 11 / 64 * n if radius_px is None else radius_px
     y, x = (np.mgrid[:n, :n] - (n - 1) / 2) / radius
     rr = y * y + x * x
-    first = np.exp(-(rr**2)) * np.exp(1j * curvature_rad * rr)
+    first = np.exp(-(rr**2)) * np.exp(1j * (curvature_rad * rr + aberration_rad * _smooth_noise(n)))
     orders = sorted((i + j, j, i) for i in range(modes) for j in range(modes))[:modes]
     stack = np.stack([first * y**i * x**j for _, j, i in orders]).reshape(modes, -1)
     orthogonal = np.linalg.qr(stack.T)[0].T.reshape(modes, n, n)
@@ -137,6 +145,15 @@ def make_probe(
     power = 0.3 ** np.arange(modes)
     weights = np.sqrt(photons * power / power.sum())
     return np.asarray(orthogonal * weights[:, None, None], dtype=np.complex64)
+
+
+def _smooth_noise(n: int, cutoff: float = 3.8) -> NDArray[np.float64]:
+    """Return an (n, n) field of unit rms that varies over about n / cutoff pixels, always the same."""
+    frequency = np.fft.fftfreq(n, 1 / n)
+    low_pass = np.exp(-(frequency[:, None] ** 2 + frequency[None, :] ** 2) / cutoff**2)
+    noise = np.random.default_rng(5).standard_normal((n, n))
+    field: NDArray[np.float64] = np.fft.ifft2(np.fft.fft2(noise) * low_pass).real
+    return np.asarray(field / field.std())
 
 
 def diffract(
@@ -177,6 +194,14 @@ def make_object(shape: tuple[int, int], kind: ObjectKind, rng: np.random.Generat
     else:
         raise ValueError(f"unknown object_kind {kind!r}; choose dead_leaves, siemens_star or star_and_leaves")
     return np.asarray(amplitude * np.exp(1j * phase), dtype=np.complex64)
+
+
+def _weakened(obj: NDArray[np.complex64], contrast: float) -> NDArray[np.complex64]:
+    """Scale absorption and phase of an object; 1 returns it as it is."""
+    if contrast == 1:
+        return obj
+    amplitude, phase = np.abs(obj), np.angle(obj)
+    return np.asarray((1 - contrast * (1 - amplitude)) * np.exp(1j * contrast * phase), dtype=np.complex64)
 
 
 def _paint_leaves(
@@ -295,6 +320,7 @@ def _check_arguments(
     bad_pixels: int,
     jitter_px: float,
     step_px: float | None,
+    contrast: float,
 ) -> None:
     rules = (
         (n >= 8, f"n is {n}; patterns need at least 8 x 8 pixels"),
@@ -304,7 +330,8 @@ def _check_arguments(
         (0 <= bad_pixels < n * n, f"bad_pixels is {bad_pixels}; from 0 to n * n - 1 are possible"),
         (jitter_px >= 0, f"jitter_px is {jitter_px}; zero or more is needed"),
         (step_px is None or step_px > 0, f"step_px is {step_px}; a positive number is needed"),
+        (0 < contrast <= 1, f"contrast is {contrast}; above 0 and at most 1 is needed"),
     )
     for holds, message in rules:
         if not holds:
-            raise ValueError(message)
+            raise DataError(message, where="simulation", fix="change that value")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptycho_exec.errors import DataError
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.simulate import diffract, make_object, make_probe, save, scan_positions, simulate_scan
 
@@ -147,3 +148,23 @@ def test_a_thousand_patterns_take_about_a_second() -> None:
     simulate_scan(n=64, patterns=1000)
     # About 0.7 s on one quiet core.
     assert time.perf_counter() - start < 6
+
+
+def test_contrast_weakens_absorption_and_phase_in_proportion() -> None:
+    full = simulate_scan(n=32, patterns=9, seed=1).object_guess
+    half = simulate_scan(n=32, patterns=9, seed=1, contrast=0.5).object_guess
+    assert full is not None
+    assert half is not None
+    np.testing.assert_allclose(1 - np.abs(half), (1 - np.abs(full)) / 2, atol=1e-6)
+    np.testing.assert_allclose(np.angle(half), np.angle(full) / 2, atol=1e-6)
+
+
+def test_an_aberration_changes_the_phase_of_the_probe_and_not_its_power() -> None:
+    plain, structured = (make_probe(32, 1e4, aberration_rad=value) for value in (0.0, 1.5))
+    np.testing.assert_allclose(np.abs(structured), np.abs(plain), rtol=1e-4, atol=1e-4)
+    assert np.std(np.angle(structured * plain.conj())[np.abs(plain) > 1]) > 0.3
+
+
+def test_impossible_arguments_are_told() -> None:
+    with pytest.raises(DataError, match="contrast is 2"):
+        simulate_scan(n=32, patterns=9, contrast=2.0)
