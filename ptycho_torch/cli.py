@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,12 @@ STARTED = time.perf_counter()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ptycho-torch`; return its exit code."""
+    """Run `ptycho-torch`; return its exit code.
+
+    Threads that wait in a loop for one that is not scheduled make a shared machine up to twenty times
+    slower; let them sleep instead. OpenMP reads this when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return run(build_parser(), argv, lambda space: space.act(space))
 
 
