@@ -367,7 +367,13 @@ def test_a_killed_run_leaves_a_whole_checkpoint_and_resumes_to_the_same(
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "part")]
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
-    with subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(
+        command,
+        env=environ,
+        stderr=subprocess.DEVNULL,
+        # A shell that runs the tests in the background makes its children ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:
         deadline = time.monotonic() + 90
         while not last.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
