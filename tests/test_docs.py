@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.cli import build_parser as exec_parser
+from ptycho_exec.fields import text_of
 from ptycho_torch.cli import build_parser as torch_parser
+from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -58,6 +60,17 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     for package in ("ptycho_exec", "ptycho_torch"):
         files = {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py") if path.name[0] != "_"}
         assert files <= named, f"the README does not name {files - named}"
+
+
+def test_the_factory_defaults_of_the_spec_are_the_defaults() -> None:
+    rows = re.findall(
+        r"^\| (train|infer) \| (\w+) \| (\S+) \| (.+) \|$", (ROOT / "specs/workflows.md").read_text(), re.M
+    )
+    assert {(task, name, value, why) for task, name, value, why in rows} == {
+        (task, name, text_of(default.value), default.reason)
+        for task, defaults in (("train", TRAINING_DEFAULTS), ("infer", INFERENCE_DEFAULTS))
+        for name, default in defaults.items()
+    }
 
 
 def commands() -> list[str]:
