@@ -22,6 +22,7 @@ from ptycho_exec.flags import Parser, add_settings_flags, run
 from ptycho_exec.origins import Kind, redact
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.science_flags import add_science_flags, science_given
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ def train(space: argparse.Namespace) -> int:
     overrides = science_given(space) | ({"test_data_file": space.test} if space.test else {})
     payload = create_training_payload(space.scan, space.out, overrides, settings)
     _print_settings(settings)
+    import_lightning()
     from ptycho_torch.workflows import runs
 
     finished = runs.train(payload, resume=space.resume, say=print)
@@ -248,6 +250,7 @@ def infer(space: argparse.Namespace) -> int:
     model = trained[0] if trained else None
     payload = create_inference_payload(model, scan, space.out, science_given(space), settings)
     _print_settings(settings)
+    import_lightning()
     from ptycho_torch.workflows import runs
 
     finished = runs.infer(payload, say=print)
@@ -265,6 +268,7 @@ def _add_evaluate(verbs: Any) -> Parser:
 
 def evaluate(space: argparse.Namespace) -> int:
     """Write metrics.json and print it as a table."""
+    import_lightning()
     from ptycho_torch.workflows.runs import score
 
     result, written = score(space.out, space.truth)
