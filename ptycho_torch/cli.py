@@ -378,6 +378,8 @@ def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
     _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))
     phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in finished.seconds.items())
     print(f"time: {time.perf_counter() - STARTED:.1f} s since start ({phases})")
+    if finished.advice:
+        print(f"advice: {finished.advice}")
 
 
 def _print_written(paths: Sequence[Path]) -> None:

@@ -53,6 +53,7 @@ from ptycho_torch.factory import (
 from ptycho_torch.refine import RefineOptions, refine_object
 from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
 from ptycho_torch.workflows.pictures import picture_callbacks
+from ptycho_torch.workflows.times import watch
 
 Samples = PtychoDataset | Subset[Batch]
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -101,7 +102,8 @@ def _train_with_lightning(
 
     Returns:
         `history` (metric -> value per epoch), `models` (`lightning_module`, `trainer`), the containers,
-        `science`, `settings`, `plan`, `drift`, and `applied`: what took effect.
+        `science`, `settings`, `plan`, `drift`, `times` (seconds of the parts of fit), and `applied`: what
+        took effect.
 
     Raises:
         SettingsError: settings that cannot be honored. DataError: data that cannot be used.
@@ -130,6 +132,7 @@ def _train_with_lightning(
             extra_callbacks=(history, *picture_callbacks(train_container, science.data.gridsize, plan)),
         )
         drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=run_dir is not None)
+        times = watch(trainer)
         with clock.phase("fit"):
             trainer.fit(
                 module,
@@ -147,6 +150,7 @@ def _train_with_lightning(
         "settings": settings,
         "plan": plan,
         "drift": _latest_drift(trainer, drift),
+        "times": times,
         "applied": {**applied, **_effective(plan)},
     }
 
@@ -353,7 +357,7 @@ def run_inference_with_lightning(
 
     Returns:
         `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `notices`, `scan`,
-        `science`, `settings`, `plan`, `drift`, and `applied`: what took effect.
+        `science`, `settings`, `plan`, `drift`, `times` (with a network), and `applied`: what took effect.
 
     Raises:
         SettingsError, DataError: as in training; a patch outside the canvas, or nothing to stitch.
@@ -401,9 +405,10 @@ def _predict_and_stitch(
         trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(StitchWriter(stitcher),))
         loaders = {"inference": loader}
         drift = requested_and_effective(trainer, plan.requested, plan, loaders=loaders, writes=False)
+    times = watch(trainer)
     with clock.phase("predict and stitch"), _evaluating(module):
         trainer.predict(module, loader, return_predictions=False)
-        return {**_arrays(stitcher.result()), "drift": drift}
+        return {**_arrays(stitcher.result()), "drift": drift, "times": times}
 
 
 def _refine(

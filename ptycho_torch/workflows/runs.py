@@ -16,6 +16,7 @@ from typing import Any
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.facade import trainer_kwargs
+from ptycho_exec.facts import MachineFacts
 from ptycho_exec.record import (
     manifest_parts,
     new_run_dir,
@@ -31,6 +32,7 @@ from ptycho_torch.factory import InferencePayload, TrainingPayload
 from ptycho_torch.metrics import Evaluation, evaluate
 from ptycho_torch.report import write_report
 from ptycho_torch.workflows import components
+from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
     output_hashes,
     read_reconstruction,
@@ -45,13 +47,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: where it lies, what it wrote, what came of it, and the seconds of each phase."""
+    """A finished run: where it lies, what it wrote, what came of it, seconds of each phase, advice."""
 
     folder: Path
     written: tuple[Path, ...]
     results: Mapping[str, Any]
     seconds: Mapping[str, float]
     notices: tuple[str, ...] = ()
+    advice: str | None = None
 
 
 def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = lambda _: None) -> Run:
@@ -98,10 +101,26 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
             trained=_trained(results),
             applied=results["applied"],
             drift=results["drift"].to_json(),
-            timings=clock.seconds,
+            **_time_record(clock, results),
             outputs=output_hashes(folder, written),
         )
-    return Run(folder, tuple(written), results, clock.seconds, tuple(notices))
+    return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
+
+
+def _time_record(clock: Clock, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest's blocks about time: seconds of phases, shares of phases and parts, first step."""
+    taken = results.get("times")
+    parts, first = ({}, None) if taken is None else (taken.seconds, taken.first_step_at)
+    record = {"timings": dict(clock.seconds), "shares": shares(Times(clock.seconds, parts))}
+    return record if first is None else {**record, "first_step_at": first}
+
+
+def _advice(clock: Clock, results: Mapping[str, Any], scan: ScanData) -> str | None:
+    taken, settings = results.get("times"), results["plan"].settings
+    parts = {} if taken is None else taken.seconds
+    source = None if scan.source is None else Path(scan.source)
+    times = Times(clock.seconds, parts, limited_threads(settings), source)
+    return advice(times, settings, MachineFacts.probe())
 
 
 def _write_training(
@@ -189,11 +208,11 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
             applied=results["applied"],
             drift=results["drift"].to_json(),
             patterns=len(scan),
-            timings=clock.seconds,
+            **_time_record(clock, results),
             outputs=output_hashes(folder, written),
         )
         written.append(write_run_report(folder))
-    return Run(folder, tuple(written), results, clock.seconds, tuple(notices))
+    return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
 
 
 def knows_object(scan_file: Path) -> bool:
