@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEV := .venv/.installed-dev
 DEMO := demo_run
 
 .PHONY: help demo test lint type format docs bench clean
@@ -11,27 +12,31 @@ help:            ## list the verbs
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)   ## simulate a scan, train, infer, evaluate; pictures in demo_run/
 	$(BIN)/ptycho-torch demo --out $(DEMO)
 
-test: $(STAMP)   ## run all tests
+test: $(DEV)   ## run all tests
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)   ## check style and formatting
+lint: $(DEV)   ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-type: $(STAMP)   ## check types
+type: $(DEV)   ## check types
 	$(BIN)/mypy
 
-format: $(STAMP) ## rewrite formatting
+format: $(DEV) ## rewrite formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)   ## regenerate schema, settings reference and .env.example
+docs: $(DEV)   ## regenerate schema, settings reference and .env.example
 	$(BIN)/ptycho-exec docs
 
 bench: $(STAMP)  ## run the benchmarks; each prints its table
