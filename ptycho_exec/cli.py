@@ -23,6 +23,7 @@ from ptycho_exec.tables import Profile, find_profile, profile_names
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
+    from ptycho_exec.trial import Step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,7 +185,14 @@ def _looked_for(resolution: Resolution) -> Iterator[str]:
 
 
 def check(space: argparse.Namespace) -> int:
-    """Say whether these settings can run on this machine, or on the one whose facts are given."""
+    """Say whether these settings can run on this machine, or on the one whose facts are given.
+
+    With `--probe` one batch is trained and predicted too.
+
+    Returns:
+        0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
+    """
+    _check_usage(space)
     plain = not space.json and not space.annotations
     try:
         resolution = resolve_from(space)
@@ -197,15 +205,66 @@ def check(space: argparse.Namespace) -> int:
         return error.exit_code
     plan = _plan_for(settings, space.facts)
     problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
+    steps = _trial(space, settings) if space.probe is not None and not problems else ()
+    failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
     if space.json:
-        verdict = {"can_run": not problems, "findings": [finding.to_json() for finding in problems]}
-        print(json.dumps({**verdict, **plan.to_json()}, indent=2, default=str))
+        print(json.dumps(_verdict_json(space, plan, steps, [*problems, *failed]), indent=2, default=str))
     elif plain:
         notes = [f"note  {notice}" for notice in resolution.notices]
-        print("\n".join([*map(_fail_line, problems), *notes, *_check_lines(plan)]))
-    if not problems:
+        if problems and space.probe is not None:
+            notes.append("note  probe was not run, because of the problems above")
+        lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *(step.line() for step in steps)]
+        print("\n".join([*lines, _verdict(plan, steps)]))
+    if not problems and not failed:
         return 0
-    blocked = SettingsError.from_findings(problems)
+    return _blocked(space, SettingsError if problems else UserError, [*problems, *failed])
+
+
+def _check_usage(space: argparse.Namespace) -> None:
+    if space.test is not None and space.probe is None:
+        raise SettingsError(
+            "--test is part of --probe", where="command line", fix="give --probe, or leave out --test"
+        )
+    if space.probe is not None and space.facts:
+        raise SettingsError(
+            "--probe runs a batch on this machine, --facts asks about another one",
+            where="command line",
+            fix="choose one of the two",
+        )
+
+
+def _trial(space: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
+    from ptycho_exec.trial import Trial, run_trial
+
+    say = (lambda text: print(text, end="", file=sys.stderr)) if space.debug else None
+    validation = None if space.test is None else _scan(space.test)
+    return run_trial(Trial(settings, _scan(space.probe), validation), say=say)
+
+
+def _scan(word: str) -> str:
+    """Return the absolute path of a scan: the trial runs in a folder of its own."""
+    from ptycho_exec.trial import SIMULATED
+
+    if word == SIMULATED:
+        return word
+    path = Path(word).absolute()
+    if not path.exists():
+        fix = "correct the path, or leave it out for a simulated scan"
+        raise UserError(f"scan not found: {redact(word)}", where="command line", fix=fix)
+    return str(path)
+
+
+def _verdict_json(
+    space: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
+) -> dict[str, Any]:
+    verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
+    probe = {} if space.probe is None else {"probe": [step.to_json() for step in steps]}
+    return {**verdict, **plan.to_json(), **probe}
+
+
+def _blocked(space: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
+    """Return the exit code of a check that failed, after marking its findings in a pull request."""
+    blocked = kind.from_findings(findings)
     if space.annotations:
         raise blocked
     annotate(blocked)
@@ -248,9 +307,14 @@ def _check_lines(plan: Plan) -> Iterator[str]:
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
+
+
+def _verdict(plan: Plan, steps: Sequence[Step]) -> str:
     machine = plan.facts.hostname or "this machine"
-    counts = f"{_count(plan.problems, 'problem')}, {_count(plan.notices, 'note')}"
-    yield f"{'cannot' if plan.problems else 'can'} run on {machine}: {counts}"
+    problems = [*plan.problems, *(step for step in steps if step.failed)]
+    notes = [*plan.notices, *(step for step in steps if step.level == "note")]
+    counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
+    return f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
 
 
 def _count(things: Sequence[object], noun: str) -> str:
@@ -406,6 +470,24 @@ _ANNOTATIONS = (
         "help": "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
     },
 )
+_PROBE = (
+    ("--probe",),
+    {
+        "nargs": "?",
+        "const": "simulated",
+        "metavar": "SCAN",
+        "help": "also run one batch through fit and predict, of this scan or of a simulated one",
+    },
+)
+_TEST = (
+    ("--test",),
+    {
+        "nargs": "?",
+        "const": "simulated",
+        "metavar": "SCAN",
+        "help": "with --probe: validate too, on this scan or on a simulated one",
+    },
+)
 _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
     "show": (
         show,
@@ -430,7 +512,13 @@ _VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]]
     "check": (
         check,
         "say whether these settings can run on this machine or another",
-        [_JSON, _ANNOTATIONS, (("--facts",), {"metavar": "FILE", "help": "facts of another machine"})],
+        [
+            _JSON,
+            _ANNOTATIONS,
+            (("--facts",), {"metavar": "FILE", "help": "facts of another machine"}),
+            _PROBE,
+            _TEST,
+        ],
     ),
     "facts": (facts, "print the facts of this machine as JSON", []),
     "diff": (

@@ -105,3 +105,15 @@ def test_production_settings_are_checked_for_the_cluster(place: Place) -> None:
     done = run_step(place, step["run"], **step["env"])
     assert done.returncode == 2
     assert "::error file=production.toml,line=2::devices=8" in done.stderr
+
+
+def test_one_batch_is_tried_under_the_job_s_variables(place: Place) -> None:
+    (step,) = yaml.safe_load(next(text for _, text in BLOCKS if "--probe" in text))
+    done = run_step(place, step["run"], OMP_NUM_THREADS="1")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "OK    probe metrics: val_loss was logged, for early stopping" in done.stdout
+    assert "OK    probe predict: " in done.stdout
+    monitor = {"PTYCHO_EXEC_CHECKPOINT_MONITOR_METRIC": "val_lossx"}
+    done = run_step(place, step["run"], OMP_NUM_THREADS="1", **monitor)
+    assert done.returncode == 1
+    assert done.stderr.startswith("::error::probe fit: checkpoint_monitor_metric=val_lossx")
