@@ -19,7 +19,7 @@ $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)   ## simulate a scan, train, infer, evaluate; pictures in demo_run/
+demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pictures in demo_run/
 	$(BIN)/ptycho-torch demo --out $(DEMO)
 
 test: $(DEV)   ## run all tests

@@ -83,6 +83,8 @@ DEMO = {
     "probe_aberration_rad": 1.5,
 }
 """A test chart under a structured beam, densely scanned: what a network alone reconstructs in a minute."""
+DEMO_REFINEMENT = 5
+"""Epochs of refinement in the demo: seconds, and the network's object becomes sharp."""
 
 
 def _add_simulate_flags(verb: Parser, kind: str, changed: Mapping[str, float]) -> None:
@@ -260,20 +262,31 @@ def infer(space: argparse.Namespace) -> int:
 
 
 def _add_evaluate(verbs: Any) -> Parser:
-    verb = _verb(verbs, evaluate, "compare a reconstruction with a known object", "OUT --truth SCAN")
-    verb.add_argument("out", type=Path, metavar="OUT", help="output directory of `ptycho-torch infer`")
+    verb = _verb(verbs, evaluate, "compare reconstructions with a known object", "OUT [OUT ...] --truth SCAN")
+    verb.add_argument(
+        "outs",
+        type=Path,
+        nargs="+",
+        metavar="OUT",
+        help="output directories of `ptycho-torch infer`; several are put side by side",
+    )
     verb.add_argument("--truth", type=Path, required=True, metavar="SCAN", help="scan with the true object")
+    verb.add_argument(
+        "--picture", type=Path, metavar="FILE", help="also draw truth and all reconstructions in one PNG"
+    )
     return verb
 
 
 def evaluate(space: argparse.Namespace) -> int:
-    """Write metrics.json and print it as a table."""
-    import_lightning()
-    from ptycho_torch.workflows.runs import score
+    """Write a metrics.json into each directory and print them side by side."""
+    from ptycho_torch.workflows.runs import compare
 
-    result, written = score(space.out, space.truth)
-    _print_metrics(result.to_json())
-    _print_written(written)
+    if space.picture is not None and space.picture.exists():
+        raise UserError(f"{space.picture} exists already", expected="a new file", fix="choose another name")
+    results, written = compare(space.outs, space.truth, space.picture)
+    _print_metrics({name: result.to_json() for name, result in results.items()})
+    for folder in dict.fromkeys(path.parent for path in written):
+        _print_written([path for path in written if path.parent == folder])
     return 0
 
 
@@ -284,7 +297,7 @@ def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
     if not knows_object(scan):
         return ()
     result, written = score(folder, scan)
-    _print_metrics(result.to_json())
+    _print_metrics({"reconstruction": result.to_json()})
     return written
 
 
@@ -292,7 +305,7 @@ def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
 
 
 def _add_demo(verbs: Any) -> Parser:
-    verb = _verb(verbs, demo, "simulate, train, infer and evaluate, with pictures", "")
+    verb = _verb(verbs, demo, "simulate, train, infer, refine and evaluate, with pictures", "")
     verb.add_argument("--out", type=Path, metavar="DIR", help="new directory [demo_run, demo_run_2, ...]")
     _add_simulate_flags(verb, "siemens_star", DEMO)
     add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig, but=("N",))
@@ -303,27 +316,33 @@ def _add_demo(verbs: Any) -> Parser:
 def demo(space: argparse.Namespace) -> int:
     """Do everything once on a simulated scan, with the commands a user would type."""
     folder: Path = space.out or _free_name("demo_run")
-    scan, trained, out = folder / "scan.npz", folder / "train", folder / "infer"
-    flags = _typed(space)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
             f"{folder} exists and is not empty", expected="a new directory", fix="choose another --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    given = {name: getattr(space, name) for name in SIMULATION}
-    made = [f"--{name.replace('_', '-')}={value:g}" for name, value in given.items() if value is not None]
-    steps = [
-        ["simulate", "--out", str(scan), *made, "--object", space.object],
-        ["train", str(scan), "--out", str(trained), "--epochs=20", *flags],
-        ["infer", str(trained), str(scan), "--out", str(out)],
-    ]
-    for step in steps:
+    for step in _demo_steps(space, folder):
         print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
         code = main(step)
         if code:
             return code
-    print(f"\nlook at {out / 'comparison.png'} and {out / 'report.html'}")
+    print(f"\nlook at {folder / 'comparison.png'} and {folder / 'infer' / 'report.html'}")
     return 0
+
+
+def _demo_steps(space: argparse.Namespace, folder: Path) -> list[list[str]]:
+    """Return the demo's commands: the network alone, the network refined, and both beside the truth."""
+    scan, trained, out, refined = (str(folder / name) for name in ("scan.npz", "train", "infer", "refine"))
+    given = {name: getattr(space, name) for name in SIMULATION}
+    made = [f"--{name.replace('_', '-')}={value:g}" for name, value in given.items() if value is not None]
+    picture = str(folder / "comparison.png")
+    return [
+        ["simulate", "--out", scan, *made, "--object", space.object],
+        ["train", scan, "--out", trained, "--epochs=20", *_typed(space)],
+        ["infer", trained, scan, "--out", out],
+        ["infer", trained, scan, "--out", refined, f"--refine={DEMO_REFINEMENT}"],
+        ["evaluate", out, refined, "--truth", scan, "--picture", picture],
+    ]
 
 
 def _free_name(base: str) -> Path:
@@ -367,8 +386,13 @@ def _print_training(finished: Run) -> None:
     _print_end(finished)
 
 
-def _print_metrics(scores: Mapping[str, Any]) -> None:
-    rows = [(name, f"{value:.4g}") for name, value in scores.items() if isinstance(value, float)]
+def _print_metrics(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print one column of numbers per reconstruction; a name above each where there are several."""
+    rows = [("", *scores)] if len(scores) > 1 else []
+    for name in next(iter(scores.values())):
+        values = [score.get(name) for score in scores.values()]
+        if any(isinstance(value, float) for value in values):
+            rows.append((name, *(f"{v:.4g}" if isinstance(v, float) else "-" for v in values)))
     print("\n".join(f"  {line}" for line in table(rows)))
 
 

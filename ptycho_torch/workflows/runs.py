@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,15 +228,39 @@ def knows_object(scan_file: Path) -> bool:
 
 
 def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:
-    """Compare an output directory's reconstruction with the true object of a scan.
+    """Compare an output directory's reconstruction with the true object of a scan; see `compare`."""
+    results, written = compare([folder], truth_file)
+    return results[folder.name], written
 
-    Writes `metrics.json`, a picture of both side by side, their ring correlation, and a new report.
+
+def compare(
+    folders: Sequence[Path], truth_file: Path, picture: Path | None = None
+) -> tuple[dict[str, Evaluation], list[Path]]:
+    """Compare the reconstructions of output directories with the true object of a scan.
+
+    Writes into each directory its `metrics.json`, a picture of truth and reconstruction, their ring
+    correlation, and a new report; and all reconstructions beside the truth into `picture`, where given.
+
+    Returns:
+        the scores by name of the directory (its path where names repeat), and the files written.
 
     Raises:
         DataError: no reconstruction, no truth, or they do not lie on the same canvas.
     """
-    made = read_reconstruction(folder)
     scan = read_scan(truth_file)
+    names = [folder.name for folder in folders]
+    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    made = [read_reconstruction(folder) for folder in folders]
+    results = {label: _scored(one, scan, truth_file) for label, one in zip(labels, made, strict=True)}
+    written = []
+    for folder, result in zip(folders, results.values(), strict=True):
+        written += _write_scores(folder, result, truth_file)
+    if picture is not None:
+        written.append(plots.save_comparison(results, picture))
+    return results, written
+
+
+def _scored(made: Mapping[str, Any], scan: ScanData, truth_file: Path) -> Evaluation:
     if scan.object_guess is None:
         raise DataError(
             "this scan holds no true object",
@@ -244,18 +268,21 @@ def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:
             expected="objectGuess, the object to compare with",
             fix="name a scan with a known object",
         )
-    result = evaluate(
+    return evaluate(
         made["object"], scan.object_guess, coverage=made["coverage"], pixel_size_m=scan.pixel_size_m
     )
+
+
+def _write_scores(folder: Path, result: Evaluation, truth_file: Path) -> list[Path]:
     written = [
         write_json(folder / METRICS, result.to_json()),
         plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
-        plots.save_frc(result.rings, folder / "frc.png", pixel_size_m=scan.pixel_size_m),
+        plots.save_frc(result.rings, folder / "frc.png", pixel_size_m=result.pixel_size_m),
     ]
     if (folder / "manifest.json").is_file():
         write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
         written.append(write_run_report(folder))
-    return result, written
+    return written
 
 
 def write_run_report(folder: Path) -> Path:

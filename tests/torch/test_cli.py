@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ptycho_exec.record import settings_from_manifest
 from ptycho_torch.cli import main
@@ -81,6 +82,43 @@ def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: 
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"run", "out"}, "nothing may land outside the run directories"
+
+
+def test_the_demo_shows_truth_network_and_refined_network_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "demo"
+    assert main(["demo", "--out", str(folder), "--n=32", "--patterns=60", *TINY]) == 0
+    network, refined = (
+        json.loads((folder / name / "metrics.json").read_text()) for name in ("infer", "refine")
+    )
+    assert refined["nrmse"] < 0.5 * network["nrmse"]
+    table = capsys.readouterr().out.rpartition("$ ptycho-torch evaluate")[2].splitlines()
+    assert next(line for line in table if "refine" in line and "infer" in line and "$" not in line)
+    scores = next(line.split() for line in table if line.strip().startswith("nrmse"))
+    assert scores[1:] == [f"{network['nrmse']:.4g}", f"{refined['nrmse']:.4g}"]
+    with (
+        Image.open(folder / "comparison.png") as all_three,
+        Image.open(folder / "infer" / "comparison.png") as only_network,
+    ):
+        assert all_three.width > 1.2 * only_network.width, "one picture more beside the truth"
+
+
+def test_evaluate_tells_equal_names_apart_and_spares_an_existing_picture(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outs = [str(tmp_path / part / "out") for part in ("one", "two")]
+    for epochs, out in enumerate(outs, start=1):
+        words = ["infer", str(scan_file), "--start=flat", f"--refine={epochs}", "--out", out]
+        assert main(words) == 0
+    picture = tmp_path / "both.png"
+    words = ["evaluate", *outs, "--truth", str(scan_file), "--picture", str(picture)]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert all(out in capsys.readouterr().out.splitlines()[0] for out in outs[:1])
+    before = picture.read_bytes()
+    assert main(words) == 1
+    assert picture.read_bytes() == before
 
 
 def test_resume_continues_an_earlier_run(scan_file: Path, tmp_path: Path) -> None:
