@@ -132,6 +132,8 @@ class InferenceConfig(_Science):
     """Weight of a pixel in the stitched object: probe intensity, or all alike."""
     window: Literal["none", "hann"] = "none"
     """Extra taper of each patch towards its edge."""
+    align_phases: bool = True
+    """Turn all patches to a common phase before they are averaged: a single pattern does not tell its own."""
     out_of_canvas: Literal["error", "crop"] = "error"
     """Patches that reach outside the object canvas: refuse, or crop with a counted warning."""
     refine: int = Field(default=0, ge=0)

@@ -297,7 +297,8 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         offsets = grid - grid[:, :1]
         offsets = offsets - torch.round(offsets.mean(dim=1, keepdim=True))
         light = physics.intensity(self.probe).detach()
-        return physics.overlap_constraint(patches, offsets, light + 1e-3 * light.max())
+        trust = light + 1e-3 * light.max()
+        return physics.overlap_constraint(physics.common_phase(patches, offsets, trust), offsets, trust)
 
     def _supervised_error(self, batch: Batch, patches: Tensor, rest: Tensor) -> Tensor:
         if "labels" not in batch:

@@ -194,6 +194,20 @@ def overlap_constraint(patches: Tensor, offsets_px: Tensor, weights: Tensor | No
     return extract_patches(canvas, offsets_px, patches.shape[-1])
 
 
+def common_phase(patches: Tensor, offsets_px: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Turn each patch of a group by the constant phase that brings it closest to the group's average.
+
+    A pattern does not tell the constant phase of its patch, so a merger that is to test agreement must not
+    test that. The phases themselves have no gradient. (B, C, N, N) complex -> (B, C, N, N).
+    """
+    with torch.no_grad():
+        mean = overlap_constraint(patches, offsets_px, weights)
+        trust = torch.ones_like(patches.real) if weights is None else weights
+        agreement = (trust * patches.conj() * mean).sum(dim=_IMAGE, keepdim=True)
+        turn = torch.polar(torch.ones_like(agreement.real), agreement.angle())
+    return patches * turn
+
+
 def split_position(positions_px: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Split positions into the nearest whole-pixel patch origin and the sub-pixel rest.
 

@@ -128,6 +128,12 @@ class Stitcher:
             n_outside=self.n_outside,
         )
 
+    @torch.no_grad()
+    def turn_phase(self, factor: Tensor) -> None:
+        """Multiply what was stitched so far by a unit complex factor, (H, W) or a scalar."""
+        turned = torch.complex(self.canvas[0], self.canvas[1]) * factor.to(self.device)
+        self.canvas[0], self.canvas[1] = turned.real, turned.imag
+
     def _add_chunk(self, patches: Tensor, positions_px: Tensor) -> None:
         trim = (self.n - self.kept) // 2
         # float64: a float32 position of a large canvas is only good to 1e-4 px.

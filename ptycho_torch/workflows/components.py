@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ptycho_exec.errors import DataError, SettingsError
@@ -50,6 +51,7 @@ from ptycho_torch.factory import (
     split_overrides,
     whole_scan,
 )
+from ptycho_torch.phase_alignment import PhaseAligner
 from ptycho_torch.refine import RefineOptions, refine_object
 from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
 from ptycho_torch.workflows.pictures import picture_callbacks
@@ -402,13 +404,15 @@ def _predict_and_stitch(
     with clock.phase("prepare"), _evaluating(module):
         loader = _build_inference_dataloader(scan, science, plan.requested, plan=plan)
         stitcher = _stitcher(scan, module, science.inference, plan.settings)
-        trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(StitchWriter(stitcher),))
+        writer = StitchWriter(stitcher, _aligner(scan, module, science.inference))
+        trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(writer,))
         loaders = {"inference": loader}
         drift = requested_and_effective(trainer, plan.requested, plan, loaders=loaders, writes=False)
     times = watch(trainer)
     with clock.phase("predict and stitch"), _evaluating(module):
         trainer.predict(module, loader, return_predictions=False)
-        return {**_arrays(stitcher.result()), "drift": drift, "times": times}
+        made = {"phases_turned_rad": writer.moved_rad, "drift": drift, "times": times}
+        return {**_arrays(stitcher.result()), **made}
 
 
 def _refine(
@@ -555,12 +559,24 @@ def _stitcher(
     )
 
 
+def _aligner(scan: ScanData, module: Any, inference: InferenceConfig) -> PhaseAligner | None:
+    if not inference.align_phases:
+        return None
+    return PhaseAligner(scan.canvas_shape, scan.n_pixels, probe_weights(module.probe.detach()).cpu())
+
+
 class StitchWriter(BasePredictionWriter):
     """Adds each predicted batch to the canvas at once, so memory does not grow with the scan."""
 
-    def __init__(self, stitcher: Stitcher) -> None:
+    def __init__(self, stitcher: Stitcher, aligner: PhaseAligner | None = None) -> None:
         super().__init__("batch")
         self.stitcher = stitcher
+        self.aligner = aligner
+
+    @property
+    def moved_rad(self) -> float:
+        """Root mean square of the phases by which patches were turned; 0 when none were."""
+        return 0.0 if self.aligner is None else self.aligner.moved_rad
 
     def write_on_batch_end(
         self,
@@ -575,13 +591,27 @@ class StitchWriter(BasePredictionWriter):
         del trainer, pl_module, batch_indices, batch, batch_idx, dataloader_idx
         n = prediction["patches"].shape[-1]
         patches = prediction["patches"].reshape(-1, n, n).cpu()
-        self.stitcher.add(patches, prediction["positions_px"].reshape(-1, 2).cpu())
+        positions = prediction["positions_px"].reshape(-1, 2).cpu()
+        if self.aligner is not None:
+            patches = self.aligner.align(patches, positions)
+        self.stitcher.add(patches, positions)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
-        """Add up the canvases of all processes."""
+        """Take out what phase is left, and add up the canvases of all processes."""
         del pl_module
+        if self.aligner is not None:
+            self.stitcher.turn_phase(self.aligner.field())
+            if trainer.world_size > 1:
+                self._turn_to_first_process(trainer, self.aligner.total)
         if trainer.world_size > 1:
             self.stitcher.canvas = trainer.strategy.reduce(self.stitcher.canvas, reduce_op="sum")
+
+    def _turn_to_first_process(self, trainer: Any, own: Tensor) -> None:
+        """Each process has aligned its own patches; bring them to the phase of the first one's."""
+        device = trainer.strategy.root_device
+        first = trainer.strategy.broadcast(torch.view_as_real(own).to(device), src=0)
+        agreement = torch.vdot(own, torch.view_as_complex(first.cpu()))
+        self.stitcher.turn_phase(torch.polar(torch.ones(()), agreement.angle()))
 
 
 def _arrays(stitched: StitchResult) -> dict[str, Any]:

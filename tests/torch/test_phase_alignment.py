@@ -1,0 +1,127 @@
+"""Patches of a known object with made-up phases get a common phase back, in bounded memory."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ptycho_torch import physics
+from ptycho_torch.phase_alignment import PhaseAligner
+from ptycho_torch.stitch import Stitcher
+
+N, CANVAS = 32, (96, 128)
+
+
+@pytest.fixture
+def scene() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Object with slow and strong phase changes, its patches on whole pixels, their positions, weights."""
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, extent) for extent in CANVAS), indexing="ij")
+    obj = torch.polar(1 - 0.3 * x * y, 3 * torch.sin(5 * x) + 2 * torch.cos(4 * y))
+    corners = torch.cartesian_prod(torch.arange(0, 65, 6), torch.arange(0, 97, 6))
+    patches = torch.stack([obj[a : a + N, b : b + N] for a, b in corners.tolist()])
+    radius = (torch.arange(N) - (N - 1) / 2).square()
+    weights = torch.exp(-(radius[:, None] + radius) / (2 * 6.0**2))
+    return obj, patches, corners + (N - 1) / 2, weights
+
+
+def stitched(patches: Tensor, positions: Tensor, weights: Tensor, *, align: bool, batch: int = 16) -> Tensor:
+    stitcher = Stitcher(CANVAS, N, weights=weights)
+    aligner = PhaseAligner(CANVAS, N, weights)
+    for part, place in zip(patches.split(batch), positions.split(batch), strict=True):
+        stitcher.add(aligner.align(part, place) if align else part, place)
+    if align:
+        stitcher.turn_phase(aligner.field())
+    return stitcher.result().object
+
+
+def error(made: Tensor, truth: Tensor) -> float:
+    """NRMSE after one global phase, over the covered part."""
+    inside = made != 0
+    turn = torch.vdot(made[inside], truth[inside])
+    gap = made[inside] * turn / turn.abs() - truth[inside]
+    return float(gap.abs().square().mean().sqrt() / truth[inside].abs().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("batch", [1, 16, 1000])
+def test_random_phases_are_undone_whatever_the_batches(scene, batch):
+    obj, patches, positions, weights = scene
+    generator = torch.Generator().manual_seed(1)
+    phases = 2 * math.pi * torch.rand(len(patches), generator=generator)
+    wrong = patches * torch.polar(torch.ones_like(phases), phases)[:, None, None]
+    assert error(stitched(wrong, positions, weights, align=False), obj) > 0.5
+    assert error(stitched(wrong, positions, weights, align=True, batch=batch), obj) < 0.05
+
+
+def test_patches_without_their_mean_phase_give_the_slow_phase_back(scene):
+    """What a network predicts that sees one pattern at a time."""
+    obj, patches, positions, weights = scene
+    mean = (weights * patches).sum(dim=(1, 2))
+    flattened = patches * (mean.conj() / mean.abs())[:, None, None]
+    assert error(stitched(flattened, positions, weights, align=False), obj) > 0.3
+    assert error(stitched(flattened, positions, weights, align=True), obj) < 0.05
+
+
+def test_patches_that_agree_are_hardly_changed(scene):
+    obj, patches, positions, weights = scene
+    made = stitched(patches, positions, weights, align=True)
+    assert error(made, obj) < 0.02
+    flat = torch.ones_like(patches)
+    torch.testing.assert_close(
+        stitched(flat, positions, weights, align=True), stitched(flat, positions, weights, align=False)
+    )
+
+
+def test_a_scan_in_random_order_is_aligned_as_well(scene):
+    obj, patches, positions, weights = scene
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(patches)))
+    mean = (weights * patches).sum(dim=(1, 2))
+    flattened = patches * (mean.conj() / mean.abs())[:, None, None]
+    assert error(stitched(flattened[order], positions[order], weights, align=True), obj) < 0.05
+
+
+def test_two_parts_of_a_scan_that_do_not_touch_are_each_aligned(scene):
+    _, patches, positions, weights = scene
+    left, right = positions[:, 1] < 30, positions[:, 1] > 97
+    both = left | right
+    aligner = PhaseAligner(CANVAS, N, weights)
+    turned = aligner.align(patches[both] * 1j, positions[both])
+    torch.testing.assert_close(turned, patches[both] * 1j, atol=0.03, rtol=0)
+
+
+def test_memory_per_patch_is_a_small_part_of_the_patch(scene):
+    _, patches, positions, weights = scene
+    aligner = PhaseAligner(CANVAS, N, weights)
+    aligner.align(patches, positions)
+    kept = aligner._kept[0]
+    per_patch = sum(t.element_size() * t[0].numel() for t in (kept.sums, kept.corners))
+    assert per_patch < 0.3 * patches.element_size() * N * N
+
+
+def test_patches_beyond_the_canvas_are_accepted(scene):
+    _, patches, _, weights = scene
+    aligner = PhaseAligner(CANVAS, N, weights)
+    far = torch.tensor([[-200.0, -200.0], [500.0, 500.0], [-10.0, 40.0]])
+    assert torch.isfinite(torch.view_as_real(aligner.align(patches[:3], far))).all()
+    assert aligner.field().shape == CANVAS
+
+
+def test_no_patches_turn_nothing():
+    aligner = PhaseAligner(CANVAS, N, torch.ones(N, N))
+    assert (aligner.field() == 1).all()
+    assert aligner.moved_rad == 0
+
+
+def test_a_group_with_phases_of_its_own_merges_as_one_without(scene):
+    _, patches, positions, weights = scene
+    group, offsets = patches[None, :4], positions[None, :4] - positions[:4].mean(dim=0).round()
+    turned = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
+    merged = physics.overlap_constraint(group, offsets, weights)
+    again = physics.overlap_constraint(physics.common_phase(turned, offsets, weights), offsets, weights)
+    lit = weights > 0.1
+    plain = physics.overlap_constraint(turned, offsets, weights)
+    size = merged[..., lit].abs()
+    assert (again[..., lit].abs() - size).abs().max() < 0.25 * (plain[..., lit].abs() - size).abs().max()
