@@ -4,11 +4,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 DEMO := demo_run
+LOWEST := .venv-lowest
 
-.PHONY: help demo test lint type format docs bench clean
+.PHONY: help demo test test-lowest wiring lint type format docs bench clean
 
 help:            ## list the verbs
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +25,21 @@ demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pictures in
 
 test: $(DEV)   ## run all tests
 	$(BIN)/python -m pytest
+
+# The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
+$(LOWEST)/.installed: constraints-lowest.txt $(DEV)
+	@test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement constraints-lowest.txt
+	@for site in $(LOWEST)/lib/python*/site-packages; do \
+		echo "import site; site.addsitedir('$(CURDIR)/.venv/$${site#$(LOWEST)/}')" > $$site/ordinary.pth; done
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest supported versions
+	$(LOWEST)/bin/python -m pytest --quiet tests/exec/test_facade.py tests/exec/test_callbacks.py \
+		tests/exec/test_settings.py tests/exec/test_sources.py tests/wiring -k 'not compiled and not cut_wire'
+
+wiring: $(DEV)   ## cut the wire of every setting in turn: a test must notice; writes docs/wiring.md
+	$(BIN)/python tests/wiring/cut.py
 
 lint: $(DEV)   ## check style and formatting
 	$(BIN)/ruff check .
@@ -43,5 +59,5 @@ bench: $(STAMP)  ## run the benchmarks; each prints its table
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:           ## remove the environment, caches and demo results
-	rm -rf .venv $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
