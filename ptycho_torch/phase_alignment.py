@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCKS = 16
 """Blocks along the side of a patch."""
-ARRIVING = 16
-"""Patches that are aligned at once on arrival; the fewer, the more does each rest on what came before."""
-PASSES = 300
+PASSES = 100
 TOLERANCE_RAD = 1e-3
 _DARK = 1e-6
 
@@ -62,19 +62,28 @@ class PhaseAligner:
 
     @torch.no_grad()
     def align(self, patches: Tensor, positions_px: Tensor) -> Tensor:
-        """Turn patches (B, N, N) complex at positions_px (B, 2) to the phase of those that came before."""
-        parts = zip(torch.split(patches, ARRIVING), torch.split(positions_px, ARRIVING), strict=True)
-        return torch.cat([self._align_some(part, place) for part, place in parts])
+        """Turn patches (B, N, N) complex at positions_px (B, 2) to the phase of those that came before.
 
-    def _align_some(self, patches: Tensor, positions_px: Tensor) -> Tensor:
+        One after the other, so that the result does not depend on how a scan is cut into batches.
+        """
         corners = self._corners(positions_px.cpu())
         sums, index = self._block_sums(patches.cpu(), corners), self._block_index(corners)
-        self.light = _added(self.light, index, self._block_weights(corners))
-        turn = self._settle(sums, index)
-        self.total = _added(self.total, index, _turned(sums, turn))
+        turn = torch.from_numpy(self._turns(sums, index, self._block_weights(corners)))
         self._kept.append(_Sums(_turned(sums, turn), corners))
         self._moved.append(turn.angle())
         return _turned(patches, turn.to(patches.device))
+
+    def _turns(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
+        """Turn patches (B,) one by one and add them up; numpy, whose small operations cost less."""
+        total, light = self.total.numpy(), self.light.numpy()
+        turns = np.ones(len(sums), dtype=np.complex64)
+        rows = zip(*(part.flatten(1).numpy() for part in (sums, index, weights)), strict=True)
+        for j, (own, blocks, weight) in enumerate(rows):
+            agreement = np.vdot(own, total[blocks] / np.maximum(light[blocks], _DARK))
+            turns[j] = agreement / abs(agreement) if agreement else 1
+            total[blocks] += own * turns[j]  # no block appears twice in one patch
+            light[blocks] += weight
+        return turns
 
     @torch.no_grad()
     def field(self) -> Tensor:
@@ -85,7 +94,6 @@ class PhaseAligner:
         corners = torch.cat([kept.corners for kept in self._kept])
         index = self._block_index(corners)
         empty = torch.zeros_like(self.total)
-        self.total = empty
         turn = self._settle(sums, index)
         self.total = _added(empty, index, _turned(sums, turn))
         weights = torch.cat([self._block_weights(kept.corners) for kept in self._kept])
@@ -101,7 +109,7 @@ class PhaseAligner:
         turn = torch.ones(len(sums), dtype=torch.complex64)
         light = self.light.clamp_min(_DARK)
         for _ in range(PASSES):
-            mean = _added(self.total, index, _turned(sums, turn)) / light
+            mean = _added(torch.zeros_like(self.total), index, _turned(sums, turn)) / light
             before, turn = turn, _phase_towards(mean, sums, index)
             if float((turn * before.conj()).angle().abs().max()) < TOLERANCE_RAD:
                 break
