@@ -1,4 +1,4 @@
-"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, rerun, demo.
+"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, tune, rerun, demo.
 
 Every execution setting and every science field is a flag. Heavy packages are imported by the command that
 needs them, after its arguments and settings are known to be right.
@@ -302,6 +302,55 @@ def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
     return written
 
 
+# --- tune ------------------------------------------------------------------------------------------------
+
+
+def _add_tune(verbs: Any) -> Parser:
+    verb = _verb(verbs, tune, "measure which settings are fastest for a scan on this machine", "SCAN")
+    verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to work on")
+    verb.add_argument("--out", type=Path, default=Path("tuned.toml"), metavar="FILE", help="[tuned.toml]")
+    verb.add_argument("--budget", default="60s", metavar="TIME", help="for all trials, as 60s or 5m [60s]")
+    verb.add_argument("--memory", metavar="SIZE", help="for each trial, as 800M or 2G; none sets no limit")
+    verb.add_argument(
+        "--numerics", action="store_true", help="also try what can change results: threads, precision ..."
+    )
+    add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig)
+    add_settings_flags(verb)
+    return verb
+
+
+def tune(space: argparse.Namespace) -> int:
+    """Print a table of trials, and write a settings file with each value's reason."""
+    from ptycho_exec.facts import MachineFacts
+    from ptycho_torch import tune as tuner
+    from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
+
+    settings = ExecutionSettings.from_resolution(
+        resolve_from(space, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
+    )
+    if space.out.exists():
+        raise tuner.refuse_existing(space.out)
+    payload = create_training_payload(space.scan, space.out, science_given(space), settings)
+    print(tuner.line(("setting", "value", "task", "patterns/s", "MiB", "")), flush=True)
+    tuning = tuner.Tuning(
+        space.scan,
+        payload.settings,
+        payload.science,
+        MachineFacts.probe(),
+        tuner.seconds_of(space.budget),
+        None if space.memory is None else tuner.mib_of(space.memory),
+        space.numerics,
+        lambda row: print(tuner.line(tuner.table_row(row)), flush=True),
+    )
+    if not tuner.tune(tuning):
+        raise UserError("no trial worked", fix="see the table above; try the command train on its own")
+    if any(row.reason == tuner.SPENT for row in tuning.rows):
+        print("a longer --budget would try the rest")
+    tuner.write_profile(space.out, tuner.profile_text(tuning))
+    print(f"wrote {space.out}: use it with --settings {space.out}")
+    return 0
+
+
 # --- rerun -----------------------------------------------------------------------------------------------
 
 
@@ -411,6 +460,7 @@ ADD_VERBS = (
     _add_train,
     _add_infer,
     _add_evaluate,
+    _add_tune,
     _add_rerun,
     _add_demo,
 )
