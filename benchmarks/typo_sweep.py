@@ -86,9 +86,12 @@ def first_suggestion(findings: Any) -> str | None:
     """Return the field that the first finding expects; None without a finding."""
     if not findings:
         return None
-    first = findings[0].expected.split(" or ")[0]
-    bare = first.removeprefix("--").replace("-", "_").lower().removeprefix("ptycho_exec_")
-    return bare.split(" ")[0]
+    return bare(findings[0].expected.split(" or ")[0]).split(" ")[0]
+
+
+def bare(name: str) -> str:
+    """Return the field that a flag or a variable names."""
+    return name.removeprefix("--").replace("-", "_").lower().removeprefix("ptycho_exec_")
 
 
 def _resolved(**request: Any) -> str | None:
@@ -171,7 +174,7 @@ def sweep(tellers: Mapping[str, tuple[str, Teller]], share: float = 1.0) -> dict
         known = {spelling(form, name) for name in field_specs()}
         for name in field_specs():
             for slip in slips(spelling(form, name), name, known):
-                if slip.name.lower() in RETIRED or draw.random() > share:
+                if bare(slip.name) in RETIRED or draw.random() > share:
                     continue  # a retired name has a remedy of its own
                 tally.add(slip, tell(slip.name))
     return tallies

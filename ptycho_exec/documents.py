@@ -6,9 +6,10 @@ import io
 import json
 import re
 import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -55,10 +56,11 @@ class Document:
         return f"in [{'.'.join(self.table)}]" if self.table else "at the top of the file, before every table"
 
     def origin(self, path: KeyPath, *, kind: Kind | None = None, place: str | None = None) -> Origin:
+        value = self.value_at(path)
         return Origin(
             kind or self.kind,
             place or self.place(path),
-            self.value_at(path),
+            list(value) if isinstance(value, list) else value,  # the parsed document is kept and read again
             file=self.path,
             line=self.line(path),
         )
@@ -152,9 +154,13 @@ class _ParseError(Exception):
         self.cause = cause
 
 
+_parsed_toml = lru_cache(maxsize=8)(tomllib.loads)
+"""Documents are only read, so the same text need not be parsed for each resolution."""
+
+
 def _toml(text: str) -> Any:
     try:
-        return tomllib.loads(text)
+        return _parsed_toml(text)
     except (ValueError, RecursionError) as error:
         raise _ParseError(error) from error
 
@@ -179,7 +185,7 @@ def _yaml(text: str) -> Any:
 _PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _toml, "YAML": _yaml, "JSON": _json}
 
 
-def _line_finder(path: str) -> Callable[[str], tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]]:
+def _line_finder(path: str) -> Callable[[str], tuple[Mapping[KeyPath, int], list[tuple[KeyPath, int]]]]:
     return {"JSON": json_lines, "YAML": yaml_lines}.get(syntax(path), lambda text: (toml_lines(text), []))
 
 
@@ -292,7 +298,7 @@ def speaks_of(table: KeyPath) -> Callable[[Path], bool]:
         if not any(_alike(word, table[-1]) for word in words):
             return False
         try:
-            data = tomllib.loads(text)
+            data = _parsed_toml(text)
         except (ValueError, RecursionError):
             return True  # reading it reports what is wrong
         return bool(near_tables(data, table)) or _inner(data, table) != {}
@@ -334,25 +340,37 @@ def read_dotenv(
 
     A line that is no assignment is a finding when it may be ours, a notice when it is another program's.
     """
-    from dotenv.parser import parse_stream
     from dotenv.variables import parse_variables
 
     content = _read_text(path, findings)
     rows: list[Assigned] = []
     known: dict[str, str | None] = {}
-    for binding in parse_stream(io.StringIO(content or "")):
-        line = binding.original.line + _blank_rows(binding.original.string)
-        ours = (binding.key or "").upper().startswith("PTYCHO_EXEC")
-        if binding.error and not _OURS.search(binding.original.string):
+    scope: Any = ChainMap(dict(environ), known)
+    for key, value, string, line, error in _bindings(content or ""):
+        ours = (key or "").upper().startswith("PTYCHO_EXEC")
+        if error and not _OURS.search(string):
             notices.append(f"line {line} of {path} is no assignment and was passed over")
-        elif binding.error or (binding.value is None and ours):
-            findings.append(_malformed(path, line, binding.key if ours else None))
-        elif binding.key is not None:
-            scope = {**known, **environ}
-            text = "".join(atom.resolve(scope) for atom in parse_variables(binding.value or ""))
-            known[binding.key] = text
-            rows.append(Assigned(binding.key, text, line))
+        elif error or (value is None and ours):
+            findings.append(_malformed(path, line, key if ours else None))
+        elif key is not None:
+            text = value or ""
+            if "$" in text:
+                text = "".join(atom.resolve(scope) for atom in parse_variables(text))
+            known[key] = text
+            rows.append(Assigned(key, text, line))
     return rows
+
+
+@lru_cache(maxsize=8)
+def _bindings(content: str) -> tuple[tuple[str | None, str | None, str, int, bool], ...]:
+    """Return name, value, original text, line and whether it is no assignment, for each part of a `.env`."""
+    from dotenv.parser import parse_stream
+
+    return tuple(
+        (part.key, part.value, original.string, original.line + _blank_rows(original.string), part.error)
+        for part in parse_stream(io.StringIO(content))
+        for original in (part.original,)
+    )
 
 
 def _blank_rows(text: str) -> int:

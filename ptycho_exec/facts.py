@@ -18,10 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.plugins import without_plugins
 
 PACKAGES = (
     "ptycho-exec",
@@ -78,7 +79,9 @@ print("FACTS" + json.dumps({"gpus": gpus, "mps": torch.backends.mps.is_available
 
 
 class _Plain(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, hide_input_in_errors=True, defer_build=True
+    )
 
 
 class Gpu(_Plain):
@@ -129,7 +132,7 @@ class MachineFacts(_Plain):
     gpu_note: str = ""
     compiler: str | None = None
     packages: dict[str, str] = {}
-    launcher: Launcher = Launcher()
+    launcher: Launcher = Field(default_factory=Launcher)
     notebook: bool = False
     terminal: bool = False
 
@@ -189,6 +192,11 @@ class MachineFacts(_Plain):
     def has(self, *packages: str) -> bool:
         """Tell whether any of `packages` is installed."""
         return any(name in self.packages for name in packages)
+
+
+with without_plugins():
+    for _model in (Gpu, Launcher, MachineFacts):
+        _model.model_rebuild(force=True)
 
 
 def _finding(path: str | Path, item: ErrorDetails) -> Finding:

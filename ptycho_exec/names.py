@@ -116,8 +116,9 @@ def unknown_name(
 
 def _expected(name: str, candidates: Sequence[str], close: Sequence[str], noun: str) -> str:
     new = _renamed(name, candidates)
+    slip = [c for c in close if c != new and distance(_bare(name), _bare(c)) == 1]  # device, or devices?
     if new or close:
-        return new or " or ".join(close)
+        return " or ".join([new, *slip] if new else close)
     listed = "--help" if noun == "flag" else "`ptycho-exec show`"
     return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
 

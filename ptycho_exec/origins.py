@@ -11,6 +11,8 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from ptycho_exec.errors import Finding
@@ -133,31 +135,61 @@ class _Lines:
         self.found.setdefault(path, line)
 
 
-def toml_lines(text: str) -> dict[KeyPath, int]:
+# Most rows are a header or an assignment of one line with a plain name; they need no parser.
+_PLAIN_HEADER = re.compile(r"[ \t]*\[([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\][ \t]*(?:#.*)?\r?")
+_PLAIN_VALUE = r"""(?:"[^"\\]*"|'[^']*'|[^\s"'\[{#][^"'\[{#]*)"""
+_PLAIN_ROW = re.compile(rf"[ \t]*([A-Za-z0-9_-]+)[ \t]*=[ \t]*{_PLAIN_VALUE}[ \t]*(?:#.*)?\r?")
+_EMPTY_ROW = re.compile(r"[ \t]*(?:#.*)?\r?")
+
+
+@lru_cache(maxsize=16)
+def toml_lines(text: str) -> Mapping[KeyPath, int]:
     """Return the line on which each key of a valid TOML document starts, tables included.
 
-    Grows a chunk line by line until `tomllib` accepts it, so strings and arrays over several lines,
-    dotted keys and inline tables are exactly as TOML defines them.
+    Where a row is not plain, a chunk grows line by line until `tomllib` accepts it, so strings and arrays
+    over several lines, dotted keys and inline tables are exactly as TOML defines them.
     """
-    lines = _Lines()
+    found: dict[KeyPath, int] = {}
     table: KeyPath = ()
     chunk, start = "", 0
     for number, row in enumerate(text.split("\n"), 1):
-        chunk, start = (f"{chunk}\n{row}", start) if chunk else (row, number)
-        try:
-            parsed = tomllib.loads(chunk)
-        except tomllib.TOMLDecodeError:
-            continue
-        if parsed and chunk.lstrip().startswith("["):
-            table = _table_path(parsed)
-            for depth in range(1, len(table) + 1):
-                lines.found.setdefault(table[:depth], start)
-        else:
-            for path in _leaf_paths(parsed):
-                for depth in range(len(table) + 1, len(table + path) + 1):
-                    lines.found.setdefault((table + path)[:depth], start)
+        statement = None if chunk else _plain_statement(row)
+        if statement is None:
+            chunk, start = (f"{chunk}\n{row}", start) if chunk else (row, number)
+            statement = _parsed_statement(chunk)
+            if statement is None:
+                continue
+        header, paths = statement
+        table = paths[0] if header else table
+        for path in paths:
+            whole = path if header else table + path
+            for depth in range(1 if header else len(table) + 1, len(whole) + 1):
+                found.setdefault(whole[:depth], start if chunk else number)
         chunk = ""
-    return lines.found
+    return MappingProxyType(found)
+
+
+_Statement = tuple[bool, tuple[KeyPath, ...]]
+"""Whether it is a table's header, and the table's path, or those of the keys that it assigns."""
+
+
+def _plain_statement(row: str) -> _Statement | None:
+    if match := _PLAIN_ROW.fullmatch(row):
+        return False, ((match[1],),)
+    if match := _PLAIN_HEADER.fullmatch(row):
+        return True, (tuple(match[1].split(".")),)
+    return (False, ()) if _EMPTY_ROW.fullmatch(row) else None
+
+
+def _parsed_statement(chunk: str) -> _Statement | None:
+    """Return what a chunk says when it is complete."""
+    try:
+        parsed = tomllib.loads(chunk)
+    except tomllib.TOMLDecodeError:
+        return None
+    if parsed and chunk.lstrip().startswith("["):
+        return True, (_table_path(parsed),)
+    return False, tuple(_leaf_paths(parsed))
 
 
 def _table_path(parsed: Mapping[str, Any]) -> KeyPath:

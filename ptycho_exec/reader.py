@@ -52,11 +52,11 @@ class Request:
 
 
 class Reader:
-    """One resolution's view of the world."""
+    """One resolution's view of the world; the environment is as it was at its beginning."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.environ: Mapping[str, str] = os.environ if request.environ is None else request.environ
+        self.environ = dict(os.environ if request.environ is None else request.environ)
         self.looked: list[Looked] = []
         self.findings: list[Finding] = []
         self.notices: list[str] = []

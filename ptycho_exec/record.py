@@ -225,8 +225,10 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def settings_from_manifest(path: str | Path) -> ExecutionSettings:
+def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ExecutionSettings:
     """Rebuild the settings that a run was asked for, reading nothing but its manifest.
+
+    `overrides` win over it, and stand in for credentials that the manifest hides.
 
     Raises:
         UserError: there is no manifest. SettingsError: a credential in it was hidden.
@@ -235,6 +237,8 @@ def settings_from_manifest(path: str | Path) -> ExecutionSettings:
     intent = read_manifest(target).get("intent")
     if not isinstance(intent, dict):
         raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
+    given = dict(overrides or {})
+    intent = {name: value for name, value in intent.items() if name not in given}
     hidden = [name for name, value in intent.items() if isinstance(value, str) and "***" in value]
     if hidden:
         raise SettingsError(
@@ -242,7 +246,8 @@ def settings_from_manifest(path: str | Path) -> ExecutionSettings:
             where=str(target),
             fix="give the value again, as an argument",
         )
-    return ExecutionSettings.from_values(intent, place=str(target))
+    settings = ExecutionSettings.from_values(intent, place=str(target))
+    return settings.with_overrides(**given) if given else settings
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:

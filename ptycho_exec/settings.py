@@ -26,9 +26,12 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError
+from ptycho_exec.plugins import without_plugins
+
+with without_plugins():
+    from pydantic_settings import BaseSettings, InitSettingsSource, SettingsConfigDict
 
 if TYPE_CHECKING:
     from ptycho_exec.origins import Origin, Resolution
@@ -133,6 +136,7 @@ class ExecutionSettings(BaseSettings):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,
         validate_default=False,
+        defer_build=True,  # until below, where no plugin is asked
     )
 
     # --- where the computation runs
@@ -344,6 +348,10 @@ class ExecutionSettings(BaseSettings):
 
         for name, value in self.__dict__.items():
             yield name, redact(value)
+
+
+with without_plugins():
+    ExecutionSettings.model_rebuild(force=True)
 
 
 def malformed(values: Mapping[str, Any]) -> list[str]:

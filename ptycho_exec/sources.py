@@ -113,7 +113,7 @@ def from_dotenv(reader: Reader) -> Layer:
     file, seen = str(reader.cwd / ".env"), dict[str, int]()
     for name, text, line in reader.dotenv:
         take_variable(layer, Kind.DOTENV, name, text, file=file, line=line)
-        bare = unprefixed(Origin(Kind.DOTENV, name, file=file, line=line))
+        bare = unprefixed(name, file, line)
         layer.findings += [bare] if bare else []
         if name in seen and name.startswith(ENV_PREFIX):
             layer.findings.append(_again(name, file, line, seen[name]))

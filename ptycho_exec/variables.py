@@ -23,15 +23,21 @@ def take_variable(
     layer: Layer, kind: Kind, name: str, text: str, *, file: str | None = None, line: int | None = None
 ) -> None:
     """Put a variable into the layer: a value, a finding when it is misspelt, nothing when it is foreign."""
-    origin = Origin(kind, name, raw=text, file=file, line=line)
-    if not name.upper().replace("-", "_").startswith(ENV_PREFIX):
+    if not _folded(name).startswith(ENV_PREFIX):
         meant = misspelt_prefix(name)
         if meant:
-            layer.findings.append(_wrong_prefix(origin, meant))
-    elif name in _by_variable() or name in (SETTINGS_FILE_VARIABLE, PROFILE_VARIABLE):
+            layer.findings.append(_wrong_prefix(Origin(kind, name, file=file, line=line), meant))
+        return
+    origin = Origin(kind, name, raw=text, file=file, line=line)
+    if name in _by_variable() or name in (SETTINGS_FILE_VARIABLE, PROFILE_VARIABLE):
         _take_ours(layer, origin, text)
     elif not _SERVICE_LINK.search(name.removeprefix(ENV_PREFIX)):
         layer.findings.append(unknown_name(name, our_variables(), where=_where(origin), file=file, line=line))
+
+
+@lru_cache(maxsize=4096)
+def _folded(name: str) -> str:
+    return name.upper().replace("-", "_")
 
 
 def _take_ours(layer: Layer, origin: Origin, text: str) -> None:
@@ -83,7 +89,7 @@ def misspelt_prefix(name: str) -> str | None:
     One slip destroys at most three of the pairs of letters that make up the prefix, so that few names of
     other programs come as far as the slow comparison.
     """
-    folded = name.upper().replace("-", "_")
+    folded = _folded(name)
     if len(_pairs(folded[: len(ENV_PREFIX) + 2]) & _PREFIX_PAIRS) < 6:
         return None
     for variable in our_variables():
@@ -105,16 +111,16 @@ def _wrong_prefix(origin: Origin, meant: str) -> Finding:
     )
 
 
-def unprefixed(origin: Origin) -> Finding | None:
+def unprefixed(name: str, file: str, line: int) -> Finding | None:
     """Return the finding about a `.env` line that names a field without the prefix, if it does."""
-    spec = field_specs().get(origin.place.lower().replace("-", "_"))
+    spec = field_specs().get(_folded(name).lower())
     if spec is None:
         return None
     return Finding(
-        f"{origin.place} in .env sets nothing: it lacks the prefix",
-        where=_where(origin),
+        f"{name} in .env sets nothing: it lacks the prefix",
+        where=f"{file}:{line}",
         expected=spec.variable,
         fix=f"rename it to {spec.variable}",
-        file=origin.file or "",
-        line=origin.line or 0,
+        file=file,
+        line=line,
     )

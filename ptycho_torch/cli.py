@@ -1,4 +1,4 @@
-"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, demo.
+"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, tune, rerun, demo.
 
 Every execution setting and every science field is a flag. Heavy packages are imported by the command that
 needs them, after its arguments and settings are known to be right.
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptycho_exec.cli import resolve_from, table
-from ptycho_exec.errors import UserError
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.flags import Parser, add_settings_flags, run
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields import decode_text, field_specs, text_of
+from ptycho_exec.flags import Parser, add_settings_flags, flags_given, run
 from ptycho_exec.origins import Kind, redact
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
@@ -26,6 +26,7 @@ from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.science_flags import add_science_flags, science_given
 
 if TYPE_CHECKING:
+    from ptycho_torch.workflows.rerun import Compared
     from ptycho_torch.workflows.runs import Run
 
 STARTED = time.perf_counter()
@@ -47,7 +48,7 @@ def build_parser() -> Parser:
         prog="ptycho-torch", description="Physics-informed reconstruction of ptychographic scans."
     )
     verbs = parser.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
-    for add in (_add_simulate, _add_inspect, _add_convert, _add_train, _add_infer, _add_evaluate, _add_demo):
+    for add in ADD_VERBS:
         verb = add(verbs)
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -301,6 +302,98 @@ def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
     return written
 
 
+# --- tune ------------------------------------------------------------------------------------------------
+
+
+def _add_tune(verbs: Any) -> Parser:
+    verb = _verb(verbs, tune, "measure which settings are fastest for a scan on this machine", "SCAN")
+    verb.add_argument("scan", type=Path, metavar="SCAN", help="the scan to work on")
+    verb.add_argument("--out", type=Path, default=Path("tuned.toml"), metavar="FILE", help="[tuned.toml]")
+    verb.add_argument("--budget", default="60s", metavar="TIME", help="for all trials, as 60s or 5m [60s]")
+    verb.add_argument("--memory", metavar="SIZE", help="for each trial, as 800M or 2G; none sets no limit")
+    verb.add_argument(
+        "--numerics", action="store_true", help="also try what can change results: threads, precision ..."
+    )
+    add_science_flags(verb, DataConfig, ModelConfig, TrainingConfig)
+    add_settings_flags(verb)
+    return verb
+
+
+def tune(space: argparse.Namespace) -> int:
+    """Print a table of trials, and write a settings file with each value's reason."""
+    from ptycho_exec.facts import MachineFacts
+    from ptycho_torch import tune as tuner
+    from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
+
+    settings = ExecutionSettings.from_resolution(
+        resolve_from(space, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
+    )
+    if space.out.exists():
+        raise tuner.refuse_existing(space.out)
+    payload = create_training_payload(space.scan, space.out, science_given(space), settings)
+    print(tuner.line(("setting", "value", "task", "patterns/s", "MiB", "")), flush=True)
+    tuning = tuner.Tuning(
+        space.scan,
+        payload.settings,
+        payload.science,
+        MachineFacts.probe(),
+        tuner.seconds_of(space.budget),
+        None if space.memory is None else tuner.mib_of(space.memory),
+        space.numerics,
+        lambda row: print(tuner.line(tuner.table_row(row)), flush=True),
+    )
+    if not tuner.tune(tuning):
+        raise UserError("no trial worked", fix="see the table above; try the command train on its own")
+    if any(row.reason == tuner.SPENT for row in tuning.rows):
+        print("a longer --budget would try the rest")
+    tuner.write_profile(space.out, tuner.profile_text(tuning))
+    print(f"wrote {space.out}: use it with --settings {space.out}")
+    return 0
+
+
+# --- rerun -----------------------------------------------------------------------------------------------
+
+
+def _add_rerun(verbs: Any) -> Parser:
+    verb = _verb(verbs, rerun, "repeat a training or inference from its manifest alone", "RUN [--verify]")
+    verb.add_argument("run", type=Path, metavar="RUN", help="run directory, or its manifest.json alone")
+    verb.add_argument("--out", type=Path, metavar="NEW", help="new directory [RUN-rerun, RUN-rerun-2, ...]")
+    verb.add_argument(
+        "--verify", action="store_true", help="compare data and results with the run; exit 1 if they differ"
+    )
+    verb.add_argument("--data", type=Path, metavar="SCAN", help="where the scan is now, if it was moved")
+    verb.add_argument("--test", type=Path, metavar="SCAN", help="the same for the validation scan")
+    verb.add_argument("--model", type=Path, metavar="RUN", help="the same for the model of an inference")
+    verb.add_argument(
+        "--resume", type=Path, metavar="RUN", help="the same for the checkpoint it went on from"
+    )
+    add_settings_flags(verb)
+    return verb
+
+
+def rerun(space: argparse.Namespace) -> int:
+    """Repeat a run; files and variables of this place take no part, flags typed here do."""
+    given = {name: decode_text(field_specs()[name], text) for name, text in flags_given(space).items()}
+    if space.settings or space.profile:
+        raise SettingsError(
+            "a rerun takes its settings from the manifest",
+            where="flag --settings" if space.settings else "flag --profile",
+            expected="flags of single settings at most",
+            fix="leave it out, or start a new run with train or infer",
+        )
+    import_lightning()
+    from ptycho_torch.workflows import rerun as again
+
+    places = again.Places(space.data, space.test, space.model, space.resume)
+    finished = again.rerun(space.run, space.out, places=places, overrides=given, say=print)
+    _print_end(finished)
+    if not space.verify:
+        return 0
+    rows = again.verify(space.run, finished.folder)
+    _print_verification(rows)
+    return 0 if again.repeated(rows) else 1
+
+
 # --- demo ------------------------------------------------------------------------------------------------
 
 
@@ -352,14 +445,25 @@ def _free_name(base: str) -> Path:
 
 def _typed(space: argparse.Namespace) -> list[str]:
     """Return the science and settings flags of a command line, to be handed on."""
-    from ptycho_exec.flags import flags_given
-
     words = [f"{field_specs()[name].flag}={text}" for name, text in flags_given(space).items()]
     words += [
         f"--{name.replace('_', '-')}={value}" for name, value in science_given(space, text=True).items()
     ]
     words += [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(space, name))]
     return words
+
+
+ADD_VERBS = (
+    _add_simulate,
+    _add_inspect,
+    _add_convert,
+    _add_train,
+    _add_infer,
+    _add_evaluate,
+    _add_tune,
+    _add_rerun,
+    _add_demo,
+)
 
 
 # --- what is printed -------------------------------------------------------------------------------------
@@ -404,6 +508,18 @@ def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
     print(f"time: {time.perf_counter() - STARTED:.1f} s since start ({phases})")
     if finished.advice:
         print(f"advice: {finished.advice}")
+
+
+def _print_verification(rows: Sequence[Compared]) -> None:
+    """Print every result, and of the surroundings what differs."""
+    told = [(row.name, "same" if row.same else f"DIFFERS: {row.before} -> {row.now}")
+            for row in rows if row.kind == "result"]  # fmt: skip
+    print("verified:\n" + "\n".join(f"  {line}" for line in table(told)))
+    changed = [
+        (row.name, f"{row.before} -> {row.now}") for row in rows if row.kind != "result" and not row.same
+    ]
+    if changed:
+        print("what else is not as it was:\n" + "\n".join(f"  {line}" for line in table(changed)))
 
 
 def _print_written(paths: Sequence[Path]) -> None:

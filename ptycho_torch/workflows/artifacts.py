@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.record import file_sha256, write_atomically
 from ptycho_torch import plots
+from ptycho_torch.bundle import read_bundle
 from ptycho_torch.data.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 
@@ -87,3 +89,26 @@ def write_json(path: Path, data: Mapping[str, Any]) -> Path:
 def output_hashes(folder: Path, names: list[Path]) -> dict[str, str]:
     """Return the SHA-256 of each written file, by its path within the run directory."""
     return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(names)}
+
+
+def content_sha256(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of arrays or tensors: their names, types, shapes and bytes, in order of names.
+
+    A file's hash would not do: it also covers paths, times and versions that a repeated run may not share.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        found = arrays[name]
+        array = np.ascontiguousarray(found.detach().cpu().numpy() if hasattr(found, "detach") else found)
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def model_weights_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a model file's weights.
+
+    Raises:
+        DataError: the file is missing or no model.
+    """
+    return content_sha256(read_bundle(path)["state_dict"])

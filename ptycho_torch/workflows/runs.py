@@ -17,7 +17,9 @@ from typing import Any
 from ptycho_exec.errors import DataError
 from ptycho_exec.facade import trainer_kwargs
 from ptycho_exec.facts import MachineFacts
+from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
+    file_sha256,
     manifest_parts,
     new_run_dir,
     read_manifest,
@@ -34,6 +36,8 @@ from ptycho_torch.report import write_report
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
+    content_sha256,
+    model_weights_sha256,
     output_hashes,
     read_reconstruction,
     write_json,
@@ -79,12 +83,10 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
         test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
     say(_scan_line(scan))
     parts = {
-        **manifest_parts(settings, plan=plan),
-        "task": "train",
-        "science": science.model_dump(mode="json"),
+        **_parts("train", payload, plan),
         "data": {"train": _data_record(scan), "test": None if test is None else _data_record(test)},
-        "overrides_applied": dict(payload.overrides_applied),
-        "resumed_from": None if checkpoint is None else str(checkpoint),
+        "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
+        "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
     }
     with _recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", settings)
@@ -103,8 +105,19 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
             drift=results["drift"].to_json(),
             **_time_record(clock, results),
             outputs=output_hashes(folder, written),
+            content={"weights": model_weights_sha256(folder)},
         )
     return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
+
+
+def _parts(task: str, payload: TrainingPayload | InferencePayload, plan: Plan) -> dict[str, Any]:
+    """Return what the manifests of both tasks have in common."""
+    return {
+        **manifest_parts(payload.settings, plan=plan),
+        "task": task,
+        "science": payload.science.model_dump(mode="json"),
+        "overrides_applied": dict(payload.overrides_applied),
+    }
 
 
 def _time_record(clock: Clock, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -184,13 +197,12 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
     with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
         scan = read_scan(payload.test_data_file, science.data)
     say(_scan_line(scan))
+    model = payload.model_path
     parts = {
-        **manifest_parts(settings, plan=plan),
-        "task": "infer",
-        "science": science.model_dump(mode="json"),
+        **_parts("infer", payload, plan),
         "data": {"test": _data_record(scan)},
-        "model": None if payload.model_path is None else str(payload.model_path),
-        "overrides_applied": dict(payload.overrides_applied),
+        "model": None if model is None else os.path.abspath(model),
+        "model_weights": None if model is None else model_weights_sha256(model),
     }
     with _recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", settings)
@@ -210,9 +222,15 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
             patterns=len(scan),
             **_time_record(clock, results),
             outputs=output_hashes(folder, written),
+            content=_reconstruction_hashes(results),
         )
         written.append(write_run_report(folder))
     return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
+
+
+def _reconstruction_hashes(results: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: results.get(name) for name in ("object", "coverage", "probe")}
+    return {name: content_sha256({name: array}) for name, array in found.items() if array is not None}
 
 
 def knows_object(scan_file: Path) -> bool:
@@ -351,7 +369,8 @@ def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _data_record(scan: ScanData) -> dict[str, Any]:
-    return {"source": str(scan.source), "sha256": scan.sha256, "report": scan.report}
+    source = None if scan.source is None else os.path.abspath(scan.source)
+    return {"source": str(source), "sha256": scan.sha256, "report": scan.report}
 
 
 def _scan_line(scan: ScanData) -> str:

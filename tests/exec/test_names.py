@@ -29,6 +29,10 @@ def test_a_retired_name_is_told_its_new_one(name: str, expected: str) -> None:
     assert finding.fix == f"this program calls it {expected}"
 
 
+def test_a_retired_name_that_can_be_a_slip_as_well_is_told_both() -> None:
+    assert unknown_name("device", FIELDS, where="here").expected == "accelerator or devices"
+
+
 def test_a_science_name_is_told_where_it_belongs() -> None:
     finding = unknown_name("epochs", FIELDS, where="here")
     assert finding.fix == "it says what to run, not how: use --epochs N"

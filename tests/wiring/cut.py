@@ -17,11 +17,14 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Plug-ins that other packages bring along warn when they are imported before pytest starts.
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
 import pytest
 from tables import SILENT, WIRES, Wire
@@ -131,7 +134,11 @@ def start(field: str | None, tests: Sequence[str], answer: Path) -> int:
             pytest.main([*options, *tests], plugins=[outcomes])
             answer.write_text(json.dumps({"found": outcomes.found, "said": outcomes.said}))
             code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -152,17 +159,20 @@ def run_all(
                 os.kill(child, signal.SIGKILL)
             elif ended:
                 del running[child]
-                answer = folder / f"{field}.json"
-                told = (
-                    json.loads(answer.read_text())
-                    if answer.exists()
-                    else {"found": {}, "said": ["no answer"]}
-                )
+                told = read_answer(folder / f"{field}.json")
                 found[field] = told["found"]
                 words = ", ".join(sorted(set(found[field].values())))
                 print("\n    ".join([f"{field or 'uncut'}: {words}", *told["said"]]), flush=True)
         time.sleep(0.05)
     return found
+
+
+def read_answer(answer: Path) -> dict[str, Any]:
+    """Return what a child found, or, where it left no answer, the last lines it printed."""
+    if answer.exists():
+        return dict(json.loads(answer.read_text()))
+    last = answer.with_suffix(".log").read_text().splitlines()[-10:]
+    return {"found": {}, "said": ["no answer", *last]}
 
 
 def faults(wires: Iterable[Wire], found: dict[str | None, dict[str, str]]) -> list[str]:
