@@ -89,6 +89,7 @@ def _train_with_lightning(
     run_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
     clock: Clock | None = None,
+    facts: MachineFacts | None = None,
 ) -> dict[str, Any]:
     """Train the network on a container and return what came of it.
 
@@ -101,6 +102,7 @@ def _train_with_lightning(
         run_dir: where checkpoints and logs go; None writes nothing.
         resume_from: a checkpoint to continue from.
         clock: takes the seconds of each phase.
+        facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
 
     Returns:
         `history` (metric -> value per epoch), `models` (`lightning_module`, `trainer`), the containers,
@@ -114,46 +116,63 @@ def _train_with_lightning(
     clock = clock or Clock()
     science, settings, applied = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
     validates = test_container is not None or science.training.val_fraction > 0
-    samples = science.data.n_groups or (
-        len(train_container) if isinstance(train_container, ScanData) else None
-    )
-    plan = plan_for(settings, validates=validates, samples=samples)
+    samples = _samples(train_container, science)
+    plan = plan_for(settings, validates=validates, samples=samples, facts=facts)
     plan.raise_if_blocked(include_trainer_refusals=False)
+    pictures = picture_callbacks(train_container, science.data.gridsize, plan)
     with process_flags(plan.settings):
         seed_run(plan.settings)
         with clock.phase("prepare"):
             train_set, test_set = _datasets(train_container, test_container, science, settings.seed)
             loaders = _loaders(train_set, test_set, settings, plan)
             module = _build_module(train_container, train_set, science, plan.settings)
-        history = History()
-        trainer = build_trainer(
-            settings,
-            max_epochs=science.training.epochs,
-            run_dir=run_dir,
-            plan=plan,
-            extra_callbacks=(history, *picture_callbacks(train_container, science.data.gridsize, plan)),
-        )
-        drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=run_dir is not None)
-        times = watch(trainer)
-        with clock.phase("fit"):
-            trainer.fit(
-                module,
-                train_dataloaders=loaders["train"],
-                val_dataloaders=loaders.get("validation"),
-                ckpt_path=None if resume_from is None else str(resume_from),
-            )
-        close_logger(getattr(trainer, "logger", None))
+        made = _fit(module, loaders, plan, science.training.epochs, pictures, run_dir, resume_from, clock)
     return {
-        "history": history.values,
+        **made,
         "train_container": train_container,
         "test_container": test_container,
-        "models": {"lightning_module": module, "trainer": trainer},
         "science": science,
         "settings": settings,
         "plan": plan,
+        "applied": {**applied, **_effective(plan)},
+    }
+
+
+def _samples(container: Any, science: ScienceConfig) -> int | None:
+    """Return the number of training samples where it is known before the data are grouped."""
+    return science.data.n_groups or (len(container) if isinstance(container, ScanData) else None)
+
+
+def _fit(
+    module: Any,
+    loaders: Mapping[str, DataLoader[Batch]],
+    plan: Plan,
+    epochs: int,
+    callbacks: Sequence[Callback],
+    run_dir: str | Path | None,
+    resume_from: str | Path | None,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Build the Trainer, read it back, and fit; return what only the Trainer knows."""
+    history, settings, writes = History(), plan.requested, run_dir is not None
+    trainer = build_trainer(
+        settings, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=(history, *callbacks)
+    )
+    drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=writes)
+    times = watch(trainer)
+    with clock.phase("fit"):
+        trainer.fit(
+            module,
+            train_dataloaders=loaders["train"],
+            val_dataloaders=loaders.get("validation"),
+            ckpt_path=None if resume_from is None else str(resume_from),
+        )
+    close_logger(getattr(trainer, "logger", None))
+    return {
+        "history": history.values,
+        "models": {"lightning_module": module, "trainer": trainer},
         "drift": _latest_drift(trainer, drift),
         "times": times,
-        "applied": {**applied, **_effective(plan)},
     }
 
 
@@ -167,11 +186,17 @@ def _configs(
     return science, settings, dict(overrides or {})
 
 
-def plan_for(settings: ExecutionSettings, *, validates: bool, samples: int | None = None) -> Plan:
+def plan_for(
+    settings: ExecutionSettings,
+    *,
+    validates: bool,
+    samples: int | None = None,
+    facts: MachineFacts | None = None,
+) -> Plan:
     """Return the plan for this machine, for what our module logs, and for the number of training samples."""
     logged = ("train_loss", "val_loss") if validates else ("train_loss",)
     traits = ModuleTraits(logged_metrics=logged, has_validation=validates, train_samples=samples)
-    return resolve_plan(settings, MachineFacts.probe(), traits)
+    return resolve_plan(settings, facts or MachineFacts.probe(), traits)
 
 
 def _effective(plan: Plan) -> dict[str, Any]:
@@ -345,6 +370,7 @@ def run_inference_with_lightning(
     overrides: Mapping[str, Any] | None = None,
     *,
     clock: Clock | None = None,
+    facts: MachineFacts | None = None,
 ) -> dict[str, Any]:
     """Predict every patch of a scan and stitch them on its object's canvas.
 
@@ -356,6 +382,7 @@ def run_inference_with_lightning(
         execution_config: settings; see `ptycho_torch.factory.execution_settings`.
         overrides: values of either kind that win over both.
         clock: takes the seconds of each phase.
+        facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
 
     Returns:
         `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `notices`, `scan`,
@@ -370,7 +397,7 @@ def run_inference_with_lightning(
     science, settings, applied = _configs(
         whole_scan(trained) if config is None else config, execution_config, overrides, INFERENCE_DEFAULTS
     )
-    plan = plan_for(settings, validates=False)
+    plan = plan_for(settings, validates=False, facts=facts)
     plan.raise_if_blocked(include_trainer_refusals=False)
     with process_flags(plan.settings):
         seed_run(plan.settings)

@@ -16,7 +16,6 @@ from typing import Any
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.facade import trainer_kwargs
-from ptycho_exec.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
     file_sha256,
@@ -93,7 +92,14 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
         snapshot = trainer_kwargs(settings, max_epochs=science.training.epochs, run_dir=folder, plan=plan)
         write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
         results = components._train_with_lightning(
-            scan, test, science, settings, run_dir=folder, resume_from=checkpoint, clock=clock
+            scan,
+            test,
+            science,
+            settings,
+            run_dir=folder,
+            resume_from=checkpoint,
+            clock=clock,
+            facts=plan.facts,
         )
         with clock.phase("write"):
             written = _write_training(folder, results, payload, scan)
@@ -133,7 +139,7 @@ def _advice(clock: Clock, results: Mapping[str, Any], scan: ScanData) -> str | N
     parts = {} if taken is None else taken.seconds
     source = None if scan.source is None else Path(scan.source)
     times = Times(clock.seconds, parts, limited_threads(settings), source)
-    return advice(times, settings, MachineFacts.probe())
+    return advice(times, settings, results["plan"].facts)
 
 
 def _write_training(
@@ -207,7 +213,7 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
     with _recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", settings)
         results = components.run_inference_with_lightning(
-            payload.model_path, scan, science, settings, clock=clock
+            payload.model_path, scan, science, settings, clock=clock, facts=plan.facts
         )
         notices += results["notices"]
         with clock.phase("write"):

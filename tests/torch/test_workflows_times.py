@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ptycho_exec.facts import MachineFacts
 from ptycho_exec.record import read_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig, TrainingConfig
@@ -63,3 +64,20 @@ def test_a_real_run_fills_every_part(tmp_path: Path) -> None:
         1, abs=0.01
     )
     assert trained["first_step_at"] > 1.7e9
+
+
+def test_the_machine_is_asked_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed = []
+    probe = MachineFacts.probe
+
+    def counted(**options: object) -> MachineFacts:
+        probed.append(options)
+        return probe(ask_torch=False)
+
+    monkeypatch.setattr(MachineFacts, "probe", counted)
+    scan = save(simulate_scan(n=32, patterns=16, seed=0), tmp_path / "scan.npz")
+    settings = ExecutionSettings.from_values({"fast_dev_run": 1, "enable_progress_bar": False})
+    runs.train(create_training_payload(scan, tmp_path / "run", {"n_filters": 8}, settings))
+    assert len(probed) == 1
+    runs.infer(create_inference_payload(tmp_path / "run", scan, tmp_path / "out", {}, settings))
+    assert len(probed) == 2
