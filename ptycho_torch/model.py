@@ -364,7 +364,9 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
 
     def configure_optimizers(self) -> Any:
         """Adam with the schedule that the settings name; metric-driven ones watch the monitored metric."""
-        optimizer = torch.optim.Adam(self._parameter_groups(), lr=self.optimization.learning_rate)
+        optimizer = torch.optim.Adam(
+            self._parameter_groups(), lr=self.optimization.learning_rate, fused=self._can_fuse()
+        )
         name = self.optimization.scheduler
         total = self._total_steps(name)
         mode: Literal["min", "max"] = "max" if self.optimization.checkpoint_mode == "max" else "min"
@@ -378,6 +380,11 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         else:
             how = {"interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **how}}
+
+    def _can_fuse(self) -> bool:
+        """One kernel for the whole step. Lightning cannot clip gradients that a fused step unscales (16-mixed)."""
+        scaled = self._trainer is not None and str(self._trainer.precision) == "16-mixed"
+        return self.device.type in ("cpu", "cuda") and not scaled
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """The network at full rate; probe and scale, which start near the truth, slowly.

@@ -67,7 +67,8 @@ class UNet(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, F, N, N) -> (B, outputs, N, N)."""
-        level = self.encoders[0](self.stem(self.fold(features)))
+        folded = self.fold(features).contiguous(memory_format=torch.channels_last)
+        level = self.encoders[0](self.stem(folded))
         skips = []
         for down, encoder in zip(self.downs, self.encoders[1:], strict=True):
             skips.append(level)
@@ -117,7 +118,9 @@ class PatchNetwork(nn.Module):
         super().__init__()
         fold, depth = network_shape(n, config.depth)
         widths = [config.n_filters * 2**level for level in range(depth)]
+        # Convolutions want channels last; it is about a tenth faster on CPUs and more on GPUs.
         self.unet = UNet(_FEATURES, 2, widths, fold)
+        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.activation = _ACTIVATIONS[config.amp_activation]
 
     def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int) -> Tensor:
