@@ -28,7 +28,7 @@ _DRIVER = """
 import atexit, json, os, runpy, sys, time
 directory, report, module, *words = sys.argv[1:]
 sys.path.insert(0, directory)
-import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 class Steps:
     first = last = None
     count = 0
@@ -36,7 +36,7 @@ def stepped(*_):
     Steps.last = time.time()
     Steps.first = Steps.first or Steps.last
     Steps.count += 1
-torch.optim.optimizer.register_optimizer_step_post_hook(stepped)
+register_optimizer_step_post_hook(stepped)
 def tell():
     with open(report, "w") as file:
         json.dump({"first_at": Steps.first, "last_at": Steps.last, "steps": Steps.count}, file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ptycho_exec.choices import CHOICES
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields import FieldSpec, field_specs, text_of
-from ptycho_exec.flags import Parser, add_settings_flags, annotate, flags_given, run
+from ptycho_exec.flags import Parser, add_settings_flags, all_flags_given, annotate, run
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Origin, Resolution, redact
 from ptycho_exec.settings import Effect, ExecutionSettings
@@ -50,7 +50,7 @@ def resolve_from(space: argparse.Namespace, factory_defaults: dict[str, Any] | N
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            flags=flags_given(space),
+            flags=all_flags_given(space),
             profile=space.profile,
             settings_file=space.settings,
             factory_defaults=factory_defaults or {},

@@ -16,6 +16,7 @@ from ptycho_exec.origins import Kind, Origin, Resolution, redact
 from ptycho_exec.settings import Conflict, malformed
 
 _LONGEST = 60
+_QUOTES = "\"'`“”‘’«»„"
 _TYPED = (Kind.ENVIRONMENT, Kind.DOTENV, Kind.FLAG)
 
 
@@ -72,6 +73,9 @@ def _shown(origin: Origin) -> str:
 def _remedy(spec: FieldSpec, origin: Origin) -> str:
     value = origin.value
     if isinstance(value, str):
+        bare = value.strip().strip(_QUOTES)
+        if origin.kind in _TYPED and bare != value and not malformed({spec.name: decode_text(spec, bare)}):
+            return f"write {bare}, without quotes"
         close = nearest(value, [text_of(choice) for choice in spec.choices], most=1)
         if origin.kind in _TYPED and close:
             return f"did you mean {close[0]}?"

@@ -99,14 +99,15 @@ def complete_switches(argv: Sequence[str]) -> list[str]:
 def add_settings_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--settings`, `--profile` and one flag per field, in a group of their own."""
     group = parser.add_argument_group("how to run (execution settings)")
-    group.add_argument("--settings", metavar="FILE", help="settings file: TOML, YAML or JSON")
+    group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
-        "--profile", metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
+        "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
     for spec in field_specs().values():
         group.add_argument(
             spec.flag,
             dest=_PREFIX + spec.name,
+            action="append",
             metavar=_metavar(spec),
             default=None,
             help=f"{spec.sentence} [{text_of(spec.default)}]".replace("%", "%%"),
@@ -120,13 +121,34 @@ def _metavar(spec: FieldSpec) -> str:
 
 
 def flags_given(space: argparse.Namespace) -> dict[str, str]:
-    """Return the settings flags that were typed: field -> text."""
+    """Return the settings flags that were typed: field -> text, the last one where there are several."""
+    return {name: texts[-1] for name, texts in all_flags_given(space).items()}
+
+
+def all_flags_given(space: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+    """Return the settings flags that were typed: field -> every text, in the order of the command line."""
     pairs: Mapping[str, Any] = vars(space)
     return {
-        name.removeprefix(_PREFIX): text
-        for name, text in pairs.items()
-        if name.startswith(_PREFIX) and text is not None
+        name.removeprefix(_PREFIX): tuple(texts)
+        for name, texts in pairs.items()
+        if name.startswith(_PREFIX) and texts is not None
     }
+
+
+class _Once(argparse.Action):
+    """A flag of which a second one would silently take the place of the first."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        del parser
+        before = getattr(namespace, self.dest)
+        if before is not None:
+            raise SettingsError(
+                f"{option_string} is given twice",
+                where=f"command line: {before}, then {values}",
+                expected="one",
+                fix="leave one of the two out",
+            )
+        setattr(namespace, self.dest, values)
 
 
 def _report(program: str, error: UserError, words: Sequence[str]) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from unicodedata import normalize
 
 from ptycho_exec.errors import Finding
+
+_LONGEST = 80
 
 RETIRED = {
     "accumulate_grad_batches": "accum_steps",
@@ -66,6 +69,8 @@ def distance(a: str, b: str) -> int:
 def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     """Return the candidates that could have been meant, nearest first, none much farther than the first."""
     bare = _bare(name)
+    if len(bare) > _LONGEST:
+        return []
     allowed = max(1, len(bare) // 3)
     likely = ((_bare(candidate), candidate) for candidate in candidates)
     scored = sorted(
@@ -88,8 +93,14 @@ def _letters(word: str) -> Counter[str]:
     return Counter(word)
 
 
+# Cyrillic and Greek letters that look like Latin ones, as a copied text or another keyboard layout has them.
+_ALIKE = str.maketrans("авеікмнорстухѕјԁαεικνορτυχ", "abeikmhopctyxsjdaeiknoptux")
+
+
 def _bare(name: str) -> str:
-    """Return a name in lower case, without the prefix of variables and the dashes of flags."""
+    """Return a name in plain lower case, without the prefix of variables and the dashes of flags."""
+    if not name.isascii():
+        name = normalize("NFKC", name).lower().translate(_ALIKE)
     return name.lower().replace("-", "_").removeprefix("__").removeprefix("ptycho_exec_")
 
 
@@ -104,8 +115,10 @@ def unknown_name(
 ) -> Finding:
     """Return the finding for a name that is none of `candidates`, with the likeliest meant one first."""
     close = nearest(name, candidates)
+    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}... ({len(name)} characters)"
+    quoted = f"{shown!a}, whose letters only look right" if close and not name.isascii() else repr(shown)
     return Finding(
-        f"unknown {noun} {name!r}",
+        f"unknown {noun} {quoted}",
         where=where,
         expected=_expected(name, candidates, close, noun),
         fix=_fix(name, candidates, close),

@@ -56,6 +56,10 @@ class Effective:
     def changed(self) -> bool:
         return type(self.requested) is not type(self.value) or bool(self.requested != self.value)
 
+    def __repr__(self) -> str:
+        """Show all of it but credentials."""
+        return f"Effective({redact(self.requested)!r} -> {redact(self.value)!r}, {self.reason})"
+
 
 @dataclass(frozen=True, slots=True)
 class Notice:

@@ -6,7 +6,7 @@ Nothing here decides a precedence: `ptycho_exec.sources` does. Every file is rea
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,14 @@ PYPROJECT_TABLE = ("tool", "ptycho_exec")
 
 @dataclass(frozen=True)
 class Request:
-    """What one resolution may read. `environ` and `cwd` default to the process's own."""
+    """What one resolution may read. `environ` and `cwd` default to the process's own.
+
+    A flag that was given several times has all its texts, of which the last one counts.
+    """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     profile: str | None = None
     settings_file: str | Path | None = None
     factory_defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -76,6 +79,7 @@ class Reader:
         """The assignments of `.env` in the working directory."""
         path = self.cwd / ".env"
         found = is_file(path)
+        self._note_odd(path)
         self.looked.append(Looked(Kind.DOTENV, str(path), found))
         return read_dotenv(path, self.findings, self.notices, self.environ) if found else []
 
@@ -118,6 +122,7 @@ class Reader:
 
     def _project_file(self) -> Document | None:
         path = find_upward(self.cwd, PROJECT_FILE)
+        self._note_odd(self.cwd / PROJECT_FILE)
         self._note_misnamed(self.cwd, PROJECT_FILE)
         self._looked_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
@@ -126,6 +131,12 @@ class Reader:
         path = find_upward(self.cwd, "pyproject.toml", speaks_of(PYPROJECT_TABLE))
         self._looked_upward(Kind.PYPROJECT, path, "pyproject.toml")
         return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
+
+    def _note_odd(self, path: Path) -> None:
+        """Note what bears the name of a settings file and is none: a folder, a pipe, a link to nothing."""
+        environment = path.name == ".env" and path.is_dir()  # a usual name of virtual environments
+        if os.path.lexists(path) and not is_file(path) and not environment:
+            self.notices.append(f"{path} is not read: it is no file, or a link to none")
 
     def _note_misnamed(self, folder: Path, name: str) -> None:
         """Note files that look like a settings file but bear another name; the one that was named is read."""
@@ -150,6 +161,7 @@ class Reader:
             return None
         path = folder / "ptycho_exec" / "settings.toml"
         self._note_misnamed(path.parent, path.name)
+        self._note_odd(path)
         self.looked.append(Looked(Kind.USER_FILE, str(path), is_file(path)))
         return read_document(path, Kind.USER_FILE, self.findings) if is_file(path) else None
 

@@ -8,6 +8,8 @@ Where values come from, and in which order, is decided in `ptycho_exec.sources` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from numbers import Integral
 from pathlib import Path
@@ -20,6 +22,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    ModelWrapValidatorHandler,
     PrivateAttr,
     StringConstraints,
     ValidationError,
@@ -116,6 +119,19 @@ Duration = Annotated[
     Field(json_schema_extra={"not": {"const": "00:00:00:00"}}),
 ]
 Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$")]
+
+
+_filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
+
+
+@contextmanager
+def _own_validation() -> Iterator[None]:
+    """Mark that values come from our engine, not from a model around this one."""
+    token = _filling.set(True)
+    try:
+        yield
+    finally:
+        _filling.reset(token)
 
 
 class ExecutionSettings(BaseSettings):
@@ -270,7 +286,10 @@ class ExecutionSettings(BaseSettings):
         from ptycho_exec.sources import check
 
         def validate(values: Mapping[str, Any]) -> None:
-            BaseSettings.__init__(self, _build_sources=((InitSettingsSource(type(self), dict(values)),), {}))
+            with _own_validation():
+                BaseSettings.__init__(
+                    self, _build_sources=((InitSettingsSource(type(self), dict(values)),), {})
+                )
 
         check(resolution, validate)
         self._origins = dict(resolution.origins)
@@ -323,6 +342,16 @@ class ExecutionSettings(BaseSettings):
         del deep  # every value is immutable, so a shallow copy is a deep one
         return self.with_overrides(**update) if update else self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_itself(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Inside another model, or in a TypeAdapter, take a mapping as it stands, as `model_validate` does.
+
+        pydantic would call the constructor, which resolves environment and files: settings that were written
+        on one machine would silently become others where they are read.
+        """
+        return handler(data) if _filling.get() else cls.model_validate(data)
+
     @model_validator(mode="after")
     def _choose_one(self) -> Self:
         clashes = tuple(rule for rule in CONFLICTS if rule.clashes(self))
@@ -358,7 +387,8 @@ def malformed(values: Mapping[str, Any]) -> list[str]:
     """Return the names in `values` whose value their field does not accept, each looked at by itself."""
     probe = ExecutionSettings.__new__(ExecutionSettings)
     try:
-        BaseModel.__init__(probe, **values)
+        with _own_validation():
+            BaseModel.__init__(probe, **values)
     except ValidationError as error:
         found = (str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"])
         return list(dict.fromkeys(found))

@@ -84,9 +84,12 @@ def from_overrides(reader: Reader) -> Layer:
 
 def from_flags(reader: Reader) -> Layer:
     layer = Layer()
-    for name, text in reader.request.flags.items():
-        spec = field_specs()[name]
-        layer.entries[name] = Origin(Kind.FLAG, spec.flag, decode_text(spec, text), raw=text)
+    for name, given in reader.request.flags.items():
+        spec, texts = field_specs()[name], (given,) if isinstance(given, str) else given
+        last, *before = (
+            Origin(Kind.FLAG, spec.flag, decode_text(spec, text), raw=text) for text in reversed(texts)
+        )
+        layer.entries[name] = last.shadowing(before)
     return layer
 
 

@@ -50,6 +50,9 @@ SMALL_PATTERN = 128
 """Up to this side of a pattern one thread of the processor is used."""
 TRIAL_PATTERNS = 400
 TRIAL_EPOCHS = 3
+LIT_BY_A_STEP = 0.28
+"""Part of a region that one minibatch lights. More and the patterns of a step say the same twice; less and
+momentum carries pixels on that no pattern of the next steps corrects."""
 CLEARLY = 0.05
 """The trial of a placement ends early when one has a loss lower by this part."""
 
@@ -59,7 +62,7 @@ class RefineOptions:
     """How to step. The defaults hold for known and unknown probes, noisy and clean data."""
 
     batch_size: int | None = None
-    """Patterns per step; none takes a thirty-second of a region's patterns, 8 to 32."""
+    """Patterns per step; none takes so many that they light about a quarter of the region, 8 to 32."""
     step_size: float = 0.3
     """Part of the regularized step that is taken; 0 < step_size <= 1."""
     momentum: float = 0.9
@@ -213,6 +216,7 @@ class _Region:
     bottom: int
     left: int
     right: int
+    batch_size: int
 
     def of(self, canvas: Tensor) -> Tensor:
         return canvas[self.top : self.bottom, self.left : self.right]
@@ -287,10 +291,8 @@ class _Engine:
     def _batches(self) -> Iterator[tuple[Tensor, _Region]]:
         for index in torch.randperm(len(self.regions), generator=self.generator).tolist():
             region = self.regions[index]
-            count = len(region.rows)
-            size = self.options.batch_size or min(max(count // 32, 8), 32)
-            order = torch.randperm(count, generator=self.generator)
-            for part in torch.split(order, size):
+            order = torch.randperm(len(region.rows), generator=self.generator)
+            for part in torch.split(order, region.batch_size):
                 yield region.rows[part], region
 
     def _step(self, rows: Tensor, region: _Region, size: float) -> tuple[Tensor, Tensor]:
@@ -349,7 +351,8 @@ class _Engine:
             self.corners[rows].amin(dim=0).tolist(),
             (self.corners[rows].amax(dim=0) + self.side).tolist(),
         )
-        return _Region(rows, top, bottom, left, right)
+        size = self.options.batch_size or default_batch_size(self.probe, bottom - top, right - left)
+        return _Region(rows, top, bottom, left, right, size)
 
     def _inside(self) -> Tensor:
         (y, x), (height, width) = self.offset, self.canvas_shape
@@ -367,6 +370,15 @@ class _Engine:
             self.step_scale *= 0.5
             self.velocity.zero_()
             self.probe_velocity.zero_()
+
+
+def default_batch_size(probe: Tensor, height_px: int, width_px: int) -> int:
+    """Return how many patterns (8 to 32) of a probe (P, N, N) light `LIT_BY_A_STEP` of a region."""
+    light = probe.abs().square().sum(dim=0)
+    spot_px = float(light.sum() / light.max())
+    dark = probe.shape[-1] - math.sqrt(spot_px)  # the outer patches reach farther than their light
+    count = LIT_BY_A_STEP * max(height_px - dark, 1) * max(width_px - dark, 1) / spot_px
+    return max(round(count), 8) if count < 32 else 32  # not a number, too, is 32
 
 
 def wave_update(

@@ -134,7 +134,7 @@ def _train_with_lightning(
         "science": science,
         "settings": settings,
         "plan": plan,
-        "applied": {**applied, **_effective(plan)},
+        "applied": {**applied, **_effective(plan), "read_back": _read_back(made["drift"])},
     }
 
 
@@ -201,6 +201,11 @@ def plan_for(
 
 def _effective(plan: Plan) -> dict[str, Any]:
     return {name: row.value for name, row in plan.effective.items()}
+
+
+def _read_back(report: DriftReport) -> dict[str, Any]:
+    """Return what Trainer and loaders really have, by name, where it can be known."""
+    return {row.name: row.effective for row in report.rows if row.verdict != "unknown"}
 
 
 def _datasets(train: Any, test: Any, science: ScienceConfig, seed: int) -> tuple[Samples, Samples | None]:
@@ -417,7 +422,7 @@ def run_inference_with_lightning(
         "science": science,
         "settings": settings,
         "plan": plan,
-        "applied": {**applied, **_effective(plan)},
+        "applied": {**applied, **_effective(plan), "read_back": _read_back(made["drift"])},
     }
 
 

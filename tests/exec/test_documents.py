@@ -439,7 +439,7 @@ def test_the_environment_wins_over_lines_above_in_what_a_line_refers_to(place: P
 
 
 def test_large_files_cost_little(place: Place) -> None:
-    """Tables of other tools and lines of other programs are passed over; the parser sees none of them twice."""
+    """Tables of other tools and lines of other programs are passed over; none is parsed twice."""
     import time
 
     other = "".join(f"[tool.t{i}]\na = {i}\nb = ['x', 'y']\nc = {{k = 1}}\n" for i in range(250))

@@ -153,6 +153,49 @@ def test_a_missing_package_names_its_extra(
     assert "argument from_values()" in str(caught.value)
 
 
+BLOCKED = """
+import importlib.metadata as metadata, sys
+blocked = sys.argv[1].split(",")
+sys.modules.update(dict.fromkeys(blocked))  # importing them now fails, as where they are not installed
+version = metadata.version
+def hide(name):
+    if name in blocked:
+        raise metadata.PackageNotFoundError(name)
+    return version(name)
+metadata.version = hide
+from ptycho_torch.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "packages"),
+    [
+        ("tensorboard", "tensorboard,tensorboardX"),
+        ("mlflow", "mlflow,mlflow-skinny"),
+        ("wandb", "wandb"),
+    ],
+)
+def test_training_where_the_package_is_missing_stops_before_anything_is_written(
+    backend: str, packages: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scan.npz").touch()
+    words = ["train", "scan.npz", "--out", "run", f"--logger-backend={backend}"]
+    words += ["--n=32"]  # the scan need not be read to know that its metrics could not be logged
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, packages, *words],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"pip install 'ptycho-exec[{backend}]'" in done.stderr
+    assert "flag --logger-backend" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"]
+
+
 def free_port() -> int:
     with closing(socket()) as found:
         found.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields import field_specs
@@ -361,6 +361,43 @@ def test_hermetic_ways_of_building_read_nothing(hostile: Place) -> None:
         Holder(settings=settings).settings,
     ]
     assert all(other == settings and other.seed == 42 for other in same)
+
+
+def test_inside_another_model_settings_are_taken_as_they_stand(hostile: Place) -> None:
+    """A constructor called by pydantic would resolve this place: what was written elsewhere would change."""
+
+    class Job(BaseModel):
+        settings: ExecutionSettings
+        others: list[ExecutionSettings] = []
+
+    settings = make(batch_size=8, devices=[0, 1], max_time="00:01:00:00")
+    job = Job(settings=settings, others=[settings, make()])
+    assert job.settings is settings
+    again = Job.model_validate_json(job.model_dump_json())
+    assert again == job
+    assert Job(**json.loads(job.model_dump_json())) == job
+    assert Job.model_validate({"settings": {"batch_size": 8}}).settings == make(batch_size=8)
+    assert TypeAdapter(list[ExecutionSettings]).validate_python([{"batch_size": 8}]) == [make(batch_size=8)]
+    assert TypeAdapter(ExecutionSettings).validate_json('{"batch_size": 8}') == make(batch_size=8)
+    assert again.settings.origins["batch_size"].kind is Kind.ARGUMENT
+    for copied in (copy.deepcopy(job), copy.copy(job), job.model_copy(deep=True)):
+        assert copied == job
+        assert copied.settings.origins == settings.origins
+
+
+def test_what_is_wrong_inside_another_model_is_told_by_it() -> None:
+    class Job(BaseModel):
+        settings: ExecutionSettings
+
+    for values, words in (
+        ({"sed": 1}, "unknown setting 'sed'"),
+        ({"seed": "x"}, "seed = 'x' is not allowed"),
+        ({"deterministic": True, "benchmark": True}, "contradict each other"),
+        (7, "must be a mapping"),
+        (None, "must be a mapping"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            Job.model_validate({"settings": values})
 
 
 def test_an_instance_rebuilt_from_a_manifest_reads_nothing(

@@ -186,6 +186,24 @@ def test_a_scan_split_into_regions_converges_to_the_same_object(
     assert score(scan, split.object).nrmse < 0.03
 
 
+def test_a_minibatch_lights_a_quarter_of_the_field_within_bounds() -> None:
+    probe = torch.zeros(2, 32, 32, dtype=torch.complex64)
+    probe[0, 10:20, 10:20] = 1 + 1j  # lights 100 pixels
+    counts = [refine.default_batch_size(probe, 22 + side, 22 + side) for side in (10, 60, 80, 400)]
+    assert counts == [8, 10, 18, 32]
+    assert refine.default_batch_size(probe / 7, 82, 82) == 10
+
+
+def test_a_dense_scan_is_reconstructed_in_a_few_epochs_by_small_minibatches() -> None:
+    dense = simulate_scan(n=32, patterns=400, photons=1e8, step_px=1.0, seed=6)
+    small, large = (
+        score(dense, refine_object(dense, "flat", 3, options=RefineOptions(batch_size=size)).object)
+        for size in (None, 32)
+    )
+    assert small.phase_ssim > 0.97
+    assert small.nrmse < 0.5 * large.nrmse
+
+
 def test_regions_are_compact_and_hold_every_pattern_once() -> None:
     corners = torch.randint(0, 2000, (5000, 2), generator=torch.Generator().manual_seed(0))
     regions = refine.split_scan(corners)

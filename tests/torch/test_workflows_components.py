@@ -233,6 +233,15 @@ class TestRealTrainer:
         assert seen.steps == 2
         assert result["models"]["lightning_module"].optimizer_steps == 2
 
+    def test_what_trainer_and_loaders_really_have_is_told_with_what_was_applied(self, scan: Any) -> None:
+        result = _train_with_lightning(scan, scan, science(), settings(batch_size=12, accum_steps=2))
+        found = result["applied"]["read_back"]
+        assert (found["train.batch_size"], found["validation.num_workers"]) == (12, 0)
+        assert (found["accumulate_grad_batches"], found["optimizer_steps_per_epoch"]) == (2, 2)
+        assert (found["deterministic"], found["seed"], found["world_size"]) == (True, 42, 1)
+        made = run_inference_with_lightning(result, scan, None, settings(inference_batch_size=20))
+        assert made["applied"]["read_back"]["inference.inference_batch_size"] == 20
+
     def test_clipping_bounds_the_gradient(self, scan: Any, seen: Seen) -> None:
         limit = 1e-3
         _train_with_lightning(scan, None, science(), settings(gradient_clip_val=limit))

@@ -1,0 +1,120 @@
+"""The benchmarks measure a tiny scan for real, and their rows say what they should."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.factory import create_training_payload
+from ptycho_torch.simulate import save, simulate_scan
+from ptycho_torch.workflows import runs
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(simulate_scan(n=32, patterns=64, seed=0), tmp_path_factory.mktemp("bench") / "scan.npz")
+
+
+def test_training(scan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import training
+
+    scan = read_scan(scan_file, DataConfig())
+    space = argparse.Namespace(batch_sizes=[4], gridsizes=[2], rounds=1, seconds=0.2)
+    (row,) = training.throughput(scan, space)
+    assert row["patterns_per_s"].median > 0
+    assert row["flop_per_pattern"] > 1e6
+    assert 0 < row["part_of_peak"].median < 1
+    assert 0 < row["loader_share"].median < 0.5
+    training.print_rows([row])
+    assert "2, 4" in capsys.readouterr().out
+
+
+def test_flops_do_not_depend_on_the_batch(scan_file: Path) -> None:
+    import training
+
+    scan = read_scan(scan_file, DataConfig())
+    counts = [training.fit(scan, batch=b, gridsize=1, steps=2).flop_per_pattern for b in (2, 8)]
+    assert counts[0] == pytest.approx(counts[1], rel=0.05)
+
+
+def test_quality(scan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import quality
+
+    scan = read_scan(scan_file, DataConfig())
+    space = argparse.Namespace(marks=[0.5], gridsize=1, refine=2, own_runs=False, flat_epochs=[3])
+    points = quality.measure(scan, space)
+    methods = ["network", "network + 2 epochs of refinement", "flat start, 3 epochs of refinement"]
+    assert [point.method for point in points] == methods
+    assert all(point.seconds > 0 and point.scores["nrmse"] > 0 for point in points)
+    assert points[0].seconds >= 0.5
+    quality.print_points(points)
+    assert "amplitude SSIM" in capsys.readouterr().out
+
+
+def test_settings_share(scan_file: Path, tmp_path: Path) -> None:
+    import settings_share
+
+    from ptycho_exec import plan
+
+    before = plan.resolve_plan
+    meter, wall = settings_share.train(scan_file, tmp_path / "run", 1)
+    assert set(settings_share.TIMED) == meter.seconds.keys()
+    assert 0 < sum(meter.seconds.values()) < wall
+    assert plan.resolve_plan is before
+
+
+def test_inference(scan_file: Path, tmp_path: Path) -> None:
+    import inference
+
+    settings = ExecutionSettings.from_values({"fast_dev_run": 1, "enable_progress_bar": False})
+    overrides = {"gridsize": 2, "n_filters": 8}
+    run = runs.train(create_training_payload(scan_file, tmp_path / "run", overrides, settings)).folder
+    calls = inference.parts(run, scan_file, 16, tmp_path)
+    for call in calls.values():
+        call()
+    assert set(inference.STITCH_LIMITS) <= calls.keys()
+    patches, positions = inference.predict(*_network_and_rows(run, scan_file), batch=16)[0]
+    assert patches.shape == (64, 32, 32)
+    assert positions.shape == (64, 2)
+    inference.end_to_end(run, scan_file, 16, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+def _network_and_rows(run: Path, scan_file: Path) -> tuple[object, object]:
+    from ptycho_torch.bundle import load_bundle
+    from ptycho_torch.data.dataset import PtychoDataset
+    from ptycho_torch.data.grouping import inference_groups
+
+    module, science = load_bundle(run)
+    scan = read_scan(scan_file, science.data)
+    return module.eval(), PtychoDataset(scan, inference_groups(scan.positions_px, gridsize=2))
+
+
+def test_every_event_of_startup_is_taken_in_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import peer
+    import startup
+
+    order: list[str] = []
+
+    def event(name: str) -> object:
+        return lambda folder, scan: order.append(name) or startup.Start(1.0, 2.0, 3.0)
+
+    monkeypatch.setattr(startup, "EVENTS", {name: event(name) for name in ("a", "b")})
+    parser = argparse.ArgumentParser()
+    peer.add_arguments(parser)
+    taken, theirs = startup.measure(tmp_path, 2, peer.Peer(parser.parse_args([])))
+    assert order == ["a", "b", "a", "b"]
+    assert [start.event_s for start in taken["a"]] == [1.0, 1.0]
+    assert theirs == []
+
+
+def test_the_suite_names_scripts_that_exist() -> None:
+    import suite
+
+    assert all((BENCHMARKS / f"{name}.py").is_file() for name in suite.SUITE)
+    assert set(suite.WITH_PEER) <= suite.SUITE.keys()

@@ -1,0 +1,140 @@
+"""A token planted in every source, looked for in everything that is shown, written or raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ptycho_exec.cli import main
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.record import (
+    manifest_parts,
+    settings_from_manifest,
+    write_manifest,
+    write_settings_toml,
+)
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources import SOURCES, override_settings
+
+if TYPE_CHECKING:
+    from conftest import Place
+
+TOKEN = "s3cr3t-t0ken"
+URI = f"https://user:{TOKEN}@mlflow.example/?access_token={TOKEN}"
+
+# Source -> files to write, variables, arguments of the constructor, words of the command line.
+Plant = tuple[dict[str, str], dict[str, str], dict[str, Any], list[str]]
+LINE = f'tracking_uri = "{URI}"\n'
+PLANTS: dict[str, Plant] = {
+    "argument": ({}, {}, {"tracking_uri": URI}, ["--tracking-uri", URI]),
+    "override": ({}, {}, {"overrides": {"tracking_uri": URI}}, [f"--tracking-uri={URI}"]),
+    "flag": ({}, {}, {}, ["--tracking-uri", URI, "--tracking-uri", f"{URI}&again=1"]),
+    "context": ({}, {}, {}, []),
+    "environment": ({}, {"PTYCHO_EXEC_TRACKING_URI": URI}, {}, []),
+    "dotenv": ({".env": f"TOKEN={TOKEN}\nPTYCHO_EXEC_TRACKING_URI={URI}\n"}, {}, {}, []),
+    "named TOML": ({"a.toml": LINE}, {}, {"settings_file": "a.toml"}, ["--settings", "a.toml"]),
+    "named YAML": ({"a.yaml": f'tracking_uri: "{URI}"\n'}, {"PTYCHO_EXEC_SETTINGS_FILE": "a.yaml"}, {}, []),
+    "named JSON": (
+        {"a.json": json.dumps({"tracking_uri": URI})},
+        {},
+        {"settings_file": "a.json"},
+        ["--settings=a.json"],
+    ),
+    "project file": ({"ptycho_exec.toml": LINE}, {}, {}, []),
+    "pyproject": ({"pyproject.toml": f"[tool.ptycho_exec]\n{LINE}"}, {}, {}, []),
+    "user file": ({"../.config/ptycho_exec/settings.toml": LINE}, {}, {}, []),
+    "profile": ({"ptycho_exec.toml": f"[profiles.x]\n{LINE}"}, {}, {"profile": "x"}, ["--profile", "x"]),
+    "factory": ({}, {}, {"factory_defaults": {"tracking_uri": URI}}, []),
+}
+
+
+def put(place: Place, plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in plant[0].items():
+        place.write(name, text)
+    for name, text in plant[1].items():
+        monkeypatch.setenv(name, text)
+
+
+def shown(settings: ExecutionSettings, place: Place) -> Iterator[tuple[str, str]]:
+    """Yield everything that can be made visible of some settings."""
+    yield "repr", f"{settings!r} {settings!s} {[settings]} {settings.origins!r} {settings.__rich_repr__()!r}"
+    yield "origins", json.dumps([origin.to_json() for origin in settings.origins.values()])
+    plan = resolve_plan(settings, MachineFacts())
+    yield "plan", json.dumps(plan.to_json(), default=str) + repr(plan)
+    yield "notices", repr(plan.notices) + repr(plan.problems)
+    yield "changed", repr(settings.with_overrides(seed=1)) + repr(settings.model_copy(update={"seed": 1}))
+    write_manifest(place.cwd / "m.json", **manifest_parts(settings, plan=plan), note=URI)
+    yield "manifest", (place.cwd / "m.json").read_text()
+    write_settings_toml(place.cwd / "s.toml.txt", settings)
+    yield "settings.toml", (place.cwd / "s.toml.txt").read_text()
+    refused: list[tuple[str, Callable[[], Any]]] = [
+        ("contradiction", lambda: settings.with_overrides(deterministic=True, benchmark=True)),
+        ("malformed", lambda: settings.with_overrides(tracking_uri=[URI], seed=URI)),
+        ("unknown", lambda: settings.with_overrides(**{URI: 1})),
+        ("frozen", lambda: setattr(settings, "tracking_uri", URI)),
+        ("hidden", lambda: settings_from_manifest(place.cwd / "m.json")),
+    ]
+    for name, act in refused:
+        with pytest.raises(SettingsError) as caught:
+            act()
+        yield name, f"{caught.value} {caught.value!r} {caught.value.findings!r} {caught.value.__context__!r}"
+
+
+@pytest.mark.parametrize("source", PLANTS)
+def test_from_every_source_it_shows_nowhere(
+    source: str, clean_process: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(0)
+    put(clean_process, PLANTS[source], monkeypatch)
+    arguments = {"tracking_uri": URI} if source == "flag" else PLANTS[source][2]
+    with override_settings(**({"tracking_uri": URI} if source == "context" else {})):
+        settings = ExecutionSettings(**arguments)
+    assert settings.tracking_uri == URI
+    told = dict(shown(settings, clean_process))
+    assert [name for name, text in told.items() if TOKEN in text] == []
+    assert "***" in told["repr"]
+    assert "***" in told["manifest"]
+    assert TOKEN not in caplog.text
+
+
+COMMANDS = [
+    ["show"],
+    ["show", "--json"],
+    ["show", "--trainer", "--loader"],
+    ["explain"],
+    ["explain", "tracking_uri"],
+    ["explain", "tracking_uri", "--json"],
+    ["check"],
+    ["check", "--json"],
+    ["check", "--accelerator", "mps", "--annotations"],
+    ["show", "--seed", URI],
+    ["show", "--no-such-flag", URI],
+]
+
+
+@pytest.mark.parametrize("source", [name for name in PLANTS if name not in ("context", "factory")])
+def test_from_every_source_no_command_shows_it(
+    source: str,
+    clean_process: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put(clean_process, PLANTS[source], monkeypatch)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    for words in COMMANDS:
+        main([*words, *PLANTS[source][3]])
+        told = "".join(capsys.readouterr())
+        assert told
+        assert TOKEN not in told, words
+    for words in (["diff", "env", "profile:ci"], ["diff", "env", "profile:ci", "--json"], ["profiles"]):
+        main(words)
+        assert TOKEN not in "".join(capsys.readouterr())
+
+
+def test_every_kind_of_source_is_planted() -> None:
+    assert len(PLANTS) == len(SOURCES) + 2  # a named file in three languages
