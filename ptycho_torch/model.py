@@ -382,7 +382,7 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **how}}
 
     def _can_fuse(self) -> bool:
-        """One kernel for the whole step. Lightning cannot clip gradients that a fused step unscales (16-mixed)."""
+        """One kernel for the whole step; under 16-mixed Lightning could then not clip."""
         scaled = self._trainer is not None and str(self._trainer.precision) == "16-mixed"
         return self.device.type in ("cpu", "cuda") and not scaled
 
