@@ -200,6 +200,9 @@ def main() -> int:
     write_inputs(folder)
     costs = resolve_costs(rounds, folder)
     write_large_files(folder)
+    start = time.thread_time_ns()
+    ours(folder)()
+    first = (time.thread_time_ns() - start) / 1e6
     large = resolve_costs(rounds, folder, ("ptycho_exec",))["ptycho_exec"]
     print(f"{'system':22} {'import ms':>10} {'ratio':>6} {'resolve ms':>11} {'p95 ms':>8} {'ratio':>6}")
     plain_import, plain_resolve = imports["pydantic-settings"], costs["pydantic-settings"][0]
@@ -210,10 +213,9 @@ def main() -> int:
             row += f" {median:11.2f} {late:8.2f} {median / plain_resolve:6.2f}"
         print(row)
     print(f"ptycho-exec show: {show:.0f} ms in all")
-    print(
-        f"one resolution with a .env and a pyproject.toml of 1,000 lines: {large[0]:.2f} ms, p95 {large[1]:.2f}"
-    )
-    data = {"import_ms": imports, "resolve_ms": costs, "large_files_ms": large, "show_ms": show}
+    print("a .env and a pyproject.toml of 1,000 lines:", end=" ")
+    print(f"first resolution {first:.2f} ms, then {large[0]:.2f} ms, p95 {large[1]:.2f}")
+    data = {"import_ms": imports, "resolve_ms": costs, "large_files_ms": (first, *large), "show_ms": show}
     common.write_json("settings_cost", data, space.json)
     found = {"import": imports["ptycho_exec"], "resolve": costs["ptycho_exec"][1], "show": show}
     over = [f"{name} {found[name]:.1f} > {limit} ms" for name, limit in LIMITS.items() if found[name] > limit]
