@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,11 @@ SYSTEMS: dict[str, Callable[[Path], Callable[[], object]]] = {
 }
 
 
-def resolve_costs(rounds: int, folder: Path) -> dict[str, tuple[float, float]]:
+def resolve_costs(
+    rounds: int, folder: Path, systems: Iterable[str] = SYSTEMS
+) -> dict[str, tuple[float, float]]:
     """Return median and 95th percentile in processor milliseconds of one resolution, taken in turn."""
-    calls = {name: make(folder) for name, make in SYSTEMS.items() if installed(name)}
+    calls = {name: make(folder) for name, make in SYSTEMS.items() if name in systems and installed(name)}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -174,17 +176,34 @@ def resolve_costs(rounds: int, folder: Path) -> dict[str, tuple[float, float]]:
     }
 
 
+def write_large_files(folder: Path) -> None:
+    """Add a `.env` and a `pyproject.toml` of 1,000 lines each, nearly all of them other programs'."""
+    tables = "".join(f"[tool.t{i}]\na = {i}\nb = ['x', 'y']\nc = {{k = 1}}\n" for i in range(250))
+    (folder / "pyproject.toml").write_text(f"{tables}[tool.ptycho_exec]\nseed = 3\n")
+    lines = "".join(f"OTHER_{i}=value{i}\nSECRET_{i}='q{i}'\n" for i in range(500))
+    (folder / ".env").write_text(f"{lines}PTYCHO_EXEC_DRIFT=warn\n")
+
+
 def main() -> int:
+    import common
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--rounds", type=int, default=200, help="resolutions of each system [200]")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results [benchmarks/results/NAME.json]")
+    space = parser.parse_args()
+    rounds = space.rounds
     imports = import_costs(max(3, rounds // 25))
     show = show_cost(max(3, rounds // 25))
     folder = Path(tempfile.mkdtemp(prefix="settings_cost_"))
     os.chdir(folder)
     write_inputs(folder)
     costs = resolve_costs(rounds, folder)
+    write_large_files(folder)
+    start = time.thread_time_ns()
+    ours(folder)()
+    first = (time.thread_time_ns() - start) / 1e6
+    large = resolve_costs(rounds, folder, ("ptycho_exec",))["ptycho_exec"]
     print(f"{'system':22} {'import ms':>10} {'ratio':>6} {'resolve ms':>11} {'p95 ms':>8} {'ratio':>6}")
     plain_import, plain_resolve = imports["pydantic-settings"], costs["pydantic-settings"][0]
     for name, taken in imports.items():
@@ -194,6 +213,10 @@ def main() -> int:
             row += f" {median:11.2f} {late:8.2f} {median / plain_resolve:6.2f}"
         print(row)
     print(f"ptycho-exec show: {show:.0f} ms in all")
+    print("a .env and a pyproject.toml of 1,000 lines:", end=" ")
+    print(f"first resolution {first:.2f} ms, then {large[0]:.2f} ms, p95 {large[1]:.2f}")
+    data = {"import_ms": imports, "resolve_ms": costs, "large_files_ms": (first, *large), "show_ms": show}
+    common.write_json("settings_cost", data, space.json)
     found = {"import": imports["ptycho_exec"], "resolve": costs["ptycho_exec"][1], "show": show}
     over = [f"{name} {found[name]:.1f} > {limit} ms" for name, limit in LIMITS.items() if found[name] > limit]
     print("within our limits" if not over else f"over our limits: {', '.join(over)}")

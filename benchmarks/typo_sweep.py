@@ -365,27 +365,42 @@ def report(system: str, tallies: Mapping[str, Tally]) -> bool:
     return all(not tally.accepted and tally.suggested >= 0.95 for tally in tallies.values())
 
 
+def plain(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
+    """Return the figures of one system by source."""
+    return {
+        source: {"tried": tally.tried, "accepted": len(tally.accepted), "suggested": tally.suggested}
+        for source, tally in tallies.items()
+    }
+
+
 def main() -> int:
+    import common
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the slips")
     parser.add_argument("--misses", action="store_true", help="list our slips that got another suggestion")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results [benchmarks/results/NAME.json]")
     space = parser.parse_args()
     print(f"{'system':18} {'source':12} {'accepted typos':>16} {'suggested':>10}")
     ours = sweep(OURS, 0.1 if space.quick else 1.0)
     good = report("ptycho_exec", ours)
+    data = {"ptycho_exec": plain(ours)}
     for name, make in PEERS.items():
         try:
             tellers = make()
         except ImportError as error:
             print(f"{name:18} not installed ({error.name}); pip install ptycho-exec[bench]")
             continue
-        report(name, sweep(tellers, 0.02))
+        theirs = sweep(tellers, 0.02)
+        report(name, theirs)
+        data[name] = plain(theirs)
     if space.misses:
         for source, tally in ours.items():
             for slip, told in tally.wrong:
                 print(f"{source}: {slip.name} -> {told}, meant {slip.meant}")
+    common.write_json("typo_sweep", data, space.json)
     return 0 if good else 1
 
 

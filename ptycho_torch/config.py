@@ -11,12 +11,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ptycho_exec.plugins import without_plugins
+
 
 class _Science(BaseModel):
     """Frozen, strict about names, every default stated once."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
     )
 
 
@@ -150,6 +152,11 @@ class InferenceConfig(_Science):
         return self
 
 
+with without_plugins():
+    for _config in (DataConfig, ModelConfig, TrainingConfig, InferenceConfig):
+        _config.model_rebuild(force=True)
+
+
 class ScienceConfig(_Science):
     """The four science configs of one run."""
 
@@ -157,3 +164,7 @@ class ScienceConfig(_Science):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+
+
+with without_plugins():
+    ScienceConfig.model_rebuild(force=True)

@@ -3,9 +3,9 @@
     R = sum |a - s A| / sum a
 
 over the good pixels of a sample of patterns, with the measured amplitude a, the amplitude A that object and
-probe predict, and the one scale s that fits best: the residual factor of crystallography, used for ptychography
-as the Fourier error (e.g. Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009), for its square). Counting
-noise alone gives R too, the more the weaker the patterns; where the file holds counts, that part is told.
+probe predict, and the one scale s that fits best: the residual factor of crystallography. Maiden and
+Rodenburg (Ultramicroscopy 109, 1256 (2009)) use its squared form, the Fourier error. Counting noise alone
+gives R too, the more the weaker the patterns; where the file holds counts, that part is told.
 
 Shapes: M patterns of N x N, P probe modes, object (H, W).
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ptycho_torch import physics
@@ -42,7 +42,7 @@ class Consistency:
 
     @property
     def unexplained(self) -> float:
-        """Part of a flat object's misfit that is left, noise apart: 0 for a perfect object, 1 for a flat one."""
+        """Part of a flat object's misfit that is left, noise apart: 0 if perfect, 1 if no better."""
         floor = self.noise_r_factor or 0.0
         return max(self.r_factor - floor, 0.0) / max(self.flat_r_factor - floor, 1e-12)
 
@@ -61,7 +61,7 @@ class Consistency:
 
 @torch.no_grad()
 def consistency(
-    scan: ScanData, obj: NDArray[np.complex64], probe: NDArray[np.complex64] | None = None
+    scan: ScanData, obj: NDArray[np.complex64], probe: ArrayLike | Tensor | None = None
 ) -> Consistency | None:
     """Compare an object (H, W) with a sample of a scan's patterns; None where nothing can be compared.
 
@@ -75,7 +75,7 @@ def consistency(
         return None
     good = torch.from_numpy(scan.good_pixels)
     measured = torch.from_numpy(scan.amplitude(rows))[:, good].double()
-    light = torch.from_numpy(modes)
+    light = torch.as_tensor(modes).detach().cpu()
     object_, flat = (
         _fitted(_predicted(image, light, scan.positions_px[rows])[:, good].double(), measured)
         for image in (torch.from_numpy(obj), torch.ones(obj.shape, dtype=torch.complex64))

@@ -382,9 +382,9 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **how}}
 
     def _can_fuse(self) -> bool:
-        """One kernel for the whole step; under 16-mixed Lightning could then not clip."""
-        scaled = self._trainer is not None and str(self._trainer.precision) == "16-mixed"
-        return self.device.type in ("cpu", "cuda") and not scaled
+        """One kernel for the whole step. Lightning refuses to clip for it in any mixed precision."""
+        mixed = self._trainer is not None and str(self._trainer.precision).endswith("-mixed")
+        return self.device.type in ("cpu", "cuda") and not mixed
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """The network at full rate; probe and scale, which start near the truth, slowly.

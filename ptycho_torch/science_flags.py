@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields import text_of
 from ptycho_exec.flags import Parser
+from ptycho_exec.plugins import without_plugins
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 
 Config = type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]
@@ -60,7 +61,8 @@ def _parse(name: str, word: str, findings: list[Finding]) -> Any:
         annotation: Any = info.annotation
         if info.metadata:
             annotation = typing.Annotated[annotation, *info.metadata]
-        accepts: TypeAdapter[Any] = TypeAdapter(annotation)
+        with without_plugins():
+            accepts: TypeAdapter[Any] = TypeAdapter(annotation)
         return accepts.validate_python(value)
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"]

@@ -35,8 +35,8 @@ from ptycho_torch.tune_trial import MARK
 CLEARLY = 1.05
 """A value must be faster by this factor, in two trials, to replace another."""
 SECONDS = 2
-"""Of training in a trial, from its first step on."""
-SLOW_START_SECONDS = 20
+"""Of training in a trial."""
+SLOW_START_SECONDS = 45
 """The same where the first step compiles."""
 GRACE_SECONDS = 60.0
 """A trial that is not over so long after its seconds is stopped."""
@@ -196,14 +196,14 @@ def _tune_knob(knob: Knob, best: Mapping[str, Any], tuning: Tuning) -> Choice | 
         return None
     base, fastest = rows[0], max(done, key=_rate)
     if fastest is base or base.patterns_per_s is None:
-        return Choice(knob.name, fastest.value, _measured(knob, fastest, done))
+        return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
     doubt = "the difference is too small to count"
     if _clearly(fastest, base):
         again = _trial(knob, fastest.value, best, tuning, "once more")
         if _clearly(again, base):
-            return Choice(knob.name, fastest.value, _measured(knob, fastest, done))
+            return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
         doubt = "the faster one could not be confirmed"
-    return Choice(knob.name, base.value, _measured(knob, base, done) + f"; {doubt}")
+    return Choice(knob.name, base.value, _measured(knob, base, rows) + f"; {doubt}")
 
 
 def _rate(row: Row) -> float:
@@ -214,14 +214,17 @@ def _clearly(fast: Row, slow: Row) -> bool:
     return _rate(slow) > 0 and _rate(fast) >= CLEARLY * _rate(slow)
 
 
-def _measured(knob: Knob, chosen: Row, done: list[Row]) -> str:
-    """Return the rates of all values, the chosen one first: the reason that goes beside the value."""
-    others = [row for row in done if row is not chosen]
-    told = [f"{text_of(row.value)}: {_rate(row):.0f}" for row in (chosen, *others)]
-    caveat = f"; {knob.caveat}" if knob.caveat and others else ""
-    alone = "" if others else "; nothing else could be measured"
+def _measured(knob: Knob, chosen: Row, rows: list[Row]) -> str:
+    """Return what came of each value, the chosen one first: the reason that goes beside the value."""
+    others = [row for row in rows if row is not chosen]
+    told = [f"{text_of(row.value)}: {_outcome(row)}" for row in (chosen, *others)]
     task = "training" if knob.task == "train" else "inference"
-    return f"patterns/s in {task}: {', '.join(told)}{alone}{caveat}"
+    caveat = f"; {knob.caveat}" if knob.caveat and any(row.patterns_per_s for row in others) else ""
+    return f"patterns/s in {task}: {', '.join(told)}{caveat}"
+
+
+def _outcome(row: Row) -> str:
+    return row.reason if row.patterns_per_s is None else f"{row.patterns_per_s:.0f}"
 
 
 # --- one trial -------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     """Pass once over the patterns, a block at a time.
 
     Raises:
-        DataError: NaN, infinity or negative values at good pixels, or nothing but zeros.
+        DataError: NaN, infinite, negative or absurdly large values at good pixels, or nothing but zeros.
     """
     N = patterns.shape[1]
     sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros((N, N)), 0.0, 0
@@ -171,6 +171,10 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     return PatternStatistics(sums, mean / len(sums), maximum, saturated)
 
 
+_LARGEST = 2.0**64
+"""No detector counts further, and float32 holds the square of anything below."""
+
+
 class _Broken:
     """Counts values that cannot be measured, and remembers the first."""
 
@@ -181,9 +185,9 @@ class _Broken:
         # The minimum of an array with a NaN is NaN, which is not >= 0.
         with np.errstate(invalid="ignore"):
             low, high = values.min(initial=np.inf if values.dtype.kind == "f" else 0), values.max(initial=0)
-        if low >= 0 and np.isfinite(high):
+        if low >= 0 and high <= _LARGEST:
             return
-        wrong = ~np.isfinite(values) | (values < 0)
+        wrong = ~((values >= 0) & (values <= _LARGEST))  # not a number fails both
         self.found += int(wrong.sum())
         if not self._first:
             row, y, x = (int(i) for i in np.argwhere(wrong)[0])
@@ -192,9 +196,9 @@ class _Broken:
     def raise_if_found(self) -> None:
         if self.found:
             raise DataError(
-                f"{self.found} pattern values are negative, NaN or infinite; {self._first}",
+                f"{self.found} pattern values are negative, NaN, infinite or above 2^64; {self._first}",
                 where=self._where,
-                expected="finite numbers of zero or more at good pixels",
+                expected="counts, or their square roots, at good pixels",
                 fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
             )
 

@@ -38,6 +38,7 @@ from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch import model
 from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
+from ptycho_torch.consistency import consistency
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
 from ptycho_torch.data.grouping import group_neighbors, inference_groups, select_patterns
@@ -364,6 +365,12 @@ def _latest_drift(trainer: Any, before: Any) -> Any:
     return before
 
 
+POOR_OBJECT = (
+    "the object explains its patterns poorly; refine it (refine = 5 or more), train with gridsize = 2, "
+    "or check probe and positions with `ptycho-torch inspect`"
+)
+
+
 # --- infer ---------------------------------------------------------------------------------------------
 
 
@@ -390,7 +397,7 @@ def run_inference_with_lightning(
         facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
 
     Returns:
-        `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `notices`, `scan`,
+        `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `consistency`, `notices`, `scan`,
         `science`, `settings`, `plan`, `drift`, `times` (with a network), and `applied`: what took effect.
 
     Raises:
@@ -413,9 +420,13 @@ def run_inference_with_lightning(
             made = _predict_and_stitch(module, scan, science, plan, clock)
         if science.inference.refine:
             made |= _refine(module, made, scan, science, plan, clock)
-    made["notices"] = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()))
+        with clock.phase("check"):
+            found = consistency(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
+    poor = (f"{POOR_OBJECT}: {found.line()}",) if found is not None and found.poor else ()
+    made["notices"] = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()), *poor)
     return {
         **made,
+        "consistency": found,
         "amplitude": np.abs(made["object"]),
         "phase": np.angle(made["object"]),
         "scan": scan,

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +216,9 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
             payload.model_path, scan, science, settings, clock=clock, facts=plan.facts
         )
         notices += results["notices"]
+        found = results["consistency"]
+        if found is not None:
+            say(found.line())
         with clock.phase("write"):
             written = write_reconstruction(
                 folder, results["object"], results["coverage"], scan, results.get("probe")
@@ -226,6 +229,7 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
             applied=results["applied"],
             drift=results["drift"].to_json(),
             patterns=len(scan),
+            consistency=None if found is None else asdict(found),
             **_time_record(clock, results),
             outputs=output_hashes(folder, written),
             content=_reconstruction_hashes(results),

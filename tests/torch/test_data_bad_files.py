@@ -172,6 +172,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pattern NaN": (npz(diff3d=changed(P, (3, 5, 6), np.nan)), r"pattern 3, pixel \[5, 6\] is nan"),
     "pattern infinite": (npz(diff3d=changed(P, (3, 5, 6), np.inf)), r"pixel \[5, 6\] is inf"),
     "pattern negative": (npz(diff3d=changed(P, (0, 0, 1), -2)), r"pattern 0, pixel \[0, 1\] is -2"),
+    "pattern beyond float32": (
+        npz(diff3d=changed(P.astype(float), (1, 2, 3), 1e300)),
+        r"above 2\^64; pattern 1, pixel \[2, 3\] is 1e\+300",
+    ),
     "patterns all zero": (npz(diff3d=P * 0), "all patterns are zero"),
     "patterns complex": (npz(diff3d=P.astype(complex)), "have dtype complex128"),
     "patterns of no size": (npz(diff3d=P[:, :0, :0]), "do not agree"),

@@ -187,6 +187,7 @@ FILLS = st.sampled_from([0.0, 1.0, -1.0, 1e300, float("nan"), float("inf"), 0.5]
     dtype=st.sampled_from(["f4", "f8", "f2", "u2", "i1", "u8", "c16", "?", "U3", "M8[s]", "S2", "f16"]),
     fill=FILLS,
 )
+@example(name="diff3d", shape=(6, 8, 8), dtype="f8", fill=1e300)
 def test_arbitrary_arrays(tmp_path: Path, name: str, shape: tuple[int, ...], dtype: str, fill: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)

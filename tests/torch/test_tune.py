@@ -116,6 +116,7 @@ def test_a_trial_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = _tuning()
     assert _chosen(tuning)["num_workers"] == 2
     assert [row.patterns_per_s for row in tuning.rows if row.reason == "no shared memory"] == [None]
+    assert "1: no shared memory" in tuning.choices[0].reason
 
 
 def test_what_needs_too_much_memory_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
