@@ -397,8 +397,8 @@ def run_inference_with_lightning(
         facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
 
     Returns:
-        `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `consistency`, `notices`, `scan`,
-        `science`, `settings`, `plan`, `drift`, `times` (with a network), and `applied`: what took effect.
+        `object` complex64 (H, W), `coverage` float32 (H, W), `amplitude`, `phase`, `consistency`, `notices`,
+        `scan`, `science`, `settings`, `plan`, `drift`, `times` (with a network), and `applied`: what took effect.
 
     Raises:
         SettingsError, DataError: as in training; a patch outside the canvas, or nothing to stitch.
