@@ -22,7 +22,7 @@ from torch import Tensor
 from ptycho_torch import physics
 from ptycho_torch.data.scan import ScanData
 
-SAMPLE = 256
+SAMPLE = 128
 """Patterns that are compared, spread evenly over the scan."""
 POOR = 0.3
 """Part of a flat object's misfit, noise apart, above which an object explains its patterns poorly."""
@@ -110,13 +110,12 @@ def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) ->
     """Amplitude (M, N, N) in the probe's units."""
     n = probe.shape[-1]
     grid, rest = physics.split_position(torch.from_numpy(positions_px), n)
-    corners = torch.round(grid - (n - 1) / 2).long().tolist()
-    amplitudes = []
-    for (y, x), shift in zip(corners, rest, strict=True):
-        shifted = physics.shift_subpixel(probe, shift.float().expand(len(probe), 2))
-        patch = obj[y : y + n, x : x + n].to(shifted.dtype)
-        amplitudes.append(physics.forward_intensity(patch[None, None], shifted[None, None])[0, 0].sqrt())
-    return torch.stack(amplitudes)
+    step = torch.arange(n)
+    corners = torch.round(grid - (n - 1) / 2).long()
+    rows, columns = (corners[:, axis, None] + step for axis in (0, 1))
+    patches = obj[rows[:, :, None], columns[:, None, :]].to(probe.dtype)
+    shifted = physics.shift_subpixel(probe, rest.float().unsqueeze(1))
+    return physics.forward_intensity(patches.unsqueeze(1), shifted.unsqueeze(1))[:, 0].sqrt()
 
 
 def _holds_counts(scan: ScanData) -> bool:

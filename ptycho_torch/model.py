@@ -155,6 +155,8 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
 
     loss_name = "train_loss"
     val_loss_name = "val_loss"
+    predicts_single_patterns = True
+    """A prediction depends on its own pattern alone, so that inference need not form groups."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ptycho_exec.errors import SettingsError
 from ptycho_torch.config import ModelConfig
-from ptycho_torch.physics import modulus_update
+from ptycho_torch.physics import modulus_update, modulus_updates
 
 _FEATURES = 3
 """Square root of the measured amplitude (its range is wide); real and imaginary part of the first guess."""
@@ -80,11 +80,11 @@ class UNet(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True))
 
 
 def _halving(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 2, stride=2), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 2, stride=2), nn.ReLU(inplace=True))
 
 
 def _doubling(inputs: int, outputs: int) -> nn.Sequential:
@@ -142,6 +142,8 @@ class PatchNetwork(nn.Module):
         features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
         patches = self._object(raw.to(measured.dtype))
+        if not torch.is_grad_enabled():
+            return modulus_updates(patches, probe, measured, good_pixels, updates, _UPDATE_STEP)
         for _ in range(updates):
             patches = patches + _UPDATE_STEP * modulus_update(patches, probe, measured, good_pixels)
         return patches

@@ -22,6 +22,9 @@ import torch
 from torch import Tensor
 
 _IMAGE = (-2, -1)
+_FLOOR = 1e-8
+_CACHED = 16
+"""Patterns worked on at once where a loop goes over the same ones again and again."""
 
 
 def far_field(exit_wave: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ def intensity(detector_wave: Tensor) -> Tensor:
     return (detector_wave.real.square() + detector_wave.imag.square()).sum(dim=-3)
 
 
-def amplitude(counts: Tensor, floor: float = 1e-8) -> Tensor:
+def amplitude(counts: Tensor, floor: float = _FLOOR) -> Tensor:
     """Square root of an intensity; `floor` keeps the gradient finite where a pixel is dark."""
     return (counts + floor).sqrt()
 
@@ -249,3 +252,54 @@ def modulus_update(
     back = exit_wave_adjoint(far_field_adjoint(detector * excess.unsqueeze(-3)), probe)
     light = intensity(probe)
     return back / ((1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True))
+
+
+@torch.no_grad()
+def modulus_updates(
+    patches: Tensor,
+    probe: Tensor,
+    measured: Tensor,
+    good_pixels: Tensor | None,
+    count: int,
+    step: float,
+    damping: float = 0.1,
+) -> Tensor:
+    """Return patches after `count` times `patches + step * modulus_update(patches, ...)`, without a gradient.
+
+    Arguments as `modulus_update`. In half its time: what does not change is computed once, the detector is
+    kept in the order of the Fourier transform, and a few patterns at a time stay in the processor's cache.
+    """
+    measured = torch.fft.ifftshift(measured, dim=_IMAGE)
+    good = None if good_pixels is None else torch.fft.ifftshift(good_pixels, dim=_IMAGE)
+    if good is not None and bool(good.all()):
+        good = None
+    probe = probe.expand(*patches.shape[:2], *probe.shape[-3:])
+    parts = (torch.split(part, _CACHED) for part in (patches, probe, measured))
+    made = [
+        _updated(some, their_probe, their_measured, good, count, step, damping)
+        for some, their_probe, their_measured in zip(*parts, strict=True)
+    ]
+    return torch.cat(made)
+
+
+def _updated(
+    patches: Tensor,
+    probe: Tensor,
+    measured: Tensor,
+    good: Tensor | None,
+    count: int,
+    step: float,
+    damping: float,
+) -> Tensor:
+    light = intensity(probe)
+    light = (1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True)
+    back = probe.conj() * (step / light).unsqueeze(-3)
+    patches = patches.clone()
+    for _ in range(count):
+        detector = torch.fft.fft2(exit_wave(patches, probe), norm="ortho")
+        excess = torch.rsqrt(intensity(detector).add_(_FLOOR)).mul_(measured).sub_(1)
+        if good is not None:
+            excess.mul_(good)
+        detector.mul_(excess.unsqueeze(-3))
+        patches += torch.fft.ifft2(detector, norm="ortho").mul_(back).sum(dim=-3)
+    return patches
