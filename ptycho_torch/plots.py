@@ -162,7 +162,7 @@ def _save_single(
     figure, axes = _canvas(1, 1, image.shape)
     shown = np.ma.masked_array(image, hidden)
     _show(axes[0][0], shown, color_map, limits, title, unit, pixel_size_m)
-    return _save(figure, path)
+    return _save(figure, path, trim=False)
 
 
 def _show(
@@ -369,8 +369,11 @@ def _figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path, *, trim: bool = True) -> Path:
+    """Write a figure; trimming its margins draws it twice."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=DPI, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+    how: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.12} if trim else {}
+    quick = {"compress_level": 3}
+    figure.savefig(target, dpi=DPI, metadata={"Software": None}, pil_kwargs=quick, **how)
     return target
