@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.archive import Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.hdf5_storage import check_storage
 from ptycho_torch.data.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.unpack import BLOCK_BYTES, scan_first, unpack
+
+_ATTRIBUTE_LIMIT_BYTES = 2**20
 
 
 class Hdf5Archive:
@@ -69,6 +72,7 @@ class Hdf5Archive:
         dataset = self._lookup(name)
         if dataset is None:
             raise KeyError(f"no dataset {name!r}")
+        check_storage(dataset, self.path)
         return dataset
 
     def _describe(self, dataset: h5py.Dataset) -> Member:
@@ -100,12 +104,31 @@ class Hdf5Archive:
         """Return an attribute of a dataset ("" is the root), or none when there is none."""
         with self._guard(name):
             owner = self._file if not name else self._file.get(name)
-            value = None if owner is None else owner.attrs.get(key)
+            if owner is None or key not in owner.attrs:
+                return None
+            self._refuse_large_attribute(owner, name, key)
+            value = owner.attrs[key]
             return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
+    def _refuse_large_attribute(self, owner: h5py.Group | h5py.Dataset, name: str, key: str) -> None:
+        attribute = owner.attrs.get_id(key)
+        nbytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
+        if nbytes > _ATTRIBUTE_LIMIT_BYTES:
+            raise DataError(
+                f"the attribute {key!r} has {nbytes} bytes",
+                where=f"{self.path}, {name or '/'!r}",
+                expected="a number or a short text",
+                fix="export the file again; such a size is usually a damaged header",
+            )
+
     def close(self) -> None:
-        """Release the file."""
-        self._file.close()
+        """Release the file.
+
+        Raises:
+            DataError: libhdf5 cannot release a damaged file.
+        """
+        with self._guard():
+            self._file.close()
 
 
 def _dataset_slabs(dataset: h5py.Dataset) -> Iterator[tuple[int, NDArray[Any]]]:
