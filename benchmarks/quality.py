@@ -58,14 +58,25 @@ class Marks(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         del rest
-        now = time.perf_counter()
-        spent = self._prepared + now - self._start - self._paused
-        if self.left and spent >= self.left[0]:
-            self.left = [mark for mark in self.left if mark > spent]
-            self.points += score_network(pl_module, self.scan, spent, self.refine)
-            self._paused += time.perf_counter() - now
+        if self.left and self._spent() >= self.left[0]:
+            self._score(pl_module)
         if not self.left:
             trainer.should_stop = True
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """The epochs can be over a little before the last mark: score what they came to, at its true time."""
+        del trainer
+        if self.left:
+            self._score(pl_module)
+
+    def _spent(self) -> float:
+        return self._prepared + time.perf_counter() - self._start - self._paused
+
+    def _score(self, module: Any) -> None:
+        now, spent = time.perf_counter(), self._spent()
+        self.left = [mark for mark in self.left if mark > spent]
+        self.points += score_network(module, self.scan, spent, self.refine)
+        self._paused += time.perf_counter() - now
 
 
 def score_network(module: Any, scan: ScanData, spent: float, refine: int) -> list[Point]:
@@ -120,8 +131,6 @@ def network_points(scan: ScanData, marks: Sequence[float], gridsize: int, refine
     epochs = max(1, math.ceil(max(marks) / trial["fit"]))
     scorer = Marks(scan, marks, refine, trial["prepare"])
     train(scan, gridsize, epochs, [scorer])
-    if scorer.left:  # the epochs were over a little before the last mark
-        print(f"not reached: {scorer.left} s; {epochs} epochs took less")
     return scorer.points
 
 

@@ -51,7 +51,6 @@ def test_quality(scan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = ["network", "network + 2 epochs of refinement", "flat start, 3 epochs of refinement"]
     assert [point.method for point in points] == methods
     assert all(point.seconds > 0 and point.scores["nrmse"] > 0 for point in points)
-    assert points[0].seconds >= 0.5
     quality.print_points(points)
     assert "amplitude SSIM" in capsys.readouterr().out
 
