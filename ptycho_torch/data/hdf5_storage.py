@@ -38,11 +38,7 @@ def check_storage(dataset: h5py.Dataset, path: Path) -> None:
     shape, chunks = dataset.shape or (), dataset.chunks
     if chunks is not None and len(chunks) != len(shape):
         raise _damaged(f"the chunks {chunks} have {len(chunks)} axes, the dataset {len(shape)}", where)
-    if dataset.dtype.hasobject and math.prod(shape) > 1:
-        raise DataError(
-            f"the values have dtype {dataset.dtype}, of variable length", where=where,
-            expected="an array of numbers", fix="export the array with an ordinary numeric dtype",
-        )  # fmt: skip
+    _refuse_type(dataset, where)
     chunk_bytes = math.prod(chunks or (0,)) * dataset.dtype.itemsize
     if chunk_bytes > _CHUNK_LIMIT_BYTES:
         raise _damaged(f"one chunk has {chunk_bytes / 2**30:.1f} GiB", where)
@@ -63,6 +59,26 @@ def _refuse_other_files(dataset: h5py.Dataset, where: str) -> None:
             expected="data inside the file itself",
             fix="read the arrays with h5py and write them to one file",
         )
+
+
+def _refuse_type(dataset: h5py.Dataset, where: str) -> None:
+    """Refuse records, whose damaged members libhdf5 writes over its own heap, and ragged arrays."""
+    ragged = dataset.dtype.hasobject and math.prod(dataset.shape or ()) > 1
+    if dataset.dtype.kind not in "biufcSUO" or ragged or not _members_fit(dataset.id.get_type()):
+        raise DataError(
+            f"the values have dtype {dataset.dtype}{', of variable length' if ragged else ''}", where=where,
+            expected="an array of numbers", fix="export the array with an ordinary numeric dtype",
+        )  # fmt: skip
+
+
+def _members_fit(kind: h5py.h5t.TypeID) -> bool:
+    """Return whether real and imaginary part lie inside the complex number that they make up."""
+    if not isinstance(kind, h5py.h5t.TypeCompoundID):
+        return True
+    ends = [
+        kind.get_member_offset(i) + kind.get_member_type(i).get_size() for i in range(kind.get_nmembers())
+    ]
+    return bool(max(ends) <= kind.get_size())
 
 
 def _refuse_more_than_stored(dataset: h5py.Dataset, declared: int, path: Path, where: str) -> None:

@@ -178,6 +178,31 @@ def test_numbers_of_variable_length(tmp_path: Path) -> None:
     assert archive.array("word").item() == b"intensity"
 
 
+def test_records(tmp_path: Path) -> None:
+    """A complex number whose parts differ in kind, such as one flipped bit makes, is a record."""
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["object"] = np.zeros((3, 3), dtype=[("r", "f4"), ("i", "f8")])
+        file["probe"] = np.ones((3, 3), dtype=complex)
+    archive = Hdf5Archive(tmp_path / "scan.h5")
+    with pytest.raises(DataError, match="the values have dtype"):
+        archive.array("object")
+    assert archive.array("probe").dtype == complex
+
+
+def test_a_damaged_complex_number(tmp_path: Path) -> None:
+    """libhdf5 2.0 overwrites its heap when it reads a real part of another kind, and aborts at closing."""
+    path = tmp_path / "complex.h5"
+    with h5py.File(path, "w") as file:
+        file["object"] = np.ones((13, 13), dtype=complex)
+    content = bytearray(path.read_bytes())
+    bias = (1023).to_bytes(4, "little")
+    assert content.count(bias) == 2, "exponent bias of real and imaginary part"
+    content[content.find(bias)] = 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="the values have dtype"):
+        Hdf5Archive(path).array("object")
+
+
 def test_a_huge_attribute(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "scan.h5", "w", libver="latest") as file:
         file["object"] = np.ones((3, 3))
