@@ -63,6 +63,11 @@ class Difference(NamedTuple):
     right: Any
     effect: Effect
 
+    def __repr__(self) -> str:
+        """Values as text without credentials; the attributes hold them whole."""
+        left, right = (redact(repr(value)) for value in (self.left, self.right))
+        return f"Difference({self.field}: {left} -> {right}, {self.effect.value})"
+
 
 def diff_settings(
     left: ExecutionSettings,

@@ -246,3 +246,14 @@ def test_file_sha256(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_repr_of_a_difference_shows_no_credential() -> None:
+    uris = ["http://user:hunter2@host:5000", "http://host:5000"]
+    left, right = (
+        ExecutionSettings.from_values({"logger_backend": "mlflow", "tracking_uri": u}) for u in uris
+    )
+    (found,) = diff_settings(left, right)
+    assert "hunter2" not in repr(found)
+    assert "tracking_uri" in repr(found)
+    assert found.left == uris[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,34 @@ from ptycho_torch.simulate import simulate_scan
 @pytest.fixture(scope="module")
 def scan() -> ScanData:
     return simulate_scan(n=16, patterns=30, photons=5e4, seed=8, bad_pixels=1)
+
+
+@pytest.fixture(scope="module")
+def lopsided(scan: ScanData) -> ScanData:
+    """No two axes alike: a canvas wider than high, a probe and a bad pixel that a transposition would move."""
+    assert scan.probe is not None
+    assert scan.object_guess is not None
+    ramp = np.arange(16, dtype=np.float32) / 16
+    probe = scan.probe * (1 + ramp[:, None] + 2j * ramp[None, :] ** 2).astype(np.complex64)
+    good = np.ones((16, 16), bool)
+    good[3, 11] = False
+    wide = np.pad(scan.object_guess, ((0, 0), (0, 7)), constant_values=0.5 + 0.25j)
+    height, width = wide.shape
+    return replace(scan, probe=probe, good_pixels=good, object_guess=wide, canvas_shape=(height, width))
+
+
+@pytest.mark.parametrize("format", WRITERS)
+def test_no_format_swaps_or_mirrors_an_axis(lopsided: ScanData, tmp_path: Path, format: str) -> None:
+    source = write_npz(lopsided, tmp_path / "source.npz")
+    read = read_scan(convert(source, tmp_path / "target", format))
+    assert read.canvas_shape == lopsided.canvas_shape
+    np.testing.assert_array_equal(
+        read.amplitude(np.arange(30)), lopsided.amplitude(np.arange(30)), strict=True
+    )
+    np.testing.assert_allclose(read.positions_px, lopsided.positions_px, atol=1e-8)
+    np.testing.assert_array_equal(read.probe, lopsided.probe)
+    np.testing.assert_array_equal(read.object_guess, lopsided.object_guess)
+    np.testing.assert_array_equal(read.good_pixels, lopsided.good_pixels)
 
 
 @pytest.mark.parametrize("first", WRITERS)

@@ -10,6 +10,7 @@ from ptycho_exec.errors import SettingsError
 from ptycho_torch import physics
 from ptycho_torch.config import ModelConfig
 from ptycho_torch.losses import amplitude_mae
+from ptycho_torch.model import PtychoPINN_Lightning
 from ptycho_torch.network import UNet, build_network, network_shape
 
 
@@ -151,3 +152,19 @@ def test_amplitude_does_not_collapse_at_128_pixels(record_property: pytest.Recor
     print(f"amplitude standard deviation {spread:.3f}, truth {float(truth.abs()[..., lit].std()):.3f}")
     assert spread > 0.02
     assert history[-1] < 0.7 * history[0]
+
+
+def test_every_weight_learns_at_256_pixels() -> None:
+    """Network and physics, forward and backward, at the largest usual side."""
+    n = 256
+    module = PtychoPINN_Lightning({"n_filters": 8}, {"N": n}, probe=disk_probe(n), intensity_scale=1.0)
+    generator = torch.Generator().manual_seed(0)
+    amplitude = torch.rand(1, 1, n, n, generator=generator)
+    positions = torch.full((1, 1, 2), 300.25)
+    loss, patches = module.loss({"amplitude": amplitude, "positions_px": positions})
+    loss.backward()
+    assert patches.shape == (1, 1, n, n)
+    for name, weight in module.network.named_parameters():
+        assert weight.grad is not None, name
+        assert torch.isfinite(weight.grad).all(), name
+        assert weight.grad.any(), name
