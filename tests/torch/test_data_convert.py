@@ -25,7 +25,7 @@ def scan() -> ScanData:
 
 @pytest.fixture(scope="module")
 def lopsided(scan: ScanData) -> ScanData:
-    """No two axes alike: a canvas wider than high, a probe and a bad pixel that a transposition would move."""
+    """No two axes alike: a wide canvas, a probe and a bad pixel that a transposition would move."""
     assert scan.probe is not None
     assert scan.object_guess is not None
     ramp = np.arange(16, dtype=np.float32) / 16
