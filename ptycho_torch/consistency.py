@@ -24,7 +24,7 @@ from ptycho_torch.data.scan import ScanData
 
 SAMPLE = 128
 """Patterns that are compared, spread evenly over the scan."""
-POOR = 0.2
+POOR = 0.3
 """Part of a flat object's misfit, noise apart, above which an object explains its patterns poorly."""
 
 
