@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from ptycho_exec.environment import variable
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.origins import redact
 from ptycho_exec.plan import Plan
@@ -123,19 +124,9 @@ def _require_server(uri: str, settings: ExecutionSettings) -> None:
         ) from None
 
 
-@contextmanager
-def _file_store_allowed() -> Iterator[None]:
+def _file_store_allowed() -> AbstractContextManager[None]:
     """MLflow 3.7 and later ask for this word before they write a plain folder."""
-    name = "MLFLOW_ALLOW_FILE_STORE"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    return variable("MLFLOW_ALLOW_FILE_STORE", "true")
 
 
 # --- what reaches it besides metrics ------------------------------------------------------------------------

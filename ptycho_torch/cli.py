@@ -331,7 +331,6 @@ def tune(space: argparse.Namespace) -> int:
     if space.out.exists():
         raise tuner.refuse_existing(space.out)
     payload = create_training_payload(space.scan, space.out, science_given(space), settings)
-    print(tuner.line(("setting", "value", "task", "patterns/s", "MiB", "")), flush=True)
     tuning = tuner.Tuning(
         space.scan,
         payload.settings,
@@ -342,6 +341,7 @@ def tune(space: argparse.Namespace) -> int:
         space.numerics,
         lambda row: print(tuner.line(tuner.table_row(row)), flush=True),
     )
+    print(tuner.line(("setting", "value", "task", "patterns/s", "MiB", "")), flush=True)
     if not tuner.tune(tuning):
         raise UserError("no trial worked", fix="see the table above; try the command train on its own")
     if any(row.reason == tuner.SPENT for row in tuning.rows):

@@ -52,6 +52,9 @@ def science_given(space: argparse.Namespace, *, text: bool = False) -> dict[str,
     return values
 
 
+_READABLE = {"Input should be a valid boolean, unable to interpret input": "true or false"}
+
+
 def _parse(name: str, word: str, findings: list[Finding]) -> Any:
     info = next(config.model_fields[name] for config in _CONFIGS if name in config.model_fields)
     value: Any = None if word.lower() in _NONE and type(None) in typing.get_args(info.annotation) else word
@@ -71,7 +74,7 @@ def _parse(name: str, word: str, findings: list[Finding]) -> Any:
             Finding(
                 f"{flag} = {word!r} is not allowed",
                 where="command line",
-                expected=message.removeprefix("Input should be "),
+                expected=_READABLE.get(message, message.removeprefix("Input should be ")),
                 fix=f"{info.description} [{text_of(info.default)}]",
             )
         )

@@ -421,12 +421,9 @@ def run_inference_with_lightning(
         if science.inference.refine:
             made |= _refine(module, made, scan, science, plan, clock)
         with clock.phase("check"):
-            found = consistency(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
-    poor = (f"{POOR_OBJECT}: {found.line()}",) if found is not None and found.poor else ()
-    made["notices"] = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()), *poor)
+            made |= _judged(made, scan, module)
     return {
         **made,
-        "consistency": found,
         "amplitude": np.abs(made["object"]),
         "phase": np.angle(made["object"]),
         "scan": scan,
@@ -435,6 +432,14 @@ def run_inference_with_lightning(
         "plan": plan,
         "applied": {**applied, **_effective(plan), "read_back": _read_back(made["drift"])},
     }
+
+
+def _judged(made: Mapping[str, Any], scan: ScanData, module: Any) -> dict[str, Any]:
+    """Say how well the object explains the patterns, and collect what the user should be told."""
+    found = consistency(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
+    poor = (f"{POOR_OBJECT}: {found.line()}",) if found is not None and found.poor else ()
+    notices = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()), *poor)
+    return {"consistency": found, "notices": notices}
 
 
 def _predict_and_stitch(

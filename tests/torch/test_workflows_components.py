@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from ptycho_exec import ExecutionSettings, SettingsError
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.metrics import evaluate
+from ptycho_torch.model import PtychoPINN_Lightning, estimate_intensity_scale
+from ptycho_torch.physics import overlap_constraint
 from ptycho_torch.simulate import simulate_scan
+from ptycho_torch.stitch import probe_weights
 from ptycho_torch.workflows.components import (
     _build_inference_dataloader,
     _train_with_lightning,
@@ -407,3 +413,104 @@ def test_refinement_improves_the_network_s_object_and_needs_no_network_from_flat
 def test_a_start_without_refinement_is_refused() -> None:
     with pytest.raises(SettingsError, match="refine"):
         run_inference_with_lightning(None, None, None, settings(), {"start": "flat"})
+
+
+# --- phases, groups and the judgment of the result ----------------------------------------------------------
+
+
+class PhaseOfItsOwn(PtychoPINN_Lightning):
+    """Predicts well, but gives each patch a phase, as a network may that sees one pattern at a time."""
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        made = super().predict_step(batch, batch_idx)
+        phase = 2.4 * made["index"].float()
+        return made | {
+            "patches": made["patches"] * torch.polar(torch.ones_like(phase), phase)[..., None, None]
+        }
+
+
+def untrained(kind: type[PtychoPINN_Lightning], scan: Any, gridsize: int = 1) -> PtychoPINN_Lightning:
+    torch.manual_seed(0)
+    parts = small() | {"data_config": DataConfig(N=32, gridsize=gridsize)}
+    scale = estimate_intensity_scale(scan.amplitude(range(16)), scan.probe)
+    return kind(**parts, probe=scan.probe, intensity_scale=scale)
+
+
+def predicted(scan: Any, gridsize: int = 1) -> dict[str, Any]:
+    module = untrained(PtychoPINN_Lightning, scan, gridsize)
+    return run_inference_with_lightning(module, scan, science(gridsize=gridsize), settings())
+
+
+def phase_blind_gap(made: Any, wanted: Any) -> float:
+    turn = np.vdot(made, wanted)
+    return float(np.linalg.norm(made * turn / abs(turn) - wanted) / np.linalg.norm(wanted))
+
+
+def test_align_phases_reaches_the_stitching(scan: Any) -> None:
+    wanted = run_inference_with_lightning(untrained(PtychoPINN_Lightning, scan), scan, None, settings())[
+        "object"
+    ]
+    module = untrained(PhaseOfItsOwn, scan)
+    on, off = (
+        run_inference_with_lightning(module, scan, None, settings(), {"align_phases": asked})
+        for asked in (True, False)
+    )
+    assert phase_blind_gap(on["object"], wanted) < 0.1
+    assert phase_blind_gap(off["object"], wanted) > 0.3
+    assert on["phases_turned_rad"] > 1
+    assert off["phases_turned_rad"] == 0
+
+
+def test_a_group_s_own_phases_hardly_count_in_training(scan: Any) -> None:
+    """Phases of 0.3 rad rms, as networks have them, between flat patches that agree otherwise."""
+    module = untrained(PtychoPINN_Lightning, scan, gridsize=2)
+    generator = torch.Generator().manual_seed(1)
+    phases = 0.3 * torch.randn(16, 4, 1, 1, generator=generator)
+    patches = torch.polar(torch.ones(16, 4, 32, 32), phases.expand(16, 4, 32, 32).contiguous())
+    grid = 100.5 + torch.tensor([[0, 0], [0, 3], [3, 0], [3, 3]]).expand(16, 4, 2)
+    merged = module._merged(patches, grid)
+    plain = overlap_constraint(patches, grid - 102, probe_weights(module.probe.detach()))
+    lit = probe_weights(module.probe.detach()) > 0.1 * probe_weights(module.probe.detach()).max()
+    loss_of_amplitude = [float((1 - image[..., lit].abs()).mean()) for image in (merged, plain)]
+    assert loss_of_amplitude[0] < 0.2 * loss_of_amplitude[1]
+
+
+def test_inference_with_groups_predicts_each_pattern_once(scan: Any) -> None:
+    single, grouped = predicted(scan, 1), predicted(scan, 2)
+    assert grouped["n_patches"] == len(scan)
+    np.testing.assert_array_equal(grouped["object"], single["object"])
+
+
+def test_an_object_that_explains_its_patterns_poorly_is_told(scan: Any) -> None:
+    mixed_up = replace(scan, patterns=np.asarray(scan.patterns[:])[::-1].copy())
+    module = untrained(PtychoPINN_Lightning, scan)
+    wrong = run_inference_with_lightning(module, mixed_up, None, settings())
+    assert any("explains its patterns poorly" in notice for notice in wrong["notices"])
+    good = run_inference_with_lightning(None, scan, None, settings(), {"start": "flat", "refine": 15})
+    assert not any("explains its patterns poorly" in notice for notice in good["notices"])
+
+
+TWO_PROCESSES = """
+import sys
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+import test_workflows_components as t
+scan = t.simulate_scan(n=32, patterns=48, photons=1e5, seed=3)
+asked = t.settings(accelerator="cpu", devices=2, strategy="ddp")
+made = t.run_inference_with_lightning(t.untrained(t.PhaseOfItsOwn, scan), scan, None, asked)
+import torch.distributed
+if torch.distributed.get_rank() == 0:
+    np.save(sys.argv[2], made["object"])
+"""
+
+
+def test_two_processes_bring_their_parts_to_one_phase(scan: Any, tmp_path: Path) -> None:
+    script, target = tmp_path / "two.py", tmp_path / "object.npy"
+    script.write_text(TWO_PROCESSES)
+    words = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parent), str(target)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    wanted = run_inference_with_lightning(untrained(PtychoPINN_Lightning, scan), scan, None, settings())[
+        "object"
+    ]
+    assert phase_blind_gap(np.load(target), wanted) < 0.1
