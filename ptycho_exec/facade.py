@@ -16,7 +16,7 @@ from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.facts import MachineFacts
 from ptycho_exec.fields import text_of
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
-from ptycho_exec.process import process_flags, seed_run
+from ptycho_exec.process import leave_group_at_exit, process_flags, seed_run
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
@@ -242,9 +242,12 @@ def build_trainer(
     known = known_parameters()
     kwargs = {name: value for name, value in kwargs.items() if name in known}
     try:
-        return pl.Trainer(**kwargs)
+        trainer = pl.Trainer(**kwargs)
     except (MisconfigurationException, *_REFUSALS) as error:
         raise refusal(error, settings, plan) from error
+    if getattr(trainer, "world_size", 1) > 1:
+        leave_group_at_exit()
+    return trainer
 
 
 _REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, KeyError)

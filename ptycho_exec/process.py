@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import warnings
@@ -30,6 +31,23 @@ def seed_run(settings: ExecutionSettings) -> int:
     from lightning.pytorch import seed_everything
 
     return seed_everything(settings.seed, workers=True, verbose=False)
+
+
+def leave_group_at_exit() -> None:
+    """Leave the group of processes in order when this one ends.
+
+    Lightning leaves that to the interpreter's last moments, where a thread of gloo that still runs now and
+    then aborts a process that had done all its work.
+    """
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -298,8 +298,9 @@ def test_mlflow_with_a_server(mlflow_server: str, elsewhere: Path) -> None:
 
 @third_party
 def test_wandb_writes_an_offline_run(elsewhere: Path) -> None:
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")
     trainer = fit(settings(logger_backend="wandb", experiment_name="grain"), elsewhere)
+    wandb.teardown()  # the end of a process, at which its writer has written everything
     assert trainer.logger is not None
     assert trainer.logger.name == "grain"
     (folder,) = (elsewhere / "logs" / "wandb").glob("offline-run-*")
