@@ -245,7 +245,8 @@ def build_trainer(
         trainer = pl.Trainer(**kwargs)
     except (MisconfigurationException, *_REFUSALS) as error:
         raise refusal(error, settings, plan) from error
-    if getattr(trainer, "world_size", 1) > 1:
+    size = getattr(trainer, "world_size", 1)  # a stand-in for the Trainer may hold anything there
+    if isinstance(size, int) and size > 1:
         leave_group_at_exit()
     return trainer
 
