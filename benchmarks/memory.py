@@ -4,7 +4,7 @@ Every figure is the peak of a process of its own, as the operating system counte
 the patterns of the first, stored three ways: as they are, compressed, and in HDF5.
 
 python benchmarks/memory.py                # 1000 simulated patterns, or those of --scan, times 1, 4, 16
-python benchmarks/memory.py --filters 48   # with the network that ptycho-torch trains by default
+python benchmarks/memory.py --filters 24   # with the network that ptycho-torch trains by default
 """
 
 from __future__ import annotations

@@ -94,13 +94,13 @@ class DataConfig(_Science):
 class ModelConfig(_Science):
     """The network and the forward model around it."""
 
-    n_filters: int = Field(default=48, ge=4)
+    n_filters: int = Field(default=24, ge=4)
     """Width of the network's first level; each level down doubles it."""
     depth: int = Field(default=2, ge=1, le=6)
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
     modulus_updates: int = Field(default=1, ge=0, le=20)
     """Steps after the network that bring each patch closer to its measured amplitude, in training."""
-    prediction_updates: int = Field(default=8, ge=0, le=100)
+    prediction_updates: int = Field(default=3, ge=0, le=100)
     """The same in prediction; more sharpen the object, and fit the noise of weak patterns."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""

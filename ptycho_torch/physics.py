@@ -24,7 +24,7 @@ from torch import Tensor
 _IMAGE = (-2, -1)
 _FLOOR = 1e-8
 _CACHED = 16
-"""Patterns worked on at once where a loop goes over the same ones again and again."""
+"""Patterns that a CPU works on at once where a loop goes over the same ones again and again."""
 
 
 def far_field(exit_wave: Tensor) -> Tensor:
@@ -61,12 +61,17 @@ def exit_wave(patches: Tensor, probe: Tensor) -> Tensor:
 
 def exit_wave_adjoint(waves: Tensor, probe: Tensor) -> Tensor:
     """Adjoint of `exit_wave` in the patches: (B, C, P, N, N) -> (B, C, N, N)."""
-    return (waves * probe.conj()).sum(dim=-3)
+    return over_modes(waves * probe.conj())
+
+
+def over_modes(values: Tensor) -> Tensor:
+    """Sum (..., P, N, N) over the modes; a single one is returned as it is, without a copy."""
+    return values.squeeze(-3) if values.shape[-3] == 1 else values.sum(dim=-3)
 
 
 def intensity(detector_wave: Tensor) -> Tensor:
     """Add the modes' intensities: incoherent modes never interfere. (..., P, N, N) -> (..., N, N) real."""
-    return (detector_wave.real.square() + detector_wave.imag.square()).sum(dim=-3)
+    return over_modes(detector_wave.real.square() + detector_wave.imag.square())
 
 
 def amplitude(counts: Tensor, floor: float = _FLOOR) -> Tensor:
@@ -254,52 +259,51 @@ def modulus_update(
     return back / ((1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True))
 
 
-@torch.no_grad()
-def modulus_updates(
-    patches: Tensor,
-    probe: Tensor,
-    measured: Tensor,
-    good_pixels: Tensor | None,
-    count: int,
-    step: float,
-    damping: float = 0.1,
-) -> Tensor:
-    """Return patches after `count` times `patches + step * modulus_update(patches, ...)`, without a gradient.
+class ModulusUpdates:
+    """Many modulus updates of the same patterns, without a gradient, in half the time of `modulus_update`.
 
-    Arguments as `modulus_update`. In half its time: what does not change is computed once, the detector is
-    kept in the order of the Fourier transform, and a few patterns at a time stay in the processor's cache.
+    What does not change is computed once, the detector is kept in the order of the Fourier transform, and a
+    few patterns at a time stay in the processor's cache. Arguments as `modulus_update`.
     """
-    measured = torch.fft.ifftshift(measured, dim=_IMAGE)
-    good = None if good_pixels is None else torch.fft.ifftshift(good_pixels, dim=_IMAGE)
-    if good is not None and bool(good.all()):
-        good = None
-    probe = probe.expand(*patches.shape[:2], *probe.shape[-3:])
-    parts = (torch.split(part, _CACHED) for part in (patches, probe, measured))
-    made = [
-        _updated(some, their_probe, their_measured, good, count, step, damping)
-        for some, their_probe, their_measured in zip(*parts, strict=True)
-    ]
-    return torch.cat(made)
 
+    @torch.no_grad()
+    def __init__(
+        self, probe: Tensor, measured: Tensor, good_pixels: Tensor | None = None, damping: float = 0.1
+    ) -> None:
+        # The transforms here are not scaled: their scale, N each way, is in `measured` and `back`.
+        n = measured.shape[-1]
+        self.floor = n**2 * _FLOOR
+        self.measured = n * torch.fft.ifftshift(measured, dim=_IMAGE)
+        self.good = None if good_pixels is None else torch.fft.ifftshift(good_pixels, dim=_IMAGE)
+        if self.good is not None and bool(self.good.all()):
+            self.good = None
+        self.probe = probe.expand(*measured.shape[:2], *probe.shape[-3:])
+        light = intensity(self.probe)
+        light = (1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True)
+        self.back = self.probe.conj() / (n**2 * light).unsqueeze(-3)
+        self.at_once = _CACHED if measured.device.type == "cpu" else max(len(measured), 1)
 
-def _updated(
-    patches: Tensor,
-    probe: Tensor,
-    measured: Tensor,
-    good: Tensor | None,
-    count: int,
-    step: float,
-    damping: float,
-) -> Tensor:
-    light = intensity(probe)
-    light = (1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True)
-    back = probe.conj() * (step / light).unsqueeze(-3)
-    patches = patches.clone()
-    for _ in range(count):
-        detector = torch.fft.fft2(exit_wave(patches, probe), norm="ortho")
-        excess = torch.rsqrt(intensity(detector).add_(_FLOOR)).mul_(measured).sub_(1)
-        if good is not None:
-            excess.mul_(good)
-        detector.mul_(excess.unsqueeze(-3))
-        patches += torch.fft.ifft2(detector, norm="ortho").mul_(back).sum(dim=-3)
-    return patches
+    @torch.no_grad()
+    def __call__(self, patches: Tensor, count: int, step: float = 1.0, momentum: float = 0.0) -> Tensor:
+        """Return patches (B, C, N, N) after `count` updates.
+
+        Each one repeats `momentum` of the last change and adds `step * modulus_update(...)`: the heavy-ball
+        method (Polyak, USSR Comput. Math. Math. Phys. 4, 1 (1964)).
+        """
+        patches = patches.clone()
+        parts = (torch.split(all_, self.at_once) for all_ in (patches, self.probe, self.back, self.measured))
+        for some, probe, back, measured in zip(*parts, strict=True):
+            velocity = torch.zeros_like(some)
+            for _ in range(count):
+                change = over_modes(self._change(some, probe, measured).mul_(back))
+                some += velocity.mul_(momentum).add_(change, alpha=step)
+        return patches
+
+    def _change(self, patches: Tensor, probe: Tensor, measured: Tensor) -> Tensor:
+        """Change of the exit waves (B, C, P, N, N), times N^2, that brings them to the measured modulus."""
+        detector = torch.fft.fft2(exit_wave(patches, probe))
+        excess = torch.rsqrt(intensity(detector).add_(self.floor)).mul_(measured).sub_(1)
+        if self.good is not None:
+            excess.mul_(self.good)
+        change: Tensor = torch.fft.ifft2(detector.mul_(excess.unsqueeze(-3)), norm="forward")
+        return change

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_exec.errors import DataError, UserError
-from ptycho_torch.physics import fourier_ramp
+from ptycho_torch.physics import fourier_ramp, intensity, over_modes
 from ptycho_torch.stitch import probe_coverage
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class _Engine:
     def _step(self, rows: Tensor, region: _Region, size: float) -> tuple[Tensor, Tensor]:
         patches, probes = self._place(rows)
         update, missed, measured = wave_update(patches, probes, self.data[rows], self.data.good)
-        toward = _over_modes(update * probes.conj())
+        toward = over_modes(update * probes.conj())
         if self.placement == "object":
             toward = lerp_adjoint(toward, self.fraction[rows.to(self.frame.device)])
         if self.options.refine_probe and self.epochs_done >= self.options.probe_delay:
@@ -392,16 +392,11 @@ def wave_update(
     with respect to the exit wave -, the error sum (|Psi| - A)^2, and sum A^2, over good pixels.
     """
     detector = torch.fft.fft2(patches[:, None] * probes, norm="ortho")
-    model = _over_modes(detector.real.square() + detector.imag.square()).sqrt()
+    model = intensity(detector).sqrt()
     excess = (amplitude - model) * good
     tiny = torch.finfo(model.dtype).eps * model.amax()
     update = torch.fft.ifft2(detector * (excess / (model + tiny))[:, None], norm="ortho")
     return update, excess.square().sum(), (amplitude * good).square().sum()
-
-
-def _over_modes(values: Tensor) -> Tensor:
-    """Sum (b, P, N, N) over the modes; with a single one there is nothing to copy."""
-    return values[:, 0] if values.shape[1] == 1 else values.sum(dim=1)
 
 
 def cut(canvas: Tensor, corners: Tensor, side: int) -> Tensor:

@@ -11,7 +11,7 @@ from ptycho_torch import physics
 from ptycho_torch.config import ModelConfig
 from ptycho_torch.losses import amplitude_mae
 from ptycho_torch.model import PtychoPINN_Lightning
-from ptycho_torch.network import UNet, build_network, network_shape
+from ptycho_torch.network import UNet, build_network, fold_blocks, network_shape, unfold_blocks
 
 
 def disk_probe(n: int, modes: int = 1) -> Tensor:
@@ -60,6 +60,11 @@ class TestShapes:
     def test_width_and_depth_reach_the_layers(self) -> None:
         net = build_network(small(n_filters=12, depth=3), 64).unet
         assert [encoder[0].out_channels for encoder in net.encoders] == [12, 24, 48]
+        assert [sum(isinstance(layer, torch.nn.Conv2d) for layer in encoder) for encoder in net.encoders] == [
+            1,
+            1,
+            3,
+        ]
 
     def test_odd_fields_of_view_fold_less(self) -> None:
         assert network_shape(62, 1) == (2, 1)
@@ -94,6 +99,16 @@ class TestStart:
         assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_folding_is_pixel_unshuffling_with_channels_last(side: int) -> None:
+    images = torch.randn(3, 2, 8, 12)
+    folded = fold_blocks(images, side)
+    assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(images, side))
+    assert folded.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(unfold_blocks(folded, side), images)
+    assert torch.equal(unfold_blocks(folded.contiguous(), side), images)
+
+
 class TestPrediction:
     def test_modulus_updates_come_closer_to_the_measurement(self) -> None:
         torch.manual_seed(0)
@@ -125,7 +140,7 @@ class TestPrediction:
         assert torch.equal(net(measured, disk_probe(32), good, 2), net(hot, disk_probe(32), good, 2))
 
     def test_unet_mixes_levels_of_its_own_size(self) -> None:
-        net = UNet(3, 2, [4, 8, 16], fold=2)
+        net = UNet(3, 2, [4, 8, 16], bottom=2, fold=2)
         assert net(torch.rand(2, 3, 32, 32)).shape == (2, 2, 32, 32)
 
 

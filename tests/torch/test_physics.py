@@ -405,17 +405,23 @@ def cut_patches(image: Tensor, grid: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("modes", [1, 3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_many_modulus_updates_at_once_equal_one_after_the_other(modes: int, masked: bool) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_many_modulus_updates_at_once_equal_one_after_the_other(
+    modes: int, masked: bool, momentum: float
+) -> None:
     generator = torch.Generator().manual_seed(5)
     shape = (20, 1, 32, 32)
     patches = 1 + 0.3 * torch.randn(shape, generator=generator, dtype=torch.complex64)
     probe = torch.randn(20, 1, modes, 32, 32, generator=generator, dtype=torch.complex64)
     measured = 6 * torch.rand(shape, generator=generator)
     good = torch.rand(32, 32, generator=generator) > (0.1 if masked else -1)
-    one_by_one = patches
+    one_by_one, velocity = patches, torch.zeros_like(patches)
     for _ in range(4):
-        one_by_one = one_by_one + 0.7 * physics.modulus_update(one_by_one, probe, measured, good)
-    at_once = physics.modulus_updates(patches, probe, measured, good, 4, 0.7)
-    torch.testing.assert_close(at_once, one_by_one, rtol=1e-4, atol=1e-4)
-    none = physics.modulus_updates(patches, probe, measured, good, 0, 0.7)
-    torch.testing.assert_close(none, patches, rtol=0, atol=0)
+        change = physics.modulus_update(one_by_one, probe, measured, good)
+        velocity = momentum * velocity + 0.7 * change
+        one_by_one = one_by_one + velocity
+    before = patches.clone()
+    update = physics.ModulusUpdates(probe, measured, good)
+    torch.testing.assert_close(update(patches, 4, 0.7, momentum), one_by_one, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(update(patches, 0), before, rtol=0, atol=0)
+    torch.testing.assert_close(patches, before, rtol=0, atol=0)
