@@ -67,8 +67,9 @@ class PhaseAligner:
         One after the other, so that the result does not depend on how a scan is cut into batches.
         """
         corners = self._corners(positions_px.cpu())
-        sums, index = self._block_sums(patches.cpu(), corners), self._block_index(corners)
-        turn = torch.from_numpy(self._turns(sums, index, self._block_weights(corners)))
+        index, blocks = self._block_index(corners), self._blocks(corners)
+        sums = _summed(self.weights * patches.cpu().to(torch.complex64), blocks)
+        turn = torch.from_numpy(self._turns(sums, index, _summed(self.weights, blocks)))
         self._kept.append(_Sums(_turned(sums, turn), corners))
         self._moved.append(turn.angle())
         return _turned(patches, turn.to(patches.device))
@@ -96,7 +97,7 @@ class PhaseAligner:
         empty = torch.zeros_like(self.total)
         turn = self._settle(sums, index)
         self.total = _added(empty, index, _turned(sums, turn))
-        weights = torch.cat([self._block_weights(kept.corners) for kept in self._kept])
+        weights = torch.cat([_summed(self.weights, self._blocks(kept.corners)) for kept in self._kept])
         return self._smooth(_added(empty, index, _turned(weights, turn)).view(self.grid))
 
     @property
@@ -127,19 +128,11 @@ class PhaseAligner:
         rows, columns = first[:, 0, None, None] + step[:, None], first[:, 1, None, None] + step
         return rows * self.grid[1] + columns
 
-    def _block_sums(self, patches: Tensor, corners: Tensor) -> Tensor:
-        known = self.weights * patches.to(torch.complex64)
-        rows, columns = (self._membership(corners[:, axis]).to(known.dtype) for axis in (0, 1))
-        return rows @ known @ columns.mT
-
-    def _block_weights(self, corners: Tensor) -> Tensor:
-        rows, columns = (self._membership(corners[:, axis]) for axis in (0, 1))
-        return rows @ self.weights @ columns.mT
-
-    def _membership(self, corner: Tensor) -> Tensor:
-        """Which block each row of a patch falls into -> (B, K, N) of 0 and 1."""
-        block = (corner[:, None] % self.block + torch.arange(self.n)) // self.block
-        return (block[:, None, :] == torch.arange(self.side)[:, None]).float()
+    def _blocks(self, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Which block each row and each column of a patch falls into: two of (B, K, N), 0 or 1."""
+        block = (corners[..., None] % self.block + torch.arange(self.n)) // self.block
+        within = (block[:, :, None, :] == torch.arange(self.side)[:, None]).float()
+        return within[:, 0], within[:, 1]
 
     def _smooth(self, turns: Tensor) -> Tensor:
         """Interpolate each block's mean turn to canvas pixels; where no light fell, nothing is turned."""
@@ -157,6 +150,12 @@ class PhaseAligner:
 
 def _added(canvas: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return canvas.index_add(0, index.flatten(), values.flatten().to(canvas.dtype))
+
+
+def _summed(image: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum an image (N, N) or (B, N, N) over the blocks -> (B, K, K)."""
+    rows, columns = (part.to(image.dtype) for part in blocks)
+    return rows @ image @ columns.mT
 
 
 def _turned(images: Tensor, turn: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ TAPS = 8
 KAISER_BETA = 6.0
 MIN_WEIGHT = 1e-9
 """A canvas pixel with less than this part of one patch's full weight counts as uncovered."""
+_CENTER = 4
+"""Row of the undisplaced weights among their nine neighbors."""
 CHUNK = 64
 """Patches worked on at once: bounds the memory and keeps the arrays in the processor's cache."""
 
@@ -152,6 +154,8 @@ class Stitcher:
 
     def _interpolate(self, patches: Tensor, shift_px: Tensor, trim: int) -> Tensor:
         """Return weighted real part, weighted imaginary part, weight on the canvas's grid -> (B, 3, n, n)."""
+        if not shift_px.any():
+            return self._on_the_grid(patches, trim)
         count, kept = len(patches), self.kept
         weight = self._weights_at(shift_px)
         if kept == self.n and not self.pad_eval:
@@ -163,6 +167,16 @@ class Stitcher:
         shifted = shifted.permute(0, 3, 1, 2).reshape(count, 2 * kept, -1).bmm(columns.mT)
         weighted = torch.empty(count, 3, kept, kept, device=self.device)
         torch.mul(shifted.view(count, 2, kept, kept), weight[:, None], out=weighted[:, :2])
+        weighted[:, 2] = weight
+        return weighted
+
+    def _on_the_grid(self, patches: Tensor, trim: int) -> Tensor:
+        """The same for patches on whole pixels, as a network predicts them: nothing to interpolate."""
+        kept = self.kept
+        pairs = torch.view_as_real(patches.to(torch.complex64))[:, trim : trim + kept, trim : trim + kept]
+        weight = self.weight_neighbors[_CENTER].view(kept, kept)
+        weighted = torch.empty(len(patches), 3, kept, kept, device=self.device)
+        torch.mul(pairs.permute(0, 3, 1, 2), weight, out=weighted[:, :2])
         weighted[:, 2] = weight
         return weighted
 

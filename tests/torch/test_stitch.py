@@ -229,3 +229,18 @@ def test_patches_that_are_not_finite_or_of_another_shape_are_refused() -> None:
         stitcher.add(patches, at[:2])
     with pytest.raises(DataError, match="position is not a finite number"):
         stitcher.add(patches[:1], torch.tensor([[torch.nan, 3.0]]))
+
+
+@pytest.mark.parametrize("options", [{}, {"middle_trim": 8}, {"pad_eval": True}, {"window": "hann"}])
+def test_patches_on_whole_pixels_are_placed_as_if_they_were_interpolated(options: dict[str, object]) -> None:
+    patches = torch.randn(2, 16, 16, dtype=torch.complex64)
+    positions = torch.tensor([[15.5, 16.5], [18.2, 20.9]], dtype=torch.float64)
+    weights = torch.rand(16, 16)
+    together, apart = (
+        Stitcher((40, 40), 16, weights=weights, **options)  # type: ignore[arg-type]
+        for _ in range(2)
+    )
+    together.add(patches, positions)
+    for patch, position in zip(patches, positions, strict=True):
+        apart.add(patch[None], position[None])
+    torch.testing.assert_close(apart.canvas, together.canvas, rtol=1e-5, atol=1e-6)
