@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -154,7 +155,7 @@ class MachineFacts(_Plain):
             platform=f"{platform.system()}-{platform.release()}-{platform.machine()}",
             python=platform.python_version(),
             cpus_logical=os.cpu_count() or 1,
-            cpus_affinity=_affinity(),
+            cpus_affinity=affinity_cpus(),
             cpus_cgroup=cgroup_cpus(),
             cpus_slurm=_whole(variables.get("SLURM_CPUS_PER_TASK")),
             memory_mb=total_mb,
@@ -209,7 +210,8 @@ def _finding(path: str | Path, item: ErrorDetails) -> Finding:
 # --- CPUs and memory ----------------------------------------------------------------------------------------
 
 
-def _affinity() -> int | None:
+def affinity_cpus() -> int | None:
+    """Return how many processors this process is bound to; None where the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -282,10 +284,16 @@ def package_versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            found[name] = _version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def _version(name: str) -> str:
+    """Read a version once per process; what is missing is looked for again: notebooks install later."""
+    return importlib.metadata.version(name)
 
 
 def _compiler(environ: Mapping[str, str]) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from ptycho_exec.errors import Finding, UserError
 from ptycho_exec.redaction import redact
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.threads import choose_wait_policy
 
 PROGRAM = "ptycho_torch.trial"
 LIMIT_S = 900.0
@@ -114,7 +115,7 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "MPL
 def _environ(folder: Path, home: Path) -> dict[str, str]:
     """Return the variables of the child: those of this process, with caches in the trial's own folder."""
     environ = {**os.environ, **{name: str(folder / "cache") for name in CACHES}}
-    environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    choose_wait_policy(environ)
     if not {"site-packages", "dist-packages"} & set(home.parts):  # a checkout, which need not be installed
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
     return environ

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from ptycho_exec.fields import decode_text, field_specs, text_of
 from ptycho_exec.flags import Parser, add_settings_flags, flags_given, run
 from ptycho_exec.origins import Kind, redact
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.threads import choose_wait_policy
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.science_flags import add_science_flags, science_given
@@ -33,12 +33,8 @@ STARTED = time.perf_counter()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ptycho-torch`; return its exit code.
-
-    Threads that wait in a loop for one that is not scheduled make a shared machine up to twenty times
-    slower; let them sleep instead. OpenMP reads this when torch is loaded.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    """Run `ptycho-torch`; return its exit code."""
+    choose_wait_policy()
     return run(build_parser(), argv, lambda space: space.act(space))
 
 

@@ -473,7 +473,7 @@ def test_automatic_workers_respect_what_this_job_may_use(
     limits: dict[str, Any], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr("ptycho_exec.facts._affinity", lambda: limits.get("affinity"))
+    monkeypatch.setattr("ptycho_exec.facts.affinity_cpus", lambda: limits.get("affinity"))
     monkeypatch.setattr("ptycho_exec.facts.cgroup_cpus", lambda: limits.get("cgroup"))
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     if "slurm" in limits:
