@@ -118,5 +118,13 @@ def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
 
     bundle = read_bundle(path)
     module = model.PtychoPINN_Lightning(**bundle["hyper_parameters"])
-    module.load_state_dict(bundle["state_dict"])
+    try:
+        module.load_state_dict(bundle["state_dict"])
+    except RuntimeError as error:
+        raise DataError(
+            "the weights do not fit the network that this version builds",
+            where=str(find_bundle(path)),
+            expected=f"a model of this version: {str(error).splitlines()[-1].strip()}",
+            fix="train again, or use the version that wrote the model",
+        ) from error
     return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])

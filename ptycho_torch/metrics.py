@@ -207,10 +207,8 @@ def ring_correlation(truth: NDArray[Any], image: NDArray[Any]) -> RingCorrelatio
     Each is freed of its mean and tapered by a Tukey window; rings are one step of the shorter side wide.
     The signed real part is used, so that uncorrelated rings scatter about zero.
     """
-    from scipy.signal.windows import tukey
-
     height, width = truth.shape
-    window = np.outer(tukey(height, TAPER), tukey(width, TAPER))
+    window = np.outer(_tukey(height), _tukey(width))
     spectra = [np.fft.fft2(tapered(array, window)) for array in (truth, image)]
     radius = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
     ring_width = 1 / min(height, width)
@@ -226,6 +224,13 @@ def ring_correlation(truth: NDArray[Any], image: NDArray[Any]) -> RingCorrelatio
     correlation = np.divide(cross, norm, out=np.zeros_like(cross), where=norm > 0)
     frequency = np.arange(1, len(pixels) + 1) * ring_width
     return RingCorrelation(frequency, np.clip(correlation, -1, 1), half_bit_threshold(pixels), pixels)
+
+
+def _tukey(count: int) -> Real:
+    """Return a Tukey window with `TAPER` of it in the two cosine flanks; SciPy's takes 0.7 s to import."""
+    flank = (1 - np.cos(2 * np.pi / TAPER * np.linspace(0, 1, count))) / 2
+    side = np.where(np.linspace(0, 1, count) < TAPER / 2, flank, 1.0)
+    return np.asarray(np.minimum(side, side[::-1]))
 
 
 def half_bit_threshold(pixels: NDArray[np.int64]) -> Real:

@@ -64,3 +64,14 @@ def test_a_checkpoint_of_another_program_is_told(tmp_path: Path) -> None:
 def test_a_directory_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no trained model"):
         find_bundle(tmp_path)
+
+
+def test_weights_of_another_network_are_told(module: PtychoPINN_Lightning, tmp_path: Path) -> None:
+    file = save_bundle(tmp_path / "model.ckpt", module, SCIENCE, {})
+    bundle = torch.load(file, weights_only=True)
+    bundle["state_dict"]["network.unet.stem.0.weight"] = torch.zeros(4, 7, 3, 3)
+    torch.save(bundle, file)
+    with pytest.raises(DataError, match="do not fit the network") as caught:
+        load_bundle(tmp_path)
+    assert str(file) in str(caught.value)
+    assert "train again" in str(caught.value)
