@@ -480,8 +480,7 @@ def _channel_counts(configs: Configs) -> Iterator[str]:
     for name in ("C_model", "C_forward", "decoder_last_amp_channels"):
         if getattr(configs.model, name) != C:
             yield _told(name, getattr(configs.model, name), f"C = {C} says it all")
-    rows, columns = configs.data.grid_size
-    if rows * columns != C and _differs(configs.data, "grid_size"):
+    if configs.data.grid_size != (configs.gridsize,) * 2 and _differs(configs.data, "grid_size"):
         yield _told("grid_size", configs.data.grid_size, f"C = {C} says it all")
 
 
