@@ -381,7 +381,7 @@ def test_a_loaded_model_has_the_weights_and_the_science(unsupervised: Session) -
 
 
 def test_configs_given_to_load_from_checkpoint_act(unsupervised: Session) -> None:
-    data, model, training, inference = PtychoModel._extract_configs_from_checkpoint(unsupervised.checkpoint)
+    data, model, _, inference = PtychoModel._extract_configs_from_checkpoint(unsupervised.checkpoint)
     model.amp_activation = "sigmoid"
     inference.patch_weighting = "uniform"
     module = PtychoPINN_Lightning.load_from_checkpoint(

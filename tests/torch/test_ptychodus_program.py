@@ -53,7 +53,7 @@ def ptychodus(*words: object, cwd: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "ptychodus", *map(str, words)],
         cwd=cwd,
-        env={**variables, "PTYCHO_EXEC_SEED": "3"},
+        env=variables,
         capture_output=True,
         text=True,
         check=False,
