@@ -14,7 +14,10 @@ import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
-logger = logging.getLogger("ptycho_torch")
+LOGGER = "ptychopinn-torch"
+"""The logger whose records Ptychodus shows in the window of a training or reconstruction."""
+
+logger = logging.getLogger(LOGGER)
 
 UNKNOWN = "unknown_keywords"
 """Attribute that holds keywords of a later release, by name."""

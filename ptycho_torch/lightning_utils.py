@@ -10,8 +10,9 @@ from typing import Any
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.bundle import read_checkpoint
+from ptycho_torch.config_params import LOGGER
 
-logger = logging.getLogger("ptycho_torch")
+logger = logging.getLogger(LOGGER)
 
 
 def find_best_checkpoint(directory: Path) -> Path | None:

@@ -4,7 +4,7 @@
     reconstruct:  PtychoModel of a checkpoint -> ConfigManager -> PtychoDataLoader.from_np -> InferenceEngine
 
 What its keywords mean is decided in `ptycho_torch.api.translation`. What a run cannot do as it was asked is
-told in one warning of the logger `ptycho_torch`, which Ptychodus shows, and kept in the run's manifest.
+told in one warning of the logger that Ptychodus shows, and kept in the run's manifest.
 
 Shape legend: M patterns, N x N pixels, P probe modes, H x W object, L object layers.
 """
@@ -31,17 +31,24 @@ from ptycho_exec.plan import Plan
 from ptycho_exec.record import read_manifest, write_manifest
 from ptycho_torch.api import translation
 from ptycho_torch.api.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
-from ptycho_torch.api.epochs import EpochRecord, replay
+from ptycho_torch.api.epochs import EpochNews, EpochRecord, replay
 from ptycho_torch.api.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.api.translation import Configs, Translation
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.config_params import DataConfig, DatagenConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.config_params import (
+    LOGGER,
+    DataConfig,
+    DatagenConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TrainingPayload
 from ptycho_torch.workflows import components, runs
 
-logger = logging.getLogger("ptycho_torch")
+logger = logging.getLogger(LOGGER)
 
 LIGHTNING = "lightning"
 
@@ -139,6 +146,7 @@ class PtychoDataLoader:
             phase_free=bool(asked.data.phase_subtraction),
         )
         self.asked_n = int(asked.data.N)
+        self.bounds_applied = "scans" in self.scan.report
         self.object_shape: tuple[int, ...] = self.scan.canvas_shape
         self.output_dir = _free_name(Path(output_dir))
         logger.info("learning from %s: %d patterns", self.scan.source, len(self.scan))
@@ -184,6 +192,7 @@ class PtychoDataLoader:
             scan, positions_px=points, canvas_shape=(height, width), position_shift_px=(0.0, 0.0)
         )
         loader.asked_n = scan.n_pixels
+        loader.bounds_applied = True
         loader.output_dir = Path()
         return loader
 
@@ -347,6 +356,8 @@ class Trainer:
 
     def _translated(self, configs: Configs, scan: ScanData, facts: MachineFacts) -> Translation:
         asked = replace(configs, data=_with_n(configs.data, self.dataloader.asked_n))
+        if self.dataloader.bounds_applied:
+            asked.data.x_bounds = asked.data.y_bounds = (0.0, 1.0)
         within = components.selected(scan, translation.to_science(asked).data, 0)
         return translation.for_training(asked, n_pixels=scan.n_pixels, n_patterns=len(within), facts=facts)
 
@@ -366,7 +377,7 @@ class Trainer:
         own = list(self._trainer.callbacks)
         several = plan.settings.devices not in (1, (0,))
         record = EpochRecord(payload.output_dir / "epochs.jsonl")
-        extra = (description, record) if several else (description, *own)
+        extra = (description, record) if several else (description, EpochNews(), *own)
         run = runs.train(payload, scan=scan, callbacks=extra, about=about, facts=facts, say=logger.info)
         if several:
             replay(record.path, own)

@@ -1,14 +1,43 @@
-"""Epochs of a training in other processes, recorded there and played to callbacks that stayed here."""
+"""Epochs told as they end, and those of other processes played to callbacks that stayed in this one."""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+
+from ptycho_torch.config_params import LOGGER
+
+logger = logging.getLogger(LOGGER)
+
+
+class EpochNews(Callback):
+    """Logs losses and remaining time of every epoch: Ptychodus's own bar moves at the end only."""
+
+    def __init__(self) -> None:
+        self.started_s = 0.0
+        self.done = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        del trainer, pl_module
+        self.started_s = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        del pl_module
+        self.done += 1
+        number, total = trainer.current_epoch + 1, trainer.max_epochs
+        metrics = trainer.callback_metrics
+        losses = (
+            f"{name} {float(metrics[name]):.4g}" for name in ("train_loss", "val_loss") if name in metrics
+        )
+        left_s = (total - number) * (time.monotonic() - self.started_s) / self.done
+        logger.info("epoch %d of %d: %s; %.0f s left", number, total, ", ".join(losses), left_s)
 
 
 class EpochRecord(Callback):

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.facts import MachineFacts
 from ptycho_torch.api.base_api import (
     ConfigManager,
     DataloaderFormats,
@@ -28,6 +29,7 @@ from ptycho_torch.api.base_api import (
     Trainer,
 )
 from ptycho_torch.config_params import DataConfig, DatagenConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.data.grouping import select_patterns
 from ptycho_torch.data.npz import write_npz
 from ptycho_torch.data.ptychodus import write_ptychodus
 from ptycho_torch.data.scan import ScanData
@@ -57,7 +59,9 @@ class Session:
     log: list[logging.LogRecord]
 
     def warnings(self) -> list[str]:
-        return [r.getMessage() for r in self.log if r.name == "ptycho_torch" and r.levelno == logging.WARNING]
+        return [
+            r.getMessage() for r in self.log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING
+        ]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -225,6 +229,17 @@ def test_one_warning_says_what_could_not_be_done(unsupervised: Session) -> None:
     assert told in manifest["warnings"]
 
 
+def test_every_epoch_is_told_as_it_ends(unsupervised: Session) -> None:
+    told = [
+        r.getMessage()
+        for r in unsupervised.log
+        if r.name == "ptychopinn-torch" and "epoch " in r.getMessage()
+    ]
+    assert [line.split(":")[0] for line in told] == [f"epoch {k + 1} of {EPOCHS}" for k in range(EPOCHS)]
+    losses = (unsupervised.output.training_loss[-1].value, unsupervised.output.validation_loss[-1].value)
+    assert told[-1].endswith(f"train_loss {losses[0]:.4g}, val_loss {losses[1]:.4g}; 0 s left")
+
+
 def test_the_run_directory_is_complete(unsupervised: Session) -> None:
     manifest = json.loads((unsupervised.run_dir / "manifest.json").read_text())
     assert manifest["status"] == "completed"
@@ -318,6 +333,18 @@ def test_several_devices_play_their_epochs_to_the_caller(scan: ScanData, tmp_pat
     manifest = json.loads((loader.output_dir / "manifest.json").read_text())
     assert manifest["plan"]["effective"]["strategy"]["value"] == "ddp_spawn"
     assert find_best_checkpoint(loader.output_dir) is not None
+
+
+def test_bounds_act_on_each_scan_by_itself(scan: ScanData, tmp_path: Path) -> None:
+    alone, _, loader, _ = session_of(scan, tmp_path / "in")
+    meant = alone._translated(alone.config_manager.configs, loader.scan, MachineFacts())
+    assert meant.science.data.x_bounds == (0.1, 0.9)
+    write_npz(scan, tmp_path / "in" / "b.npz")
+    both, _, loader, _ = session_of(scan, tmp_path / "in")
+    inside = select_patterns(scan.positions_px, x_bounds=(0.1, 0.9), y_bounds=(0.1, 0.9))
+    assert len(loader.scan) == 2 * len(inside) < 2 * len(scan)
+    meant = both._translated(both.config_manager.configs, loader.scan, MachineFacts())
+    assert (meant.science.data.x_bounds, meant.science.data.y_bounds) == ((0.0, 1.0), (0.0, 1.0))
 
 
 def test_variables_act_where_ptychodus_is_silent(
