@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 BUNDLE_NAME = "model.ckpt"
 BUNDLE_KEY = "ptycho_torch"
 FORMAT = 1
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What torch raises for a file that is cut short, altered, or something else."""
 
 
 def save_bundle(
@@ -85,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = find_bundle(path)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"cannot read the model: {reason}",

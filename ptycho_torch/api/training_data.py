@@ -6,6 +6,7 @@ Shape legend: M scan positions, N x N pixels, P probe modes, H x W object canvas
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -198,5 +199,6 @@ def probe_distance(one: NDArray[Any] | None, other: NDArray[Any] | None) -> floa
     if one.shape != other.shape:
         return float("inf")
     a, b = (np.asarray(probe, dtype=np.complex128).ravel() for probe in (one, other))
-    overlap = abs(np.vdot(a, b)) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-300)
-    return float(np.sqrt(max(0.0, 2 - 2 * overlap)))
+    size = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    overlap = float(abs(np.vdot(a, b))) / max(size, 1e-300)
+    return math.sqrt(max(0.0, 2 - 2 * overlap))

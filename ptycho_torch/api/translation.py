@@ -247,7 +247,7 @@ def _data_values(configs: Configs) -> dict[str, Any]:
 
 def _model_values(configs: Configs) -> dict[str, Any]:
     model = configs.model
-    values = {
+    values: dict[str, Any] = {
         "object_big": model.object_big,
         "intensity_scale_trainable": model.intensity_scale_trainable,
         "n_filters": round(FILTERS * model.n_filters_scale),
@@ -348,7 +348,7 @@ def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int) -> Trans
     """Return what a reconstruction does with the keywords of a trained model."""
     inference = configs.inference
     trim = min(int(inference.middle_trim), n_pixels)
-    execution = {
+    execution: dict[str, Any] = {
         "inference_batch_size": inference.batch_size,
         "middle_trim": trim,
         "pad_eval": inference.pad_eval,

@@ -423,7 +423,7 @@ def test_of_equal_checkpoints_the_newest_wins(tmp_path: Path, caplog: pytest.Log
     checkpoint(tmp_path / "a.ckpt", scores, age_s=100)
     newest = checkpoint(tmp_path / "b.ckpt", scores, age_s=50)
     checkpoint(tmp_path / "nan.ckpt", scores)
-    (tmp_path / "code.ckpt").write_bytes(pickle.dumps(print))
+    (tmp_path / "code.ckpt").write_bytes(pickle.dumps(print, protocol=2))
     assert find_best_checkpoint(tmp_path) == newest
     assert "code.ckpt is passed over" in caplog.text
 
@@ -449,14 +449,16 @@ def test_exported_files_come_before_the_pair(tmp_path: Path) -> None:
 def test_labels_are_the_object_under_each_pattern() -> None:
     """As the network sees them: on whole pixels, after the training's own sub-pixel shift."""
     scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
+    truth = scan.object_guess
+    assert truth is not None
     labeled = with_labels(scan, phase_free=False)
     grid, rest = physics.split_position(torch.from_numpy(scan.positions_px), 16)
     seen = physics.shift_subpixel(torch.from_numpy(np.asarray(labeled.labels)), rest).numpy()
-    assert scan.object_guess is not None
-    for patch, (y, x) in zip(seen, torch.round(grid - 7.5).int().tolist(), strict=True):
-        true = scan.object_guess[y : y + 16, x : x + 16]
-        np.testing.assert_allclose(patch, true, atol=0.02)
-        np.testing.assert_allclose(patch[4:12, 4:12], true[4:12, 4:12], atol=0.02)
+    corners = torch.round(grid - 7.5).int().tolist()
+    true = np.stack([truth[y : y + 16, x : x + 16] for y, x in corners])
+    assert np.linalg.norm(seen - true) < 0.04 * np.linalg.norm(true)
+    beside = np.stack([truth[y : y + 16, x + 1 : x + 17] for y, x in corners])
+    assert np.linalg.norm(seen - beside) > 0.1 * np.linalg.norm(true)
 
 
 def test_phase_subtraction_takes_the_mean_phase_out_of_each_label() -> None:
