@@ -373,10 +373,10 @@ def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
         SettingsError: a malformed value, with its place.
     """
     adapt = Factory("adapt", "Ptychodus sends the same words from every machine")
-    defaults = TRAINING_DEFAULTS if task == "train" else INFERENCE_DEFAULTS
-    request = Request(
-        arguments=dict(execution), place=PLACE, factory_defaults={**defaults, "on_unsupported": adapt}
-    )
+    defaults = {**(TRAINING_DEFAULTS if task == "train" else INFERENCE_DEFAULTS), "on_unsupported": adapt}
+    if execution.get("num_workers"):
+        defaults["persistent_workers"] = Factory(True, "starting workers anew can take longer than an epoch")
+    request = Request(arguments=dict(execution), place=PLACE, factory_defaults=defaults)
     return ExecutionSettings.from_resolution(resolve(request))
 
 

@@ -338,6 +338,8 @@ def test_several_devices_play_their_epochs_to_the_caller(scan: ScanData, tmp_pat
     manifest = json.loads((loader.output_dir / "manifest.json").read_text())
     assert manifest["plan"]["effective"]["strategy"]["value"] == "ddp_spawn"
     assert find_best_checkpoint(loader.output_dir) is not None
+    with (loader.output_dir / "logs" / "metrics.csv").open() as file:
+        assert len([row for row in csv.DictReader(file) if row.get("val_loss")]) == 2
 
 
 def test_bounds_act_on_each_scan_by_itself(scan: ScanData, tmp_path: Path) -> None:

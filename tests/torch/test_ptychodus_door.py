@@ -379,7 +379,9 @@ def test_what_ptychodus_sends_wins_and_the_loser_is_told(monkeypatch: pytest.Mon
 def test_variables_and_files_fill_in_what_ptychodus_does_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTYCHO_EXEC_SEED", "7")
     Path("ptycho_exec.toml").write_text('precision = "bf16-mixed"\n')
-    settings = translation.settings_for({"batch_size": 4}, "train")
+    settings = translation.settings_for({"batch_size": 4, "num_workers": 2}, "train")
+    assert settings.persistent_workers
+    assert not translation.settings_for({"num_workers": 0}, "train").persistent_workers
     assert (settings.seed, settings.precision, settings.on_unsupported) == (7, "bf16-mixed", "adapt")
     assert settings.origins["seed"].describe() == "environment PTYCHO_EXEC_SEED"
     assert "ptycho_exec.toml" in settings.origins["precision"].describe()

@@ -45,14 +45,11 @@ middle_trim = 24
 """
 
 
-def ptychodus(*words: object, cwd: Path) -> str:
-    """Run the program as a user does; return what it printed."""
+def ptychodus(*words: object, cwd: Path) -> tuple[int, str]:
+    """Run the program as a user does; return its exit status and what it printed."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PTYCHO_EXEC_")}
-    variables |= {
-        "QT_QPA_PLATFORM": "offscreen",
-        "XDG_CONFIG_HOME": str(cwd / "none"),
-        "PYTHONPATH": str(ROOT),
-    }
+    variables |= {"QT_QPA_PLATFORM": "offscreen", "XDG_CONFIG_HOME": str(cwd / "none")}
+    variables |= {"PYTHONPATH": str(ROOT), "PTYCHO_EXEC_SEED": "3"}
     variables.pop("DISPLAY", None)
     done = subprocess.run(
         [sys.executable, "-m", "ptychodus", *map(str, words)],
@@ -61,11 +58,9 @@ def ptychodus(*words: object, cwd: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
-    text = done.stdout + done.stderr
-    assert done.returncode == 0, text
-    return text
+    return done.returncode, done.stdout + done.stderr
 
 
 def score(scan: ScanData, obj: NDArray[np.complex64]) -> Evaluation:
@@ -83,7 +78,8 @@ def test_train_and_reconstruct_without_a_window(mode: str, tmp_path: Path) -> No
     data, out, result = (tmp_path / name for name in ("data", "out", "result"))
     write_ptychodus(scan, data)
     (data / "settings.ini").write_text(SETTINGS.format(mode=mode))
-    said = ptychodus("-b", "train", "-i", data, "-o", out, cwd=tmp_path)
+    status, said = ptychodus("-b", "train", "-i", data, "-o", out, cwd=tmp_path)
+    assert status == 0, said
     assert "this training is not in all as Ptychodus asked" in said
     assert "N: 128 became 32" in said
     (run,) = out.glob("run_*")
@@ -91,7 +87,8 @@ def test_train_and_reconstruct_without_a_window(mode: str, tmp_path: Path) -> No
     assert manifest["status"] == "completed"
     assert (manifest["applied"]["seed"], manifest["applied"]["batch_size"]) == (3, 8)
     shutil.copy(run / "model.ckpt", data)
-    ptychodus("-b", "reconstruct", "-i", data, "-o", result, cwd=tmp_path)
+    status, said = ptychodus("-b", "reconstruct", "-i", data, "-o", result, cwd=tmp_path)
+    assert status == 0, said
     shutil.copy(data / "diffraction.h5", result)
     made = read_scan(result / "product.000001.h5")
     assert made.object_guess is not None
@@ -108,9 +105,7 @@ def test_a_failed_training_is_a_failed_program_that_says_why(tmp_path: Path) -> 
     write_ptychodus(scan, tmp_path / "data")
     words = SETTINGS.format(mode="Unsupervised").replace("learning_rate = 0.004", "learning_rate = 0")
     (tmp_path / "data" / "settings.ini").write_text(words)
-    with pytest.raises(AssertionError) as caught:
-        ptychodus("-b", "train", "-i", tmp_path / "data", "-o", tmp_path / "out", cwd=tmp_path)
-    said = str(caught.value)
-    assert "learning_rate=0.0" in said
-    assert "argument Ptychodus" in said
-    assert "fix:" in said
+    status, said = ptychodus("-b", "train", "-i", tmp_path / "data", "-o", tmp_path / "out", cwd=tmp_path)
+    assert status != 0
+    for part in ("learning_rate = 0.0", "argument Ptychodus", "expected:", "fix:"):
+        assert part in said
