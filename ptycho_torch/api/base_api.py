@@ -419,9 +419,9 @@ class InferenceEngine:
             training=module.training_config,
             inference=module.inference_config,
         )
-        meant = translation.for_inference(self.config_manager.configs, base, scan.n_pixels)
-        settings = translation.settings_for(meant.execution, "infer")
         facts = MachineFacts.probe()
+        meant = translation.for_inference(self.config_manager.configs, base, scan.n_pixels, facts)
+        settings = translation.settings_for(meant.execution, "infer")
         plan = components.plan_for(settings, validates=False, facts=facts)
         notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings), *_other_probe(scan, module))
         made = components.run_inference_with_lightning(

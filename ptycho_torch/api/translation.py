@@ -26,6 +26,10 @@ PLACE = "Ptychodus"
 FILTERS = 24
 """`n_filters` of one unit of `n_filters_scale`: Ptychodus's 2 is this network's usual width."""
 
+BYTES_PER_PIXEL = 140
+"""Memory of a prediction per pixel of a batch, measured at 64 and 128 pixels."""
+MANY = 10**6
+
 
 class Goes(NamedTuple):
     """Where a keyword goes: config fields and settings, or nowhere (then `note` says why)."""
@@ -147,7 +151,7 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "finetune_val_split": Goes("TrainingConfig.val_fraction", "of the whole training"),
     },
     "inference": {
-        "batch_size": Goes("inference_batch_size"),
+        "batch_size": Goes("inference_batch_size", "at most what a quarter of the memory holds"),
         "middle_trim": Goes("middle_trim", "at most the side of a pattern"),
         "experiment_number": _nowhere("Ptychodus sends one scan to reconstruct"),
         "patch_weighting": Goes("InferenceConfig.patch_weighting"),
@@ -344,12 +348,13 @@ def for_training(configs: Configs, *, n_pixels: int, n_patterns: int, facts: Mac
     return Translation(science, execution, (*notes, *more))
 
 
-def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int) -> Translation:
-    """Return what a reconstruction does with the keywords of a trained model."""
+def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int, facts: MachineFacts) -> Translation:
+    """Return what a reconstruction does with the keywords of a trained model on this machine."""
     inference = configs.inference
     trim = min(int(inference.middle_trim), n_pixels)
+    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, facts))
     execution: dict[str, Any] = {
-        "inference_batch_size": inference.batch_size,
+        "inference_batch_size": fits,
         "middle_trim": trim,
         "pad_eval": inference.pad_eval,
     }
@@ -358,12 +363,24 @@ def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int) -> Trans
         execution["accelerator"] = accelerator
     if trim != inference.middle_trim:
         notes = (*notes, f"middle_trim: {inference.middle_trim} became {trim}, the side of a pattern")
+    if fits != inference.batch_size:
+        why = "for which a quarter of the memory is enough; results do not depend on it"
+        notes = (*notes, f"batch_size: {inference.batch_size} became {fits}, {why}")
     notes = (*notes, *_plain_without_effect(inference, "inference"), *_unknown_weighting(inference))
     changes = {"out_of_canvas": "crop"}
     if inference.patch_weighting in ("probe", "uniform"):
         changes["patch_weighting"] = inference.patch_weighting
     science, _ = split_overrides(changes, base)
     return Translation(science, execution, notes)
+
+
+def _batch_that_fits(n_pixels: int, facts: MachineFacts) -> int:
+    """Return the largest batch that a quarter of the memory holds, but never less than a usual one."""
+    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
+    smallest = min((mb for mb in known if mb), default=None)
+    if smallest is None:
+        return MANY
+    return max(64, int(smallest * 2**20 / 4 / (BYTES_PER_PIXEL * n_pixels**2)))
 
 
 def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:

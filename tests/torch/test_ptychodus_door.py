@@ -252,7 +252,7 @@ def another(section: str, name: str) -> Any:
 def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
     """Return what keywords come to, in training and reconstruction, and what is told."""
     training = translation.for_training(given, n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
-    inference = translation.for_inference(given, training.science, 128)
+    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS)
     acts = (training.science, training.execution, inference.science, inference.execution)
     return acts, (*training.notes, *inference.notes)
 
@@ -331,6 +331,15 @@ def test_devices_that_are_not_there_do_not_become_cpu_processes() -> None:
     meant = translation.for_training(asked, n_pixels=128, n_patterns=100, facts=MachineFacts())
     assert (meant.execution["devices"], meant.execution["strategy"]) == (1, "auto")
     assert meant.notes == ("n_devices: 4 became 1, because this machine has no CUDA device",)
+
+
+@pytest.mark.parametrize(("n", "memory_mb", "batch"), [(64, 8000, 1000), (256, 8000, 228), (512, 4000, 64)])
+def test_an_inference_batch_fits_into_memory(n: int, memory_mb: int, batch: int) -> None:
+    facts = MachineFacts(memory_mb=64_000, memory_limit_mb=memory_mb)
+    meant = translation.for_inference(configs(), ScienceConfig(), n, facts)
+    assert meant.execution["inference_batch_size"] == batch
+    told = [line for line in meant.notes if line.startswith(f"batch_size: 1000 became {batch}")]
+    assert len(told) == (batch != 1000)
 
 
 def test_a_value_out_of_range_is_an_error_with_its_place() -> None:
