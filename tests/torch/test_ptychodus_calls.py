@@ -249,6 +249,7 @@ def test_the_run_directory_is_complete(unsupervised: Session) -> None:
     manifest = json.loads((unsupervised.run_dir / "manifest.json").read_text())
     assert manifest["status"] == "completed"
     assert manifest["ptychodus"]["training"]["notes"] == "beamtime 7"
+    assert manifest["ptychodus"]["training"]["model_name"] == "PtychoPINNv2"
     assert manifest["ptychodus"]["model"]["mode"] == "Unsupervised"
     assert manifest["applied"]["learning_rate"] == 4e-3
     assert manifest["plan"]["effective"]["scheduler"]["value"] == "WarmupCosine"
@@ -263,6 +264,17 @@ def test_the_run_directory_is_complete(unsupervised: Session) -> None:
 def test_bad_pixels_that_ptychodus_filled_are_known(unsupervised: Session) -> None:
     module = PtychoPINN_Lightning.load_from_checkpoint(unsupervised.checkpoint)
     np.testing.assert_array_equal(module.good_pixels.cpu().numpy(), unsupervised.scan.good_pixels)
+
+
+def test_phase_subtraction_of_ptychodus_acts_on_labels(scan: ScanData, tmp_path: Path) -> None:
+    write_npz(scan, tmp_path / "a.npz")
+    labels = {}
+    for flag in (True, False):
+        given = {**keywords("Supervised"), "data_config": DataConfig(C=1, phase_subtraction=flag)}
+        loader = PtychoDataLoader(tmp_path, ConfigManager(**given), output_dir=tmp_path)
+        labels[flag] = loader.scan.label_patches([0])
+    np.testing.assert_allclose(np.abs(labels[True]), np.abs(labels[False]), rtol=1e-5)
+    assert np.abs(labels[True] - labels[False]).max() > 0.01
 
 
 def test_a_second_training_has_a_directory_of_its_own(scan: ScanData, tmp_path: Path) -> None:
