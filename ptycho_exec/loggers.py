@@ -181,8 +181,11 @@ PICTURE_SENDERS: dict[str, Callable[[Any, str, Any, int], None]] = {
 
 
 def close_logger(logger: Logger | None) -> None:
-    """Finish writing. Weights & Biases would otherwise hold its run open until the process ends."""
-    if logger is None:
+    """Finish writing. Weights & Biases would otherwise hold its run open until the process ends.
+
+    A logger that wrote in other processes has nothing open here; asking it to save would begin its file anew.
+    """
+    if logger is None or getattr(logger, "_experiment", logger) is None:
         return
     logger.save()
     finish = getattr(getattr(logger, "_experiment", None), "finish", None)

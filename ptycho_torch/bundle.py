@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 BUNDLE_NAME = "model.ckpt"
 BUNDLE_KEY = "ptycho_torch"
 FORMAT = 1
+_DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What torch raises for a file that is cut short, altered, or something else."""
 
 
 def save_bundle(
@@ -44,7 +56,7 @@ def save_bundle(
         "hyper_parameters": dict(module.hparams),
         "epoch": 0,
         "global_step": 0,
-        BUNDLE_KEY: {"format": FORMAT, "science": science.model_dump(mode="json"), "about": dict(about)},
+        BUNDLE_KEY: bundle_part(science, about),
     }
     final = Path(path)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
@@ -74,18 +86,18 @@ def find_bundle(path: str | Path) -> Path:
     return file
 
 
-def read_bundle(path: str | Path) -> dict[str, Any]:
-    """Read a model file, tensors and plain data only.
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint, tensors and plain data only, onto the CPU.
 
     Raises:
-        DataError: the file is damaged, holds code, or was not written by this program.
+        DataError: the file is damaged, holds code, or is no checkpoint.
     """
     import torch
 
     file = find_bundle(path)
     try:
-        bundle = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"cannot read the model: {reason}",
@@ -93,14 +105,29 @@ def read_bundle(path: str | Path) -> dict[str, Any]:
             expected="a model file that ptycho-torch train wrote",
             fix="train again, or check that the file was copied whole",
         ) from error
-    if not isinstance(bundle, dict) or BUNDLE_KEY not in bundle:
+    return checkpoint if isinstance(checkpoint, dict) else {}
+
+
+def read_bundle(path: str | Path) -> dict[str, Any]:
+    """Read a model file, tensors and plain data only.
+
+    Raises:
+        DataError: the file is damaged, holds code, or was not written by this program.
+    """
+    bundle = read_checkpoint(path)
+    if BUNDLE_KEY not in bundle:
         raise DataError(
             "this checkpoint was not written by ptycho-torch",
-            where=str(file),
+            where=str(find_bundle(path)),
             expected=f"a file with a part named {BUNDLE_KEY!r}",
             fix=f"name the {BUNDLE_NAME} of a run directory",
         )
     return bundle
+
+
+def bundle_part(science: ScienceConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes a Lightning checkpoint a model file."""
+    return {"format": FORMAT, "science": science.model_dump(mode="json"), "about": dict(about)}
 
 
 def read_science(path: str | Path) -> ScienceConfig:

@@ -201,6 +201,18 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         }
         self.save_hyperparameters(plain, ignore=["probe", "good_pixels"])
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> PtychoPINN_Lightning:
+        """Rebuild a module from a checkpoint, as Lightning does.
+
+        Configs among `kwargs` win over the stored ones; they may be Ptychodus's keyword classes, of which
+        everything acts that `specs/ptychodus.md` says of them.
+        """
+        from ptycho_torch.api.checkpoints import as_science_configs
+
+        kwargs = as_science_configs(checkpoint_path, kwargs)
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
     @property
     def probe(self) -> Tensor:
         """Probe modes (P, N, N) complex."""

@@ -91,6 +91,7 @@ def _train_with_lightning(
     resume_from: str | Path | None = None,
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train the network on a container and return what came of it.
 
@@ -104,6 +105,7 @@ def _train_with_lightning(
         resume_from: a checkpoint to continue from.
         clock: takes the seconds of each phase.
         facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
+        callbacks: the caller's own, for the Trainer.
 
     Returns:
         `history` (metric -> value per epoch), `models` (`lightning_module`, `trainer`), the containers,
@@ -127,7 +129,8 @@ def _train_with_lightning(
             train_set, test_set = _datasets(train_container, test_container, science, settings.seed)
             loaders = _loaders(train_set, test_set, settings, plan)
             module = _build_module(train_container, train_set, science, plan.settings)
-        made = _fit(module, loaders, plan, science.training.epochs, pictures, run_dir, resume_from, clock)
+        extra = (*pictures, *callbacks)
+        made = _fit(module, loaders, plan, science.training.epochs, extra, run_dir, resume_from, clock)
     return {
         **made,
         "train_container": train_container,

@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback
+
 from ptycho_exec.errors import DataError
 from ptycho_exec.facade import trainer_kwargs
+from ptycho_exec.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
     file_sha256,
@@ -60,13 +63,26 @@ class Run:
     advice: str | None = None
 
 
-def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = lambda _: None) -> Run:
+def train(
+    payload: TrainingPayload,
+    *,
+    resume: Path | None = None,
+    say: Say = lambda _: None,
+    scan: ScanData | None = None,
+    callbacks: Sequence[Callback] = (),
+    about: Mapping[str, Any] | None = None,
+    facts: MachineFacts | None = None,
+) -> Run:
     """Train on the payload's scan and leave a complete run directory.
 
     Args:
         payload: from `create_training_payload`.
         resume: an earlier run, or a checkpoint of one, to continue from.
         say: takes a line for the user now and then.
+        scan: the training scan, where the caller has read it; None reads the payload's file.
+        callbacks: the caller's own, for the Trainer.
+        about: more that the model file should say of its making, as plain data.
+        facts: of this machine, where they are known already.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
@@ -74,11 +90,11 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
     clock = Clock()
     settings, science = payload.settings, payload.science
     validates = payload.test_data_file is not None or science.training.val_fraction > 0
-    plan = components.plan_for(settings, validates=validates)
+    plan = components.plan_for(settings, validates=validates, facts=facts)
     plan.raise_if_blocked()
     checkpoint = None if resume is None else find_checkpoint(resume)
     with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
-        scan = read_scan(payload.train_data_file, science.data)
+        scan = read_scan(payload.train_data_file, science.data) if scan is None else scan
         test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
     say(_scan_line(scan))
     parts = {
@@ -100,9 +116,10 @@ def train(payload: TrainingPayload, *, resume: Path | None = None, say: Say = la
             resume_from=checkpoint,
             clock=clock,
             facts=plan.facts,
+            callbacks=callbacks,
         )
         with clock.phase("write"):
-            written = _write_training(folder, results, payload, scan)
+            written = _write_training(folder, results, payload, scan, about or {})
         write_manifest(
             folder,
             status="completed",
@@ -143,13 +160,18 @@ def _advice(clock: Clock, results: Mapping[str, Any], scan: ScanData) -> str | N
 
 
 def _write_training(
-    folder: Path, results: Mapping[str, Any], payload: TrainingPayload, scan: ScanData
+    folder: Path,
+    results: Mapping[str, Any],
+    payload: TrainingPayload,
+    scan: ScanData,
+    more: Mapping[str, Any],
 ) -> list[Path]:
     module, history = results["models"]["lightning_module"], results["history"]
     about = {
         "train_data_file": str(payload.train_data_file),
         "sha256": scan.sha256,
         "trained": _trained(results),
+        **more,
     }
     curves = {name: values for name, values in history.items() if name in ("train_loss", "val_loss")}
     return [

@@ -1,0 +1,493 @@
+"""The calls that Ptychodus makes in its child processes (release 1.7 and later), answered by our workflows.
+
+    train:        ConfigManager -> PtychoDataLoader(directory) -> PtychoModel -> Trainer.train
+    reconstruct:  PtychoModel of a checkpoint -> ConfigManager -> PtychoDataLoader.from_np -> InferenceEngine
+
+What its keywords mean is decided in `ptycho_torch.api.translation`. What a run cannot do as it was asked is
+told in one warning of the logger that Ptychodus shows, and kept in the run's manifest.
+
+Shape legend: M patterns, N x N pixels, P probe modes, H x W object, L object layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from numpy.typing import ArrayLike, NDArray
+
+from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.facts import MachineFacts
+from ptycho_exec.plan import Plan
+from ptycho_exec.record import read_manifest, write_manifest
+from ptycho_torch.api import translation
+from ptycho_torch.api.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
+from ptycho_torch.api.epochs import EpochNews, EpochRecord, replay
+from ptycho_torch.api.training_data import PROBES_DIFFER, probe_distance, read_training_data
+from ptycho_torch.api.translation import Configs, Translation
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config_params import (
+    LOGGER,
+    DataConfig,
+    DatagenConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from ptycho_torch.data.assemble import scan_from_arrays
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import TrainingPayload
+from ptycho_torch.workflows import components, runs
+
+logger = logging.getLogger(LOGGER)
+
+LIGHTNING = "lightning"
+
+
+class ConfigManager:
+    """The keyword classes of one session, together."""
+
+    def __init__(
+        self,
+        data_config: DataConfig,
+        model_config: ModelConfig,
+        training_config: TrainingConfig,
+        inference_config: InferenceConfig,
+        datagen_config: DatagenConfig | None = None,
+    ) -> None:
+        self.data_config = data_config
+        self.model_config = model_config
+        self.training_config = training_config
+        self.inference_config = inference_config
+        self.datagen_config = datagen_config or DatagenConfig()
+
+    @classmethod
+    def from_loaded_model(cls, ptycho_model: PtychoModel) -> ConfigManager:
+        """Return the configs that a loaded model brought along."""
+        return cls(
+            ptycho_model.data_config,
+            ptycho_model.model_config,
+            ptycho_model.training_config,
+            ptycho_model.inference_config,
+        )
+
+    @property
+    def configs(self) -> Configs:
+        return Configs(self.data_config, self.model_config, self.training_config, self.inference_config)
+
+    def validate_arch_compatibility(self, ptycho_model: PtychoModel) -> None:
+        """Compare these configs with the network that was loaded.
+
+        Raises:
+            SettingsError: what differs, all of it.
+        """
+        meant, module = translation.to_science(self.configs), ptycho_model.model
+        pairs = {
+            "N": (self.data_config.N, module.data_config.N),
+            "n_filters_scale * 24": (meant.model.n_filters, module.model_config.n_filters),
+            "amp_activation": (meant.model.amp_activation, module.model_config.amp_activation),
+        }
+        findings = [
+            Finding(
+                f"{name} is {asked} in the configs and {there} in the network",
+                where="configs and checkpoint",
+                expected="one value",
+                fix="take the configs that the checkpoint holds",
+            )
+            for name, (asked, there) in pairs.items()
+            if asked != there
+        ]
+        if findings:
+            raise SettingsError.from_findings(findings)
+
+
+class DataloaderFormats(Enum):
+    """How data are fed: there is one way."""
+
+    LIGHTNING_ONLY_MODULE = "lightning_only_module"
+
+
+class PtychoDataLoader:
+    """A scan to learn from or to reconstruct, with the place where results go.
+
+    Args:
+        data_dir: what Ptychodus calls the input directory; see `training_data.find_sources`.
+        config_manager: its `data_config` is replaced by one whose N is the side of the patterns.
+        data_format: see `DataloaderFormats`.
+        output_dir: results go into `run_<time>` in there.
+
+    Raises:
+        DataError: nothing to read, or what is there cannot be used.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        config_manager: ConfigManager,
+        data_format: DataloaderFormats = DataloaderFormats.LIGHTNING_ONLY_MODULE,
+        output_dir: str | Path = ".",
+    ) -> None:
+        self.data_format = DataloaderFormats(data_format)
+        self.config_manager = config_manager
+        asked = config_manager.configs
+        self.scan = read_training_data(
+            Path(data_dir),
+            translation.to_science(asked).data,
+            labeled=asked.supervised,
+            phase_free=bool(asked.data.phase_subtraction),
+        )
+        self.asked_n = int(asked.data.N)
+        self.bounds_applied = "scans" in self.scan.report
+        self.object_shape: tuple[int, ...] = self.scan.canvas_shape
+        self.output_dir = _free_name(Path(output_dir))
+        logger.info("learning from %s: %d patterns", self.scan.source, len(self.scan))
+        config_manager.data_config = _with_n(config_manager.data_config, self.scan.n_pixels)
+
+    @classmethod
+    def from_np(
+        cls,
+        diff_patterns: ArrayLike,
+        probe: ArrayLike,
+        positions: ArrayLike,
+        config_manager: ConfigManager,
+        object_shape: Sequence[int] | None = None,
+    ) -> PtychoDataLoader:
+        """Take a scan to reconstruct out of memory.
+
+        Args:
+            diff_patterns: (M, N, N) counts.
+            probe: (P, N, N) complex.
+            positions: (M, 2) [y, x] in object pixels; pixel k of a patch lies at position - (N-1)/2 + k.
+            config_manager: that of the loaded model.
+            object_shape: (H, W) or (L, H, W) of the object that the positions count in. Ptychodus does not
+                pass it; it is then looked up where Ptychodus keeps it, or else derived from the positions.
+
+        Raises:
+            DataError: arrays that cannot be used.
+        """
+        loader = cls.__new__(cls)
+        loader.data_format = DataloaderFormats.LIGHTNING_ONLY_MODULE
+        loader.config_manager = config_manager
+        points = np.asarray(positions, dtype=np.float64)
+        scan = scan_from_arrays(
+            np.asarray(diff_patterns),
+            points,
+            probe=np.asarray(probe),
+            domain="intensity",
+            dialect="Ptychodus",
+        )
+        shape = object_shape or _object_shape_of_caller() or _shape_around(points)
+        loader.object_shape = tuple(int(side) for side in shape)
+        height, width = loader.object_shape[-2:]
+        loader.scan = replace(
+            scan, positions_px=points, canvas_shape=(height, width), position_shift_px=(0.0, 0.0)
+        )
+        loader.asked_n = scan.n_pixels
+        loader.bounds_applied = True
+        loader.output_dir = Path()
+        return loader
+
+
+def _free_name(folder: Path) -> Path:
+    """Return a name for a run that no earlier one has."""
+    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+    names = (folder / f"run_{stamp}{more}" for more in ("", *(f"_{k}" for k in range(2, 1000))))
+    return next(name for name in names if not name.exists())
+
+
+def _with_n(config: DataConfig, n: int) -> DataConfig:
+    changed = copy.copy(config)
+    changed.N = n
+    return changed
+
+
+def _object_shape_of_caller() -> tuple[int, ...] | None:
+    """Return the shape of the object that Ptychodus reconstructs, (L, H, W); None when another program calls.
+
+    Ptychodus passes positions in pixels of an object whose shape it keeps to itself, and needs a result of
+    that very shape: it gives the result the center of its own object.
+    """
+    frame = sys._getframe(2)
+    if not str(frame.f_globals.get("__name__", "")).startswith("ptychodus."):
+        return None
+    product = getattr(frame.f_locals.get("parameters"), "product", None)
+    array = getattr(product, "object_", None)
+    return None if array is None else (array.num_layers, array.height_px, array.width_px)
+
+
+def _shape_around(positions: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the (H, W) in whose middle the positions lie, as in an object that was made for its scan."""
+    height, width = np.round(positions.min(axis=0) + positions.max(axis=0)).astype(int) + 1
+    logger.warning(
+        "the object's shape was not given; %d x %d was taken, in whose middle the positions lie",
+        height,
+        width,
+    )
+    return int(height), int(width)
+
+
+class PtychoModel:
+    """A network with the configs that it was or will be trained under."""
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        data_config: DataConfig,
+        training_config: TrainingConfig,
+        inference_config: InferenceConfig,
+    ) -> None:
+        self.model_config = model_config
+        self.data_config = data_config
+        self.training_config = training_config
+        self.inference_config = inference_config
+        self.model: Any = None
+
+    @staticmethod
+    def _extract_configs_from_checkpoint(
+        path: str | Path,
+    ) -> tuple[DataConfig, ModelConfig, TrainingConfig, InferenceConfig]:
+        """Return the configs of a checkpoint: those that Ptychodus sent, or some that mean the same.
+
+        Raises:
+            DataError: the file is damaged, or another program's.
+        """
+        found, _ = read_configs(path)
+        return found.data, found.model, found.training, found.inference
+
+    @classmethod
+    def _new_model(cls, model: Any, config_manager: ConfigManager) -> PtychoModel:
+        """Return an untrained network of the class `model`."""
+        made = cls(
+            config_manager.model_config,
+            config_manager.data_config,
+            config_manager.training_config,
+            config_manager.inference_config,
+        )
+        science = translation.to_science(config_manager.configs)
+        data = science.data.model_copy(update={"N": config_manager.data_config.N})
+        made.model = model(
+            model_config=science.model,
+            data_config=data,
+            training_config=science.training,
+            inference_config=science.inference,
+        )
+        return made
+
+
+@dataclass
+class _Pending:
+    """What stands for Lightning's Trainer until training begins: callers add their callbacks to its list."""
+
+    callbacks: list[Callback]
+
+
+class Trainer:
+    """One training session; see `_from_lightning`."""
+
+    def __init__(
+        self, model: PtychoModel, dataloader: PtychoDataLoader, config_manager: ConfigManager
+    ) -> None:
+        self.model = model
+        self.dataloader = dataloader
+        self.config_manager = config_manager
+        self._trainer: Any = _Pending([])
+
+    @classmethod
+    def _from_lightning(
+        cls,
+        model: PtychoModel,
+        dataloader: PtychoDataLoader,
+        orchestration: str,
+        config_manager: ConfigManager,
+    ) -> Trainer:
+        """Prepare a training; nothing runs yet.
+
+        Raises:
+            SettingsError: another orchestration than "lightning".
+        """
+        _require_lightning(orchestration)
+        return cls(model, dataloader, config_manager)
+
+    def train(self, orchestration: str = LIGHTNING, experiment_name: str = "") -> None:
+        """Train, leave a complete run directory at `dataloader.output_dir`, put the network into `model`.
+
+        Args:
+            orchestration: "lightning".
+            experiment_name: the setting of that name; empty leaves it to environment and files.
+
+        Raises:
+            SettingsError, DataError, UserError: as `ptycho_torch.workflows.runs.train`.
+        """
+        _require_lightning(orchestration)
+        facts = MachineFacts.probe()
+        configs, scan = self.config_manager.configs, self.dataloader.scan
+        meant = self._translated(configs, scan, facts)
+        if experiment_name:
+            meant = replace(meant, execution={**meant.execution, "experiment_name": experiment_name})
+        settings = translation.settings_for(meant.execution, "train")
+        validates = meant.science.training.val_fraction > 0
+        plan = components.plan_for(settings, validates=validates, facts=facts)
+        notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings))
+        told = tell("training", notes)
+        payload = TrainingPayload(
+            Path(scan.source or "."),
+            None,
+            self.dataloader.output_dir,
+            meant.science,
+            settings,
+            meant.execution,
+        )
+        about = {KEYWORDS_KEY: plain_keywords(configs)}
+        try:
+            run = self._run(payload, scan, about, facts, plan)
+        finally:
+            _record(self.dataloader.output_dir, about, told)
+        self.model.model = run.results["models"]["lightning_module"]
+        self._trainer = run.results["models"]["trainer"]
+
+    def _translated(self, configs: Configs, scan: ScanData, facts: MachineFacts) -> Translation:
+        asked = replace(configs, data=_with_n(configs.data, self.dataloader.asked_n))
+        if self.dataloader.bounds_applied:
+            asked.data.x_bounds = asked.data.y_bounds = (0.0, 1.0)
+        within = components.selected(scan, translation.to_science(asked).data, 0)
+        return translation.for_training(asked, n_pixels=scan.n_pixels, n_patterns=len(within), facts=facts)
+
+    def _run(
+        self,
+        payload: TrainingPayload,
+        scan: ScanData,
+        about: Mapping[str, Any],
+        facts: MachineFacts,
+        plan: Plan,
+    ) -> runs.Run:
+        """Train; the caller's callbacks see every epoch as it ends, or all of them at the end.
+
+        Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from.
+        """
+        description = SelfDescription(payload.science, about)
+        own = list(self._trainer.callbacks)
+        several = plan.settings.devices not in (1, (0,))
+        record = EpochRecord(payload.output_dir / "epochs.jsonl")
+        extra = (description, record) if several else (description, EpochNews(), *own)
+        run = runs.train(payload, scan=scan, callbacks=extra, about=about, facts=facts, say=logger.info)
+        if several:
+            replay(record.path, own)
+        return run
+
+
+def _require_lightning(orchestration: str) -> None:
+    if orchestration.casefold() != LIGHTNING:
+        raise SettingsError(
+            f"orchestration = {orchestration} is not possible",
+            where="Trainer",
+            expected=LIGHTNING,
+            fix="set PTYCHO_EXEC_LOGGER_BACKEND=mlflow to have metrics recorded by MLflow",
+        )
+
+
+class InferenceEngine:
+    """Predicts the patches of a scan and stitches them."""
+
+    def __init__(self, config_manager: ConfigManager, ptycho_model: PtychoModel) -> None:
+        self.config_manager = config_manager
+        self.ptycho_model = ptycho_model
+
+    def predict_and_stitch(self, loader: PtychoDataLoader) -> NDArray[np.complex64]:
+        """Return the object, of the shape and on the pixels of the one that positions count in.
+
+        Returns:
+            complex64 (H, W), 0 where no patch lies; (L, H, W) for an object of several layers, of which the
+            first holds everything and the others are 1.
+
+        Raises:
+            DataError: patterns of another size than the network's, or nothing to stitch.
+        """
+        module, scan = self.ptycho_model.model, loader.scan
+        self._check_size(scan)
+        base = ScienceConfig(
+            data=module.data_config,
+            model=module.model_config,
+            training=module.training_config,
+            inference=module.inference_config,
+        )
+        facts = MachineFacts.probe()
+        meant = translation.for_inference(self.config_manager.configs, base, scan.n_pixels, facts)
+        settings = translation.settings_for(meant.execution, "infer")
+        plan = components.plan_for(settings, validates=False, facts=facts)
+        notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings), *_other_probe(scan, module))
+        made = components.run_inference_with_lightning(
+            module, scan, whole(meant.science), settings, facts=facts
+        )
+        tell("reconstruction", (*notes, *made["notices"]))
+        if made["consistency"] is not None:
+            logger.info("%s", made["consistency"].line())
+        return _in_layers(made["object"], loader.object_shape)
+
+    def _check_size(self, scan: ScanData) -> None:
+        from ptycho_exec.errors import DataError
+
+        n = self.ptycho_model.model.data_config.N
+        if scan.n_pixels != n:
+            raise DataError(
+                f"the patterns are {scan.n_pixels} x {scan.n_pixels}, the network was trained for {n} x {n}",
+                where="diffraction patterns",
+                expected=f"patterns of {n} x {n}",
+                fix="load a model for this size, or crop the patterns in Ptychodus as for the training",
+            )
+
+
+def whole(science: ScienceConfig) -> ScienceConfig:
+    """Return the science for all of the scan that Ptychodus sends."""
+    from ptycho_torch.factory import whole_scan
+
+    return whole_scan(science)
+
+
+def _other_probe(scan: ScanData, module: Any) -> Iterable[str]:
+    trained = module.probe.detach().cpu().numpy()
+    distance = probe_distance(scan.probe, trained)
+    if distance > PROBES_DIFFER:
+        apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
+        yield f"the product's probe differs {apart} from that of the training, which is used"
+
+
+def _in_layers(obj: NDArray[np.complex64], shape: tuple[int, ...]) -> NDArray[np.complex64]:
+    if len(shape) == 2 or shape[0] == 1:
+        return obj
+    layers = np.ones(shape, dtype=np.complex64)
+    layers[0] = obj
+    return layers
+
+
+# --- telling ----------------------------------------------------------------------------------------------
+
+
+def tell(what: str, notes: Iterable[str]) -> str | None:
+    """Log one warning that lists what is not as it was asked for, and return it; None when all is."""
+    lines = list(dict.fromkeys(notes))
+    if not lines:
+        return None
+    text = "\n".join([f"this {what} is not in all as Ptychodus asked:", *(f"- {line}" for line in lines)])
+    logger.warning("%s", text)
+    return text
+
+
+def _adapted(plan: Plan) -> Iterable[str]:
+    return (notice.text for notice in plan.notices if notice.kind == "adapted")
+
+
+def _record(folder: Path, about: Mapping[str, Any], told: str | None) -> None:
+    """Add the keywords and the warning to the manifest of a run, also of one that failed."""
+    if not (folder / "manifest.json").is_file():
+        return
+    before = read_manifest(folder).get("warnings", [])
+    write_manifest(folder, **about, warnings=[*before, told] if told else before)

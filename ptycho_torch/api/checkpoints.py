@@ -1,0 +1,91 @@
+"""Ptychodus's keywords in and out of checkpoints: each checkpoint of a training with it explains itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback
+
+from ptycho_exec.errors import DataError, SettingsError
+from ptycho_torch.api.translation import SECTIONS, Configs, from_science, to_science
+from ptycho_torch.bundle import BUNDLE_KEY, bundle_part, read_checkpoint
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config_params import Keywords
+
+KEYWORDS_KEY = "ptychodus"
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class SelfDescription(Callback):
+    """Makes each checkpoint a model file, with the keywords that Ptychodus sent."""
+
+    def __init__(self, science: ScienceConfig, about: Mapping[str, Any]) -> None:
+        self.part = bundle_part(science, about)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        del trainer, pl_module
+        checkpoint[BUNDLE_KEY] = self.part
+
+
+def plain_keywords(configs: Configs) -> dict[str, dict[str, Any]]:
+    """Return the keywords as plain data, which a checkpoint may hold; what is not plain is left out."""
+    return {
+        section: {name: value for name, value in values.items() if _is_plain(value)}
+        for section, values in configs.to_dict().items()
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+
+
+def read_configs(path: str | Path) -> tuple[Configs, ScienceConfig]:
+    """Return the keywords and the science that a checkpoint was trained under.
+
+    A checkpoint of `ptycho-torch train` has no keywords; those that mean the same are made up.
+
+    Raises:
+        DataError: the file is damaged, or another program's.
+    """
+    checkpoint = read_checkpoint(path)
+    part = checkpoint.get(BUNDLE_KEY) or {}
+    science = _science(checkpoint, part, Path(path))
+    stored = (part.get("about") or {}).get(KEYWORDS_KEY)
+    return (from_science(science) if stored is None else Configs.from_dict(stored)), science
+
+
+def _science(checkpoint: Mapping[str, Any], part: Mapping[str, Any], path: Path) -> ScienceConfig:
+    stored = checkpoint.get("hyper_parameters") or {}
+    sections = {section: stored.get(f"{section}_config") for section in SECTIONS}
+    if any(section is None for section in sections.values()):
+        raise DataError(
+            "this checkpoint was not written by this package",
+            where=str(path),
+            expected="a model that was trained by way of Ptychodus with it, or by `ptycho-torch train`",
+            fix="train again: checkpoints of the earlier PtychoPINN hold another network",
+        )
+    return ScienceConfig.model_validate({**(part.get("science") or {}), **sections})
+
+
+def as_science_configs(path: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `load_from_checkpoint`'s arguments with Ptychodus's keyword classes translated into ours."""
+    names = {f"{section}_config": section for section in SECTIONS}
+    given = {
+        names[key]: value for key, value in kwargs.items() if isinstance(value, Keywords) and key in names
+    }
+    if not given:
+        return dict(kwargs)
+    stored, science = read_configs(path)
+    if "data" in given and given["data"].N != science.data.N:
+        raise SettingsError(
+            f"N = {given['data'].N}, and the network was trained for patterns of {science.data.N} pixels",
+            where="data_config",
+            expected=f"N = {science.data.N}",
+            fix="take the configs that the checkpoint holds, or train a network for the other size",
+        )
+    sections: dict[str, Any] = {section: getattr(stored, section) for section in SECTIONS}
+    meant = to_science(Configs(**{**sections, **given}), science)
+    meant = meant.model_copy(update={"data": meant.data.model_copy(update={"N": science.data.N})})
+    return {**kwargs, **{f"{section}_config": getattr(meant, section) for section in given}}

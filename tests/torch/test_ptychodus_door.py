@@ -1,0 +1,532 @@
+"""The door that Ptychodus opens: its keyword classes, where each keyword goes, checkpoints, training data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.facts import Gpu, MachineFacts
+from ptycho_torch import physics
+from ptycho_torch.api import translation
+from ptycho_torch.api.training_data import find_sources, read_training_data, with_labels
+from ptycho_torch.api.translation import KEYWORDS, SECTIONS, Configs
+from ptycho_torch.config import DataConfig as ScienceData
+from ptycho_torch.config import ModelConfig as ScienceModel
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config import TrainingConfig as ScienceTraining
+from ptycho_torch.config_params import (
+    DataConfig,
+    DatagenConfig,
+    InferenceConfig,
+    Keywords,
+    ModelConfig,
+    TrainingConfig,
+)
+from ptycho_torch.data.npz import write_npz
+from ptycho_torch.data.ptychodus import write_ptychodus, write_training
+from ptycho_torch.lightning_utils import find_best_checkpoint
+from ptycho_torch.simulate import simulate_scan
+
+SPEC = Path(__file__).parents[2] / "specs" / "ptychodus.md"
+ALL_KEYWORDS = [(section, name) for section, rows in KEYWORDS.items() for name in rows]
+FOUR_GPUS = MachineFacts(gpus=(Gpu(name="A100", memory_mb=40_000, capability="8.0", bf16=True),) * 4)
+
+
+def configs(**changes: Any) -> Configs:
+    """Return Ptychodus's defaults with `section__keyword` changed."""
+    given: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        given[section][name] = value
+    return Configs.from_dict(given)
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings of the machine that runs the tests."""
+    for name in [name for name in os.environ if name.startswith("PTYCHO_EXEC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+# --- keyword classes
+
+
+def test_the_keyword_classes_are_light() -> None:
+    """Ptychodus imports them in its own process, before CUDA_VISIBLE_DEVICES is set in the child."""
+    code = (
+        "import sys, ptycho_torch.config_params as c;"
+        "c.DataConfig(N=64); c.TrainingConfig(epochs=1).n_devices = 2;"
+        "heavy = {'torch', 'lightning', 'numpy', 'pydantic', 'h5py', 'scipy'} & set(sys.modules);"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", [*SECTIONS.values(), DatagenConfig])
+def test_keyword_classes_travel_and_change(kind: type[Keywords]) -> None:
+    one = kind()
+    for field in fields(one):
+        setattr(one, field.name, ("changed", field.name))
+    two = pickle.loads(pickle.dumps(one))
+    assert two == one == copy.deepcopy(one)
+    assert all(getattr(two, field.name) == ("changed", field.name) for field in fields(one))
+    assert kind() != one or not fields(one)
+
+
+def test_a_keyword_of_a_later_release_is_told_once_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainingConfig(epochs=3, lerning_rate=0.5, quantum=True)
+    assert len(caplog.records) == 1
+    assert "lerning_rate (the nearest known is learning_rate)" in caplog.text
+    assert "quantum" in caplog.text
+    assert (config.epochs, config.learning_rate, config.quantum) == (3, 1e-3, True)
+    travelled = pickle.loads(pickle.dumps(config))
+    assert travelled.unknown_keywords == {"lerning_rate": 0.5, "quantum": True}
+    assert len(caplog.records) == 1
+    config.n_device = 4
+    assert "n_device (the nearest known is n_devices)" in caplog.text
+    with pytest.raises(AttributeError, match="no keyword 'absent'"):
+        _ = config.absent
+
+
+def test_the_defaults_are_what_ptychodus_sends(caplog: pytest.LogCaptureFixture) -> None:
+    """Every keyword of the installed release is known, and an unchanged one has our default."""
+    settings = pytest.importorskip(
+        "ptychodus.model.ptychopinn_torch.settings", reason="needs the ptychodus extra"
+    )
+    from ptychodus.api.settings import SettingsRegistry
+    from ptychodus.model.ptychopinn_torch.reconstructor import _build_configs
+
+    registry = SettingsRegistry()
+    sent = _build_configs(
+        "Unsupervised",
+        settings.PtychoPINNTorchDataSettings(registry),
+        settings.PtychoPINNTorchModelSettings(registry),
+        settings.PtychoPINNTorchTrainingSettings(registry),
+        settings.PtychoPINNTorchInferenceSettings(registry),
+    )
+    ours = (DataConfig(), ModelConfig(), TrainingConfig(), InferenceConfig(), DatagenConfig())
+    assert sent == ours
+    assert caplog.records == []
+
+
+# --- where each keyword goes
+
+
+def test_every_keyword_has_its_row() -> None:
+    for section, kind in SECTIONS.items():
+        assert set(KEYWORDS[section]) == {field.name for field in fields(kind)}
+    for section, name in ALL_KEYWORDS:
+        goes = KEYWORDS[section][name]
+        assert goes.to or goes.note, f"{name} goes nowhere and nobody says why"
+
+
+def test_the_table_of_the_spec_is_the_table() -> None:
+    rows = re.findall(r"^\| (\w+Config\.\w+) \| (.+?) \| (.*?) ?\|$", SPEC.read_text(), re.M)
+    assert rows == [
+        (
+            f"{SECTIONS[section].__name__}.{name}",
+            KEYWORDS[section][name].to or "-",
+            KEYWORDS[section][name].note,
+        )
+        for section, name in ALL_KEYWORDS
+    ]
+
+
+def test_science_fields_and_settings_of_the_table_exist() -> None:
+    from ptycho_exec.settings import ExecutionSettings
+    from ptycho_torch import config
+
+    for section, name in ALL_KEYWORDS:
+        for place in filter(None, KEYWORDS[section][name].to.split(", ")):
+            owner, _, field = place.rpartition(".")
+            if owner and owner != "manifest":
+                assert field in getattr(config, owner).model_fields, place
+            elif place not in ("labels", "manifest.json"):
+                assert place in ExecutionSettings.model_fields, place
+
+
+CHANGED: dict[tuple[str, str], Any] = {
+    ("data", "N"): 64,
+    ("data", "C"): 1,
+    ("data", "normalize"): "Group",
+    ("data", "neighbor_function"): "4_quadrant",
+    ("data", "scan_pattern"): "Rectangular",
+    ("data", "probe_normalize"): False,
+    ("data", "x_bounds"): (0.0, 1.0),
+    ("data", "y_bounds"): (0.2, 0.8),
+    ("data", "min_neighbor_distance"): 1.5,
+    ("data", "max_neighbor_distance"): 9.0,
+    ("data", "K_quadrant"): 12,
+    ("data", "n_subsample"): 2,
+    ("data", "probe_scale"): 1.0,
+    ("data", "K"): 9,
+    ("data", "grid_size"): (4, 1),
+    ("data", "probe_ramp_removal"): True,
+    ("data", "data_scaling"): "Max",
+    ("data", "phase_subtraction"): False,
+    ("model", "mode"): "Supervised",
+    ("model", "loss_function"): "MAE",
+    ("model", "amp_activation"): "sigmoid",
+    ("model", "decoder_last_amp_channels"): 1,
+    ("model", "intensity_scale"): 5.0,
+    ("model", "max_position_jitter"): 3,
+    ("model", "num_datasets"): 2,
+    ("model", "C_model"): 1,
+    ("model", "C_forward"): 1,
+    ("model", "amp_loss"): "Total_Variation",
+    ("model", "phase_loss"): "Total_Variation",
+    ("model", "amp_loss_coeff"): 0.2,
+    ("model", "phase_loss_coeff"): 0.3,
+    ("model", "n_filters_scale"): 1,
+    ("model", "probe_mask"): np.ones((2, 2)),
+    ("model", "edge_pad"): 4,
+    ("model", "decoder_last_c_outer_fraction"): 0.5,
+    ("model", "decoder_spatial_kernel"): 3,
+    ("model", "offset"): 4,
+    ("model", "probe_reference_coeff"): 0.1,
+    ("model", "amplitude_variance_coeff"): 0.5,
+    ("training", "epochs"): 7,
+    ("training", "batch_size"): 4,
+    ("training", "learning_rate"): 1e-2,
+    ("training", "n_devices"): 2,
+    ("training", "num_workers"): 0,
+    ("training", "accum_steps"): 2,
+    ("training", "epochs_fine_tune"): 5,
+    ("training", "fine_tune_gamma"): 0.5,
+    ("training", "gradient_clip_val"): 1.0,
+    ("training", "device"): "cpu",
+    ("training", "strategy"): "ddp_fork",
+    ("training", "framework"): "Default",
+    ("training", "orchestrator"): "Mlflow",
+    ("training", "scheduler"): "Cosine",
+    ("training", "warmup_epochs"): 3,
+    ("training", "min_lr_ratio"): 0.5,
+    ("training", "notes"): "a note",
+    ("training", "finetune_val_split"): 0.2,
+    ("training", "model_name"): "mine",
+    ("inference", "batch_size"): 50,
+    ("inference", "middle_trim"): 16,
+    ("inference", "experiment_number"): 1,
+    ("inference", "patch_weighting"): "uniform",
+    ("inference", "pad_eval"): False,
+    ("inference", "window"): 5,
+}
+NEEDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("data", "min_neighbor_distance"): {"data__neighbor_function": "Min_dist"},
+    ("data", "max_neighbor_distance"): {"data__neighbor_function": "Min_dist"},
+    ("data", "K_quadrant"): {"data__neighbor_function": "4_quadrant"},
+    ("model", "amp_loss_coeff"): {"model__amp_loss": "Mean_Deviation"},
+    ("model", "phase_loss_coeff"): {"model__phase_loss": "Total_Variation"},
+    ("training", "strategy"): {"training__n_devices": 2},
+}
+"""What another keyword must be for this one to act."""
+ELSEWHERE = {("data", "N"), ("data", "phase_subtraction"), ("training", "notes"), ("training", "model_name")}
+"""Keywords that act on neither science nor settings; tests of their own show that they act."""
+
+
+def another(section: str, name: str) -> Any:
+    if (section, name) in CHANGED:
+        return CHANGED[section, name]
+    value = getattr(SECTIONS[section], name)
+    return not value if isinstance(value, bool) else value + 1
+
+
+def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
+    """Return what keywords come to, in training and reconstruction, and what is told."""
+    training = translation.for_training(given, n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
+    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS)
+    acts = (training.science, training.execution, inference.science, inference.execution)
+    return acts, (*training.notes, *inference.notes)
+
+
+def test_nothing_is_told_of_an_ordinary_run() -> None:
+    _, told = meaning(configs())
+    assert told == ()
+
+
+@pytest.mark.parametrize(("section", "name"), ALL_KEYWORDS)
+def test_a_changed_keyword_acts_or_is_told(section: str, name: str) -> None:
+    context = NEEDS.get((section, name), {})
+    before, quiet = meaning(configs(**context))
+    after, told = meaning(configs(**{**context, f"{section}__{name}": another(section, name)}))
+    mentions = [line for line in told if line.startswith((f"{name} ", f"{name}:"))]
+    if (section, name) in ELSEWHERE:
+        assert after == before
+    elif KEYWORDS[section][name].to:
+        assert after != before
+        assert mentions == []
+    else:
+        assert after == before
+        assert len(mentions) == 1
+        assert "has no effect: " in mentions[0]
+    assert not [line for line in quiet if line.startswith(f"{name} ")]
+
+
+DORMANT: list[tuple[dict[str, Any], str]] = [
+    ({"data__max_neighbor_distance": 9.0}, "max_neighbor_distance"),
+    ({"data__min_neighbor_distance": 1.0}, "min_neighbor_distance"),
+    ({"data__K_quadrant": 9}, "K_quadrant"),
+    ({"data__K": 9, "data__neighbor_function": "4_quadrant"}, "K"),
+    ({"data__C": 1, "data__n_subsample": 3}, "n_subsample"),
+    ({"data__C": 1, "data__neighbor_function": "4_quadrant"}, "neighbor_function"),
+    ({"data__C": 1, "model__object_big": False}, "object_big"),
+    ({"model__amp_loss_coeff": 2.0}, "amp_loss_coeff"),
+    ({"model__phase_loss": "Mean_Deviation"}, "phase_loss"),
+    ({"model__mode": "Supervised", "model__loss_function": "MAE"}, "loss_function"),
+    ({"model__mode": "Supervised", "training__nll": False}, "nll"),
+    ({"data__phase_subtraction": False}, "phase_subtraction"),
+    ({"training__strategy": "ddp"}, "strategy"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), DORMANT)
+def test_a_keyword_that_another_one_silences_is_told(changes: dict[str, Any], name: str) -> None:
+    _, told = meaning(configs(**changes))
+    assert [line for line in told if line.startswith(f"{name} = ") and "has no effect" in line]
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"data__N": 64}, "N: 64 became 128, the side of the patterns"),
+    ({"data__C": 5, "data__grid_size": (1, 5)}, "C: 5 became 4"),
+    ({"data__C": 9, "data__K": 2}, "K: 2 became 8"),
+    ({"data__neighbor_function": "Psychic"}, "neighbor_function = Psychic is not known"),
+    ({"model__amp_activation": "tanh"}, "amp_activation = tanh is not known"),
+    ({"model__loss_function": "Huber"}, "loss_function = Huber is not known"),
+    ({"model__amp_loss": "SSIM"}, "amp_loss = SSIM has no effect"),
+    ({"training__device": "tpu"}, "device = tpu is not known"),
+    ({"training__scheduler": "OneCycle"}, "scheduler = OneCycle is not known"),
+    ({"training__n_devices": 2, "training__strategy": "ddp"}, "ddp became ddp_spawn"),
+    ({"training__n_devices": 2, "training__strategy": "horovod"}, "strategy = horovod is not known"),
+    ({"inference__middle_trim": 200}, "middle_trim: 200 became 128"),
+    ({"inference__patch_weighting": "random"}, "patch_weighting = random is not known"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), IMPOSSIBLE)
+def test_an_impossible_value_is_adapted_and_told(changes: dict[str, Any], said: str) -> None:
+    _, told = meaning(configs(**changes))
+    assert [line for line in told if said in line], told
+
+
+def test_devices_that_are_not_there_do_not_become_cpu_processes() -> None:
+    asked = configs(training__n_devices=4)
+    meant = translation.for_training(asked, n_pixels=128, n_patterns=100, facts=MachineFacts())
+    assert (meant.execution["devices"], meant.execution["strategy"]) == (1, "auto")
+    assert meant.notes == ("n_devices: 4 became 1, because this machine has no CUDA device",)
+
+
+@pytest.mark.parametrize(("n", "memory_mb", "batch"), [(64, 8000, 1000), (256, 8000, 228), (512, 4000, 64)])
+def test_an_inference_batch_fits_into_memory(n: int, memory_mb: int, batch: int) -> None:
+    facts = MachineFacts(memory_mb=64_000, memory_limit_mb=memory_mb)
+    meant = translation.for_inference(configs(), ScienceConfig(), n, facts)
+    assert meant.execution["inference_batch_size"] == batch
+    told = [line for line in meant.notes if line.startswith(f"batch_size: 1000 became {batch}")]
+    assert len(told) == (batch != 1000)
+
+
+def test_a_value_out_of_range_is_an_error_with_its_place() -> None:
+    with pytest.raises(SettingsError, match="epochs = 0 is not allowed"):
+        translation.to_science(configs(training__epochs=0))
+    with pytest.raises(SettingsError, match="learning_rate") as caught:
+        translation.settings_for({"learning_rate": 0.0}, "train")
+    assert "Ptychodus" in str(caught.value)
+
+
+def test_a_small_scan_is_not_validated_on_nothing() -> None:
+    meant = translation.for_training(configs(data__C=1), n_pixels=128, n_patterns=9, facts=FOUR_GPUS)
+    assert meant.science.training.val_fraction == 0
+    assert "finetune_val_split: 0.05 became 0, because the scan is small" in meant.notes
+
+
+def test_a_model_of_the_command_line_has_keywords_that_mean_the_same() -> None:
+    science = ScienceConfig(
+        data=ScienceData(N=64, gridsize=2, grouping="distance", neighbor_count=7, max_neighbor_distance_px=9),
+        model=ScienceModel(n_filters=40, amp_activation="softplus"),
+        training=ScienceTraining(loss="poisson", epochs=3, tv_weight=0.5),
+    )
+    back = translation.to_science(translation.from_science(science), science)
+    assert back == science
+    plain = ScienceConfig(data=ScienceData(N=64))
+    assert translation.to_science(translation.from_science(plain), plain) == plain
+
+
+# --- precedence
+
+
+def test_what_ptychodus_sends_wins_and_the_loser_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTYCHO_EXEC_BATCH_SIZE", "64")
+    monkeypatch.setenv("PTYCHO_EXEC_NUM_WORKERS", "0")
+    meant = translation.for_training(
+        configs(training__num_workers=0), n_pixels=128, n_patterns=100, facts=FOUR_GPUS
+    )
+    settings = translation.settings_for(meant.execution, "train")
+    assert settings.batch_size == 16
+    assert settings.origins["batch_size"].describe() == "argument Ptychodus"
+    assert list(translation.shadowed(settings)) == [
+        "batch_size=64 from environment PTYCHO_EXEC_BATCH_SIZE has no effect: Ptychodus sends 16"
+    ]
+
+
+def test_variables_and_files_fill_in_what_ptychodus_does_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "7")
+    Path("ptycho_exec.toml").write_text('precision = "bf16-mixed"\n')
+    settings = translation.settings_for({"batch_size": 4, "num_workers": 2}, "train")
+    assert settings.persistent_workers
+    assert not translation.settings_for({"num_workers": 0}, "train").persistent_workers
+    assert (settings.seed, settings.precision, settings.on_unsupported) == (7, "bf16-mixed", "adapt")
+    assert settings.origins["seed"].describe() == "environment PTYCHO_EXEC_SEED"
+    assert "ptycho_exec.toml" in settings.origins["precision"].describe()
+    monkeypatch.setenv("PTYCHO_EXEC_ON_UNSUPPORTED", "error")
+    assert translation.settings_for({}, "infer").on_unsupported == "error"
+
+
+# --- checkpoints
+
+
+def checkpoint(path: Path, scores: dict[str, float], *, mode: str = "min", age_s: float = 0.0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"best_k_models": {f"/elsewhere/{name}": torch.tensor(score) for name, score in scores.items()}}
+    key = f"BestCheckpoints{{'monitor': 'val_loss', 'mode': '{mode}'}}"
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "callbacks": {key: state}}, path)
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def test_the_best_checkpoint_is_found_by_its_recorded_metric(tmp_path: Path) -> None:
+    assert find_best_checkpoint(tmp_path) is None
+    scores = {"a.ckpt": 0.3, "b.ckpt": 0.1, "c.ckpt": 0.2}
+    files = {name: checkpoint(tmp_path / "run" / name, scores) for name in scores}
+    last = checkpoint(tmp_path / "run" / "last.ckpt", scores)
+    assert find_best_checkpoint(tmp_path) == files["b.ckpt"]
+    files["b.ckpt"].write_bytes(files["b.ckpt"].read_bytes()[:100])
+    assert find_best_checkpoint(tmp_path) == files["c.ckpt"]
+    for name in ("a.ckpt", "c.ckpt"):
+        files[name].unlink()
+    assert find_best_checkpoint(tmp_path) == last
+
+
+def test_larger_is_better_where_the_checkpoints_say_so(tmp_path: Path) -> None:
+    scores = {"a.ckpt": 0.3, "b.ckpt": 0.1}
+    files = [checkpoint(tmp_path / name, scores, mode="max") for name in scores]
+    assert find_best_checkpoint(tmp_path) == files[0]
+
+
+def test_of_equal_checkpoints_the_newest_wins(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scores = {"a.ckpt": 0.1, "b.ckpt": 0.1, "nan.ckpt": float("nan")}
+    checkpoint(tmp_path / "a.ckpt", scores, age_s=100)
+    newest = checkpoint(tmp_path / "b.ckpt", scores, age_s=50)
+    checkpoint(tmp_path / "nan.ckpt", scores)
+    (tmp_path / "code.ckpt").write_bytes(pickle.dumps(print, protocol=2))
+    assert find_best_checkpoint(tmp_path) == newest
+    assert "code.ckpt is passed over" in caplog.text
+
+
+# --- training data
+
+
+def test_exported_files_come_before_the_pair(tmp_path: Path) -> None:
+    scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
+    with pytest.raises(DataError, match="nothing to learn from"):
+        find_sources(tmp_path)
+    write_ptychodus(scan, tmp_path)
+    assert find_sources(tmp_path) == [tmp_path]
+    write_training(scan, tmp_path / "training_data.h5")
+    assert find_sources(tmp_path) == [tmp_path / "training_data.h5"]
+    np.savez(tmp_path / "noise.npz", ideal=np.zeros(3))
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    write_npz(scan, tmp_path / "b.npz")
+    write_npz(scan, tmp_path / "a.npz")
+    assert find_sources(tmp_path) == [tmp_path / "a.npz", tmp_path / "b.npz"]
+
+
+def test_labels_are_the_object_under_each_pattern() -> None:
+    """As the network sees them: on whole pixels, after the training's own sub-pixel shift."""
+    scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
+    truth = scan.object_guess
+    assert truth is not None
+    labeled = with_labels(scan, phase_free=False)
+    grid, rest = physics.split_position(torch.from_numpy(scan.positions_px), 16)
+    seen = physics.shift_subpixel(torch.from_numpy(np.asarray(labeled.labels)), rest).numpy()
+    corners = torch.round(grid - 7.5).int().tolist()
+    true = np.stack([truth[y : y + 16, x : x + 16] for y, x in corners])
+    assert np.linalg.norm(seen - true) < 0.04 * np.linalg.norm(true)
+    beside = np.stack([truth[y : y + 16, x + 1 : x + 17] for y, x in corners])
+    assert np.linalg.norm(seen - beside) > 0.1 * np.linalg.norm(true)
+
+
+def test_phase_subtraction_takes_the_mean_phase_out_of_each_label() -> None:
+    scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
+    kept, free = (np.asarray(with_labels(scan, phase_free=flag).labels) for flag in (False, True))
+    assert scan.probe is not None
+    light = (np.abs(scan.probe) ** 2).sum(axis=0)
+    assert np.abs(np.angle((kept * light).sum(axis=(1, 2)))).max() > 0.05
+    np.testing.assert_allclose(np.angle((free * light).sum(axis=(1, 2))), 0, atol=1e-5)
+    np.testing.assert_allclose(np.abs(free), np.abs(kept), rtol=1e-5)
+
+
+def test_a_flat_object_is_no_label(tmp_path: Path) -> None:
+    scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
+    flat = replace(scan, object_guess=np.ones(scan.canvas_shape, np.complex64))
+    write_npz(flat, tmp_path / "a.npz")
+    with pytest.raises(DataError, match="a flat one"):
+        read_training_data(tmp_path, ScienceData(), labeled=True, phase_free=True)
+    assert read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True).labels is None
+
+
+def test_several_scans_are_one_training_without_common_groups(tmp_path: Path) -> None:
+    scans = [simulate_scan(n=16, patterns=36, photons=1e5, seed=seed) for seed in (1, 2)]
+    for scan, name in zip(scans, "ab", strict=True):
+        write_npz(scan, tmp_path / f"{name}.npz")
+    from ptycho_torch.workflows.components import dataset_of
+
+    both = read_training_data(tmp_path, ScienceData(gridsize=2), labeled=True, phase_free=False)
+    assert len(both) == 72
+    amplitude = np.concatenate([scan.amplitude(np.arange(36)) for scan in scans])
+    np.testing.assert_array_equal(both.amplitude(np.arange(72)), amplitude)
+    groups = dataset_of(both, ScienceData(gridsize=2), 0).__getitems__(range(72))["index"] // 36
+    assert bool((groups == groups[:, :1]).all())
+    lone = with_labels(scans[1], phase_free=False)
+    np.testing.assert_array_equal(both.label_patches([40]), lone.label_patches([4]))
+
+
+def test_scans_that_cannot_be_one_training_are_refused(tmp_path: Path) -> None:
+    write_npz(simulate_scan(n=16, patterns=36, photons=1e5, seed=1), tmp_path / "a.npz")
+    write_npz(simulate_scan(n=32, patterns=36, photons=1e5, seed=2), tmp_path / "b.npz")
+    with pytest.raises(DataError, match="patterns of 16 and of 32 pixels"):
+        read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    other = simulate_scan(n=16, patterns=36, photons=1e5, seed=2, probe_curvature_rad=-2.0)
+    write_npz(other, tmp_path / "b.npz")
+    with pytest.raises(DataError, match="the probes of these training files differ"):
+        read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    write_npz(simulate_scan(n=16, patterns=4, photons=1e5, seed=2), tmp_path / "b.npz")
+    with pytest.raises(DataError, match="too few beside others"):
+        read_training_data(tmp_path, ScienceData(gridsize=2), labeled=False, phase_free=True)
+
+
+def test_one_warning_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
+    from ptycho_torch.api.base_api import tell
+
+    assert tell("training", ()) is None
+    with caplog.at_level(logging.WARNING):
+        text = tell("training", ("a has no effect: b", "c became d", "c became d"))
+    assert len(caplog.records) == 1
+    assert text is not None
+    assert text.count("\n") == 2
