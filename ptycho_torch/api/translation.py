@@ -23,7 +23,7 @@ from ptycho_torch.config_params import DataConfig, InferenceConfig, Keywords, Mo
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, split_overrides
 
 PLACE = "Ptychodus"
-FILTERS = 24
+FILTERS = 12
 """`n_filters` of one unit of `n_filters_scale`: Ptychodus's 2 is this network's usual width."""
 
 BYTES_PER_PIXEL = 140

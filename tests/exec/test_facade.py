@@ -132,6 +132,7 @@ def process_state() -> dict[str, Any]:
         "matmul": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "dtype": torch.get_default_dtype(),
+        "fills_memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         "level": logging.getLogger("lightning.pytorch").level,
     }
 
@@ -363,6 +364,7 @@ def test_flags_are_set_inside_and_restored_after() -> None:
         assert os.environ["PL_SEED_WORKERS"] == "1"
         inside = process_state()
     assert (inside["matmul"], inside["threads"], inside["warn_only"]) == ("medium", 1, True)
+    assert (before["fills_memory"], inside["fills_memory"]) == (True, False)
     assert process_state() == before
     assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
 

@@ -429,7 +429,7 @@ class TestOptimization:
         watch = WatchGradients()
         module = make_module(Scan(), {"gradient_clip_val": 1e-4, "gradient_clip_algorithm": "agc"})
         fit(module, Scan(), callbacks=[watch])
-        assert 0 < watch.ratio <= 1e-4 * 1.001
+        assert 0 < watch.ratio <= 1e-4 * 1.01  # it is seen after the step, by which the weights moved
         free = WatchGradients()
         fit(make_module(Scan()), Scan(), callbacks=[free])
         assert free.ratio > 1e-3
