@@ -82,7 +82,7 @@ def consistency(
     )
     if not (float(measured.sum()) and float(object_.sum()) and float(flat.sum())):
         return None
-    noise = _noise(object_) if _holds_counts(scan) else None
+    noise = _noise(object_) if scan.holds_counts else None
     return Consistency(_misfit(object_, measured), _misfit(flat, measured), noise, len(rows))
 
 
@@ -116,10 +116,6 @@ def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) ->
     patches = obj[rows[:, :, None], columns[:, None, :]].to(probe.dtype)
     shifted = physics.shift_subpixel(probe, rest.float().unsqueeze(1))
     return physics.forward_intensity(patches.unsqueeze(1), shifted.unsqueeze(1))[:, 0].sqrt()
-
-
-def _holds_counts(scan: ScanData) -> bool:
-    return scan.domain == "intensity" and np.issubdtype(scan.patterns.dtype, np.integer)
 
 
 def _noise(amplitude: Tensor) -> float:

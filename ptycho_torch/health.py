@@ -16,6 +16,8 @@ PLATEAU_PATTERNS = 10_000
 """Patterns after which a training must have learned something."""
 PLATEAU_RATIO = 0.95
 """A loss above this part of the untrained loss is a plateau; learning runs reach 0.5 and less."""
+MOST_NOISE = 0.9
+"""Part of the untrained loss that counting noise is taken for at most: its estimate is not exact."""
 COLLAPSE_STD = 1e-3
 """Spread of the predicted amplitude, relative to its mean, below which it is a constant."""
 COLLAPSE_RATIO = 0.8
@@ -25,9 +27,14 @@ _REMEDIES = "gradient_clip_val=1, scheduler=WarmupCosine, a smaller learning_rat
 
 
 class TrainingHealth:
-    """Watches the loss, the weights and the spread of the predicted amplitude of one training."""
+    """Watches the loss, the weights and the spread of the predicted amplitude of one training.
 
-    def __init__(self) -> None:
+    noise_floor: loss that counting noise alone leaves. At low dose it is most of the loss, and what a
+    network learns only shows above it.
+    """
+
+    def __init__(self, noise_floor: float = 0.0) -> None:
+        self.noise_floor = noise_floor
         self.reference = 0.0
         self._steps = 0
         self._patterns = 0
@@ -67,7 +74,8 @@ class TrainingHealth:
         self._epoch_loss, self._epoch_steps = 0.0, 0
         if self._patterns < PLATEAU_PATTERNS:
             return
-        ratio = loss / max(self.reference, 1e-30)
+        floor = min(self.noise_floor, MOST_NOISE * self.reference)
+        ratio = (loss - floor) / max(self.reference - floor, 1e-30)
         seen = (
             f"after {self._patterns} patterns the loss is {loss:.4g}, untrained it was {self.reference:.4g}"
         )
@@ -82,7 +90,8 @@ class TrainingHealth:
             raise UserError(
                 "training is stuck: the network still predicts a flat object",
                 where=seen,
-                expected=f"a loss below {PLATEAU_RATIO:g} of the untrained one",
+                expected=f"a loss below {floor + PLATEAU_RATIO * (self.reference - floor):.4g}"
+                + (f", of which counting noise is {floor:.4g}" if floor else ""),
                 fix=f"check positions and probe with `ptycho-torch inspect`; then try {_REMEDIES}",
             )
 

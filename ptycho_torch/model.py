@@ -299,10 +299,26 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         if self.training_config.loss == "supervised":
             return self._supervised_error(batch, patches, rest)
         expected = self.forward_model.expected_intensity(self._merged(patches, grid), probe)
-        measured = batch["amplitude"] / self.forward_model.reference_rms
+        return self._misfit(expected, batch["amplitude"] / self.forward_model.reference_rms)
+
+    def _misfit(self, expected: Tensor, measured: Tensor) -> Tensor:
+        """Loss of an expected intensity against a measured amplitude, both in the network's unit."""
         if self.training_config.loss == "poisson":
             return losses.poisson_nll(expected, measured.square(), self.good_pixels, floor=_POISSON_FLOOR)
         return losses.amplitude_mae(physics.amplitude(expected), measured, self.good_pixels)
+
+    @torch.no_grad()
+    def noise_floor(self, amplitude: Tensor) -> float:
+        """Return the loss that counting noise alone leaves, for patterns like these, roots of counts.
+
+        Drawn once: counts around the measured ones are off by what the measured ones are off the true.
+        """
+        if self.training_config.loss == "supervised":
+            return 0.0
+        counts = amplitude.square()
+        drawn = torch.poisson(counts, generator=torch.Generator(counts.device).manual_seed(0))
+        unit = self.forward_model.reference_rms
+        return float(self._misfit(counts / unit.square(), drawn.sqrt() / unit))
 
     def _merged(self, patches: Tensor, grid: Tensor) -> Tensor:
         """Patches as parts of one object, when they are grouped and the model says so."""

@@ -93,7 +93,10 @@ class ConfigManager:
         meant, module = translation.to_science(self.configs), ptycho_model.model
         pairs = {
             "N": (self.data_config.N, module.data_config.N),
-            f"n_filters_scale * {translation.FILTERS}": (meant.model.n_filters, module.model_config.n_filters),
+            f"n_filters_scale * {translation.FILTERS}": (
+                meant.model.n_filters,
+                module.model_config.n_filters,
+            ),
             "amp_activation": (meant.model.amp_activation, module.model_config.amp_activation),
         }
         findings = [

@@ -85,6 +85,11 @@ class ScanData:
         """(M, 2) sub-pixel canvas index of each patch's pixel [0, 0]."""
         return self.positions_px - (self.n_pixels - 1) / 2
 
+    @property
+    def holds_counts(self) -> bool:
+        """True where the patterns are counts, whose noise is known: whole numbers of an intensity."""
+        return self.domain == "intensity" and np.issubdtype(self.patterns.dtype, np.integer)
+
     def amplitude(self, indices: ArrayLike) -> NDArray[np.float32]:
         """Return (B, N, N) float32 measured amplitude in the file's units, bad pixels 0."""
         raw: NDArray[Any] = self.patterns[np.asarray(indices, dtype=np.int64)]

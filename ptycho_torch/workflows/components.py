@@ -308,7 +308,10 @@ def _build_module(
         if probe is None
         else model.estimate_intensity_scale(sample, probe, good_pixels),
     }
-    return _call_with_known(model.PtychoPINN_Lightning, arguments)
+    module = _call_with_known(model.PtychoPINN_Lightning, arguments)
+    if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
+        module.health.noise_floor = module.noise_floor(sample)
+    return module
 
 
 def _call_with_known(build: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -533,8 +533,8 @@ class TestHealth:
             check_weights(module.named_parameters())
         assert "network.unet.head.weight" in str(caught.value)
 
-    def judge(self, losses: list[float], spread: float, patterns: int = 16) -> None:
-        health = TrainingHealth()
+    def judge(self, losses: list[float], spread: float, patterns: int = 16, noise_floor: float = 0.0) -> None:
+        health = TrainingHealth(noise_floor)
         for loss in losses:
             health.after_step(loss, patterns)
         health.after_epoch(spread)
@@ -555,6 +555,24 @@ class TestHealth:
 
     def test_learning_raises_nothing(self) -> None:
         self.judge([0.2] * 10 + [0.1] * 990, spread=0.1)
+
+    def test_noise_that_nothing_can_explain_is_no_plateau(self) -> None:
+        losses = [0.120] * 10 + [0.117] * 990
+        with pytest.raises(UserError, match="training is stuck"):
+            self.judge(losses, spread=0.1)
+        self.judge(losses, spread=0.1, noise_floor=0.09)
+        with pytest.raises(UserError, match=r"a loss below 0.1185, of which counting noise is 0.09"):
+            self.judge([0.12] * 1000, spread=0.1, noise_floor=0.09)
+
+    @pytest.mark.parametrize("loss", ["mae", "poisson"])
+    def test_the_noise_floor_is_the_loss_of_the_truth(self, loss: str) -> None:
+        scan = Scan()
+        module = make_module(scan, training_config={"loss": loss})
+        truth = 20 * torch.rand(64, 1, N, N, generator=torch.Generator().manual_seed(1))
+        measured = torch.poisson(truth, generator=torch.Generator().manual_seed(2)).sqrt()
+        unit = module.forward_model.reference_rms
+        want = float(module._misfit(truth / unit.square(), measured / unit).detach())
+        assert module.noise_floor(measured) == pytest.approx(want, rel=0.1)
 
     def test_a_resumed_run_remembers(self) -> None:
         health = TrainingHealth()

@@ -514,3 +514,12 @@ def test_two_processes_bring_their_parts_to_one_phase(scan: Any, tmp_path: Path)
         "object"
     ]
     assert phase_blind_gap(np.load(target), wanted) < 0.1
+
+
+def test_training_knows_the_noise_of_counts(scan: Any) -> None:
+    counts = replace(scan, patterns=np.round(np.square(scan.patterns)).astype(np.uint16), domain="intensity")
+    roots = replace(scan, patterns=scan.amplitude(np.arange(len(scan))), domain="amplitude")
+    results = [_train_with_lightning(given, None, science(), settings()) for given in (counts, roots)]
+    floors = [result["models"]["lightning_module"].health.noise_floor for result in results]
+    assert floors[0] > 0
+    assert floors[1] == 0
