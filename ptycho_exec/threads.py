@@ -23,16 +23,23 @@ _PAUSE_S = 0.004
 def choose_wait_policy(environ: MutableMapping[str, str] | None = None) -> None:
     """Have waiting threads sleep if this machine is crowded, unless the user chose how they wait."""
     variables = os.environ if environ is None else environ
-    if not variables.get(POLICY) and crowded(_threads(variables), _cpus(), others_running):
+    if not variables.get(POLICY) and crowded(_threads(variables), usable_cpus(), others_running):
         variables[POLICY] = "PASSIVE"
 
 
-def crowded(threads: int, cpus: float, others: Callable[[], int]) -> bool:
-    """Tell whether `threads` of this process and the `others` that want to run are more than the CPUs."""
-    return threads > cpus or threads + others() > cpus
+def crowded(threads: int, usable: float, others: Callable[[], int], whole: int | None = None) -> bool:
+    """Tell whether more want to run than can.
+
+    Args:
+        threads: of this process.
+        usable: CPUs that this process may use.
+        others: how many threads of other processes want to run, wherever on the machine.
+        whole: CPUs of the machine; none asks the system.
+    """
+    return threads > usable or threads + others() > (whole or os.cpu_count() or 1)
 
 
-def others_running(load: Path = _LOAD) -> int:
+def others_running(load: Path | None = None) -> int:
     """Return how many threads of other processes want a processor all the time; 0 where nobody can tell.
 
     Looks several times within 20 ms, as something always runs for a moment.
@@ -42,7 +49,7 @@ def others_running(load: Path = _LOAD) -> int:
         if look:
             time.sleep(_PAUSE_S)
         try:
-            running = int(load.read_text().split()[3].partition("/")[0])
+            running = int((load or _LOAD).read_text().split()[3].partition("/")[0])
         except (OSError, ValueError, IndexError):
             return 0
         seen.append(max(running - 1, 0))  # this process runs, too
@@ -55,7 +62,7 @@ def _threads(environ: MutableMapping[str, str]) -> int:
     return int(told) if told.isdecimal() and int(told) else affinity_cpus() or os.cpu_count() or 1
 
 
-def _cpus() -> float:
+def usable_cpus() -> float:
     """Processors that this process may use, a container's quota included."""
     quota = cgroup_cpus()
     seen = affinity_cpus() or os.cpu_count() or 1

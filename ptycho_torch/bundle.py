@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,11 +148,9 @@ def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
     module = model.PtychoPINN_Lightning(**bundle["hyper_parameters"])
     try:
         module.load_state_dict(bundle["state_dict"])
-    except RuntimeError as error:
-        raise DataError(
-            "the weights do not fit the network that this version builds",
-            where=str(find_bundle(path)),
-            expected=f"a model of this version: {str(error).splitlines()[-1].strip()}",
-            fix="train again, or use the version that wrote the model",
+    except DataError as error:
+        place = str(find_bundle(path))
+        raise DataError.from_findings(
+            [replace(finding, where=place) for finding in error.findings]
         ) from error
     return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])

@@ -34,8 +34,13 @@ STARTED = time.perf_counter()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ptycho-torch`; return its exit code."""
-    choose_wait_policy()
-    return run(build_parser(), argv, lambda space: space.act(space))
+    return run(build_parser(), argv, _act)
+
+
+def _act(space: argparse.Namespace) -> int:
+    choose_wait_policy()  # before the command imports torch
+    code: int = space.act(space)
+    return code
 
 
 def build_parser() -> Parser:

@@ -107,7 +107,7 @@ class ModelConfig(_Science):
     probe_trainable: bool = False
     """Refine the probe together with the network."""
     intensity_scale_trainable: bool = True
-    """Let the photon scale that ties normalised amplitude to counts move during training."""
+    """Let the photon scale that ties normalised amplitude to counts move; supervised training has none."""
     amp_activation: Literal["softplus", "sigmoid", "silu"] = "softplus"
     """Function that keeps the network's amplitude non-negative; sigmoid bounds it to twice the mean."""
 
@@ -164,6 +164,15 @@ class ScienceConfig(_Science):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+
+    @model_validator(mode="after")
+    def _probe_is_seen(self) -> ScienceConfig:
+        if self.model.probe_trainable and self.training.loss == "supervised":
+            raise ValueError(
+                "probe_trainable has no effect with loss = supervised, which compares with labels, not with "
+                "patterns; choose loss = mae or poisson, or leave it out"
+            )
+        return self
 
 
 with without_plugins():

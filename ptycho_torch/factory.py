@@ -214,7 +214,19 @@ def split_overrides(
         updated[section] = _revised(getattr(science, section), values, findings)
     if findings:
         raise SettingsError.from_findings(findings)
-    return science.model_copy(update=updated), execution
+    return _together(updated), execution
+
+
+def _together(sections: Mapping[str, Any]) -> ScienceConfig:
+    """Join the configs; a rule between them that does not hold is an error."""
+    try:
+        return ScienceConfig(**sections)
+    except ValidationError as error:
+        said = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+        what, _, fix = said.partition("; ")
+        raise SettingsError(
+            what, where="science configs", expected="values that go together", fix=fix
+        ) from error
 
 
 def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -> Any:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning
@@ -182,8 +183,8 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         self.forward_model = ForwardModel(
             _probe_modes(probe, n),
             _mask(good_pixels, n),
-            train_probe=self.model_config.probe_trainable,
-            train_scale=self.model_config.intensity_scale_trainable,
+            train_probe=self.model_config.probe_trainable and self._looks_at_counts,
+            train_scale=self.model_config.intensity_scale_trainable and self._looks_at_counts,
         )
         if intensity_scale is not None:
             self.forward_model.set_scale(_positive_scale(intensity_scale))
@@ -209,9 +210,28 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         everything acts that `specs/ptychodus.md` says of them.
         """
         from ptycho_torch.api.checkpoints import as_science_configs
+        from ptycho_torch.bundle import read_checkpoint
 
+        if isinstance(checkpoint_path, (str, Path)) and kwargs.get("weights_only") is not False:
+            read_checkpoint(checkpoint_path)  # refuses code, which some versions of torch would run
         kwargs = as_science_configs(checkpoint_path, kwargs)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+    @property
+    def _looks_at_counts(self) -> bool:
+        """False in supervised training, where nothing depends on photon scale or probe."""
+        return self.training_config.loss != "supervised"
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Take weights, as torch does.
+
+        Raises:
+            DataError: they belong to another network.
+        """
+        try:
+            return super().load_state_dict(*args, **kwargs)
+        except RuntimeError as error:
+            raise weights_do_not_fit(str(error).splitlines()[-1].strip()) from error
 
     @property
     def probe(self) -> Tensor:
@@ -243,11 +263,13 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         """
         _, rest = physics.split_position(positions_px, amplitude.shape[-1])
         probe = self.forward_model.shifted_probe(rest)
-        return self._predict(amplitude, probe, self.model_config.prediction_updates)
+        return self._predict(amplitude, probe, self.model_config.prediction_updates, predicting=True)
 
-    def _predict(self, amplitude: Tensor, probe: Tensor, updates: int) -> Tensor:
+    def _predict(self, amplitude: Tensor, probe: Tensor, updates: int, *, predicting: bool) -> Tensor:
         measured = amplitude / self.forward_model.reference_rms
-        patches: Tensor = self.network(measured, probe.detach(), self.good_pixels, updates)
+        patches: Tensor = self.network(
+            measured, probe.detach(), self.good_pixels, updates, predicting=predicting
+        )
         return patches
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
@@ -290,7 +312,7 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         grid, rest = physics.split_position(positions, amplitude.shape[-1])
         with torch.autocast(device_type, enabled=False):
             probe = self.forward_model.shifted_probe(rest)
-        patches = self._predict(amplitude, probe, self.model_config.modulus_updates)
+        patches = self._predict(amplitude, probe, self.model_config.modulus_updates, predicting=False)
         with torch.autocast(device_type, enabled=False):
             error = self._error(batch, patches, grid, rest, probe)
             return error + self._penalties(patches), patches
@@ -495,6 +517,16 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         """Go on judging where the interrupted training stopped."""
         if "training_health" in checkpoint:
             self.health.load_state_dict(checkpoint["training_health"])
+
+
+def weights_do_not_fit(detail: str, where: str = "its weights") -> DataError:
+    """Return the error for weights of another network."""
+    return DataError(
+        f"the weights do not fit the network that this version builds: {detail}",
+        where=where,
+        expected="a model that this version trained, with the same n_filters and depth",
+        fix="train again, or use the version that wrote the model",
+    )
 
 
 def estimate_intensity_scale(

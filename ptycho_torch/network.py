@@ -152,7 +152,15 @@ class PatchNetwork(nn.Module):
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.activation = _ACTIVATIONS[config.amp_activation]
 
-    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int) -> Tensor:
+    def forward(
+        self,
+        measured: Tensor,
+        probe: Tensor,
+        good_pixels: Tensor,
+        updates: int,
+        *,
+        predicting: bool = False,
+    ) -> Tensor:
         """Predict patches.
 
         Args:
@@ -161,6 +169,7 @@ class PatchNetwork(nn.Module):
                 of the amplitude: a flat object of 1 gives about the measured energy.
             good_pixels: (N, N) bool.
             updates: modulus updates after the U-net.
+            predicting: take the larger steps, with momentum, that suit patches which are averaged next.
 
         Returns:
             (B, C, N, N) complex patches on whole pixels of the object canvas.
@@ -171,10 +180,14 @@ class PatchNetwork(nn.Module):
         features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
         patches = self._object(raw.to(measured.dtype))
+        step, momentum = (_PREDICTION_STEP, _PREDICTION_MOMENTUM) if predicting else (_TRAINING_STEP, 0.0)
         if not torch.is_grad_enabled():
-            return update(patches, updates, _PREDICTION_STEP, _PREDICTION_MOMENTUM)
+            return update(patches, updates, step, momentum)
+        velocity: Tensor | float = 0.0
         for _ in range(updates):
-            patches = patches + _TRAINING_STEP * modulus_update(patches, probe, measured, good_pixels)
+            change = modulus_update(patches, probe, measured, good_pixels)
+            velocity = momentum * velocity + step * change
+            patches = patches + velocity
         return patches
 
     def _object(self, raw: Tensor) -> Tensor:

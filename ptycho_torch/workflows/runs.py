@@ -97,13 +97,7 @@ def train(
         scan = read_scan(payload.train_data_file, science.data) if scan is None else scan
         test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
     say(_scan_line(scan))
-    parts = {
-        **_parts("train", payload, plan),
-        "data": {"train": _data_record(scan), "test": None if test is None else _data_record(test)},
-        "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
-        "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
-    }
-    with _recorded(folder, parts) as notices:
+    with _recorded(folder, _training_parts(payload, plan, scan, test, checkpoint)) as notices:
         write_settings_toml(folder / "settings.toml", settings)
         snapshot = trainer_kwargs(settings, max_epochs=science.training.epochs, run_dir=folder, plan=plan)
         write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
@@ -131,6 +125,18 @@ def train(
             content={"weights": model_weights_sha256(folder)},
         )
     return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
+
+
+def _training_parts(
+    payload: TrainingPayload, plan: Plan, scan: ScanData, test: ScanData | None, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Return what the manifest of a training says before it begins."""
+    return {
+        **_parts("train", payload, plan),
+        "data": {"train": _data_record(scan), "test": None if test is None else _data_record(test)},
+        "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
+        "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
+    }
 
 
 def _parts(task: str, payload: TrainingPayload | InferencePayload, plan: Plan) -> dict[str, Any]:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ptycho_exec import threads, trial
 from ptycho_exec.threads import POLICY, choose_wait_policy, crowded, others_running
 
 
 @pytest.mark.parametrize(
-    ("threads", "cpus", "others", "want"),
+    ("own", "usable", "others", "whole", "want"),
     [
-        (2, 2, 0, False),  # the machine is ours
-        (2, 2, 1, True),  # somebody else wants a processor
-        (2, 8, 3, False),  # there is room for all
-        (2, 8, 7, True),
-        (8, 2.5, 0, True),  # a container's quota is smaller than the processors OpenMP sees
+        (2, 2, 0, 2, False),  # the machine is ours
+        (2, 2, 1, 2, True),  # somebody else wants a processor
+        (2, 8, 3, 8, False),  # there is room for all
+        (2, 8, 7, 8, True),
+        (8, 2.5, 0, 8, True),  # a container's quota is smaller than the processors OpenMP sees
+        (4, 4, 50, 64, False),  # bound to a part of a shared machine, whose load is elsewhere
     ],
 )
 def test_a_machine_is_crowded_when_more_want_to_run_than_can(
-    threads: int, cpus: float, others: int, want: bool
+    own: int, usable: float, others: int, whole: int, want: bool
 ) -> None:
-    assert crowded(threads, cpus, lambda: others) is want
+    assert crowded(own, usable, lambda: others, whole) is want
 
 
 @pytest.mark.parametrize(
@@ -38,26 +37,25 @@ def test_the_load_is_read_as_the_kernel_writes_it(text: str, want: int, tmp_path
     assert others_running(tmp_path / "missing") == 0
 
 
-@pytest.mark.skipif(
-    not Path("/proc/loadavg").exists(), reason="only Linux tells how many threads want to run"
-)
-def test_processes_that_want_the_processors_make_threads_sleep() -> None:
-    busy = "print(flush=True)\nwhile True: pass"
-    children = [
-        subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
-        for _ in range(os.cpu_count() or 1)
-    ]
-    try:
-        for child in children:
-            assert child.stdout is not None
-            child.stdout.readline()  # it has begun
-        environ: dict[str, str] = {}
+def test_the_load_decides_how_threads_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    load = tmp_path / "loadavg"
+    monkeypatch.setattr(threads, "_LOAD", load)
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 1)
+    chosen = []
+    for text in ("0.1 0.2 0.3 1/80 42", "99 99 99 10000/20000 42"):
+        load.write_text(text)
+        environ = {"OMP_NUM_THREADS": "1"}
         choose_wait_policy(environ)
-    finally:
-        for child in children:
-            child.kill()
-            child.communicate()
-    assert environ == {POLICY: "PASSIVE"}
+        chosen.append(environ.get(POLICY))
+    assert chosen == [None, "PASSIVE"]
+
+
+def test_the_child_of_a_trial_waits_as_its_machine_asks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
+    monkeypatch.setenv(POLICY, "")
+    assert trial._environ(tmp_path, tmp_path)[POLICY] == "PASSIVE"
 
 
 def test_what_the_user_chose_stays() -> None:

@@ -106,3 +106,9 @@ def test_inference_covers_the_whole_scan_whatever_training_used() -> None:
     science = ScienceConfig(data=data, training=TrainingConfig(epochs=2))
     assert whole_scan(science).data == DataConfig(gridsize=2)
     assert whole_scan(science).training == science.training
+
+
+def test_a_trainable_probe_that_nothing_looks_at_is_refused() -> None:
+    with pytest.raises(SettingsError, match="probe_trainable has no effect") as caught:
+        split_overrides({"probe_trainable": True, "loss": "supervised"}, ScienceConfig())
+    assert "choose loss = mae or poisson" in str(caught.value)

@@ -101,6 +101,7 @@ def fit(tmp_path: Path) -> Callable[..., lightning.Trainer]:
 
     def run(module: PtychoPINN_Lightning, scan: Scan, **options: Any) -> lightning.Trainer:
         validation, batch_size = options.pop("validation", None), options.pop("batch_size", 8)
+        checkpoint = options.pop("ckpt_path", None)
         asked = {"max_epochs": 1, "logger": False, "enable_checkpointing": False, **options}
         trainer = lightning.Trainer(
             accelerator="cpu",
@@ -112,7 +113,7 @@ def fit(tmp_path: Path) -> Callable[..., lightning.Trainer]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*but have no `val_dataloader`.*")
-            trainer.fit(module, scan.loader(batch_size), validation)
+            trainer.fit(module, scan.loader(batch_size), validation, ckpt_path=checkpoint)
         return trainer
 
     return run
@@ -125,7 +126,9 @@ class TrueNetwork(nn.Module):
         super().__init__()
         self.truth, self.gain = truth, nn.Parameter(torch.ones(()))
 
-    def forward(self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int) -> Tensor:
+    def forward(
+        self, measured: Tensor, probe: Tensor, good_pixels: Tensor, updates: int, *, predicting: bool = False
+    ) -> Tensor:
         return self.truth[: len(measured)] * self.gain
 
 
@@ -515,6 +518,41 @@ class TestAgc:
         weight = torch.ones(2, requires_grad=True)
         adaptive_gradient_clip([weight], limit=0.1)
         assert weight.grad is None
+
+
+class TestWeightsOfAnotherNetwork:
+    def test_they_are_told_wherever_they_come_in(self, fit: Any, tmp_path: Path) -> None:
+        scan = Scan()
+        trainer = fit(make_module(scan), scan)
+        file = tmp_path / "old.ckpt"
+        trainer.save_checkpoint(file)
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["state_dict"]["network.unet.stem.0.weight"] = torch.zeros(4, 7, 3, 3)
+        torch.save(checkpoint, file)
+        with pytest.raises(DataError, match=r"do not fit the network.*stem"):
+            PtychoPINN_Lightning.load_from_checkpoint(file)
+        with pytest.raises(DataError, match=r"do not fit the network.*stem"):
+            fit(make_module(scan), scan, ckpt_path=file)
+
+    def test_a_checkpoint_with_code_is_refused(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {}, "hyper_parameters": Path}, tmp_path / "code.ckpt")
+        with pytest.raises(DataError, match="cannot read the model"):
+            PtychoPINN_Lightning.load_from_checkpoint(tmp_path / "code.ckpt")
+
+
+def test_a_loss_does_not_depend_on_whether_it_is_learned_from() -> None:
+    module, batch = make_module(Scan()), Scan().batch(4)
+    learned = module.loss(batch)[0].detach()
+    with torch.no_grad():
+        judged = module.loss(batch)[0]
+    torch.testing.assert_close(judged, learned, rtol=1e-4, atol=1e-6)
+
+
+def test_supervised_training_moves_neither_scale_nor_probe() -> None:
+    changes = {"model_config": {**SMALL, "probe_trainable": True}}
+    for loss, want in (("mae", True), ("supervised", False)):
+        module = make_module(Scan(), training_config={"loss": loss}, **changes)
+        assert {weight.requires_grad for weight in module.forward_model.parameters()} == {want}
 
 
 class TestHealth:

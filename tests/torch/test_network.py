@@ -122,6 +122,22 @@ class TestPrediction:
             errors.append(float(amplitude_mae(expected, measured).detach()))
         assert errors[0] > 1.3 * errors[1] > 1.3 * errors[2]
 
+    @pytest.mark.parametrize(("predicting", "step", "momentum"), [(False, 0.7, 0.0), (True, 1.0, 0.7)])
+    @pytest.mark.parametrize("learning", [False, True])
+    def test_updates_are_those_of_the_task_with_and_without_a_gradient(
+        self, predicting: bool, step: float, momentum: float, learning: bool
+    ) -> None:
+        torch.manual_seed(0)
+        net, probe, good = build_network(small(), 32), disk_probe(32), torch.ones(32, 32, dtype=torch.bool)
+        measured = physics.forward_intensity(blobs(32, 4), probe).sqrt()
+        with torch.set_grad_enabled(learning):
+            got = net(measured, probe, good, 3, predicting=predicting)
+            patches, velocity = net(measured, probe, good, 0), torch.zeros(())
+            for _ in range(3):
+                velocity = momentum * velocity + step * physics.modulus_update(patches, probe, measured, good)
+                patches = patches + velocity
+        torch.testing.assert_close(got, patches, rtol=1e-4, atol=1e-4)
+
     def test_a_pattern_does_not_see_its_neighbors(self) -> None:
         torch.manual_seed(0)
         net, probe, good = build_network(small(), 32), disk_probe(32), torch.ones(32, 32, dtype=torch.bool)
