@@ -23,8 +23,10 @@ from torch import Tensor
 
 _IMAGE = (-2, -1)
 _FLOOR = 1e-8
-_CACHED = 16
-"""Patterns that a CPU works on at once where a loop goes over the same ones again and again."""
+_AT_ONCE_ON_CPU = 16
+"""Patterns worked on at once where a loop goes over the same ones again and again: they stay in the cache."""
+_AT_ONCE_ON_GPU = 256
+"""The same there: enough to keep it busy, in bounded memory."""
 
 
 def far_field(exit_wave: Tensor) -> Tensor:
@@ -281,7 +283,7 @@ class ModulusUpdates:
         light = intensity(self.probe)
         light = (1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True)
         self.back = self.probe.conj() / (n**2 * light).unsqueeze(-3)
-        self.at_once = _CACHED if measured.device.type == "cpu" else max(len(measured), 1)
+        self.at_once = _AT_ONCE_ON_CPU if measured.device.type == "cpu" else _AT_ONCE_ON_GPU
 
     @torch.no_grad()
     def __call__(self, patches: Tensor, count: int, step: float = 1.0, momentum: float = 0.0) -> Tensor:
