@@ -70,14 +70,14 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
     },
     "model": {
         "mode": Goes("TrainingConfig.loss", "Supervised learns from the object in the training data"),
-        "object_big": Goes("ModelConfig.object_big", "with C above 1"),
+        "object_big": Goes("ModelConfig.object_big", "with C above 1, not with Supervised"),
         "probe_big": _nowhere("a predicted patch always is as large as the probe"),
         "loss_function": Goes("TrainingConfig.loss", "Poisson, or MAE of amplitudes"),
         "amp_activation": Goes("ModelConfig.amp_activation"),
         "cbam_encoder": _nowhere(_NO_SUCH_LAYER),
         "decoder_last_amp_channels": _nowhere("C says it all"),
         "use_shared_decoder": _nowhere("amplitude and phase always share the decoder"),
-        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable"),
+        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable", "not with Supervised"),
         "intensity_scale": _nowhere("the scale is found from the patterns and the probe"),
         "max_position_jitter": _nowhere("patches lie where the positions say, whatever the jitter"),
         "num_datasets": _nowhere("all training files of the directory are used; they share one photon scale"),
@@ -85,7 +85,8 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "C_forward": _nowhere("C says it all"),
         "amp_loss": Goes("TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight"),
         "phase_loss": Goes(
-            "TrainingConfig.tv_weight", "the variation of the complex patch, both losses together"
+            "TrainingConfig.tv_weight",
+            "the variation of the complex patch; of both losses, the larger coefficient",
         ),
         "amp_loss_coeff": Goes(
             "TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight", "with amp_loss"
@@ -117,9 +118,12 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "epochs_fine_tune": _nowhere(_STAGES),
         "fine_tune_gamma": _nowhere(_STAGES),
         "gradient_clip_val": Goes("gradient_clip_val"),
-        "nll": Goes("TrainingConfig.loss", "false means MAE"),
+        "nll": Goes("TrainingConfig.loss", "false means MAE, with Poisson"),
         "device": Goes("accelerator"),
-        "strategy": Goes("strategy", "with n_devices above 1; ddp becomes ddp_spawn"),
+        "strategy": Goes(
+            "strategy",
+            "with n_devices above 1; all but ddp_spawn, ddp_fork and ddp_notebook become ddp_spawn",
+        ),
         "framework": _nowhere("training always runs under Lightning"),
         "orchestrator": _nowhere("PTYCHO_EXEC_LOGGER_BACKEND says where metrics go"),
         "scheduler": Goes("scheduler", "Cosine is WarmupCosine"),
@@ -169,8 +173,11 @@ SECTIONS: Mapping[str, type[Keywords]] = {
 }
 _GROUPINGS = {"Nearest": "nearest", "Min_dist": "distance", "4_quadrant": "quadrant"}
 _SCHEDULERS = {"Cosine": "WarmupCosine"}
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies whose processes begin in a function; those of all others begin with the program's first line."""
 _GROUPED_ONLY = ("n_subsample", "K", "K_quadrant", "neighbor_function", "object_big")
-_LOSS_ONLY = ("loss_function", "nll")
+_LOSS_ONLY = ("loss_function", "nll", "intensity_scale_trainable")
+_LOSSES = {"amp_loss": ("Total_Variation", "Mean_Deviation"), "phase_loss": ("Total_Variation",)}
 
 
 @dataclass(frozen=True)
@@ -268,20 +275,18 @@ def _activations() -> tuple[str, ...]:
 def _training_values(configs: Configs) -> dict[str, Any]:
     model, training = configs.model, configs.training
     poisson = model.loss_function == "Poisson" and training.nll
-    variation = [
-        float(weight)
-        for loss, weight in (
-            (model.amp_loss, model.amp_loss_coeff),
-            (model.phase_loss, model.phase_loss_coeff),
-        )
-        if loss == "Total_Variation"
-    ]
     return {
         "epochs": training.epochs,
         "loss": "supervised" if configs.supervised else "poisson" if poisson else "mae",
-        "tv_weight": max(variation, default=0.0),
+        "tv_weight": max(_variations(model).values(), default=0.0),
         "mean_deviation_weight": float(model.amp_loss_coeff) if model.amp_loss == "Mean_Deviation" else 0.0,
     }
+
+
+def _variations(model: ModelConfig) -> dict[str, float]:
+    """Return keyword -> weight of the variation losses that are asked for."""
+    names = [loss for loss in ("amp_loss", "phase_loss") if getattr(model, loss) == "Total_Variation"]
+    return {f"{loss}_coeff": float(getattr(model, f"{loss}_coeff")) for loss in names}
 
 
 def from_science(science: ScienceConfig) -> Configs:
@@ -450,16 +455,18 @@ def _devices(
 
 
 def _strategy(training: TrainingConfig, devices: int) -> tuple[str, tuple[str, ...]]:
-    """One device works in the calling process; `ddp` would start the calling program again."""
+    """One device works in the calling process; several never start the calling program again."""
+    asked = training.strategy
     if devices == 1:
-        other = training.strategy not in (TrainingConfig().strategy, "auto")
-        note = f"strategy = {training.strategy} has no effect: there is one device"
-        return "auto", (note,) if other and training.n_devices == 1 else ()
-    if training.strategy == "ddp":
-        return "ddp_spawn", ("strategy: ddp became ddp_spawn, because ddp would start Ptychodus again",)
-    if training.strategy in get_args(Strategy):
-        return training.strategy, ()
-    return "ddp_spawn", (f"strategy = {training.strategy} is not known here; ddp_spawn is used",)
+        other = asked not in (TrainingConfig().strategy, "auto")
+        return "auto", (f"strategy = {asked} has no effect: there is one device",) if other else ()
+    if asked in SPAWNING:
+        return asked, ()
+    if asked in get_args(Strategy):
+        return "ddp_spawn", (
+            f"strategy: {asked} became ddp_spawn, because {asked} would start Ptychodus again",
+        )
+    return "ddp_spawn", (f"strategy = {asked} is not known here; ddp_spawn is used",)
 
 
 # --- what has no effect -----------------------------------------------------------------------------------
@@ -503,7 +510,12 @@ def _channel_counts(configs: Configs) -> Iterator[str]:
 
 def _dormant(configs: Configs) -> Iterator[str]:
     """Keywords whose effect depends on another one's value."""
-    data, model = configs.data, configs.model
+    yield from _dormant_grouping(configs)
+    yield from _dormant_losses(configs)
+
+
+def _dormant_grouping(configs: Configs) -> Iterator[str]:
+    data = configs.data
     if configs.gridsize == 1:
         yield from _if_changed(configs, _GROUPED_ONLY, "groups have one pattern")
     else:
@@ -513,15 +525,24 @@ def _dormant(configs: Configs) -> Iterator[str]:
     if configs.gridsize == 1 or data.neighbor_function != "Min_dist":
         window = ("min_neighbor_distance", "max_neighbor_distance")
         yield from _if_changed(configs, window, "it acts with neighbor_function = Min_dist on groups")
+
+
+def _dormant_losses(configs: Configs) -> Iterator[str]:
+    model = configs.model
     if configs.supervised:
-        yield from _if_changed(
-            configs, _LOSS_ONLY, "Supervised compares with the object in the training data"
-        )
+        idle = _LOSS_ONLY if configs.gridsize == 1 else (*_LOSS_ONLY, "object_big")
+        yield from _if_changed(configs, idle, "Supervised compares with the object in the training data")
     else:
         yield from _if_changed(configs, ("phase_subtraction",), "only Supervised has labels")
-    for loss in ("amp_loss", "phase_loss"):
-        if getattr(model, loss) is None:
-            yield from _if_changed(configs, (f"{loss}_coeff",), f"{loss} is None")
+        if model.loss_function != "Poisson":
+            yield from _if_changed(configs, ("nll",), f"loss_function is {model.loss_function}")
+    for loss, known in _LOSSES.items():
+        if getattr(model, loss) not in known:
+            yield from _if_changed(configs, (f"{loss}_coeff",), f"{loss} is {getattr(model, loss)}")
+    weights = _variations(model)
+    for name, weight in weights.items():
+        if weight < (largest := max(weights.values())):
+            yield f"{name}: {weight} became {largest}, because the variation has one weight, the larger"
 
 
 def _if_changed(configs: Configs, names: tuple[str, ...], why: str) -> Iterator[str]:
@@ -545,10 +566,7 @@ def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> It
         yield f"amp_activation = {model.amp_activation} is not known here; that of the network is used"
     if model.loss_function not in ("Poisson", "MAE"):
         yield f"loss_function = {model.loss_function} is not known here; MAE is used"
-    for name, known in (
-        ("amp_loss", ("Total_Variation", "Mean_Deviation")),
-        ("phase_loss", ("Total_Variation",)),
-    ):
+    for name, known in _LOSSES.items():
         value = getattr(model, name)
         if value is not None and value not in known:
             yield _told(name, value, "there is no such loss here")
