@@ -23,7 +23,8 @@ from ptycho_exec.facts import Gpu, MachineFacts
 from ptycho_exec.settings import Strategy
 from ptycho_torch import physics
 from ptycho_torch.api import translation
-from ptycho_torch.api.training_data import find_sources, read_training_data, with_labels
+from ptycho_torch.api.checkpoints import plain_keywords
+from ptycho_torch.api.training_data import find_sources, joined, read_training_data, with_labels
 from ptycho_torch.api.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.config import DataConfig as ScienceData
 from ptycho_torch.config import ModelConfig as ScienceModel
@@ -39,6 +40,7 @@ from ptycho_torch.config_params import (
 )
 from ptycho_torch.data.npz import write_npz
 from ptycho_torch.data.ptychodus import write_ptychodus, write_training
+from ptycho_torch.data.scan import ScanData
 from ptycho_torch.lightning_utils import find_best_checkpoint
 from ptycho_torch.simulate import simulate_scan
 
@@ -472,6 +474,21 @@ def test_of_equal_checkpoints_the_newest_wins(tmp_path: Path, caplog: pytest.Log
     assert "code.ckpt is passed over" in caplog.text
 
 
+def test_numpy_keywords_leave_a_checkpoint_readable(tmp_path: Path) -> None:
+    """Lightning and Ptychodus read it with `weights_only=True`, which takes Python's own types alone."""
+    asked = configs(
+        training__learning_rate=np.float64(2e-3),
+        training__epochs=np.int64(7),
+        data__x_bounds=[0.2, np.float32(0.5)],
+        model__probe_mask=np.ones((2, 2)),
+    )
+    torch.save(plain_keywords(asked), tmp_path / "some.ckpt")
+    back = Configs.from_dict(torch.load(tmp_path / "some.ckpt", weights_only=True))
+    assert (back.training.learning_rate, back.training.epochs) == (2e-3, 7)
+    assert back.data.x_bounds == (0.2, 0.5)
+    assert back.model.probe_mask is None
+
+
 # --- training data
 
 
@@ -550,8 +567,60 @@ def test_scans_that_cannot_be_one_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the probes of these training files differ"):
         read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
     write_npz(simulate_scan(n=16, patterns=4, photons=1e5, seed=2), tmp_path / "b.npz")
-    with pytest.raises(DataError, match="too few beside others"):
-        read_training_data(tmp_path, ScienceData(gridsize=2), labeled=False, phase_free=True)
+    for grouping, keyword in (("nearest", "lower K,"), ("quadrant", "lower K_quadrant,")):
+        data = ScienceData(gridsize=2, grouping=grouping)
+        with pytest.raises(DataError, match="too few beside others") as caught:
+            read_training_data(tmp_path, data, labeled=False, phase_free=True)
+        assert keyword in str(caught.value)
+
+
+def counted(seed: int, *, dtype: Any = np.uint16, **more: Any) -> ScanData:
+    """Return a scan whose patterns are stored as counts."""
+    scan = simulate_scan(n=16, patterns=36, photons=1e4, seed=seed, **more)
+    counts = np.round(scan.amplitude(np.arange(36)) ** 2).astype(dtype)
+    return replace(scan, patterns=counts, domain="intensity")
+
+
+def test_counts_of_several_scans_stay_counts(tmp_path: Path) -> None:
+    """Training judges its loss above the noise of counts, and knows that noise of counts only."""
+    scans = [counted(1), counted(2, dtype=np.int32)]
+    for scan, name in zip(scans, "ab", strict=True):
+        write_npz(scan, tmp_path / f"{name}.npz")
+    both = read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    assert both.holds_counts
+    np.testing.assert_array_equal(both.patterns, np.concatenate([scan.patterns for scan in scans]))
+    measured = counted(3).amplitude(np.arange(36))
+    write_npz(replace(counted(3), patterns=measured, domain="amplitude"), tmp_path / "c.npz")
+    three = read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    assert (three.domain, three.holds_counts, three.patterns.dtype) == ("amplitude", False, np.float32)
+    np.testing.assert_array_equal(three.amplitude(np.arange(72)), both.amplitude(np.arange(72)))
+
+
+def test_counts_without_a_common_integer_stay_counts() -> None:
+    both = joined([counted(1, dtype=np.uint64), counted(2, dtype=np.int16)], Path())
+    assert both.holds_counts
+
+
+def test_a_pixel_that_is_bad_in_one_scan_is_bad_in_all() -> None:
+    scans = []
+    for seed, flat in ((1, 3), (2, 77)):
+        scan, good = counted(seed), np.ones((16, 16), dtype=bool)
+        good.flat[flat] = False
+        scan.patterns[:, 0, 3] = scan.patterns[:, 77 // 16, 77 % 16] = 9
+        scans.append(replace(scan, good_pixels=good))
+    both = joined(scans, Path())
+    assert both.bad_flat.tolist() == [3, 77]
+    assert not both.amplitude(np.arange(72)).reshape(72, -1)[:, [3, 77]].any()
+
+
+def test_joined_scans_are_too_far_apart_to_be_neighbors() -> None:
+    scans = [counted(1), counted(2)]
+    both = joined(scans, Path())
+    first, second = both.positions_px[:36], both.positions_px[36:]
+    apart = second[:, 0].min() - first[:, 0].max()
+    reach = max(np.ptp(scan.positions_px, axis=0).max() for scan in scans)
+    assert apart > np.sqrt(2) * reach, "every pattern of the own scan is nearer"
+    np.testing.assert_allclose(second - second[0], scans[1].positions_px - scans[1].positions_px[0])
 
 
 def test_one_warning_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
