@@ -350,6 +350,7 @@ def test_several_devices_play_their_epochs_to_the_caller(scan: ScanData, tmp_pat
     manifest = json.loads((loader.output_dir / "manifest.json").read_text())
     assert manifest["plan"]["effective"]["strategy"]["value"] == "ddp_spawn"
     assert find_best_checkpoint(loader.output_dir) is not None
+    assert not (loader.output_dir / "epochs.jsonl").exists()
     with (loader.output_dir / "logs" / "metrics.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row.get("val_loss")]) == 2
 
@@ -536,6 +537,26 @@ def test_other_callers_name_the_shape_or_are_told(unsupervised: Session) -> None
         derived = loader_of(scan, model)
     assert derived.object_shape != scan.canvas_shape
     assert "the object's shape was not given" in log[-1].getMessage()
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 64, 64), (N - 1, 90), (0, 64, 64), ()])
+def test_a_shape_that_no_object_has_is_refused(
+    shape: tuple[int, ...], scan: ScanData, unsupervised: Session
+) -> None:
+    model = loaded(unsupervised.checkpoint)
+    with pytest.raises(DataError, match="is not possible") as caught:
+        loader_of(scan, model, object_shape=shape)
+    for part in ("where:    object_shape", "H and W of at least 32", "fix:"):
+        assert part in str(caught.value)
+
+
+def test_positions_around_the_origin_have_no_object(scan: ScanData, unsupervised: Session) -> None:
+    model = loaded(unsupervised.checkpoint)
+    centered = scan.positions_px - scan.positions_px.max(axis=0)
+    with pytest.raises(DataError, match="in the middle of no object") as caught:
+        loader_of(scan, model, positions=centered)
+    for part in ("where:    positions", "expected:", "pass object_shape"):
+        assert part in str(caught.value)
 
 
 def test_another_probe_than_the_trained_one_is_told(unsupervised: Session) -> None:

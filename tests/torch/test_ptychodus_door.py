@@ -255,7 +255,7 @@ def another(section: str, name: str) -> Any:
 def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
     """Return what keywords come to, in training and reconstruction, and what is told."""
     training = translation.for_training(given, n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
-    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS)
+    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS, n_modes=1)
     acts = (training.science, training.execution, inference.science, inference.execution)
     return acts, (*training.notes, *inference.notes)
 
@@ -368,10 +368,13 @@ def test_a_strategy_for_devices_that_are_not_there_is_told() -> None:
     assert "strategy = ddp_fork has no effect: there is one device" in meant.notes
 
 
-@pytest.mark.parametrize(("n", "memory_mb", "batch"), [(64, 8000, 1000), (256, 8000, 228), (512, 4000, 64)])
-def test_an_inference_batch_fits_into_memory(n: int, memory_mb: int, batch: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "modes", "memory_mb", "batch"),
+    [(64, 1, 8000, 1000), (256, 1, 8000, 225), (512, 1, 4000, 28), (256, 10, 8000, 61), (512, 10, 100, 1)],
+)
+def test_an_inference_batch_fits_into_memory(n: int, modes: int, memory_mb: int, batch: int) -> None:
     facts = MachineFacts(memory_mb=64_000, memory_limit_mb=memory_mb)
-    meant = translation.for_inference(configs(), ScienceConfig(), n, facts)
+    meant = translation.for_inference(configs(), ScienceConfig(), n, facts, n_modes=modes)
     assert meant.execution["inference_batch_size"] == batch
     told = [line for line in meant.notes if line.startswith(f"batch_size: 1000 became {batch}")]
     assert len(told) == (batch != 1000)
@@ -383,6 +386,61 @@ def test_a_value_out_of_range_is_an_error_with_its_place() -> None:
     with pytest.raises(SettingsError, match="learning_rate") as caught:
         translation.settings_for({"learning_rate": 0.0}, "train")
     assert "Ptychodus" in str(caught.value)
+
+
+OUT_OF_RANGE: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
+    ({"training__epochs": 0}, "epochs = 0 is not allowed", ("Ptychodus, epochs", "epochs = 50")),
+    (
+        {"model__n_filters_scale": 0.1},
+        "n_filters_scale = 0.1 is not allowed",
+        ("Ptychodus, n_filters_scale", "ModelConfig.n_filters", "came to 1", "n_filters_scale = 2"),
+    ),
+    (
+        {"data__neighbor_function": "Min_dist", "data__min_neighbor_distance": 9.0},
+        "min_neighbor_distance = 9.0, max_neighbor_distance = 3.0 is not allowed",
+        ("Ptychodus, min_neighbor_distance, max_neighbor_distance", "from 9.0 to 3.0", "distance = 0.0"),
+    ),
+    (
+        {"model__amp_loss": "Mean_Deviation", "model__amp_loss_coeff": -1.0},
+        "amp_loss = Mean_Deviation, amp_loss_coeff = -1.0 is not allowed",
+        ("Ptychodus, amp_loss, amp_loss_coeff", "greater than or equal to 0"),
+    ),
+    (
+        {"training__finetune_val_split": -0.5},
+        "finetune_val_split = -0.5 is not allowed",
+        ("Ptychodus, finetune_val_split", "greater than or equal to 0", "finetune_val_split = 0.05"),
+    ),
+    ({"data__x_bounds": (0.5, 0.2)}, "x_bounds = ", ("Ptychodus, x_bounds", "0 <= low < high <= 1")),
+]
+
+
+@pytest.mark.parametrize(("changes", "what", "parts"), OUT_OF_RANGE)
+def test_a_range_is_told_in_the_words_of_ptychodus(
+    changes: dict[str, Any], what: str, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        translation.for_training(configs(**changes), n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
+    (finding,) = caught.value.findings
+    assert finding.what.startswith(what)
+    for part in parts:
+        assert part in finding.render()
+
+
+def test_settings_out_of_range_bear_the_names_that_ptychodus_has() -> None:
+    for name, keyword in (("devices", "n_devices"), ("inference_batch_size", "batch_size")):
+        with pytest.raises(SettingsError) as caught:
+            translation.settings_for({name: 0}, "train")
+        assert str(caught.value).startswith(f"{keyword} = 0 is not allowed")
+
+
+@pytest.mark.parametrize(("asked", "patterns", "held"), [(1.0, 100, 0.99), (0.99, 10, 0.9), (0.5, 10, 0.5)])
+def test_something_is_left_to_learn_from(asked: float, patterns: int, held: float) -> None:
+    """The window allows a finetune_val_split of 1."""
+    given = configs(data__C=1, training__finetune_val_split=asked)
+    meant = translation.for_training(given, n_pixels=128, n_patterns=patterns, facts=FOUR_GPUS)
+    assert meant.science.training.val_fraction == pytest.approx(held)
+    told = [line for line in meant.notes if line.startswith(f"finetune_val_split: {asked} became {held}")]
+    assert len(told) == (asked != held)
 
 
 def test_a_small_scan_is_not_validated_on_nothing() -> None:
