@@ -102,5 +102,4 @@ def as_science_configs(path: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         )
     sections: dict[str, Any] = {section: getattr(stored, section) for section in SECTIONS}
     meant = to_science(Configs(**{**sections, **given}), science)
-    meant = meant.model_copy(update={"data": meant.data.model_copy(update={"N": science.data.N})})
     return {**kwargs, **{f"{section}_config": getattr(meant, section) for section in given}}

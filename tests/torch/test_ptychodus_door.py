@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from ptycho_exec.settings import Strategy
 from ptycho_torch import physics
 from ptycho_torch.api import translation
 from ptycho_torch.api.checkpoints import plain_keywords
+from ptycho_torch.api.epochs import EpochNews
 from ptycho_torch.api.training_data import find_sources, joined, read_training_data, with_labels
 from ptycho_torch.api.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.config import DataConfig as ScienceData
@@ -258,6 +260,16 @@ def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
     inference = translation.for_inference(given, training.science, 128, FOUR_GPUS, n_modes=1)
     acts = (training.science, training.execution, inference.science, inference.execution)
     return acts, (*training.notes, *inference.notes)
+
+
+def test_patches_outside_the_canvas_are_cropped() -> None:
+    """Ptychodus cannot be told to make its object larger."""
+    training, inference = (
+        translation.for_training(configs(), n_pixels=128, n_patterns=100, facts=FOUR_GPUS),
+        translation.for_inference(configs(), ScienceConfig(), 128, FOUR_GPUS, n_modes=1),
+    )
+    assert training.science.inference.out_of_canvas == "crop"
+    assert inference.science.inference.out_of_canvas == "crop"
 
 
 def test_nothing_is_told_of_an_ordinary_run() -> None:
@@ -545,6 +557,36 @@ def test_numpy_keywords_leave_a_checkpoint_readable(tmp_path: Path) -> None:
     assert (back.training.learning_rate, back.training.epochs) == (2e-3, 7)
     assert back.data.x_bounds == (0.2, 0.5)
     assert back.model.probe_mask is None
+
+
+def test_a_checkpoint_without_weights_is_not_the_best(tmp_path: Path) -> None:
+    scores = {"empty.ckpt": 0.1, "full.ckpt": 0.2}
+    torch.save({"note": "another program's"}, tmp_path / "empty.ckpt")
+    assert find_best_checkpoint(tmp_path) is None
+    assert find_best_checkpoint(tmp_path.parent / "nowhere") is None
+    full = checkpoint(tmp_path / "full.ckpt", scores)
+    assert find_best_checkpoint(tmp_path) == full
+
+
+# --- epochs
+
+
+def test_the_remaining_time_is_what_the_done_epochs_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also after a resume, where the first epochs took no time of this training."""
+    now = [100.0]
+    monkeypatch.setattr("ptycho_torch.api.epochs.time.monotonic", lambda: now[0])
+    news, metrics = EpochNews(), {"train_loss": 0.5}
+    caplog.set_level(logging.INFO)
+    news.on_train_start(None, None)
+    for epoch in (4, 5, 6):
+        now[0] += 8.0
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=10, callback_metrics=metrics)
+        news.on_train_epoch_end(trainer, None)
+    assert caplog.messages == [
+        f"epoch {epoch} of 10: train_loss 0.5; {left} s left" for epoch, left in ((5, 40), (6, 32), (7, 24))
+    ]
 
 
 # --- training data
