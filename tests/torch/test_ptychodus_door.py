@@ -674,10 +674,10 @@ def test_scans_that_cannot_be_one_training_are_refused(tmp_path: Path) -> None:
         assert keyword in str(caught.value)
 
 
-def counted(seed: int, *, dtype: Any = np.uint16, **more: Any) -> ScanData:
+def counted(seed: int, *, dtype: Any = np.uint16, patterns: int = 36) -> ScanData:
     """Return a scan whose patterns are stored as counts."""
-    scan = simulate_scan(n=16, patterns=36, photons=1e4, seed=seed, **more)
-    counts = np.round(scan.amplitude(np.arange(36)) ** 2).astype(dtype)
+    scan = simulate_scan(n=16, patterns=patterns, photons=1e4, seed=seed)
+    counts = np.round(scan.amplitude(np.arange(patterns)) ** 2).astype(dtype)
     return replace(scan, patterns=counts, domain="intensity")
 
 
@@ -714,9 +714,10 @@ def test_a_pixel_that_is_bad_in_one_scan_is_bad_in_all() -> None:
 
 
 def test_joined_scans_are_too_far_apart_to_be_neighbors() -> None:
-    scans = [counted(1), counted(2)]
+    """Scans that are wide beside a pattern, so that the margin of a canvas alone would not do."""
+    scans = [counted(seed, patterns=144) for seed in (1, 2)]
     both = joined(scans, Path())
-    first, second = both.positions_px[:36], both.positions_px[36:]
+    first, second = both.positions_px[:144], both.positions_px[144:]
     apart = second[:, 0].min() - first[:, 0].max()
     reach = max(np.ptp(scan.positions_px, axis=0).max() for scan in scans)
     assert apart > np.sqrt(2) * reach, "every pattern of the own scan is nearer"
