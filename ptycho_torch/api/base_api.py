@@ -25,7 +25,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import ArrayLike, NDArray
 
-from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import read_manifest, write_manifest
@@ -188,8 +188,10 @@ class PtychoDataLoader:
             domain="intensity",
             dialect="Ptychodus",
         )
-        shape = object_shape or _object_shape_of_caller() or _shape_around(points)
-        loader.object_shape = tuple(int(side) for side in shape)
+        shape = _object_shape_of_caller() if object_shape is None else object_shape
+        if shape is None:
+            shape = _shape_around(points, scan.n_pixels)
+        loader.object_shape = _checked_shape(shape, scan.n_pixels)
         height, width = loader.object_shape[-2:]
         loader.scan = replace(
             scan, positions_px=points, canvas_shape=(height, width), position_shift_px=(0.0, 0.0)
@@ -227,9 +229,39 @@ def _object_shape_of_caller() -> tuple[int, ...] | None:
     return None if array is None else (array.num_layers, array.height_px, array.width_px)
 
 
-def _shape_around(positions: NDArray[np.float64]) -> tuple[int, int]:
-    """Return the (H, W) in whose middle the positions lie, as in an object that was made for its scan."""
-    height, width = np.round(positions.min(axis=0) + positions.max(axis=0)).astype(int) + 1
+def _checked_shape(shape: Sequence[int], n: int) -> tuple[int, ...]:
+    """Return the shape of an object that can hold a patch of n x n pixels.
+
+    Raises:
+        DataError: it is none.
+    """
+    sides = tuple(int(side) for side in np.atleast_1d(np.asarray(shape)))
+    if len(sides) not in (2, 3) or min(sides) < 1 or min(sides[-2:]) < n:
+        raise DataError(
+            f"an object of the shape {sides} is not possible",
+            where="object_shape",
+            expected=f"(H, W) or (L, H, W), with H and W of at least {n}, the side of a pattern",
+            fix="pass the shape of the array whose pixels the positions count",
+        )
+    return sides
+
+
+def _shape_around(positions: NDArray[np.float64], n: int) -> tuple[int, int]:
+    """Return the (H, W) in whose middle the positions lie, as in an object that was made for its scan.
+
+    Raises:
+        DataError: there is none, because the positions do not count from an object's first pixel.
+    """
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    height, width = np.round(low + high).astype(int) + 1
+    if min(height, width) < n:
+        raise DataError(
+            f"positions [y, x] from {low.round(1).tolist()} to {high.round(1).tolist()} "
+            "lie in the middle of no object",
+            where="positions",
+            expected=f"pixels of the object, counted from its first one, of at least {(n - 1) / 2:g}",
+            fix="count them from the object's first pixel, and pass object_shape",
+        )
     logger.warning(
         "the object's shape was not given; %d x %d was taken, in whose middle the positions lie",
         height,
@@ -381,10 +413,13 @@ class Trainer:
         several = plan.settings.devices not in (1, (0,))
         record = EpochRecord(payload.output_dir / "epochs.jsonl")
         extra = (description, record) if several else (description, EpochNews(), *own)
-        run = runs.train(payload, scan=scan, callbacks=extra, about=about, facts=facts, say=logger.info)
-        if several:
-            replay(record.path, own)
-        return run
+        try:
+            run = runs.train(payload, scan=scan, callbacks=extra, about=about, facts=facts, say=logger.info)
+            if several:
+                replay(record.path, own)
+            return run
+        finally:
+            record.path.unlink(missing_ok=True)
 
 
 def _require_lightning(orchestration: str) -> None:
@@ -423,7 +458,9 @@ class InferenceEngine:
             inference=module.inference_config,
         )
         facts = MachineFacts.probe()
-        meant = translation.for_inference(self.config_manager.configs, base, scan.n_pixels, facts)
+        meant = translation.for_inference(
+            self.config_manager.configs, base, scan.n_pixels, facts, n_modes=len(module.probe)
+        )
         settings = translation.settings_for(meant.execution, "infer")
         plan = components.plan_for(settings, validates=False, facts=facts)
         notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings), *_other_probe(scan, module))
@@ -436,8 +473,6 @@ class InferenceEngine:
         return _in_layers(made["object"], loader.object_shape)
 
     def _check_size(self, scan: ScanData) -> None:
-        from ptycho_exec.errors import DataError
-
         n = self.ptycho_model.model.data_config.N
         if scan.n_pixels != n:
             raise DataError(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, SettingsError
@@ -16,6 +17,7 @@ from ptycho_torch.config_params import Keywords
 
 KEYWORDS_KEY = "ptychodus"
 _PLAIN = (bool, int, float, str, type(None))
+"""Types, exactly, that a checkpoint may hold; NumPy's scalars, which are floats as well, would need code."""
 
 
 class SelfDescription(Callback):
@@ -30,15 +32,28 @@ class SelfDescription(Callback):
 
 
 def plain_keywords(configs: Configs) -> dict[str, dict[str, Any]]:
-    """Return the keywords as plain data, which a checkpoint may hold; what is not plain is left out."""
+    """Return the keywords as plain data, which a checkpoint may hold; what has no plain form is left out.
+
+    NumPy's scalars become Python's, and lists tuples.
+    """
+    plain = {
+        section: {name: _plain(value) for name, value in values.items()}
+        for section, values in configs.to_dict().items()
+    }
     return {
         section: {name: value for name, value in values.items() if _is_plain(value)}
-        for section, values in configs.to_dict().items()
+        for section, values in plain.items()
     }
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+
+
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def read_configs(path: str | Path) -> tuple[Configs, ScienceConfig]:
@@ -87,5 +102,4 @@ def as_science_configs(path: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         )
     sections: dict[str, Any] = {section: getattr(stored, section) for section in SECTIONS}
     meant = to_science(Configs(**{**sections, **given}), science)
-    meant = meant.model_copy(update={"data": meant.data.model_copy(update={"N": science.data.N})})
     return {**kwargs, **{f"{section}_config": getattr(meant, section) for section in given}}

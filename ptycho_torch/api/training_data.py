@@ -22,6 +22,7 @@ from ptycho_torch import physics
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import npz, ptychodus
 from ptycho_torch.data.opening import open_archive
+from ptycho_torch.data.patterns import blocks, to_amplitude
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.workflows import components
@@ -91,12 +92,13 @@ def read_training_data(directory: Path, data: DataConfig, *, labeled: bool, phas
 def _enough(scan: ScanData, data: DataConfig) -> ScanData:
     """Refuse a scan so small that its patterns would find neighbors in another one."""
     needed = 1 if data.gridsize == 1 else (data.neighbor_count or max(6, data.gridsize**2 - 1)) + 1
+    keyword = "K_quadrant" if data.grouping == "quadrant" else "K"
     if len(scan) < needed:
         raise DataError(
             f"this scan has {len(scan)} patterns within the bounds, too few beside others",
             where=str(scan.source),
             expected=f"at least {needed}, one more than the neighbors that each looks for",
-            fix="keep it in a directory of its own, or lower the number of nearest neighbors",
+            fix=f"keep it in a directory of its own, or lower {keyword}, the neighbors to choose from",
         )
     return scan
 
@@ -144,12 +146,13 @@ def _cut_out(scan: ScanData) -> NDArray[np.complex64]:
 def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
     """Return several scans as one, each on its own part of a common canvas, too far apart to be neighbors.
 
-    The first scan's probe stands for all; training has one photon scale.
+    The first scan's probe stands for all; training has one photon scale. Counts stay counts where all scans
+    hold them, because training knows their noise; otherwise the patterns are amplitudes.
 
     Raises:
         DataError: patterns of different sizes, or different probes.
     """
-    first = scans[0]
+    first, counts = scans[0], all(scan.holds_counts for scan in scans)
     _check_alike(scans)
     gap = 2 * max(max(scan.canvas_shape) for scan in scans)
     tops = np.cumsum([0, *(scan.canvas_shape[0] + gap for scan in scans)])
@@ -157,8 +160,8 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
     labels = None if first.labels is None else [s.label_patches(r) for s, r in zip(scans, rows, strict=True)]
     return replace(
         first,
-        patterns=np.concatenate([scan.amplitude(row) for scan, row in zip(scans, rows, strict=True)]),
-        domain="amplitude",
+        patterns=_stacked(scans, counts=counts),
+        domain="intensity" if counts else "amplitude",
         positions_px=np.concatenate(
             [scan.positions_px + np.array([top, 0.0]) for scan, top in zip(scans, tops, strict=False)]
         ),
@@ -171,6 +174,21 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
         sha256=hashlib.sha256("".join(scan.sha256 for scan in scans).encode()).hexdigest(),
         report={"format": f"{len(scans)} scans", "scans": [scan.report for scan in scans]},
     )
+
+
+def _stacked(scans: Sequence[ScanData], *, counts: bool) -> NDArray[Any]:
+    """Return the patterns of all scans, (M, N, N), filled in piece by piece: one copy in memory, not two."""
+    shape = (sum(map(len, scans)), *scans[0].patterns.shape[1:])
+    common = np.result_type(*(scan.patterns.dtype for scan in scans)) if counts else np.dtype(np.float32)
+    if counts and common.kind not in "iu":  # uint64 beside signed integers, for which there is no common one
+        common = np.dtype(np.int64)
+    stack, begin = np.empty(shape, dtype=common), 0
+    for scan in scans:
+        for start, raw in blocks(scan.patterns):
+            piece = raw if counts else to_amplitude(raw, scan.domain, scan.bad_flat)
+            stack[begin + start : begin + start + len(raw)] = piece
+        begin += len(scan)
+    return stack
 
 
 def _check_alike(scans: Sequence[ScanData]) -> None:

@@ -7,10 +7,11 @@ when its value is another than Ptychodus sends by itself: an ordinary run is not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
+from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.facts import MachineFacts
 from ptycho_exec.fields import text_of
 from ptycho_exec.origins import Kind
@@ -26,8 +27,8 @@ PLACE = "Ptychodus"
 FILTERS = 12
 """`n_filters` of one unit of `n_filters_scale`: Ptychodus's 2 is this network's usual width."""
 
-BYTES_PER_PIXEL = 140
-"""Memory of a prediction per pixel of a batch, measured at 64 and 128 pixels."""
+BYTES_PER_PIXEL, BYTES_PER_MODE = 100, 42
+"""Memory of a prediction per pixel of a batch, and what each probe mode adds; measured with 1, 4 and 10."""
 MANY = 10**6
 
 
@@ -70,14 +71,14 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
     },
     "model": {
         "mode": Goes("TrainingConfig.loss", "Supervised learns from the object in the training data"),
-        "object_big": Goes("ModelConfig.object_big", "with C above 1"),
+        "object_big": Goes("ModelConfig.object_big", "with C above 1, not with Supervised"),
         "probe_big": _nowhere("a predicted patch always is as large as the probe"),
         "loss_function": Goes("TrainingConfig.loss", "Poisson, or MAE of amplitudes"),
         "amp_activation": Goes("ModelConfig.amp_activation"),
         "cbam_encoder": _nowhere(_NO_SUCH_LAYER),
         "decoder_last_amp_channels": _nowhere("C says it all"),
         "use_shared_decoder": _nowhere("amplitude and phase always share the decoder"),
-        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable"),
+        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable", "not with Supervised"),
         "intensity_scale": _nowhere("the scale is found from the patterns and the probe"),
         "max_position_jitter": _nowhere("patches lie where the positions say, whatever the jitter"),
         "num_datasets": _nowhere("all training files of the directory are used; they share one photon scale"),
@@ -85,7 +86,8 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "C_forward": _nowhere("C says it all"),
         "amp_loss": Goes("TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight"),
         "phase_loss": Goes(
-            "TrainingConfig.tv_weight", "the variation of the complex patch, both losses together"
+            "TrainingConfig.tv_weight",
+            "the variation of the complex patch; of both losses, the larger coefficient",
         ),
         "amp_loss_coeff": Goes(
             "TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight", "with amp_loss"
@@ -117,9 +119,12 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "epochs_fine_tune": _nowhere(_STAGES),
         "fine_tune_gamma": _nowhere(_STAGES),
         "gradient_clip_val": Goes("gradient_clip_val"),
-        "nll": Goes("TrainingConfig.loss", "false means MAE"),
+        "nll": Goes("TrainingConfig.loss", "false means MAE, with Poisson"),
         "device": Goes("accelerator"),
-        "strategy": Goes("strategy", "with n_devices above 1; ddp becomes ddp_spawn"),
+        "strategy": Goes(
+            "strategy",
+            "with n_devices above 1; all but ddp_spawn, ddp_fork and ddp_notebook become ddp_spawn",
+        ),
         "framework": _nowhere("training always runs under Lightning"),
         "orchestrator": _nowhere("PTYCHO_EXEC_LOGGER_BACKEND says where metrics go"),
         "scheduler": Goes("scheduler", "Cosine is WarmupCosine"),
@@ -148,10 +153,15 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
                 "finetune_early_stop_patience",
             )
         },
-        "finetune_val_split": Goes("TrainingConfig.val_fraction", "of the whole training"),
+        "finetune_val_split": Goes(
+            "TrainingConfig.val_fraction", "of the whole training; something is left to learn from"
+        ),
     },
     "inference": {
-        "batch_size": Goes("inference_batch_size", "at most what a quarter of the memory holds"),
+        "batch_size": Goes(
+            "inference_batch_size",
+            "at most what a quarter of the memory holds, with 100 + 42 bytes a probe mode per pixel",
+        ),
         "middle_trim": Goes("middle_trim", "at most the side of a pattern"),
         "experiment_number": _nowhere("Ptychodus sends one scan to reconstruct"),
         "patch_weighting": Goes("InferenceConfig.patch_weighting"),
@@ -169,8 +179,12 @@ SECTIONS: Mapping[str, type[Keywords]] = {
 }
 _GROUPINGS = {"Nearest": "nearest", "Min_dist": "distance", "4_quadrant": "quadrant"}
 _SCHEDULERS = {"Cosine": "WarmupCosine"}
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies whose processes begin in a function; those of all others begin with the program's first line."""
 _GROUPED_ONLY = ("n_subsample", "K", "K_quadrant", "neighbor_function", "object_big")
-_LOSS_ONLY = ("loss_function", "nll")
+_LOSS_ONLY = ("loss_function", "nll", "intensity_scale_trainable")
+_WINDOW = ("min_neighbor_distance", "max_neighbor_distance")
+_LOSSES = {"amp_loss": ("Total_Variation", "Mean_Deviation"), "phase_loss": ("Total_Variation",)}
 
 
 @dataclass(frozen=True)
@@ -222,8 +236,55 @@ def to_science(configs: Configs, base: ScienceConfig | None = None) -> ScienceCo
     values = {**_data_values(configs), **_model_values(configs), **_training_values(configs)}
     if configs.inference.patch_weighting in ("probe", "uniform"):
         values["patch_weighting"] = configs.inference.patch_weighting
-    science, _ = split_overrides(values, base or ScienceConfig())
-    return science
+    return _science(values, base or ScienceConfig(), configs)
+
+
+def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -> ScienceConfig:
+    """Return `base` with values of ours; what is wrong with them is told in Ptychodus's words."""
+    try:
+        return split_overrides(values, base)[0]
+    except SettingsError as error:
+        told = [_in_their_words(finding, values, configs) for finding in error.findings]
+        raise SettingsError.from_findings(told) from None
+
+
+def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
+    """Return what is wrong with a config field as what is wrong with the keywords that go there."""
+    field = finding.where.partition(".")[2]
+    sent = _sent_to(finding.where, configs)
+    if not sent:
+        return finding
+    expected = finding.expected
+    if field and values.get(field) not in sent.values():
+        expected = f"{finding.where} {expected}; it came to {text_of(values.get(field))}"
+    usual = ", ".join(f"{name} = {text_of(value)}" for name, value in _usual(sent).items())
+    return Finding(
+        f"{', '.join(f'{name} = {text_of(value)}' for name, value in sent.items())} is not allowed",
+        where=f"{PLACE}, {', '.join(sent)}",
+        expected=expected,
+        fix=f"choose another value; Ptychodus begins with {usual}",
+    )
+
+
+def _sent_to(place: str, configs: Configs) -> dict[str, Any]:
+    """Return keyword -> value of those that go to a config field: the changed ones, or else all.
+
+    A place without a field is a rule between fields; what Ptychodus sends can only break one of those.
+    """
+    names = [
+        (section, name)
+        for section, rows in KEYWORDS.items()
+        for name, goes in rows.items()
+        if place in goes.to.split(", ") or (place == "DataConfig" and name in _WINDOW)
+    ]
+    changed = [(section, name) for section, name in names if _differs(getattr(configs, section), name)]
+    chosen = names if place == "DataConfig" else changed or names
+    return {name: getattr(getattr(configs, section), name) for section, name in chosen}
+
+
+def _usual(names: Iterable[str]) -> dict[str, Any]:
+    kinds = {name: SECTIONS[section] for section, rows in KEYWORDS.items() for name in rows}
+    return {name: getattr(kinds[name], name) for name in names}
 
 
 def _data_values(configs: Configs) -> dict[str, Any]:
@@ -268,20 +329,18 @@ def _activations() -> tuple[str, ...]:
 def _training_values(configs: Configs) -> dict[str, Any]:
     model, training = configs.model, configs.training
     poisson = model.loss_function == "Poisson" and training.nll
-    variation = [
-        float(weight)
-        for loss, weight in (
-            (model.amp_loss, model.amp_loss_coeff),
-            (model.phase_loss, model.phase_loss_coeff),
-        )
-        if loss == "Total_Variation"
-    ]
     return {
         "epochs": training.epochs,
         "loss": "supervised" if configs.supervised else "poisson" if poisson else "mae",
-        "tv_weight": max(variation, default=0.0),
+        "tv_weight": max(_variations(model).values(), default=0.0),
         "mean_deviation_weight": float(model.amp_loss_coeff) if model.amp_loss == "Mean_Deviation" else 0.0,
     }
+
+
+def _variations(model: ModelConfig) -> dict[str, float]:
+    """Return keyword -> weight of the variation losses that are asked for."""
+    names = [loss for loss in ("amp_loss", "phase_loss") if getattr(model, loss) == "Total_Variation"]
+    return {f"{loss}_coeff": float(getattr(model, f"{loss}_coeff")) for loss in names}
 
 
 def from_science(science: ScienceConfig) -> Configs:
@@ -340,19 +399,34 @@ def for_training(configs: Configs, *, n_pixels: int, n_patterns: int, facts: Mac
     g = configs.gridsize
     groups = n_patterns * max(1, int(configs.data.n_subsample)) if g > 1 else None
     values: dict[str, Any] = {"N": n_pixels, "n_groups": groups, "out_of_canvas": "crop"}
-    held = float(configs.training.finetune_val_split)
-    values["val_fraction"] = held if round(held * (groups or n_patterns)) >= 1 else 0.0
-    science, _ = split_overrides(values, science)
+    values["val_fraction"] = _held_back(float(configs.training.finetune_val_split), groups or n_patterns)
+    science = _science(values, science, configs)
     notes = (*_without_effect(configs), *_adapted_science(configs, n_pixels, values["val_fraction"]))
     execution, more = _training_execution(configs.training, facts)
     return Translation(science, execution, (*notes, *more))
 
 
-def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int, facts: MachineFacts) -> Translation:
-    """Return what a reconstruction does with the keywords of a trained model on this machine."""
+def _held_back(asked: float, total: int) -> float:
+    """Return the part of `total` groups to validate on: none or at least one, and one left to train on."""
+    held = min(asked, 1 - 1 / max(total, 1))
+    return 0.0 if 0 <= round(held * total) < 1 else held
+
+
+def for_inference(
+    configs: Configs, base: ScienceConfig, n_pixels: int, facts: MachineFacts, *, n_modes: int
+) -> Translation:
+    """Return what a reconstruction does with the keywords of a trained model on this machine.
+
+    Args:
+        configs: what Ptychodus sent.
+        base: science of the trained model.
+        n_pixels: N, the side of the scan's patterns.
+        facts: what this machine has.
+        n_modes: P, the modes of the trained model's probe, which take memory.
+    """
     inference = configs.inference
     trim = min(int(inference.middle_trim), n_pixels)
-    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, facts))
+    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, n_modes, facts))
     execution: dict[str, Any] = {
         "inference_batch_size": fits,
         "middle_trim": trim,
@@ -374,13 +448,14 @@ def for_inference(configs: Configs, base: ScienceConfig, n_pixels: int, facts: M
     return Translation(science, execution, notes)
 
 
-def _batch_that_fits(n_pixels: int, facts: MachineFacts) -> int:
-    """Return the largest batch that a quarter of the memory holds, but never less than a usual one."""
+def _batch_that_fits(n_pixels: int, n_modes: int, facts: MachineFacts) -> int:
+    """Return the largest batch that a quarter of the memory holds, one pattern at least."""
     known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
     smallest = min((mb for mb in known if mb), default=None)
     if smallest is None:
         return MANY
-    return max(64, int(smallest * 2**20 / 4 / (BYTES_PER_PIXEL * n_pixels**2)))
+    pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
+    return max(1, int(smallest * 2**20 / 4 / pattern_bytes))
 
 
 def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
@@ -394,7 +469,19 @@ def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
     if execution.get("num_workers"):
         defaults["persistent_workers"] = Factory(True, "starting workers anew can take longer than an epoch")
     request = Request(arguments=dict(execution), place=PLACE, factory_defaults=defaults)
-    return ExecutionSettings.from_resolution(resolve(request))
+    try:
+        return ExecutionSettings.from_resolution(resolve(request))
+    except SettingsError as error:
+        raise SettingsError.from_findings([_renamed(finding) for finding in error.findings]) from None
+
+
+def _renamed(finding: Finding) -> Finding:
+    """Name a setting that Ptychodus sent as Ptychodus does: n_devices, and not devices."""
+    name, _, rest = finding.what.partition(" ")
+    keywords = {goes.to: keyword for rows in KEYWORDS.values() for keyword, goes in rows.items()}
+    if finding.where != f"argument {PLACE}" or name not in keywords:
+        return finding
+    return replace(finding, what=f"{keywords[name]} {rest}")
 
 
 def shadowed(settings: ExecutionSettings) -> Iterator[str]:
@@ -450,16 +537,18 @@ def _devices(
 
 
 def _strategy(training: TrainingConfig, devices: int) -> tuple[str, tuple[str, ...]]:
-    """One device works in the calling process; `ddp` would start the calling program again."""
+    """One device works in the calling process; several never start the calling program again."""
+    asked = training.strategy
     if devices == 1:
-        other = training.strategy not in (TrainingConfig().strategy, "auto")
-        note = f"strategy = {training.strategy} has no effect: there is one device"
-        return "auto", (note,) if other and training.n_devices == 1 else ()
-    if training.strategy == "ddp":
-        return "ddp_spawn", ("strategy: ddp became ddp_spawn, because ddp would start Ptychodus again",)
-    if training.strategy in get_args(Strategy):
-        return training.strategy, ()
-    return "ddp_spawn", (f"strategy = {training.strategy} is not known here; ddp_spawn is used",)
+        other = asked not in (TrainingConfig().strategy, "auto")
+        return "auto", (f"strategy = {asked} has no effect: there is one device",) if other else ()
+    if asked in SPAWNING:
+        return asked, ()
+    if asked in get_args(Strategy):
+        return "ddp_spawn", (
+            f"strategy: {asked} became ddp_spawn, because {asked} would start Ptychodus again",
+        )
+    return "ddp_spawn", (f"strategy = {asked} is not known here; ddp_spawn is used",)
 
 
 # --- what has no effect -----------------------------------------------------------------------------------
@@ -503,7 +592,12 @@ def _channel_counts(configs: Configs) -> Iterator[str]:
 
 def _dormant(configs: Configs) -> Iterator[str]:
     """Keywords whose effect depends on another one's value."""
-    data, model = configs.data, configs.model
+    yield from _dormant_grouping(configs)
+    yield from _dormant_losses(configs)
+
+
+def _dormant_grouping(configs: Configs) -> Iterator[str]:
+    data = configs.data
     if configs.gridsize == 1:
         yield from _if_changed(configs, _GROUPED_ONLY, "groups have one pattern")
     else:
@@ -511,17 +605,25 @@ def _dormant(configs: Configs) -> Iterator[str]:
         idle = ("K",) if quadrant else ("K_quadrant",)
         yield from _if_changed(configs, idle, f"neighbor_function is {data.neighbor_function}")
     if configs.gridsize == 1 or data.neighbor_function != "Min_dist":
-        window = ("min_neighbor_distance", "max_neighbor_distance")
-        yield from _if_changed(configs, window, "it acts with neighbor_function = Min_dist on groups")
+        yield from _if_changed(configs, _WINDOW, "it acts with neighbor_function = Min_dist on groups")
+
+
+def _dormant_losses(configs: Configs) -> Iterator[str]:
+    model = configs.model
     if configs.supervised:
-        yield from _if_changed(
-            configs, _LOSS_ONLY, "Supervised compares with the object in the training data"
-        )
+        idle = _LOSS_ONLY if configs.gridsize == 1 else (*_LOSS_ONLY, "object_big")
+        yield from _if_changed(configs, idle, "Supervised compares with the object in the training data")
     else:
         yield from _if_changed(configs, ("phase_subtraction",), "only Supervised has labels")
-    for loss in ("amp_loss", "phase_loss"):
-        if getattr(model, loss) is None:
-            yield from _if_changed(configs, (f"{loss}_coeff",), f"{loss} is None")
+        if model.loss_function != "Poisson":
+            yield from _if_changed(configs, ("nll",), f"loss_function is {model.loss_function}")
+    for loss, known in _LOSSES.items():
+        if getattr(model, loss) not in known:
+            yield from _if_changed(configs, (f"{loss}_coeff",), f"{loss} is {getattr(model, loss)}")
+    weights = _variations(model)
+    for name, weight in weights.items():
+        if weight < (largest := max(weights.values())):
+            yield f"{name}: {weight} became {largest}, because the variation has one weight, the larger"
 
 
 def _if_changed(configs: Configs, names: tuple[str, ...], why: str) -> Iterator[str]:
@@ -545,15 +647,15 @@ def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> It
         yield f"amp_activation = {model.amp_activation} is not known here; that of the network is used"
     if model.loss_function not in ("Poisson", "MAE"):
         yield f"loss_function = {model.loss_function} is not known here; MAE is used"
-    for name, known in (
-        ("amp_loss", ("Total_Variation", "Mean_Deviation")),
-        ("phase_loss", ("Total_Variation",)),
-    ):
+    for name, known in _LOSSES.items():
         value = getattr(model, name)
         if value is not None and value not in known:
             yield _told(name, value, "there is no such loss here")
-    if not val_fraction and configs.training.finetune_val_split:
-        yield f"finetune_val_split: {configs.training.finetune_val_split} became 0, because the scan is small"
+    held = configs.training.finetune_val_split
+    if not val_fraction and held:
+        yield f"finetune_val_split: {held} became 0, because the scan is small"
+    elif val_fraction < held:
+        yield f"finetune_val_split: {held} became {val_fraction:.4g}, to leave something to learn from"
 
 
 def _adapted_neighbors(data: DataConfig, g: int) -> Iterator[str]:

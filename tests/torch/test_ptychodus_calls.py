@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_exec.facts import MachineFacts
+from ptycho_torch.api import translation
 from ptycho_torch.api.base_api import (
     ConfigManager,
     DataloaderFormats,
@@ -245,6 +247,11 @@ def test_every_epoch_is_told_as_it_ends(unsupervised: Session) -> None:
     assert told[-1].endswith(f"train_loss {losses[0]:.4g}, val_loss {losses[1]:.4g}; 0 s left")
 
 
+def test_the_window_says_what_is_read(unsupervised: Session) -> None:
+    shown = [r.getMessage() for r in unsupervised.log if r.name == "ptychopinn-torch"]
+    assert any("100 patterns of 32 x 32 (" in line and ", canvas " in line for line in shown), shown
+
+
 def test_the_run_directory_is_complete(unsupervised: Session) -> None:
     manifest = json.loads((unsupervised.run_dir / "manifest.json").read_text())
     assert manifest["status"] == "completed"
@@ -304,6 +311,22 @@ def test_a_failed_training_says_so_in_one_block(scan: ScanData, tmp_path: Path) 
         assert part in words
 
 
+def test_a_training_that_fails_leaves_what_was_asked_and_told(
+    scan: ScanData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("the loss became NaN")
+
+    trainer, _, loader, _ = session_of(scan, tmp_path / "in")
+    monkeypatch.setattr("ptycho_torch.workflows.components._train_with_lightning", fail)
+    with pytest.raises(UserError, match="became NaN"):
+        trainer.train()
+    manifest = json.loads((loader.output_dir / "manifest.json").read_text())
+    assert manifest["status"] == "failed"
+    assert manifest["ptychodus"]["training"]["notes"] == "beamtime 7"
+    assert any("- N: 128 became 32" in told for told in manifest["warnings"])
+
+
 class Watch(Callback):
     """A callback of the caller; it holds what cannot travel to another process."""
 
@@ -350,6 +373,7 @@ def test_several_devices_play_their_epochs_to_the_caller(scan: ScanData, tmp_pat
     manifest = json.loads((loader.output_dir / "manifest.json").read_text())
     assert manifest["plan"]["effective"]["strategy"]["value"] == "ddp_spawn"
     assert find_best_checkpoint(loader.output_dir) is not None
+    assert not (loader.output_dir / "epochs.jsonl").exists()
     with (loader.output_dir / "logs" / "metrics.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row.get("val_loss")]) == 2
 
@@ -404,6 +428,7 @@ def test_the_kept_model_explains_itself(unsupervised: Session) -> None:
     assert found == (wanted, *(sent[name] for name in names))
     stored = torch.load(unsupervised.checkpoint, weights_only=True)
     assert stored["ptycho_torch"]["about"]["ptychodus"]["training"]["epochs"] == EPOCHS
+    assert PtychoModel._extract_configs_from_checkpoint(unsupervised.run_dir / "model.ckpt") == found
 
 
 def loaded(checkpoint: Path) -> PtychoModel:
@@ -435,6 +460,9 @@ def test_configs_given_to_load_from_checkpoint_act(unsupervised: Session) -> Non
     )
     assert module.model_config.amp_activation == "sigmoid"
     assert module.inference_config.patch_weighting == "uniform"
+    again = PtychoPINN_Lightning.load_from_checkpoint(unsupervised.checkpoint, data_config=data)
+    assert again.data_config == PtychoPINN_Lightning.load_from_checkpoint(unsupervised.checkpoint).data_config
+    assert again.data_config.N == N
     data.N = 64
     with pytest.raises(SettingsError, match="trained for patterns of 32"):
         PtychoPINN_Lightning.load_from_checkpoint(unsupervised.checkpoint, data_config=data)
@@ -538,6 +566,26 @@ def test_other_callers_name_the_shape_or_are_told(unsupervised: Session) -> None
     assert "the object's shape was not given" in log[-1].getMessage()
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 2, 64, 64), (N - 1, 90), (0, 64, 64), ()])
+def test_a_shape_that_no_object_has_is_refused(
+    shape: tuple[int, ...], scan: ScanData, unsupervised: Session
+) -> None:
+    model = loaded(unsupervised.checkpoint)
+    with pytest.raises(DataError, match="is not possible") as caught:
+        loader_of(scan, model, object_shape=shape)
+    for part in ("where:    object_shape", "H and W of at least 32", "fix:"):
+        assert part in str(caught.value)
+
+
+def test_positions_around_the_origin_have_no_object(scan: ScanData, unsupervised: Session) -> None:
+    model = loaded(unsupervised.checkpoint)
+    centered = scan.positions_px - scan.positions_px.max(axis=0)
+    with pytest.raises(DataError, match="in the middle of no object") as caught:
+        loader_of(scan, model, positions=centered)
+    for part in ("where:    positions", "expected:", "pass object_shape"):
+        assert part in str(caught.value)
+
+
 def test_another_probe_than_the_trained_one_is_told(unsupervised: Session) -> None:
     scan, model = unsupervised.scan, loaded(unsupervised.checkpoint)
     engine = InferenceEngine(ConfigManager.from_loaded_model(model), model)
@@ -551,6 +599,42 @@ def test_another_probe_than_the_trained_one_is_told(unsupervised: Session) -> No
     told = [record.getMessage() for record in log if record.levelno == logging.WARNING]
     assert "the product's probe differs by" in told[0]
     assert "the product's probe differs" not in told[1]
+
+
+def test_one_warning_tells_lost_variables_and_cut_patches(
+    unsupervised: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object smaller than the scan's reach is filled as far as it goes."""
+    scan, model = unsupervised.scan, loaded(unsupervised.checkpoint)
+    monkeypatch.setenv("PTYCHO_EXEC_MIDDLE_TRIM", "7")
+    model.inference_config.pad_eval = False
+    shape = tuple(side - 20 for side in scan.canvas_shape)
+    engine = InferenceEngine(ConfigManager.from_loaded_model(model), model)
+    with logged() as log:
+        made = engine.predict_and_stitch(loader_of(scan, model, object_shape=shape))
+    assert made.shape == shape
+    (told,) = [r.getMessage() for r in log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING]
+    assert "PTYCHO_EXEC_MIDDLE_TRIM has no effect: Ptychodus sends 24" in told
+    assert re.search(r"- \d+ .*patch", told), told
+
+
+def test_the_modes_of_the_probe_count_for_the_batch(
+    unsupervised: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, model = unsupervised.scan, loaded(unsupervised.checkpoint)
+    modes: list[int] = []
+    real = translation.for_inference
+
+    def spy(*args: Any, n_modes: int) -> Any:
+        modes.append(n_modes)
+        return real(*args, n_modes=n_modes)
+
+    monkeypatch.setattr(translation, "for_inference", spy)
+    (parts,) = [value for name, value in model.model.named_parameters() if name.endswith("probe_parts")]
+    parts.data = parts.data.repeat(3, 1, 1, 1)
+    engine = InferenceEngine(ConfigManager.from_loaded_model(model), model)
+    engine.predict_and_stitch(loader_of(scan, model, object_shape=scan.canvas_shape))
+    assert modes == [3]
 
 
 def test_inference_settings_of_ptychodus_act(unsupervised: Session) -> None:

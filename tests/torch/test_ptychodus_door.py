@@ -12,7 +12,8 @@ import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,9 +21,12 @@ import torch
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.facts import Gpu, MachineFacts
+from ptycho_exec.settings import Strategy
 from ptycho_torch import physics
 from ptycho_torch.api import translation
-from ptycho_torch.api.training_data import find_sources, read_training_data, with_labels
+from ptycho_torch.api.checkpoints import plain_keywords
+from ptycho_torch.api.epochs import EpochNews
+from ptycho_torch.api.training_data import find_sources, joined, read_training_data, with_labels
 from ptycho_torch.api.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.config import DataConfig as ScienceData
 from ptycho_torch.config import ModelConfig as ScienceModel
@@ -38,6 +42,7 @@ from ptycho_torch.config_params import (
 )
 from ptycho_torch.data.npz import write_npz
 from ptycho_torch.data.ptychodus import write_ptychodus, write_training
+from ptycho_torch.data.scan import ScanData
 from ptycho_torch.lightning_utils import find_best_checkpoint
 from ptycho_torch.simulate import simulate_scan
 
@@ -252,9 +257,19 @@ def another(section: str, name: str) -> Any:
 def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
     """Return what keywords come to, in training and reconstruction, and what is told."""
     training = translation.for_training(given, n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
-    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS)
+    inference = translation.for_inference(given, training.science, 128, FOUR_GPUS, n_modes=1)
     acts = (training.science, training.execution, inference.science, inference.execution)
     return acts, (*training.notes, *inference.notes)
+
+
+def test_patches_outside_the_canvas_are_cropped() -> None:
+    """Ptychodus cannot be told to make its object larger."""
+    training, inference = (
+        translation.for_training(configs(), n_pixels=128, n_patterns=100, facts=FOUR_GPUS),
+        translation.for_inference(configs(), ScienceConfig(), 128, FOUR_GPUS, n_modes=1),
+    )
+    assert training.science.inference.out_of_canvas == "crop"
+    assert inference.science.inference.out_of_canvas == "crop"
 
 
 def test_nothing_is_told_of_an_ordinary_run() -> None:
@@ -294,13 +309,17 @@ DORMANT: list[tuple[dict[str, Any], str]] = [
     ({"model__mode": "Supervised", "training__nll": False}, "nll"),
     ({"data__phase_subtraction": False}, "phase_subtraction"),
     ({"training__strategy": "ddp"}, "strategy"),
+    ({"model__mode": "Supervised", "model__object_big": False}, "object_big"),
+    ({"model__mode": "Supervised", "model__intensity_scale_trainable": True}, "intensity_scale_trainable"),
+    ({"model__loss_function": "MAE", "training__nll": False}, "nll"),
+    ({"model__amp_loss": "SSIM", "model__amp_loss_coeff": 2.0}, "amp_loss_coeff"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "name"), DORMANT)
 def test_a_keyword_that_another_one_silences_is_told(changes: dict[str, Any], name: str) -> None:
     _, told = meaning(configs(**changes))
-    assert [line for line in told if line.startswith(f"{name} = ") and "has no effect" in line]
+    assert len([line for line in told if line.startswith(f"{name} = ") and "has no effect" in line]) == 1
 
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
@@ -315,6 +334,14 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"training__scheduler": "OneCycle"}, "scheduler = OneCycle is not known"),
     ({"training__n_devices": 2, "training__strategy": "ddp"}, "ddp became ddp_spawn"),
     ({"training__n_devices": 2, "training__strategy": "horovod"}, "strategy = horovod is not known"),
+    (
+        {
+            "model__amp_loss": "Total_Variation",
+            "model__amp_loss_coeff": 0.2,
+            "model__phase_loss": "Total_Variation",
+        },
+        "amp_loss_coeff: 0.2 became 1.0, because the variation has one weight",
+    ),
     ({"inference__middle_trim": 200}, "middle_trim: 200 became 128"),
     ({"inference__patch_weighting": "random"}, "patch_weighting = random is not known"),
 ]
@@ -333,10 +360,33 @@ def test_devices_that_are_not_there_do_not_become_cpu_processes() -> None:
     assert meant.notes == ("n_devices: 4 became 1, because this machine has no CUDA device",)
 
 
-@pytest.mark.parametrize(("n", "memory_mb", "batch"), [(64, 8000, 1000), (256, 8000, 228), (512, 4000, 64)])
-def test_an_inference_batch_fits_into_memory(n: int, memory_mb: int, batch: int) -> None:
+def test_no_strategy_starts_the_calling_program_again() -> None:
+    """Lightning's own `auto`, too, is `ddp` for several devices: it runs sys.argv anew."""
+    for strategy in get_args(Strategy):
+        asked = configs(training__n_devices=2, training__strategy=strategy)
+        meant = translation.for_training(asked, n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
+        if strategy in ("ddp_spawn", "ddp_fork", "ddp_notebook"):
+            assert (meant.execution["strategy"], meant.notes) == (strategy, ())
+        else:
+            assert meant.execution["strategy"] == "ddp_spawn"
+            assert meant.notes == (
+                f"strategy: {strategy} became ddp_spawn, because {strategy} would start Ptychodus again",
+            )
+
+
+def test_a_strategy_for_devices_that_are_not_there_is_told() -> None:
+    asked = configs(training__n_devices=4, training__strategy="ddp_fork")
+    meant = translation.for_training(asked, n_pixels=128, n_patterns=100, facts=MachineFacts())
+    assert "strategy = ddp_fork has no effect: there is one device" in meant.notes
+
+
+@pytest.mark.parametrize(
+    ("n", "modes", "memory_mb", "batch"),
+    [(64, 1, 8000, 1000), (256, 1, 8000, 225), (512, 1, 4000, 28), (256, 10, 8000, 61), (512, 10, 100, 1)],
+)
+def test_an_inference_batch_fits_into_memory(n: int, modes: int, memory_mb: int, batch: int) -> None:
     facts = MachineFacts(memory_mb=64_000, memory_limit_mb=memory_mb)
-    meant = translation.for_inference(configs(), ScienceConfig(), n, facts)
+    meant = translation.for_inference(configs(), ScienceConfig(), n, facts, n_modes=modes)
     assert meant.execution["inference_batch_size"] == batch
     told = [line for line in meant.notes if line.startswith(f"batch_size: 1000 became {batch}")]
     assert len(told) == (batch != 1000)
@@ -348,6 +398,61 @@ def test_a_value_out_of_range_is_an_error_with_its_place() -> None:
     with pytest.raises(SettingsError, match="learning_rate") as caught:
         translation.settings_for({"learning_rate": 0.0}, "train")
     assert "Ptychodus" in str(caught.value)
+
+
+OUT_OF_RANGE: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
+    ({"training__epochs": 0}, "epochs = 0 is not allowed", ("Ptychodus, epochs", "epochs = 50")),
+    (
+        {"model__n_filters_scale": 0.1},
+        "n_filters_scale = 0.1 is not allowed",
+        ("Ptychodus, n_filters_scale", "ModelConfig.n_filters", "came to 1", "n_filters_scale = 2"),
+    ),
+    (
+        {"data__neighbor_function": "Min_dist", "data__min_neighbor_distance": 9.0},
+        "min_neighbor_distance = 9.0, max_neighbor_distance = 3.0 is not allowed",
+        ("Ptychodus, min_neighbor_distance, max_neighbor_distance", "from 9.0 to 3.0", "distance = 0.0"),
+    ),
+    (
+        {"model__amp_loss": "Mean_Deviation", "model__amp_loss_coeff": -1.0},
+        "amp_loss = Mean_Deviation, amp_loss_coeff = -1.0 is not allowed",
+        ("Ptychodus, amp_loss, amp_loss_coeff", "greater than or equal to 0"),
+    ),
+    (
+        {"training__finetune_val_split": -0.5},
+        "finetune_val_split = -0.5 is not allowed",
+        ("Ptychodus, finetune_val_split", "greater than or equal to 0", "finetune_val_split = 0.05"),
+    ),
+    ({"data__x_bounds": (0.5, 0.2)}, "x_bounds = ", ("Ptychodus, x_bounds", "0 <= low < high <= 1")),
+]
+
+
+@pytest.mark.parametrize(("changes", "what", "parts"), OUT_OF_RANGE)
+def test_a_range_is_told_in_the_words_of_ptychodus(
+    changes: dict[str, Any], what: str, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        translation.for_training(configs(**changes), n_pixels=128, n_patterns=100, facts=FOUR_GPUS)
+    (finding,) = caught.value.findings
+    assert finding.what.startswith(what)
+    for part in parts:
+        assert part in finding.render()
+
+
+def test_settings_out_of_range_bear_the_names_that_ptychodus_has() -> None:
+    for name, keyword in (("devices", "n_devices"), ("inference_batch_size", "batch_size")):
+        with pytest.raises(SettingsError) as caught:
+            translation.settings_for({name: 0}, "train")
+        assert str(caught.value).startswith(f"{keyword} = 0 is not allowed")
+
+
+@pytest.mark.parametrize(("asked", "patterns", "held"), [(1.0, 100, 0.99), (0.99, 10, 0.9), (0.5, 10, 0.5)])
+def test_something_is_left_to_learn_from(asked: float, patterns: int, held: float) -> None:
+    """The window allows a finetune_val_split of 1."""
+    given = configs(data__C=1, training__finetune_val_split=asked)
+    meant = translation.for_training(given, n_pixels=128, n_patterns=patterns, facts=FOUR_GPUS)
+    assert meant.science.training.val_fraction == pytest.approx(held)
+    told = [line for line in meant.notes if line.startswith(f"finetune_val_split: {asked} became {held}")]
+    assert len(told) == (asked != held)
 
 
 def test_a_small_scan_is_not_validated_on_nothing() -> None:
@@ -439,6 +544,51 @@ def test_of_equal_checkpoints_the_newest_wins(tmp_path: Path, caplog: pytest.Log
     assert "code.ckpt is passed over" in caplog.text
 
 
+def test_numpy_keywords_leave_a_checkpoint_readable(tmp_path: Path) -> None:
+    """Lightning and Ptychodus read it with `weights_only=True`, which takes Python's own types alone."""
+    asked = configs(
+        training__learning_rate=np.float64(2e-3),
+        training__epochs=np.int64(7),
+        data__x_bounds=[0.2, np.float32(0.5)],
+        model__probe_mask=np.ones((2, 2)),
+    )
+    torch.save(plain_keywords(asked), tmp_path / "some.ckpt")
+    back = Configs.from_dict(torch.load(tmp_path / "some.ckpt", weights_only=True))
+    assert (back.training.learning_rate, back.training.epochs) == (2e-3, 7)
+    assert back.data.x_bounds == (0.2, 0.5)
+    assert back.model.probe_mask is None
+
+
+def test_a_checkpoint_without_weights_is_not_the_best(tmp_path: Path) -> None:
+    scores = {"empty.ckpt": 0.1, "full.ckpt": 0.2}
+    torch.save({"note": "another program's"}, tmp_path / "empty.ckpt")
+    assert find_best_checkpoint(tmp_path) is None
+    assert find_best_checkpoint(tmp_path.parent / "nowhere") is None
+    full = checkpoint(tmp_path / "full.ckpt", scores)
+    assert find_best_checkpoint(tmp_path) == full
+
+
+# --- epochs
+
+
+def test_the_remaining_time_is_what_the_done_epochs_took(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also after a resume, where the first epochs took no time of this training."""
+    now = [100.0]
+    monkeypatch.setattr("ptycho_torch.api.epochs.time.monotonic", lambda: now[0])
+    news, metrics = EpochNews(), {"train_loss": 0.5}
+    caplog.set_level(logging.INFO)
+    news.on_train_start(None, None)
+    for epoch in (4, 5, 6):
+        now[0] += 8.0
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=10, callback_metrics=metrics)
+        news.on_train_epoch_end(trainer, None)
+    assert caplog.messages == [
+        f"epoch {epoch} of 10: train_loss 0.5; {left} s left" for epoch, left in ((5, 40), (6, 32), (7, 24))
+    ]
+
+
 # --- training data
 
 
@@ -517,8 +667,61 @@ def test_scans_that_cannot_be_one_training_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the probes of these training files differ"):
         read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
     write_npz(simulate_scan(n=16, patterns=4, photons=1e5, seed=2), tmp_path / "b.npz")
-    with pytest.raises(DataError, match="too few beside others"):
-        read_training_data(tmp_path, ScienceData(gridsize=2), labeled=False, phase_free=True)
+    for grouping, keyword in (("nearest", "lower K,"), ("quadrant", "lower K_quadrant,")):
+        data = ScienceData(gridsize=2, grouping=grouping)
+        with pytest.raises(DataError, match="too few beside others") as caught:
+            read_training_data(tmp_path, data, labeled=False, phase_free=True)
+        assert keyword in str(caught.value)
+
+
+def counted(seed: int, *, dtype: Any = np.uint16, patterns: int = 36) -> ScanData:
+    """Return a scan whose patterns are stored as counts."""
+    scan = simulate_scan(n=16, patterns=patterns, photons=1e4, seed=seed)
+    counts = np.round(scan.amplitude(np.arange(patterns)) ** 2).astype(dtype)
+    return replace(scan, patterns=counts, domain="intensity")
+
+
+def test_counts_of_several_scans_stay_counts(tmp_path: Path) -> None:
+    """Training judges its loss above the noise of counts, and knows that noise of counts only."""
+    scans = [counted(1), counted(2, dtype=np.int32)]
+    for scan, name in zip(scans, "ab", strict=True):
+        write_npz(scan, tmp_path / f"{name}.npz")
+    both = read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    assert both.holds_counts
+    np.testing.assert_array_equal(both.patterns, np.concatenate([scan.patterns for scan in scans]))
+    measured = counted(3).amplitude(np.arange(36))
+    write_npz(replace(counted(3), patterns=measured, domain="amplitude"), tmp_path / "c.npz")
+    three = read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True)
+    assert (three.domain, three.holds_counts, three.patterns.dtype) == ("amplitude", False, np.float32)
+    np.testing.assert_array_equal(three.amplitude(np.arange(72)), both.amplitude(np.arange(72)))
+
+
+def test_counts_without_a_common_integer_stay_counts() -> None:
+    both = joined([counted(1, dtype=np.uint64), counted(2, dtype=np.int16)], Path())
+    assert both.holds_counts
+
+
+def test_a_pixel_that_is_bad_in_one_scan_is_bad_in_all() -> None:
+    scans = []
+    for seed, flat in ((1, 3), (2, 77)):
+        scan, good = counted(seed), np.ones((16, 16), dtype=bool)
+        good.flat[flat] = False
+        scan.patterns[:, 0, 3] = scan.patterns[:, 77 // 16, 77 % 16] = 9
+        scans.append(replace(scan, good_pixels=good))
+    both = joined(scans, Path())
+    assert both.bad_flat.tolist() == [3, 77]
+    assert not both.amplitude(np.arange(72)).reshape(72, -1)[:, [3, 77]].any()
+
+
+def test_joined_scans_are_too_far_apart_to_be_neighbors() -> None:
+    """Scans that are wide beside a pattern, so that the margin of a canvas alone would not do."""
+    scans = [counted(seed, patterns=144) for seed in (1, 2)]
+    both = joined(scans, Path())
+    first, second = both.positions_px[:144], both.positions_px[144:]
+    apart = second[:, 0].min() - first[:, 0].max()
+    reach = max(np.ptp(scan.positions_px, axis=0).max() for scan in scans)
+    assert apart > np.sqrt(2) * reach, "every pattern of the own scan is nearer"
+    np.testing.assert_allclose(second - second[0], scans[1].positions_px - scans[1].positions_px[0])
 
 
 def test_one_warning_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
