@@ -100,6 +100,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to run what the file holds
+            reason = "it is no checkpoint, or holds more than tensors and plain data"
         raise DataError(
             f"cannot read the model: {reason}",
             where=str(file),

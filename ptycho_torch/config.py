@@ -101,7 +101,7 @@ class ModelConfig(_Science):
     modulus_updates: int = Field(default=1, ge=0, le=20)
     """Steps after the network that bring each patch closer to its measured amplitude, in training."""
     prediction_updates: int = Field(default=3, ge=0, le=100)
-    """The same in prediction; more sharpen the object, and fit the noise of weak patterns."""
+    """The same in prediction, in larger steps; the object is sharpest at three or four."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
     probe_trainable: bool = False

@@ -28,6 +28,7 @@ from ptycho_exec.record import (
     write_manifest,
     write_settings_toml,
 )
+from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch import plots
 from ptycho_torch.bundle import BUNDLE_NAME, save_bundle
 from ptycho_torch.data.read import read_scan
@@ -98,9 +99,7 @@ def train(
         test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
     say(_scan_line(scan))
     with _recorded(folder, _training_parts(payload, plan, scan, test, checkpoint)) as notices:
-        write_settings_toml(folder / "settings.toml", settings)
-        snapshot = trainer_kwargs(settings, max_epochs=science.training.epochs, run_dir=folder, plan=plan)
-        write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+        _write_settings(folder, settings, plan, science.training.epochs)
         results = components._train_with_lightning(
             scan,
             test,
@@ -125,6 +124,13 @@ def train(
             content={"weights": model_weights_sha256(folder)},
         )
     return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
+
+
+def _write_settings(folder: Path, settings: ExecutionSettings, plan: Plan, epochs: int) -> None:
+    """Leave the settings, and what the Trainer will get of them, in a run directory."""
+    write_settings_toml(folder / "settings.toml", settings)
+    snapshot = trainer_kwargs(settings, max_epochs=epochs, run_dir=folder, plan=plan)
+    write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
 
 
 def _training_parts(

@@ -548,6 +548,21 @@ def test_a_loss_does_not_depend_on_whether_it_is_learned_from() -> None:
     torch.testing.assert_close(judged, learned, rtol=1e-4, atol=1e-6)
 
 
+def test_a_prediction_takes_the_steps_of_predictions() -> None:
+    module, batch = make_module(Scan(), model_config={**SMALL, "prediction_updates": 2}), Scan().batch(3)
+    _, rest = physics.split_position(batch["positions_px"], N)
+    with torch.no_grad():
+        got = module.predict_step(batch)["patches"]
+        measured = batch["amplitude"] / module.forward_model.reference_rms
+        probe = module.forward_model.shifted_probe(rest)
+        want, other = (
+            module.network(measured, probe, module.good_pixels, 2, predicting=predicting)
+            for predicting in (True, False)
+        )
+    torch.testing.assert_close(got, want)
+    assert float((got - other).abs().max()) > 1e-3
+
+
 def test_supervised_training_moves_neither_scale_nor_probe() -> None:
     changes = {"model_config": {**SMALL, "probe_trainable": True}}
     for loss, want in (("mae", True), ("supervised", False)):
@@ -577,6 +592,13 @@ class TestHealth:
             health.after_step(loss, patterns)
         health.after_epoch(spread)
 
+    def complaint(self, losses: list[float], spread: float, noise_floor: float = 0.0) -> str:
+        try:
+            self.judge(losses, spread, noise_floor=noise_floor)
+        except UserError as error:
+            return str(error)
+        return ""
+
     def test_a_plateau_is_named(self) -> None:
         with pytest.raises(UserError, match="training is stuck"):
             self.judge([0.2] * 1000, spread=0.1)
@@ -586,19 +608,19 @@ class TestHealth:
             self.judge([0.2] * 10 + [0.17] * 990, spread=1e-5)
 
     def test_a_pure_phase_object_is_no_collapse(self) -> None:
-        self.judge([0.2] * 10 + [0.05] * 990, spread=1e-5)
+        assert self.complaint([0.2] * 10 + [0.05] * 990, spread=1e-5) == ""
 
     def test_short_runs_are_not_judged(self) -> None:
-        self.judge([0.2] * (PLATEAU_PATTERNS // 16 - 1), spread=1e-5)
+        assert self.complaint([0.2] * (PLATEAU_PATTERNS // 16 - 1), spread=1e-5) == ""
 
     def test_learning_raises_nothing(self) -> None:
-        self.judge([0.2] * 10 + [0.1] * 990, spread=0.1)
+        assert self.complaint([0.2] * 10 + [0.1] * 990, spread=0.1) == ""
 
     def test_noise_that_nothing_can_explain_is_no_plateau(self) -> None:
         losses = [0.120] * 10 + [0.117] * 990
         with pytest.raises(UserError, match="training is stuck"):
             self.judge(losses, spread=0.1)
-        self.judge(losses, spread=0.1, noise_floor=0.09)
+        assert self.complaint(losses, spread=0.1, noise_floor=0.09) == ""
         with pytest.raises(UserError, match=r"a loss below 0.1185, of which counting noise is 0.09"):
             self.judge([0.12] * 1000, spread=0.1, noise_floor=0.09)
 
