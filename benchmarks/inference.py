@@ -24,13 +24,13 @@ import peer
 import torch
 
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch.bundle import load_bundle
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.dataset import PtychoDataset
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import INFERENCE_DEFAULTS
+from ptycho_torch.model import load_bundle
 from ptycho_torch.stitch import Stitcher, probe_weights
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.artifacts import write_reconstruction

@@ -25,8 +25,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ptycho_torch import evaluate, read_scan
-from ptycho_torch.bundle import load_bundle
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.model import load_bundle
 from ptycho_torch.refine import RefineOptions, _Amplitudes, _Engine, refine_object
 from ptycho_torch.stitch import probe_coverage
 from ptycho_torch.workflows.components import run_inference_with_lightning

@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.plugins import without_plugins
 
 PACKAGES = (
     "ptycho-exec",
@@ -193,11 +192,6 @@ class MachineFacts(_Plain):
     def has(self, *packages: str) -> bool:
         """Tell whether any of `packages` is installed."""
         return any(name in self.packages for name in packages)
-
-
-with without_plugins():
-    for _model in (Gpu, Launcher, MachineFacts):
-        _model.model_rebuild(force=True)
 
 
 def _finding(path: str | Path, item: ErrorDetails) -> Finding:

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ptycho_exec.documents import assignment
 from ptycho_exec.errors import Finding
 from ptycho_exec.fields import FieldSpec, decode_text, field_specs, text_of
+from ptycho_exec.model import Conflict, malformed
 from ptycho_exec.names import nearest
 from ptycho_exec.origins import Kind, Origin, Resolution, redact
-from ptycho_exec.settings import Conflict, malformed
 
 _LONGEST = 60
 _QUOTES = "\"'`“”‘’«»„"

@@ -14,7 +14,7 @@ import annotated_types as at
 from pydantic import StringConstraints
 from pydantic.fields import FieldInfo
 
-from ptycho_exec.settings import ENV_PREFIX, Effect, ExecutionSettings
+from ptycho_exec.model import ENV_PREFIX, Effect, ExecutionFields
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})
@@ -75,7 +75,7 @@ class FieldSpec:
 @cache
 def field_specs() -> dict[str, FieldSpec]:
     """Return the spec of every field, in the order of the class."""
-    return {name: _spec(name, info) for name, info in ExecutionSettings.model_fields.items()}
+    return {name: _spec(name, info) for name, info in ExecutionFields.model_fields.items()}
 
 
 def _spec(name: str, info: FieldInfo) -> FieldSpec:

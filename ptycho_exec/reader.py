@@ -22,8 +22,8 @@ from ptycho_exec.documents import (
     speaks_of,
 )
 from ptycho_exec.errors import Finding
+from ptycho_exec.model import ENV_PREFIX
 from ptycho_exec.origins import Kind, Looked, Origin, redact
-from ptycho_exec.settings import ENV_PREFIX
 
 SETTINGS_FILE_VARIABLE = ENV_PREFIX + "SETTINGS_FILE"
 PROFILE_VARIABLE = ENV_PREFIX + "PROFILE"

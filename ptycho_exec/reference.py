@@ -13,8 +13,7 @@ from typing import Any
 from ptycho_exec.choices import CHOICES
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields import NONE_WORDS, FieldSpec, field_specs, text_of
-from ptycho_exec.plugins import without_plugins
-from ptycho_exec.settings import CONFLICTS, Conflict, ExecutionSettings
+from ptycho_exec.model import CONFLICTS, Conflict, ExecutionFields
 from ptycho_exec.sources import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
@@ -29,8 +28,7 @@ def json_schema() -> dict[str, Any]:
     It accepts what the model accepts. Of the rules between fields it knows those whose both sides stand
     in the file: the other side may come from elsewhere.
     """
-    with without_plugins():
-        fields = ExecutionSettings.model_json_schema()["properties"]
+    fields = ExecutionFields.model_json_schema()["properties"]
     properties = {name: _property(spec, fields[name]) for name, spec in field_specs().items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

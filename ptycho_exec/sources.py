@@ -23,22 +23,27 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.faults import dormant_faults, explain_error
 from ptycho_exec.fields import decode_text, field_specs, text_of
+from ptycho_exec.model import ENV_PREFIX
 from ptycho_exec.names import unknown_name
 from ptycho_exec.origins import Kind, Layer, Origin, Resolution
 from ptycho_exec.reader import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE, Reader, Request
-from ptycho_exec.settings import ENV_PREFIX
 from ptycho_exec.tables import document_layer, profile_layer
 from ptycho_exec.variables import stray_notice, take_variable, unprefixed
 
-if TYPE_CHECKING:
-    from ptycho_exec.settings import ExecutionSettings
+
+class Resolved(Protocol):
+    """Settings that were resolved before: every field as an attribute, and where each came from."""
+
+    @property
+    def origins(self) -> Mapping[str, Origin]: ...
+
 
 __all__ = [
     "PROFILE_VARIABLE",
@@ -224,17 +229,17 @@ def resolve_profile(name: str) -> Resolution:
     )
 
 
-def resolve_onto(settings: ExecutionSettings, overrides: Mapping[str, Any], *, place: str) -> Resolution:
+def resolve_onto(settings: Resolved, overrides: Mapping[str, Any], *, place: str) -> Resolution:
     """Put `overrides` above everything that `settings` was resolved from."""
     return _restack(settings, _given(overrides, Kind.OVERRIDE, place), lambda _: True)
 
 
-def resolve_under(settings: ExecutionSettings, defaults: Mapping[str, Any]) -> Resolution:
+def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution:
     """Put a workflow's factory `defaults` under everything that somebody set in `settings`."""
     return _restack(settings, _factory(defaults), lambda old: old.kind is Kind.DEFAULT)
 
 
-def _restack(settings: ExecutionSettings, layer: Layer, wins: Callable[[Origin], bool]) -> Resolution:
+def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin], bool]) -> Resolution:
     origins = dict(settings.origins) or _with_defaults({})
     values = {name: getattr(settings, name) for name in field_specs()}
     for name, new in layer.entries.items():

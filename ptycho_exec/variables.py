@@ -7,10 +7,10 @@ from functools import cache, lru_cache
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.fields import FieldSpec, decode_text, field_specs
+from ptycho_exec.model import ENV_PREFIX
 from ptycho_exec.names import distance, least_distance, unknown_name
 from ptycho_exec.origins import Kind, Layer, Origin
 from ptycho_exec.reader import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
-from ptycho_exec.settings import ENV_PREFIX
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
 _SERVICE_LINK = re.compile(

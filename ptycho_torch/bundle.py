@@ -10,7 +10,6 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from ptycho_exec.errors import DataError
 from ptycho_torch.config import ScienceConfig
 
 if TYPE_CHECKING:
-    from ptycho_torch.model import PtychoPINN_Lightning
+    from lightning.pytorch import LightningModule
 
 BUNDLE_NAME = "model.ckpt"
 BUNDLE_KEY = "ptycho_torch"
@@ -38,7 +37,7 @@ _DAMAGE = (
 
 
 def save_bundle(
-    path: str | Path, module: PtychoPINN_Lightning, science: ScienceConfig, about: Mapping[str, Any]
+    path: str | Path, module: LightningModule, science: ScienceConfig, about: Mapping[str, Any]
 ) -> Path:
     """Write a trained module atomically.
 
@@ -136,23 +135,3 @@ def bundle_part(science: ScienceConfig, about: Mapping[str, Any]) -> dict[str, A
 def read_science(path: str | Path) -> ScienceConfig:
     """Return the science configs a model was trained under."""
     return ScienceConfig.model_validate(read_bundle(path)[BUNDLE_KEY]["science"])
-
-
-def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
-    """Rebuild the module of a model file, on the CPU and in evaluation mode.
-
-    Raises:
-        DataError: as `read_bundle`.
-    """
-    from ptycho_torch import model
-
-    bundle = read_bundle(path)
-    module = model.PtychoPINN_Lightning(**bundle["hyper_parameters"])
-    try:
-        module.load_state_dict(bundle["state_dict"])
-    except DataError as error:
-        place = str(find_bundle(path))
-        raise DataError.from_findings(
-            [replace(finding, where=place) for finding in error.findings]
-        ) from error
-    return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])

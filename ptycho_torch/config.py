@@ -11,8 +11,6 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ptycho_exec.plugins import without_plugins
-
 
 class _Science(BaseModel):
     """Frozen, strict about names, every default stated once."""
@@ -152,11 +150,6 @@ class InferenceConfig(_Science):
         return self
 
 
-with without_plugins():
-    for _config in (DataConfig, ModelConfig, TrainingConfig, InferenceConfig):
-        _config.model_rebuild(force=True)
-
-
 class ScienceConfig(_Science):
     """The four science configs of one run."""
 
@@ -173,7 +166,3 @@ class ScienceConfig(_Science):
                 "patterns; choose loss = mae or poisson, or leave it out"
             )
         return self
-
-
-with without_plugins():
-    ScienceConfig.model_rebuild(force=True)

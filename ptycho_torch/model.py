@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch import losses, physics
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.bundle import BUNDLE_KEY, find_bundle, read_bundle, read_checkpoint
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.health import TrainingHealth, check_weights
 from ptycho_torch.network import build_network
 from ptycho_torch.schedulers import METRIC_DRIVEN, STEP_DRIVEN, build_scheduler
@@ -210,7 +211,6 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         everything acts that `specs/ptychodus.md` says of them.
         """
         from ptycho_torch.api.checkpoints import as_science_configs
-        from ptycho_torch.bundle import read_checkpoint
 
         if isinstance(checkpoint_path, (str, Path)) and kwargs.get("weights_only") is not False:
             read_checkpoint(checkpoint_path)  # refuses code, which some versions of torch would run
@@ -517,6 +517,24 @@ class PtychoPINN_Lightning(lightning.LightningModule):  # noqa: N801 - the name 
         """Go on judging where the interrupted training stopped."""
         if "training_health" in checkpoint:
             self.health.load_state_dict(checkpoint["training_health"])
+
+
+def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
+    """Rebuild the module of a model file, on the CPU and in evaluation mode.
+
+    Raises:
+        DataError: as `read_bundle`.
+    """
+    bundle = read_bundle(path)
+    module = PtychoPINN_Lightning(**bundle["hyper_parameters"])
+    try:
+        module.load_state_dict(bundle["state_dict"])
+    except DataError as error:
+        place = str(find_bundle(path))
+        raise DataError.from_findings(
+            [replace(finding, where=place) for finding in error.findings]
+        ) from error
+    return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])
 
 
 def weights_do_not_fit(detail: str, where: str = "its weights") -> DataError:

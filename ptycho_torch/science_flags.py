@@ -11,7 +11,6 @@ from pydantic import TypeAdapter, ValidationError
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields import text_of
 from ptycho_exec.flags import Parser
-from ptycho_exec.plugins import without_plugins
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 
 Config = type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]
@@ -64,8 +63,7 @@ def _parse(name: str, word: str, findings: list[Finding]) -> Any:
         annotation: Any = info.annotation
         if info.metadata:
             annotation = typing.Annotated[annotation, *info.metadata]
-        with without_plugins():
-            accepts: TypeAdapter[Any] = TypeAdapter(annotation)
+        accepts: TypeAdapter[Any] = TypeAdapter(annotation)
         return accepts.validate_python(value)
     except ValidationError as error:
         message = error.errors(include_url=False)[0]["msg"]

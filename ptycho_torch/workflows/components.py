@@ -515,7 +515,7 @@ def _device(plan: Plan) -> str:
 
 
 def _trained(source: Any) -> tuple[Any, ScienceConfig]:
-    from ptycho_torch.bundle import load_bundle
+    from ptycho_torch.model import load_bundle
 
     if source is None:
         return None, ScienceConfig()

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ptycho_exec.choices import CHOICES
 from ptycho_exec.fields import decode_text, field_specs, text_of
-from ptycho_exec.settings import Effect, ExecutionSettings, malformed
+from ptycho_exec.model import Effect, malformed
+from ptycho_exec.settings import ExecutionSettings
 
 SPECS = field_specs()
 EFFECTS = {

@@ -14,8 +14,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields import field_specs
+from ptycho_exec.model import CONFLICTS, malformed
 from ptycho_exec.origins import Kind
-from ptycho_exec.settings import CONFLICTS, ExecutionSettings, malformed
+from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
     from conftest import Place

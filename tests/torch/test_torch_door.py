@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -36,25 +35,3 @@ def test_import_and_configs_stay_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_no_plugin_of_pydantic_is_loaded_for_our_configs(tmp_path: Path) -> None:
-    """One that a logging package hangs in can take longer to load than all of our configs."""
-    meta = tmp_path / "nosy-1.0.dist-info"
-    meta.mkdir()
-    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: nosy\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text("[pydantic]\nnosy = nosy:plugin\n")
-    (tmp_path / "nosy.py").write_text('raise SystemExit("a plugin was loaded")\n')
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "from ptycho_torch.cli import build_parser\nfrom ptycho_torch.science_flags import science_given\n"
-        "from ptycho_torch.config import ScienceConfig\nScienceConfig(training={'epochs': 2})\n"
-        "print(science_given(build_parser().parse(['train', 'a', '--out', 'b', '--epochs', '3'])))\n"
-    )
-    other = "from pydantic import BaseModel\nclass Other(BaseModel):\n    a: int = 1\n"
-    ours, others = (
-        subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
-        for text in (code, code + other)
-    )
-    assert (ours.stdout, ours.stderr) == ("{'epochs': 3}\n", "")
-    assert "a plugin was loaded" in others.stderr
