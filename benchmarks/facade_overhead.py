@@ -23,9 +23,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from ptycho_exec.facade import build_trainer, process_flags, seed_run
 from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS

@@ -23,8 +23,8 @@ import common
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec import facade
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer import build as facade
 from ptycho_torch.config import DataConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_exec import ExecutionSettings
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.reference import toml_value
+from ptycho_exec.cli.reference import toml_value
+from ptycho_exec.fields.spec import field_specs, text_of
 
 SPECS = list(field_specs().values())
 FROM_ENVIRON, FROM_FILE, FROM_PROJECT = SPECS[:20], SPECS[15:25], SPECS[20:30]

@@ -22,7 +22,11 @@ from unittest.mock import patch
 
 import common
 
-from ptycho_exec import facade, facts, lightning_parts, plan, record, sources
+from ptycho_exec import plan, record
+from ptycho_exec.machine import facts
+from ptycho_exec.sources import resolve as sources
+from ptycho_exec.trainer import build as facade
+from ptycho_exec.trainer import progress, readback, resume
 from ptycho_torch import cli
 from ptycho_torch.workflows import runs
 
@@ -39,7 +43,7 @@ TIMED: dict[str, tuple[tuple[Any, tuple[str, ...]], ...]] = {
     "manifest": ((record, ("manifest_parts", "write_manifest", "write_settings_toml", "new_run_dir")),),
     "callbacks": tuple(
         (kind, tuple(name for name in vars(kind) if name.startswith("on_")))
-        for kind in (lightning_parts.ReadBack, lightning_parts.Continuity, lightning_parts.Throughput)
+        for kind in (readback.ReadBack, resume.Continuity, progress.Throughput)
     ),
 }
 
@@ -96,7 +100,7 @@ def _replace(owner: Any, function: str, meter: Meter, name: str, undo: contextli
 
 def import_seconds(rounds: int) -> float:
     """Return the processor seconds of importing the layer with its flags, less those of an empty Python."""
-    codes = ("import ptycho_exec.cli, ptycho_exec.flags", "pass")
+    codes = ("import ptycho_exec.cli.commands, ptycho_exec.cli.flags", "pass")
     taken = [
         [common.run([sys.executable, "-c", code]).check().cpu_s for code in codes] for _ in range(rounds)
     ]

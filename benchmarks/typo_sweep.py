@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields import field_specs
-from ptycho_exec.flags import Parser, add_settings_flags, flags_given
-from ptycho_exec.names import RETIRED
-from ptycho_exec.sources import Request, override_settings, resolve
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.sources.resolve import Request, override_settings, resolve
+from ptycho_exec.sources.suggestions import RETIRED
 
 NOWHERE = Path(tempfile.mkdtemp(prefix="typo_sweep_"))
 ENVIRON = {"HOME": str(NOWHERE), "PATH": "/usr/bin"}

@@ -10,8 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptycho_exec.cli.reference import json_schema
     from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, UserError
-    from ptycho_exec.facade import (
+    from ptycho_exec.fields.model import Effect
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+    from ptycho_exec.record import fingerprint, settings_from_manifest
+    from ptycho_exec.settings import ExecutionSettings
+    from ptycho_exec.settings import ExecutionSettings as PyTorchExecutionConfig
+    from ptycho_exec.sources.origins import Kind, Origin
+    from ptycho_exec.sources.resolve import Factory, override_settings
+    from ptycho_exec.trainer.build import (
         build_trainer,
         inference_loader_kwargs,
         process_flags,
@@ -19,40 +28,32 @@ if TYPE_CHECKING:
         train_loader_kwargs,
         trainer_kwargs,
     )
-    from ptycho_exec.facts import MachineFacts
-    from ptycho_exec.origins import Kind, Origin
-    from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
-    from ptycho_exec.record import fingerprint, settings_from_manifest
-    from ptycho_exec.reference import json_schema
-    from ptycho_exec.settings import Effect, ExecutionSettings
-    from ptycho_exec.settings import ExecutionSettings as PyTorchExecutionConfig
-    from ptycho_exec.sources import Factory, override_settings
 
 _HOME = {
     "DataError": "errors",
     "DriftError": "errors",
-    "Effect": "settings",
+    "Effect": "fields.model",
     "ExecutionSettings": "settings",
-    "Factory": "sources",
+    "Factory": "sources.resolve",
     "Finding": "errors",
-    "Kind": "origins",
-    "MachineFacts": "facts",
+    "Kind": "sources.origins",
+    "MachineFacts": "machine.facts",
     "ModuleTraits": "plan",
-    "Origin": "origins",
+    "Origin": "sources.origins",
     "Plan": "plan",
     "SettingsError": "errors",
     "UserError": "errors",
-    "build_trainer": "facade",
+    "build_trainer": "trainer.build",
     "fingerprint": "record",
-    "inference_loader_kwargs": "facade",
-    "json_schema": "reference",
-    "override_settings": "sources",
-    "process_flags": "facade",
+    "inference_loader_kwargs": "trainer.build",
+    "json_schema": "cli.reference",
+    "override_settings": "sources.resolve",
+    "process_flags": "trainer.build",
     "resolve_plan": "plan",
-    "seed_run": "facade",
+    "seed_run": "trainer.build",
     "settings_from_manifest": "record",
-    "train_loader_kwargs": "facade",
-    "trainer_kwargs": "facade",
+    "train_loader_kwargs": "trainer.build",
+    "trainer_kwargs": "trainer.build",
 }
 
 __all__ = [

@@ -2,6 +2,6 @@
 
 import sys
 
-from ptycho_exec.cli import main
+from ptycho_exec.cli.commands import main
 
 sys.exit(main())

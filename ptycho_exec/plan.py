@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import text_of
-from ptycho_exec.origins import redact
+from ptycho_exec.errors import Finding, SettingsError, redact
+from ptycho_exec.fields.spec import text_of
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.settings import ExecutionSettings
 
 MAX_AUTO_WORKERS = 8

@@ -13,12 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.facts import MachineFacts, package_versions
-from ptycho_exec.fields import field_specs
-from ptycho_exec.origins import redact
+from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.machine.facts import MachineFacts, package_versions
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan
-from ptycho_exec.settings import Effect, ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings
 
 MANIFEST = "manifest.json"
 SETTINGS_FILE = "settings.toml"
@@ -123,12 +124,6 @@ def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
-
-
-def is_rank_zero() -> bool:
-    """Tell from the launcher's variables whether this process writes for all of them."""
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank == "0" for rank in ranks if rank is not None), True)
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

@@ -1,6 +1,6 @@
-"""`ExecutionSettings`: the fields of `ptycho_exec.model`, resolved from everywhere a value can stand.
+"""`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from everywhere a value can stand.
 
-Where values come from, and in which order, is decided in `ptycho_exec.sources` alone.
+Where values come from, and in which order, is decided in `ptycho_exec.sources.resolve` alone.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from typing import Any, Self
 from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ptycho_exec.errors import SettingsError
-from ptycho_exec.model import ENV_PREFIX as ENV_PREFIX
-from ptycho_exec.model import Effect as Effect
-from ptycho_exec.model import ExecutionFields
-from ptycho_exec.model import Strategy as Strategy
-from ptycho_exec.origins import Origin, Resolution, redact
-from ptycho_exec.sources import Request, check, resolve, resolve_onto, resolve_under, resolve_values
+from ptycho_exec.errors import SettingsError, redact
+from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
+from ptycho_exec.sources.origins import Origin, Resolution
+from ptycho_exec.sources.resolve import Request, check, resolve, resolve_onto, resolve_under, resolve_values
 
 _filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
 
@@ -41,7 +38,8 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     """How to run, for any machine: validated, frozen, and able to say where each value came from.
 
     `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
-    documented order; see `ptycho_exec.sources`. `ExecutionSettings.from_values({...})` reads nothing else.
+    documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
+    else.
 
     Raises:
         SettingsError: misspelt names, malformed values or contradictions, all of them in one report.
@@ -80,7 +78,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
-        """Build from what `ptycho_exec.sources.resolve` found; nothing else is read."""
+        """Build from what `ptycho_exec.sources.resolve.resolve` found; nothing else is read."""
         settings = cls.__new__(cls)
         settings._fill(resolution)
         return settings

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.cli import resolve_from, table
-from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.fields import decode_text, field_specs, text_of
-from ptycho_exec.flags import Parser, add_settings_flags, flags_given, run
-from ptycho_exec.origins import Kind, redact
+from ptycho_exec.cli.commands import resolve_from, table
+from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given, run
+from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.fields.spec import decode_text, field_specs, text_of
+from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.threads import choose_wait_policy
+from ptycho_exec.sources.origins import Kind
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.science_flags import add_science_flags, science_given
@@ -322,7 +322,7 @@ def _add_tune(verbs: Any) -> Parser:
 
 def tune(space: argparse.Namespace) -> int:
     """Print a table of trials, and write a settings file with each value's reason."""
-    from ptycho_exec.facts import MachineFacts
+    from ptycho_exec.machine.facts import MachineFacts
     from ptycho_torch import tune as tuner
     from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
 

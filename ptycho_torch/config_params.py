@@ -67,7 +67,7 @@ class Keywords:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    from ptycho_exec.names import nearest
+    from ptycho_exec.sources.suggestions import nearest
 
     close = nearest(name, known, most=1)
     return f"{name} (the nearest known is {close[0]})" if close else name

@@ -15,10 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ptycho_exec.errors import DataError, Finding, SettingsError
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.names import unknown_name
+from ptycho_exec.fields.spec import field_specs, text_of
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources import Factory
+from ptycho_exec.sources.resolve import Factory
+from ptycho_exec.sources.suggestions import unknown_name
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 
 TRAINING_DEFAULTS: Mapping[str, Factory] = {

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ptycho_exec.cli.flags import Parser
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields import text_of
-from ptycho_exec.flags import Parser
+from ptycho_exec.fields.spec import text_of
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 
 Config = type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from ptycho_exec.cli.probe import REQUEST, RUN, SIMULATED, Step, Trial, write_report
 from ptycho_exec.errors import Finding, UserError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import field_specs
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import ModuleTraits, resolve_plan
-from ptycho_exec.record import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.trial import REQUEST, RUN, SIMULATED, Step, Trial, write_report
 from ptycho_torch.config import ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData

@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import UserError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.origins import Kind
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.record import values_of
-from ptycho_exec.reference import toml_value
-from ptycho_exec.settings import Effect, ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.tune_trial import MARK
 

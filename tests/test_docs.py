@@ -6,12 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ptycho_exec.cli import build_parser as exec_parser
-from ptycho_exec.fields import text_of
+from ptycho_exec.cli.commands import build_parser as exec_parser
+from ptycho_exec.fields.spec import text_of
 from ptycho_torch.cli import build_parser as torch_parser
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 
@@ -49,17 +50,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_the_tree_of_the_readme_is_the_tree() -> None:
     tree = re.search(r"## What is where\n\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert tree is not None
-    folder, named = "", set()
-    for line in tree[1].splitlines():
-        names = re.match(r"(\s*)((?:[\w.-]+(?:\.\w+|/)\s+)+)", line)
-        assert names is not None, line
-        folder = folder if names[1] else names[2].strip()
-        named |= {(folder if names[1] else "") + name for name in names[2].split()}
+    named = set(paths_of(tree[1]))
     for name in named:
         assert (ROOT / name).exists(), f"the README names {name}"
     for package in ("ptycho_exec", "ptycho_torch"):
-        files = {f"{package}/{path.name}" for path in (ROOT / package).glob("*.py") if path.name[0] != "_"}
+        files = {
+            str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py") if path.name[0] != "_"
+        }
         assert files <= named, f"the README does not name {files - named}"
+
+
+def paths_of(tree: str) -> Iterator[str]:
+    """Yield the paths that an indented tree names, two spaces for each folder."""
+    folders: list[str] = []
+    for line in tree.splitlines():
+        names = re.match(r"((?:  )*)((?:[\w.-]+(?:\.\w+|/)(?:\s+|$))+)", line)
+        assert names is not None, line
+        depth, words = len(names[1]) // 2, names[2].split()
+        folders[depth:] = [words[0]]
+        yield from ("".join(folders[:depth]) + word for word in words)
 
 
 def test_the_factory_defaults_of_the_spec_are_the_defaults() -> None:

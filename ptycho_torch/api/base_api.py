@@ -26,7 +26,7 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_exec.errors import DataError, Finding, SettingsError
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import read_manifest, write_manifest
 from ptycho_torch.api import translation

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, get_args
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import text_of
-from ptycho_exec.origins import Kind
-from ptycho_exec.reader import Request
-from ptycho_exec.settings import ExecutionSettings, Strategy
-from ptycho_exec.sources import Factory, resolve
+from ptycho_exec.fields.model import Strategy
+from ptycho_exec.fields.spec import text_of
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.discovery import Request
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import Factory, resolve
 from ptycho_torch.config import ModelConfig as ScienceModel
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.config_params import DataConfig, InferenceConfig, Keywords, ModelConfig, TrainingConfig

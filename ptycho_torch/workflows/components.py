@@ -23,7 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ptycho_exec.errors import DataError, SettingsError
-from ptycho_exec.facade import (
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.build import (
     DriftReport,
     build_trainer,
     inference_loader_kwargs,
@@ -32,10 +35,7 @@ from ptycho_exec.facade import (
     seed_run,
     train_loader_kwargs,
 )
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.loggers import close_logger
-from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.loggers import close_logger
 from ptycho_torch import model
 from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
 from ptycho_torch.consistency import consistency

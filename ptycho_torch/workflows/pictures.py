@@ -9,8 +9,8 @@ from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.lightning_parts import Pictures
 from ptycho_exec.plan import Plan
+from ptycho_exec.trainer.images import Pictures
 from ptycho_torch.data.dataset import PtychoDataset
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.scan import ScanData

@@ -17,8 +17,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError
-from ptycho_exec.facade import trainer_kwargs
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
     file_sha256,
@@ -29,6 +28,7 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_torch import plots
 from ptycho_torch.bundle import BUNDLE_NAME, save_bundle
 from ptycho_torch.data.read import read_scan

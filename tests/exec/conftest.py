@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ptycho_exec.origins import Resolution
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources import Request, resolve
+from ptycho_exec.sources.origins import Resolution
+from ptycho_exec.sources.resolve import Request, resolve
 
 
 @dataclass

@@ -21,14 +21,17 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from ptycho_exec import lightning_parts
-from ptycho_exec.callbacks import build_callbacks, build_plugins
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.facade import build_trainer, process_flags, seed_run, train_loader_kwargs
-from ptycho_exec.facts import Gpu, MachineFacts
-from ptycho_exec.lightning_parts import AtomicCheckpointIO, Continuity, ReadBack, Throughput, batch_length
+from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer import progress, readback, resume
+from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run, train_loader_kwargs
+from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins
+from ptycho_exec.trainer.checkpoints import AtomicCheckpointIO
+from ptycho_exec.trainer.progress import Throughput, batch_length
+from ptycho_exec.trainer.readback import ReadBack
+from ptycho_exec.trainer.resume import Continuity
 
 FACTS = MachineFacts(cpus_logical=8, compiler="g++")
 TRAIN = torch.randn(30, 4, generator=torch.Generator().manual_seed(3))
@@ -252,7 +255,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
 def test_what_a_kill_left_is_swept_up_and_was_never_named_as_finished(tmp_path: Path) -> None:
     code = """
         import os, sys, torch
-        from ptycho_exec.lightning_parts import AtomicCheckpointIO
+        from ptycho_exec.trainer.checkpoints import AtomicCheckpointIO
         os.fsync = lambda _: os._exit(9)
         AtomicCheckpointIO().save_checkpoint({"epoch": 1}, sys.argv[1])
     """
@@ -423,9 +426,9 @@ class Ranks:
 
 
 def test_ranks_must_agree_on_what_changes_results() -> None:
-    lightning_parts.agree_on_settings(Ranks({}), plan_of())
+    readback.agree_on_settings(Ranks({}), plan_of())
     with pytest.raises(SettingsError, match=r"rank 1: learning_rate: 0\.01 here, 0\.5 on rank 0"):
-        lightning_parts.agree_on_settings(Ranks({"learning_rate": 0.5}), plan_of())
+        readback.agree_on_settings(Ranks({"learning_rate": 0.5}), plan_of())
 
 
 def test_throughput_counts_samples_and_time() -> None:
@@ -452,14 +455,14 @@ def test_batch_length(batch: Any, length: int) -> None:
 
 def test_progress_shows_epoch_metrics_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    make = lightning_parts._bar
+    make = progress._bar
 
     def bar() -> Progress:
         found = make()
         found.live.console = Console(file=screen, force_terminal=True, width=100)
         return found
 
-    monkeypatch.setattr(lightning_parts, "_bar", bar)
+    monkeypatch.setattr(progress, "_bar", bar)
     fit(settings(enable_progress_bar=True), None, epochs=2)
     shown = screen.getvalue()
     for words in ("epoch 2/2", "16/16", "train_loss", "val_loss", "remaining", "0:00:00"):
@@ -476,7 +479,7 @@ def test_no_progress_where_nobody_watches(capsys: pytest.CaptureFixture[str]) ->
 def test_epochs_have_their_own_random_numbers() -> None:
     draws = []
     for epoch, rank in ((0, 0), (1, 0), (0, 1), (0, 0)):
-        lightning_parts.seed_epoch(42, epoch, rank)
+        resume.seed_epoch(42, epoch, rank)
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[3]
     assert len(set(draws)) == 3
@@ -486,6 +489,6 @@ def test_a_plateau_step_that_the_interruption_cut_off_is_taken_once(tmp_path: Pa
     wanted = settings(scheduler="ReduceLROnPlateau")
     fit(wanted, tmp_path, epochs=2)
     found = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert set(found[lightning_parts.PLATEAU_METRICS]) == {"val_loss"}
+    assert set(found[resume.PLATEAU_METRICS]) == {"val_loss"}
     continuity = Continuity(1)
     assert continuity._missed == {}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from ptycho_exec.cli import main, settings_of
+from ptycho_exec.cli.commands import main, settings_of
 from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.fields import field_specs
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def test_check_passes_what_can_run(run: Run) -> None:
 
 
 def test_check_of_every_field_set_is_still_one_screen(here: Run, clean_process: Place) -> None:
-    from ptycho_exec.reference import env_example
+    from ptycho_exec.cli.reference import env_example
 
     clean_process.write(".env", env_example())
     done = here("check")

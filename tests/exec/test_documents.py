@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptycho_exec.documents import assignment, read_document, read_dotenv, syntax
 from ptycho_exec.errors import Finding
-from ptycho_exec.origins import Kind, json_lines, toml_lines, yaml_lines
+from ptycho_exec.sources.origins import Kind, json_lines, toml_lines, yaml_lines
+from ptycho_exec.sources.settings_files import assignment, read_document, read_dotenv, syntax
 
 if TYPE_CHECKING:
     from conftest import Place

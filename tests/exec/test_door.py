@@ -72,7 +72,7 @@ def loaded_after(code: str, cwd: Path) -> set[str]:
 def test_nothing_heavy_is_loaded(arguments: list[str] | None, tmp_path: Path) -> None:
     code = "import ptycho_exec; ptycho_exec.ExecutionSettings(); ptycho_exec.json_schema()"
     if arguments is not None:
-        code = f"from ptycho_exec.cli import main\nassert main({arguments!r}) == 0"
+        code = f"from ptycho_exec.cli.commands import main\nassert main({arguments!r}) == 0"
     assert loaded_after(code, tmp_path) & HEAVY == set()
 
 
@@ -85,5 +85,5 @@ def test_importing_the_package_alone_loads_no_third_party_module(tmp_path: Path)
 
 def test_a_file_of_settings_in_yaml_is_read_only_then(tmp_path: Path) -> None:
     (tmp_path / "ptycho_exec.toml").write_text("seed = 1\n")
-    code = "from ptycho_exec.cli import main\nassert main(['show']) == 0"
+    code = "from ptycho_exec.cli.commands import main\nassert main(['show']) == 0"
     assert "yaml" not in loaded_after(code, tmp_path)

@@ -23,7 +23,10 @@ from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.facade import (
+from ptycho_exec.machine.facts import Gpu, MachineFacts
+from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.build import (
     TRAINER_PARAMETERS,
     apply_drift_policy,
     build_trainer,
@@ -34,9 +37,6 @@ from ptycho_exec.facade import (
     train_loader_kwargs,
     trainer_kwargs,
 )
-from ptycho_exec.facts import Gpu, MachineFacts
-from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
-from ptycho_exec.settings import ExecutionSettings
 
 SAMPLES, WIDTH = 24, 4
 CPU = MachineFacts(cpus_logical=8, compiler="g++", packages={"tensorboard": "2"})
@@ -404,7 +404,8 @@ def test_seeding_repeats_every_generator() -> None:
 
 
 def test_import_of_the_facade_is_light() -> None:
-    modules = ["facts", "plan", "facade", "drift", "process", "callbacks", "loggers", "record"]
+    light = ["build", "drift", "process", "callbacks", "loggers"]
+    modules = ["machine.facts", "plan", "record", *(f"trainer.{name}" for name in light)]
     names = ", ".join(f"ptycho_exec.{name}" for name in modules)
     code = f"import sys, {names}; print({{'torch', 'lightning', 'numpy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -744,8 +745,8 @@ import os, sys, warnings
 import torch, lightning.pytorch as pl
 from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from torch.utils.data import DataLoader, TensorDataset
-from ptycho_exec.facade import build_trainer, process_flags, seed_run, train_loader_kwargs
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run, train_loader_kwargs
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 

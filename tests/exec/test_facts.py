@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ptycho_exec import facts as facts_module
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.facts import (
+from ptycho_exec.machine import facts as facts_module
+from ptycho_exec.machine.facts import (
     Gpu,
     Launcher,
     MachineFacts,
@@ -41,7 +41,7 @@ def test_probe_survives_a_round_trip_through_json(tmp_path: Path) -> None:
 
 def test_probe_imports_no_torch_lightning_or_numpy() -> None:
     code = (
-        "import sys; from ptycho_exec.facts import MachineFacts; MachineFacts.probe();"
+        "import sys; from ptycho_exec.machine.facts import MachineFacts; MachineFacts.probe();"
         "bad = {'torch', 'lightning', 'numpy'} & set(sys.modules); sys.exit(repr(bad) if bad else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -148,7 +148,8 @@ def test_no_cgroup_at_all(tmp_path: Path) -> None:
 def test_affinity_of_this_process_is_respected() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from ptycho_exec.facts import MachineFacts; print(MachineFacts.probe(ask_torch=False).usable_cpus)"
+        "from ptycho_exec.machine.facts import MachineFacts;"
+        "print(MachineFacts.probe(ask_torch=False).usable_cpus)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "1"

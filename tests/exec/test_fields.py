@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptycho_exec.choices import CHOICES
-from ptycho_exec.fields import decode_text, field_specs, text_of
-from ptycho_exec.model import Effect, malformed
+from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.model import Effect, malformed
+from ptycho_exec.fields.spec import decode_text, field_specs, text_of
 from ptycho_exec.settings import ExecutionSettings
 
 SPECS = field_specs()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptycho_exec.cli.flags import Parser, add_settings_flags, annotate, complete_switches, flags_given, run
 from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.fields import field_specs
-from ptycho_exec.flags import Parser, add_settings_flags, annotate, complete_switches, flags_given, run
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptycho_exec.cli import main
+from ptycho_exec.cli.commands import main
 from ptycho_exec.errors import SettingsError
 
 if TYPE_CHECKING:

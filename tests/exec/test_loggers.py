@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.facade import build_trainer, process_flags, seed_run, train_loader_kwargs
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.lightning_parts import Pictures
-from ptycho_exec.loggers import build_logger, close_logger, log_settings
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run, train_loader_kwargs
+from ptycho_exec.trainer.images import Pictures
+from ptycho_exec.trainer.loggers import build_logger, close_logger, log_settings
 
 FACTS = MachineFacts(cpus_logical=8, packages={"tensorboard": "2", "mlflow": "3", "wandb": "0"})
 DATA = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptycho_exec.fields import field_specs
-from ptycho_exec.names import RETIRED, SCIENCE, distance, least_distance, nearest, unknown_name
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.sources.suggestions import RETIRED, SCIENCE, distance, least_distance, nearest, unknown_name
 
 FIELDS = tuple(field_specs())
 WORDS = st.text("abc_", max_size=6)

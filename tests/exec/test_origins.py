@@ -8,8 +8,8 @@ import pickle
 
 import pytest
 
-from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.origins import Kind, Layer, Looked, Origin, Resolution, redact
+from ptycho_exec.errors import Finding, SettingsError, redact
+from ptycho_exec.sources.origins import Kind, Layer, Looked, Origin, Resolution
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.facts import Gpu, Launcher, MachineFacts
+from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts
 from ptycho_exec.plan import RULES, ModuleTraits, Plan, Problem, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 
@@ -38,7 +38,7 @@ def slurm(tasks: str | None = "2", ntasks: str = "2", nodes: int = 1, **more: st
     variables = {"SLURM_NTASKS": ntasks, "SLURM_STEP_ID": "0", **more}
     variables |= dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
     variables |= {"SLURM_NTASKS_PER_NODE": tasks} if tasks else {}
-    from ptycho_exec.facts import slurm_tasks_per_node
+    from ptycho_exec.machine.facts import slurm_tasks_per_node
 
     return Launcher(
         kind="slurm",

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import field_specs
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.record import (
     diff_settings,
@@ -28,7 +29,7 @@ from ptycho_exec.record import (
     write_manifest,
     write_settings_toml,
 )
-from ptycho_exec.settings import Effect, ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings
 
 # One other valid value for every field; the set equality below catches a forgotten one.
 OTHER: dict[str, object] = {

@@ -14,11 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptycho_exec.choices import CHOICES
-from ptycho_exec.errors import SettingsError, UserError
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.origins import Kind
-from ptycho_exec.reference import (
+from ptycho_exec.cli.reference import (
     env_example,
     generated_files,
     json_schema,
@@ -27,8 +23,12 @@ from ptycho_exec.reference import (
     toml_value,
     write_generated,
 )
+from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.spec import field_specs, text_of
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources import SOURCES
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import SOURCES
 
 if TYPE_CHECKING:
     from conftest import Place

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptycho_exec.cli import main
+from ptycho_exec.cli.commands import main
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.record import (
     manifest_parts,
@@ -19,7 +19,7 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources import SOURCES, override_settings
+from ptycho_exec.sources.resolve import SOURCES, override_settings
 
 if TYPE_CHECKING:
     from conftest import Place

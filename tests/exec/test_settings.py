@@ -13,10 +13,10 @@ import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields import field_specs
-from ptycho_exec.model import CONFLICTS, malformed
-from ptycho_exec.origins import Kind
+from ptycho_exec.fields.model import CONFLICTS, malformed
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
 
 if TYPE_CHECKING:
     from conftest import Place

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields import field_specs, text_of
-from ptycho_exec.origins import Kind
-from ptycho_exec.reference import toml_value
+from ptycho_exec.fields.spec import field_specs, text_of
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources import (
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import (
     SOURCES,
     Factory,
     Request,

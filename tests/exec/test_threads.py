@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ptycho_exec import threads, trial
-from ptycho_exec.threads import POLICY, choose_wait_policy, crowded, others_running
+from ptycho_exec.cli import probe as trial
+from ptycho_exec.machine import openmp as threads
+from ptycho_exec.machine.openmp import POLICY, choose_wait_policy, crowded, others_running
 
 
 @pytest.mark.parametrize(

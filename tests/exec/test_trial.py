@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptycho_exec import trial
-from ptycho_exec.cli import main
+from ptycho_exec.cli import probe as trial
+from ptycho_exec.cli.commands import main
+from ptycho_exec.cli.probe import Step, Trial, run_trial
 from ptycho_exec.errors import UserError
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.trial import Step, Trial, run_trial
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -105,7 +105,7 @@ def gone(pid: int) -> bool:
 
 def test_the_child_works_in_its_own_folder_with_its_own_caches(child: Any) -> None:
     code = """
-from ptycho_exec.trial import CACHES
+from ptycho_exec.cli.probe import CACHES
 caches = [os.environ[name] for name in CACHES]
 assert all(pathlib.Path(path).is_relative_to(folder) for path in caches)
 pathlib.Path("stray").write_text("left in the working directory")

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from ptycho_exec.origins import Kind
-from ptycho_exec.sources import SOURCES
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import SOURCES
 
 
 @pytest.fixture(scope="module")

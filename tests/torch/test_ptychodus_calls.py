@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, SettingsError, UserError
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_torch.api import translation
 from ptycho_torch.api.base_api import (
     ConfigManager,

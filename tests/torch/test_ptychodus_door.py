@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from ptycho_exec.errors import DataError, SettingsError
-from ptycho_exec.facts import Gpu, MachineFacts
-from ptycho_exec.settings import Strategy
+from ptycho_exec.fields.model import Strategy
+from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_torch import physics
 from ptycho_torch.api import translation
 from ptycho_torch.api.checkpoints import plain_keywords

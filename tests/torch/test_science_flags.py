@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ptycho_exec.cli.flags import Parser
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields import text_of
-from ptycho_exec.flags import Parser
+from ptycho_exec.fields.spec import text_of
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.science_flags import add_science_flags, science_given
 

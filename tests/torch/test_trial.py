@@ -14,7 +14,7 @@ import pytest
 
 import ptycho_torch.model
 from ptycho_exec import ExecutionSettings
-from ptycho_exec.trial import Step, Trial
+from ptycho_exec.cli.probe import Step, Trial
 from ptycho_torch import trial
 from ptycho_torch.simulate import save, simulate_scan
 

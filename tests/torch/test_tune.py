@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from ptycho_exec.errors import UserError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import field_specs
-from ptycho_exec.settings import Effect, ExecutionSettings
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch import tune
 from ptycho_torch.cli import main
 from ptycho_torch.config import ScienceConfig

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_exec.facts import Gpu, MachineFacts
+from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptycho_exec.facts import MachineFacts
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.record import read_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig, TrainingConfig

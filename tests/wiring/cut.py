@@ -35,14 +35,14 @@ TIMEOUT_S = 240
 
 DOORS = (
     "ptycho_exec.plan:resolve_plan",
-    "ptycho_exec.process:process_flags",
-    "ptycho_exec.process:seed_run",
-    "ptycho_exec.drift:apply_drift_policy",
-    "ptycho_exec.drift:requested_and_effective",
-    "ptycho_exec.facade:trainer_kwargs",
-    "ptycho_exec.facade:train_loader_kwargs",
-    "ptycho_exec.facade:inference_loader_kwargs",
-    "ptycho_exec.facade:build_trainer",
+    "ptycho_exec.trainer.process:process_flags",
+    "ptycho_exec.trainer.process:seed_run",
+    "ptycho_exec.trainer.drift:apply_drift_policy",
+    "ptycho_exec.trainer.drift:requested_and_effective",
+    "ptycho_exec.trainer.build:trainer_kwargs",
+    "ptycho_exec.trainer.build:train_loader_kwargs",
+    "ptycho_exec.trainer.build:inference_loader_kwargs",
+    "ptycho_exec.trainer.build:build_trainer",
     "ptycho_torch.factory:execution_settings",
 )
 """Functions that take settings to a consumer, or (the last) hand them to the workflows."""
@@ -191,7 +191,7 @@ def faults(wires: Iterable[Wire], found: dict[str | None, dict[str, str]]) -> li
 
 def report() -> str:
     """Return the text of docs/wiring.md; `main` writes it only after every cut was noticed."""
-    from ptycho_exec.fields import field_specs
+    from ptycho_exec.fields.spec import field_specs
 
     specs = field_specs()
     lines = [

@@ -24,15 +24,15 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ptycho_exec import ExecutionSettings
 from ptycho_exec.errors import DataError, SettingsError
-from ptycho_exec.facade import (
+from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.trainer.build import (
     build_trainer,
     inference_loader_kwargs,
     process_flags,
     seed_run,
     train_loader_kwargs,
 )
-from ptycho_exec.facts import Gpu, Launcher, MachineFacts
-from ptycho_exec.plan import resolve_plan
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
@@ -226,7 +226,7 @@ def test_compile_reaches_the_network(
     scan: ScanData, watch: Watch, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr("ptycho_exec.facts._compiler", lambda environ: "g++")
+    monkeypatch.setattr("ptycho_exec.machine.facts._compiler", lambda environ: "g++")
     seen = Forward()
     watch(seen)
     _train_with_lightning(scan, None, science(), settings(compile=asked))
@@ -473,8 +473,8 @@ def test_automatic_workers_respect_what_this_job_may_use(
     limits: dict[str, Any], workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr("ptycho_exec.facts.affinity_cpus", lambda: limits.get("affinity"))
-    monkeypatch.setattr("ptycho_exec.facts.cgroup_cpus", lambda: limits.get("cgroup"))
+    monkeypatch.setattr("ptycho_exec.machine.facts.affinity_cpus", lambda: limits.get("affinity"))
+    monkeypatch.setattr("ptycho_exec.machine.facts.cgroup_cpus", lambda: limits.get("cgroup"))
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     if "slurm" in limits:
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", limits["slurm"])
@@ -507,7 +507,7 @@ def test_mlflow_is_told_experiment_and_address(
         raise Told(options)
 
     monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", build)
-    monkeypatch.setattr("ptycho_exec.loggers._need", lambda *names: None)
+    monkeypatch.setattr("ptycho_exec.trainer.loggers._need", lambda *names: None)
     wanted = settings(logger_backend="mlflow", **asked)
     plan = resolve_plan(wanted, CPU.model_copy(update={"packages": {"mlflow": "3"}}))
     with process_flags(wanted), pytest.raises(Told) as caught:

@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
 from ptycho_exec import ExecutionSettings
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.facade import (
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.trainer.build import (
     build_trainer,
     inference_loader_kwargs,
     process_flags,
     requested_and_effective,
     train_loader_kwargs,
 )
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.plan import resolve_plan
-from ptycho_exec.process import RUN_VARIABLES
+from ptycho_exec.trainer.process import RUN_VARIABLES
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows.components import _train_with_lightning

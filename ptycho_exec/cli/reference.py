@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptycho_exec.choices import CHOICES
 from ptycho_exec.errors import UserError
-from ptycho_exec.fields import NONE_WORDS, FieldSpec, field_specs, text_of
-from ptycho_exec.model import CONFLICTS, Conflict, ExecutionFields
-from ptycho_exec.sources import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
+from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.model import CONFLICTS, Conflict, ExecutionFields
+from ptycho_exec.fields.spec import NONE_WORDS, FieldSpec, field_specs, text_of
+from ptycho_exec.sources.resolve import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
 _NONE_PATTERN = (

@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ptycho_exec.documents import assignment
-from ptycho_exec.errors import Finding
-from ptycho_exec.fields import FieldSpec, decode_text, field_specs, text_of
-from ptycho_exec.model import Conflict, malformed
-from ptycho_exec.names import nearest
-from ptycho_exec.origins import Kind, Origin, Resolution, redact
+from ptycho_exec.errors import Finding, redact
+from ptycho_exec.fields.model import Conflict, malformed
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, text_of
+from ptycho_exec.sources.origins import Kind, Origin, Resolution
+from ptycho_exec.sources.settings_files import assignment
+from ptycho_exec.sources.suggestions import nearest
 
 _LONGEST = 60
 _QUOTES = "\"'`“”‘’«»„"

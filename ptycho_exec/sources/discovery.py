@@ -1,6 +1,7 @@
 """What one resolution may read, and where it finds it: `.env`, the settings files, the profile's name.
 
-Nothing here decides a precedence: `ptycho_exec.sources` does. Every file is read once, when first asked for.
+Nothing here decides a precedence: `ptycho_exec.sources.resolve` does. Every file is read once, when first
+asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ptycho_exec.documents import (
+from ptycho_exec.errors import Finding, redact
+from ptycho_exec.fields.model import ENV_PREFIX
+from ptycho_exec.sources.origins import Kind, Looked, Origin
+from ptycho_exec.sources.settings_files import (
     Assigned,
     Document,
     find_upward,
@@ -21,9 +25,6 @@ from ptycho_exec.documents import (
     read_dotenv,
     speaks_of,
 )
-from ptycho_exec.errors import Finding
-from ptycho_exec.model import ENV_PREFIX
-from ptycho_exec.origins import Kind, Looked, Origin, redact
 
 SETTINGS_FILE_VARIABLE = ENV_PREFIX + "SETTINGS_FILE"
 PROFILE_VARIABLE = ENV_PREFIX + "PROFILE"

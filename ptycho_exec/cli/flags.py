@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from ptycho_exec.errors import Finding, SettingsError, UserError
-from ptycho_exec.fields import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
-from ptycho_exec.names import nearest, unknown_name
-from ptycho_exec.origins import redact
+from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
+from ptycho_exec.sources.suggestions import nearest, unknown_name
 
 _PREFIX = "settings_field_"
 

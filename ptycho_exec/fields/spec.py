@@ -14,7 +14,7 @@ import annotated_types as at
 from pydantic import StringConstraints
 from pydantic.fields import FieldInfo
 
-from ptycho_exec.model import ENV_PREFIX, Effect, ExecutionFields
+from ptycho_exec.fields.model import ENV_PREFIX, Effect, ExecutionFields
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})

@@ -13,8 +13,8 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ptycho_exec.errors import Finding
-from ptycho_exec.origins import KeyPath, Kind, Origin, json_lines, redact, toml_lines, yaml_lines
+from ptycho_exec.errors import Finding, redact
+from ptycho_exec.sources.origins import KeyPath, Kind, Origin, json_lines, toml_lines, yaml_lines
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def near_tables(data: Mapping[str, Any], table: KeyPath) -> list[KeyPath]:
 
 
 def _alike(word: str, ours: str) -> bool:
-    from ptycho_exec.names import distance
+    from ptycho_exec.sources.suggestions import distance
 
     folded = word.lower().replace("-", "_")
     return abs(len(folded) - len(ours)) <= 2 and distance(folded, ours) <= 2

@@ -28,14 +28,20 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.faults import dormant_faults, explain_error
-from ptycho_exec.fields import decode_text, field_specs, text_of
-from ptycho_exec.model import ENV_PREFIX
-from ptycho_exec.names import unknown_name
-from ptycho_exec.origins import Kind, Layer, Origin, Resolution
-from ptycho_exec.reader import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE, Reader, Request
-from ptycho_exec.tables import document_layer, profile_layer
-from ptycho_exec.variables import stray_notice, take_variable, unprefixed
+from ptycho_exec.fields.model import ENV_PREFIX
+from ptycho_exec.fields.spec import decode_text, field_specs, text_of
+from ptycho_exec.sources.discovery import (
+    PROFILE_VARIABLE,
+    PROJECT_FILE,
+    SETTINGS_FILE_VARIABLE,
+    Reader,
+    Request,
+)
+from ptycho_exec.sources.env_vars import stray_notice, take_variable, unprefixed
+from ptycho_exec.sources.messages import dormant_faults, explain_error
+from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
+from ptycho_exec.sources.profiles import document_layer, profile_layer
+from ptycho_exec.sources.suggestions import unknown_name
 
 
 class Resolved(Protocol):

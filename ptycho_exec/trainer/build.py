@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from ptycho_exec.drift import DriftReport, DriftRow, apply_drift_policy, clip_word, requested_and_effective
 from ptycho_exec.errors import Finding, SettingsError, UserError
-from ptycho_exec.facts import MachineFacts
-from ptycho_exec.fields import text_of
+from ptycho_exec.fields.spec import text_of
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
-from ptycho_exec.process import leave_group_at_exit, process_flags, seed_run
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.drift import (
+    DriftReport,
+    DriftRow,
+    apply_drift_policy,
+    clip_word,
+    requested_and_effective,
+)
+from ptycho_exec.trainer.process import leave_group_at_exit, process_flags, seed_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -221,8 +227,8 @@ def build_trainer(
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from ptycho_exec.callbacks import build_callbacks, build_plugins
-    from ptycho_exec.loggers import build_logger
+    from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins
+    from ptycho_exec.trainer.loggers import build_logger
 
     plan = plan or resolve_plan(settings, MachineFacts.probe(), traits or ModuleTraits())
     plan.raise_if_blocked(include_trainer_refusals=False)

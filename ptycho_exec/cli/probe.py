@@ -20,10 +20,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from ptycho_exec.errors import Finding, UserError
-from ptycho_exec.redaction import redact
+from ptycho_exec.errors import Finding, UserError, redact
+from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.threads import choose_wait_policy
 
 PROGRAM = "ptycho_torch.trial"
 LIMIT_S = 900.0

@@ -15,8 +15,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from ptycho_exec.errors import Finding
-from ptycho_exec.redaction import redact as redact  # also known here
+from ptycho_exec.errors import Finding, redact
 
 
 class Kind(StrEnum):

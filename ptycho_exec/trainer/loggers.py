@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ptycho_exec.environment import variable
-from ptycho_exec.errors import SettingsError
-from ptycho_exec.origins import redact
+from ptycho_exec.errors import SettingsError, redact
 from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 
@@ -124,9 +122,17 @@ def _require_server(uri: str, settings: ExecutionSettings) -> None:
         ) from None
 
 
-def _file_store_allowed() -> AbstractContextManager[None]:
-    """MLflow 3.7 and later ask for this word before they write a plain folder."""
-    return variable("MLFLOW_ALLOW_FILE_STORE", "true")
+@contextmanager
+def _file_store_allowed() -> Iterator[None]:
+    """MLflow 3.7 and later ask for this variable before they write a plain folder."""
+    before = os.environ.get("MLFLOW_ALLOW_FILE_STORE")
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_ALLOW_FILE_STORE"]
+        if before is not None:
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = before
 
 
 # --- what reaches it besides metrics ------------------------------------------------------------------------
@@ -142,7 +148,7 @@ def log_settings(logger: Logger, settings: ExecutionSettings) -> None:
 
 def log_picture(logger: Logger, name: str, picture: NDArray[np.uint8], step: int) -> None:
     """Send a picture (H, W, 3) of bytes; the CSV logger gets it as a PNG file in its folder."""
-    from ptycho_exec.record import is_rank_zero
+    from ptycho_exec.machine.ranks import is_rank_zero
 
     if is_rank_zero():
         kind = next(base.__name__ for base in type(logger).__mro__ if base.__name__ in PICTURE_SENDERS)

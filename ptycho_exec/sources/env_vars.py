@@ -6,11 +6,11 @@ import re
 from functools import cache, lru_cache
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields import FieldSpec, decode_text, field_specs
-from ptycho_exec.model import ENV_PREFIX
-from ptycho_exec.names import distance, least_distance, unknown_name
-from ptycho_exec.origins import Kind, Layer, Origin
-from ptycho_exec.reader import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
+from ptycho_exec.fields.model import ENV_PREFIX
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs
+from ptycho_exec.sources.discovery import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
+from ptycho_exec.sources.origins import Kind, Layer, Origin
+from ptycho_exec.sources.suggestions import distance, least_distance, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
 _SERVICE_LINK = re.compile(

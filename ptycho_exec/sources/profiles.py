@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptycho_exec.documents import Document, read_document
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields import field_specs
-from ptycho_exec.names import unknown_name
-from ptycho_exec.origins import KeyPath, Kind, Layer, Origin
-from ptycho_exec.reader import Reader
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.sources.discovery import Reader
+from ptycho_exec.sources.origins import KeyPath, Kind, Layer, Origin
+from ptycho_exec.sources.settings_files import Document, read_document
+from ptycho_exec.sources.suggestions import unknown_name
 
-SHIPPED_PROFILES = Path(__file__).parent / "profiles"
+SHIPPED_PROFILES = Path(__file__).parents[1] / "profiles"
 PROFILE_KEYS = ("extends", "description")
 
 

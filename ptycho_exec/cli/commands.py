@@ -11,19 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.choices import CHOICES
-from ptycho_exec.errors import Finding, SettingsError, UserError
-from ptycho_exec.fields import FieldSpec, field_specs, text_of
-from ptycho_exec.flags import Parser, add_settings_flags, all_flags_given, annotate, run
-from ptycho_exec.names import unknown_name
-from ptycho_exec.origins import Kind, Origin, Resolution, redact
-from ptycho_exec.settings import Effect, ExecutionSettings
-from ptycho_exec.sources import Reader, Request, resolve, resolve_profile
-from ptycho_exec.tables import Profile, find_profile, profile_names
+from ptycho_exec.cli.flags import Parser, add_settings_flags, all_flags_given, annotate, run
+from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import FieldSpec, field_specs, text_of
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind, Origin, Resolution
+from ptycho_exec.sources.profiles import Profile, find_profile, profile_names
+from ptycho_exec.sources.resolve import Reader, Request, resolve, resolve_profile
+from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
+    from ptycho_exec.cli.probe import Step
     from ptycho_exec.plan import Plan
-    from ptycho_exec.trial import Step
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def settings_json(settings: ExecutionSettings) -> dict[str, Any]:
 
 
 def _show_kwargs(settings: ExecutionSettings, *, trainer: bool, loader: bool) -> int:
-    from ptycho_exec.facade import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
+    from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
 
     shown: dict[str, Any] = {}
     if trainer:
@@ -234,7 +235,7 @@ def _check_usage(space: argparse.Namespace) -> None:
 
 
 def _trial(space: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
-    from ptycho_exec.trial import Trial, run_trial
+    from ptycho_exec.cli.probe import Trial, run_trial
 
     say = (lambda text: print(text, end="", file=sys.stderr)) if space.debug else None
     validation = None if space.test is None else _scan(space.test)
@@ -243,7 +244,7 @@ def _trial(space: argparse.Namespace, settings: ExecutionSettings) -> Sequence[S
 
 def _scan(word: str) -> str:
     """Return the absolute path of a scan: the trial runs in a folder of its own."""
-    from ptycho_exec.trial import SIMULATED
+    from ptycho_exec.cli.probe import SIMULATED
 
     if word == SIMULATED:
         return word
@@ -272,7 +273,7 @@ def _blocked(space: argparse.Namespace, kind: type[UserError], findings: Sequenc
 
 
 def _plan_for(settings: ExecutionSettings, facts_file: str | None) -> Plan:
-    from ptycho_exec.facts import MachineFacts
+    from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, resolve_plan
 
     facts = MachineFacts.load(facts_file) if facts_file else MachineFacts.probe()
@@ -323,7 +324,7 @@ def _count(things: Sequence[object], noun: str) -> str:
 
 def facts(space: argparse.Namespace) -> int:
     """Print the facts of this machine as JSON, for `check --facts` elsewhere."""
-    from ptycho_exec.facts import MachineFacts
+    from ptycho_exec.machine.facts import MachineFacts
 
     del space
     print(MachineFacts.probe().to_json())
@@ -399,7 +400,7 @@ def _intent(path: Path) -> dict[str, Any] | None:
 
 def schema(space: argparse.Namespace) -> int:
     """Print the JSON schema of a settings file."""
-    from ptycho_exec.reference import schema_text
+    from ptycho_exec.cli.reference import schema_text
 
     del space
     print(schema_text(), end="")
@@ -408,7 +409,7 @@ def schema(space: argparse.Namespace) -> int:
 
 def init(space: argparse.Namespace) -> int:
     """Write a starter settings file, every field commented out at its default, and its schema."""
-    from ptycho_exec.reference import schema_text, starter_toml
+    from ptycho_exec.cli.reference import schema_text, starter_toml
 
     path = Path(space.path)
     if path.suffix != ".toml":
@@ -428,7 +429,7 @@ def init(space: argparse.Namespace) -> int:
 
 def docs(space: argparse.Namespace) -> int:
     """Regenerate schema, settings reference and `.env.example` of a checkout."""
-    from ptycho_exec.reference import write_generated
+    from ptycho_exec.cli.reference import write_generated
 
     for path in write_generated(Path(space.root)):
         print(f"wrote {path}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
-from ptycho_exec.facts import affinity_cpus, cgroup_cpus
+from ptycho_exec.machine.facts import affinity_cpus, cgroup_cpus
 
 POLICY = "OMP_WAIT_POLICY"
 _LOAD = Path("/proc/loadavg")

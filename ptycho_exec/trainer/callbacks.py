@@ -18,7 +18,9 @@ BEST_NAME = "epoch{epoch:04d}-step{step:07d}"
 
 def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool) -> list[Callback]:
     """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files."""
-    from ptycho_exec.lightning_parts import Continuity, ReadBack, Throughput
+    from ptycho_exec.trainer.progress import Throughput
+    from ptycho_exec.trainer.readback import ReadBack
+    from ptycho_exec.trainer.resume import Continuity
 
     settings = plan.settings
     callbacks: list[Callback] = [
@@ -32,7 +34,7 @@ def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger
 
         callbacks.append(LearningRateMonitor(logging_interval="step"))
     if settings.enable_progress_bar is True:
-        from ptycho_exec.lightning_parts import TrainingProgress
+        from ptycho_exec.trainer.progress import TrainingProgress
 
         callbacks.append(TrainingProgress())
     if run_dir is not None and settings.enable_checkpointing and not settings.fast_dev_run:
@@ -58,7 +60,8 @@ def early_stopping(settings: ExecutionSettings) -> list[Callback]:
 
 def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpoint]:
     """Return the keeper of the best `checkpoint_save_top_k` checkpoints, and that of `last.ckpt`."""
-    from ptycho_exec.lightning_parts import BestCheckpoints, ResumePoint
+    from ptycho_exec.trainer.checkpoints import BestCheckpoints
+    from ptycho_exec.trainer.resume import ResumePoint
 
     best = BestCheckpoints(
         dirpath=folder,
@@ -81,6 +84,6 @@ def build_plugins(plan: Plan) -> list[object]:
     """
     if plan.settings.strategy.startswith(("fsdp", "deepspeed")):
         return []
-    from ptycho_exec.lightning_parts import AtomicCheckpointIO
+    from ptycho_exec.trainer.checkpoints import AtomicCheckpointIO
 
     return [AtomicCheckpointIO()]

@@ -1,0 +1,78 @@
+"""Checkpoint files: written whole or not at all, the best ones kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+if TYPE_CHECKING:
+    pass
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint under another name beside its place, and give it its name when it is complete.
+
+    Lightning writes to the system's temporary folder and then moves, which copies when that is another file
+    system; a kill during the copy leaves half a file under the finished name.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options are not used: checkpoints are local files")
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in final.parent.glob(f".{final.name}.*.part"):
+            left_by_a_kill.unlink(missing_ok=True)
+        part = final.with_name(f".{final.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, final)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+class BestCheckpoints(ModelCheckpoint):
+    """Keep the best checkpoints; a run resumed in another directory takes those it has with it."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the kept files into this run's folder, so that ranking goes on and the folder is complete.
+
+        If any of them is gone, ranking starts anew, as Lightning does.
+        """
+        kept = {Path(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        moved = self.dirpath is not None and state_dict.get("dirpath") != self.dirpath
+        if moved and kept and all(path.exists() for path in kept):
+            state_dict = self._take_along(state_dict, kept)
+        super().load_state_dict(state_dict)
+
+    def _take_along(self, state: dict[str, Any], kept: dict[Path, torch.Tensor]) -> dict[str, Any]:
+        folder = Path(str(self.dirpath))
+        for path in kept:
+            copy_once(path, folder / path.name)
+
+        def here(name: str) -> str:
+            return str(folder / Path(state[name]).name) if state.get(name) else ""
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        ranked = {str(folder / path.name): score for path, score in kept.items()}
+        moved = {name: here(name) for name in paths}
+        return {**state, **moved, "dirpath": self.dirpath, "best_k_models": ranked}
+
+
+@rank_zero_only
+def copy_once(source: Path, target: Path) -> None:
+    """Copy a file so that it bears its name only when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)
