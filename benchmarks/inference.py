@@ -31,7 +31,7 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import INFERENCE_DEFAULTS
 from ptycho_torch.model import load_bundle
-from ptycho_torch.stitch import Stitcher, probe_weights
+from ptycho_torch.reconstruction.stitch import Stitcher, probe_weights
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.artifacts import write_reconstruction
 

@@ -17,7 +17,7 @@ from typing import Any
 import common
 import numpy as np
 
-from ptycho_torch.data.ptychodus import write_training
+from ptycho_torch.data.formats.ptychodus import write_training
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import save, simulate_scan

@@ -28,9 +28,9 @@ from ptycho_exec.trainer import build as facade
 from ptycho_torch.config import DataConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
-from ptycho_torch.metrics import Evaluation, evaluate
-from ptycho_torch.refine import refine_object
+from ptycho_torch.reconstruction.refine import refine_object
 from ptycho_torch.workflows import components
 
 QUIET = {"enable_progress_bar": False, "logger_backend": None, "early_stop_patience": None}

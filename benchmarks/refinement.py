@@ -27,8 +27,8 @@ from scipy.ndimage import gaussian_filter
 from ptycho_torch import evaluate, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.model import load_bundle
-from ptycho_torch.refine import RefineOptions, _Amplitudes, _Engine, refine_object
-from ptycho_torch.stitch import probe_coverage
+from ptycho_torch.reconstruction.refine import RefineOptions, _Amplitudes, _Engine, refine_object
+from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.workflows.components import run_inference_with_lightning
 
 GOAL = (0.954, 0.976)

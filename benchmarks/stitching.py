@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ptycho_torch.data.grouping import group_neighbors
-from ptycho_torch.stitch import Stitcher
+from ptycho_torch.reconstruction.stitch import Stitcher
 
 BATCH = 256
 KINDS = {

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.data.containers import dataset_of
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS
@@ -68,7 +69,7 @@ def flop_per_pattern(results: dict[str, Any], batch: int) -> float:
     """Return the FLOPs of forward and backward per pattern; elementwise operations and FFTs do not count."""
     module = results["models"]["lightning_module"]
     science = results["science"]
-    rows = components.dataset_of(results["train_container"], science.data, 0).__getitems__(range(batch))
+    rows = dataset_of(results["train_container"], science.data, 0).__getitems__(range(batch))
     counter = FlopCounterMode(display=False)
     module.train()
     rows = {name: value.to(module.device) for name, value in rows.items()}

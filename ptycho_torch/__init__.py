@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     )
     from ptycho_torch.data.read import read_scan
     from ptycho_torch.data.scan import ScanData
+    from ptycho_torch.evaluation.metrics import evaluate
     from ptycho_torch.factory import (
         InferencePayload,
         TrainingPayload,
         create_inference_payload,
         create_training_payload,
     )
-    from ptycho_torch.metrics import evaluate
     from ptycho_torch.model import PtychoPINN_Lightning
+    from ptycho_torch.reconstruction.stitch import Stitcher
     from ptycho_torch.simulate import simulate_scan
-    from ptycho_torch.stitch import Stitcher
     from ptycho_torch.workflows.components import run_cdi_example_torch, run_inference_with_lightning
 
 _HOME = {
@@ -38,12 +38,12 @@ _HOME = {
     "PtychoPINN_Lightning": "model",
     "ScanData": "data.scan",
     "ScienceConfig": "config",
-    "Stitcher": "stitch",
+    "Stitcher": "reconstruction.stitch",
     "TrainingConfig": "config",
     "TrainingPayload": "factory",
     "create_inference_payload": "factory",
     "create_training_payload": "factory",
-    "evaluate": "metrics",
+    "evaluate": "evaluation.metrics",
     "read_scan": "data.read",
     "run_cdi_example_torch": "workflows.components",
     "run_inference_with_lightning": "workflows.components",

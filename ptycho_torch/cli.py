@@ -26,7 +26,7 @@ from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.science_flags import add_science_flags, science_given
 
 if TYPE_CHECKING:
-    from ptycho_torch.workflows.rerun import Compared
+    from ptycho_torch.tools.rerun import Compared
     from ptycho_torch.workflows.runs import Run
 
 STARTED = time.perf_counter()
@@ -181,7 +181,7 @@ def _add_convert(verbs: Any) -> Parser:
 
 def convert(space: argparse.Namespace) -> int:
     """Convert a scan, and print what was written."""
-    from ptycho_torch.data.convert import convert as write
+    from ptycho_torch.data.formats.convert import convert as write
 
     path = write(
         space.source,
@@ -323,8 +323,8 @@ def _add_tune(verbs: Any) -> Parser:
 def tune(space: argparse.Namespace) -> int:
     """Print a table of trials, and write a settings file with each value's reason."""
     from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_torch import tune as tuner
     from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
+    from ptycho_torch.tools import tune as tuner
 
     settings = ExecutionSettings.from_resolution(
         resolve_from(space, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
@@ -383,7 +383,7 @@ def rerun(space: argparse.Namespace) -> int:
             fix="leave it out, or start a new run with train or infer",
         )
     import_lightning()
-    from ptycho_torch.workflows import rerun as again
+    from ptycho_torch.tools import rerun as again
 
     places = again.Places(space.data, space.test, space.model, space.resume)
     finished = again.rerun(space.run, space.out, places=places, overrides=given, say=print)

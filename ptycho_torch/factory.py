@@ -130,7 +130,7 @@ def create_inference_payload(
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
         DataError: a model or scan that is not there or cannot be read.
     """
-    from ptycho_torch.bundle import find_bundle, read_science
+    from ptycho_torch.network.checkpoint import find_bundle, read_science
 
     given = dict(overrides or {})
     model = None if model_path is None else find_bundle(model_path)
@@ -155,7 +155,7 @@ def infer_probe_size(data_file: str | Path) -> int:
     Raises:
         DataError: the file cannot be read or holds no probe.
     """
-    from ptycho_torch.data.opening import open_archive
+    from ptycho_torch.data.storage.open_file import open_archive
 
     with closing(open_archive(Path(data_file))) as archive:
         name = next((name for name in PROBE_NAMES if name in archive), None)

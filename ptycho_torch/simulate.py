@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.assemble import fit_canvas, scan_from_arrays
 from ptycho_torch.data.detect import bilinear_patch
-from ptycho_torch.data.npz import write_npz
+from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.scan import HC_EV_M, ScanData
 
 ObjectKind = Literal["dead_leaves", "siemens_star", "star_and_leaves"]
@@ -99,7 +99,7 @@ def simulate_scan(
 
 
 def save(scan: ScanData, path: str | Path, *, domain: str = "intensity", compress: bool = False) -> Path:
-    """Write a scan as NPZ under PtychoPINN's keys; see `ptycho_torch.data.npz.write_npz`."""
+    """Write a scan as NPZ under PtychoPINN's keys; see `ptycho_torch.data.formats.npz.write_npz`."""
     return write_npz(scan, Path(path), domain, compress=compress)
 
 

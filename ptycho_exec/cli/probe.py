@@ -24,7 +24,7 @@ from ptycho_exec.errors import Finding, UserError, redact
 from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
 
-PROGRAM = "ptycho_torch.trial"
+PROGRAM = "ptycho_torch.tools.probe_run"
 LIMIT_S = 900.0
 """A trial takes seconds, or a minute with torch.compile; beyond this something waits for ever."""
 REQUEST, REPORT, RUN = "request.pickle", "report.json", "run"

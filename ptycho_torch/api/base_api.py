@@ -3,8 +3,8 @@
     train:        ConfigManager -> PtychoDataLoader(directory) -> PtychoModel -> Trainer.train
     reconstruct:  PtychoModel of a checkpoint -> ConfigManager -> PtychoDataLoader.from_np -> InferenceEngine
 
-What its keywords mean is decided in `ptycho_torch.api.translation`. What a run cannot do as it was asked is
-told in one warning of the logger that Ptychodus shows, and kept in the run's manifest.
+What its keywords mean is decided in `ptycho_torch.ptychodus.translation`. What a run cannot do as it was
+asked is reported in one warning of the logger that Ptychodus shows, and kept in the run's manifest.
 
 Shape legend: M patterns, N x N pixels, P probe modes, H x W object, L object layers.
 """
@@ -29,13 +29,15 @@ from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import read_manifest, write_manifest
-from ptycho_torch.api import translation
-from ptycho_torch.api.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
-from ptycho_torch.api.epochs import EpochNews, EpochRecord, replay
-from ptycho_torch.api.training_data import PROBES_DIFFER, probe_distance, read_training_data
-from ptycho_torch.api.translation import Configs, Translation
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.config_params import (
+from ptycho_torch.data.assemble import scan_from_arrays
+from ptycho_torch.data.containers import selected
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import TrainingPayload
+from ptycho_torch.ptychodus import translation
+from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
+from ptycho_torch.ptychodus.epochs import EpochNews, EpochRecord, replay
+from ptycho_torch.ptychodus.keywords import (
     LOGGER,
     DataConfig,
     DatagenConfig,
@@ -43,9 +45,8 @@ from ptycho_torch.config_params import (
     ModelConfig,
     TrainingConfig,
 )
-from ptycho_torch.data.assemble import scan_from_arrays
-from ptycho_torch.data.scan import ScanData
-from ptycho_torch.factory import TrainingPayload
+from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
+from ptycho_torch.ptychodus.translation import Configs, Translation
 from ptycho_torch.workflows import components, runs
 
 logger = logging.getLogger(LOGGER)
@@ -393,7 +394,7 @@ class Trainer:
         asked = replace(configs, data=_with_n(configs.data, self.dataloader.asked_n))
         if self.dataloader.bounds_applied:
             asked.data.x_bounds = asked.data.y_bounds = (0.0, 1.0)
-        within = components.selected(scan, translation.to_science(asked).data, 0)
+        within = selected(scan, translation.to_science(asked).data, 0)
         return translation.for_training(asked, n_pixels=scan.n_pixels, n_patterns=len(within), facts=facts)
 
     def _run(

@@ -17,9 +17,9 @@ from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import ForwardFit, PatchCenter
-from ptycho_torch.data.patterns import Domain, Patterns, select_rows
-from ptycho_torch.data.report import describe_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.scan_report import describe_scan
+from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows
 
 _SAMPLE_FRAMES = 24
 

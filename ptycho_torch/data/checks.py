@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.patterns import Patterns, blocks
+from ptycho_torch.data.storage.patterns import Patterns, blocks
 
 _EXPORT_FIX = "check the program that wrote the file, and export it again"
 

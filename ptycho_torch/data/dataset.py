@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, Sampler
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.patterns import MEMORY_BUDGET_BYTES
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.patterns import MEMORY_BUDGET_BYTES
 
 Batch = dict[str, torch.Tensor]
 

@@ -13,7 +13,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.patterns import Domain
+from ptycho_torch.data.storage.patterns import Domain
 
 PatchCenter = Literal["half-pixel", "pixel"]
 

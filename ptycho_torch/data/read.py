@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data import cxi, npz, ptychodus
-from ptycho_torch.data.archive import Archive
 from ptycho_torch.data.assemble import RawScan, assemble
-from ptycho_torch.data.opening import open_archive
-from ptycho_torch.data.paired import Diffraction, Product, pair
+from ptycho_torch.data.formats import cxi, npz, ptychodus
+from ptycho_torch.data.formats.paired import Diffraction, Product, pair
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
 

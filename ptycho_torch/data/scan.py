@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ptycho_torch.data.patterns import Domain, Patterns, select_rows, to_amplitude
+from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows, to_amplitude
 
 # h * c in eV m (CODATA 2018, exact).
 HC_EV_M = 1.239841984332002e-06

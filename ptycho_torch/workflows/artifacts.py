@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.record import file_sha256, write_atomically
-from ptycho_torch import plots
-from ptycho_torch.bundle import read_bundle
-from ptycho_torch.data.ptychodus import write_product
+from ptycho_torch.data.formats.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation import plots
+from ptycho_torch.network.checkpoint import read_bundle
 
 RECONSTRUCTION = "reconstruction.npz"
 

@@ -37,11 +37,10 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_torch import model
-from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
-from ptycho_torch.consistency import consistency
-from ptycho_torch.data.assemble import fit_canvas
+from ptycho_torch.config import InferenceConfig, ScienceConfig
+from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
 from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
-from ptycho_torch.data.grouping import group_neighbors, inference_groups, select_patterns
+from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
@@ -52,10 +51,12 @@ from ptycho_torch.factory import (
     split_overrides,
     whole_scan,
 )
-from ptycho_torch.phase_alignment import PhaseAligner
-from ptycho_torch.refine import RefineOptions, refine_object
-from ptycho_torch.stitch import Stitcher, StitchResult, probe_weights
-from ptycho_torch.workflows.pictures import picture_callbacks
+from ptycho_torch.network.lightning_module import estimate_intensity_scale
+from ptycho_torch.reconstruction.phase_sync import PhaseAligner
+from ptycho_torch.reconstruction.r_factor import consistency
+from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
+from ptycho_torch.reconstruction.stitch import Stitcher, StitchResult, probe_weights
+from ptycho_torch.workflows.images import picture_callbacks
 from ptycho_torch.workflows.times import watch
 
 Samples = PtychoDataset | Subset[Batch]
@@ -225,55 +226,6 @@ def _datasets(train: Any, test: Any, science: ScienceConfig, seed: int) -> tuple
     return Subset(whole, kept), Subset(whole, out)
 
 
-def dataset_of(container: Any, data: DataConfig, seed: int) -> PtychoDataset:
-    """Return the samples of a scan, grouped as the config says, or the rows of a plain container."""
-    if isinstance(container, PtychoDataset):
-        return container
-    if not isinstance(container, ScanData):
-        return PtychoDataset(_as_mapping(container))
-    container = selected(container, data, seed)
-    groups = group_neighbors(
-        container.positions_px,
-        gridsize=data.gridsize,
-        neighbor_count=data.neighbor_count,
-        n_groups=data.n_groups,
-        seed=seed,
-        method=data.grouping,
-        min_distance_px=data.min_neighbor_distance_px,
-        max_distance_px=data.max_neighbor_distance_px,
-        sequential=data.sequential,
-    )
-    return PtychoDataset(container, groups)
-
-
-def selected(scan: ScanData, data: DataConfig, seed: int) -> ScanData:
-    """Return the part of a scan that bounds and `n_patterns` ask for, on the same canvas."""
-    chosen = select_patterns(
-        scan.positions_px,
-        x_bounds=data.x_bounds,
-        y_bounds=data.y_bounds,
-        n_patterns=data.n_patterns,
-        seed=seed,
-    )
-    return scan if len(chosen) == len(scan) else scan.subset(chosen)
-
-
-_CONTAINER_KEYS = ("X", "Y", "coords_relative", "coords_nominal", "probe", "probeGuess", "good_pixels")
-
-
-def _as_mapping(container: Any) -> Mapping[str, Any]:
-    if isinstance(container, Mapping):
-        return container
-    found = {name: getattr(container, name) for name in _CONTAINER_KEYS if hasattr(container, name)}
-    if not found:
-        raise DataError(
-            f"cannot read data from a {type(container).__name__}",
-            expected="a scan, or a container with X",
-            fix="pass what ptycho_torch.data.read_scan returns, or a dict with X",
-        )
-    return found
-
-
 def _loaders(
     train: Samples,
     test: Samples | None,
@@ -294,7 +246,7 @@ def _build_module(
     container: Any, dataset: Samples, science: ScienceConfig, settings: ExecutionSettings
 ) -> Any:
     """Build the module through its module, so that it can be substituted; pass what its signature takes."""
-    probe, good_pixels = _optics(container)
+    probe, good_pixels = optics_of(container)
     sample = _spread_sample(dataset)
     arguments = {
         "model_config": science.model,
@@ -304,9 +256,7 @@ def _build_module(
         "execution_config": settings,
         "probe": probe,
         "good_pixels": good_pixels,
-        "intensity_scale": None
-        if probe is None
-        else model.estimate_intensity_scale(sample, probe, good_pixels),
+        "intensity_scale": None if probe is None else estimate_intensity_scale(sample, probe, good_pixels),
     }
     module = _call_with_known(model.PtychoPINN_Lightning, arguments)
     if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
@@ -319,28 +269,6 @@ def _call_with_known(build: Callable[..., Any], arguments: Mapping[str, Any]) ->
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return build(**arguments)
     return build(**{name: value for name, value in arguments.items() if name in parameters})
-
-
-def _optics(container: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Return probe (P, N, N) and good pixels (N, N), None where the container has none."""
-    if isinstance(container, ScanData):
-        if container.probe is None:
-            raise DataError(
-                "this scan has no probe",
-                where=str(container.source or "the scan"),
-                expected="a probe: complex (N, N) or (P, N, N)",
-                fix="add probeGuess to the file",
-            )
-        return torch.from_numpy(container.probe), torch.from_numpy(container.good_pixels)
-    if isinstance(container, PtychoDataset):
-        return None, None
-    found = _as_mapping(container)
-    probe = next((found[key] for key in ("probe", "probeGuess") if found.get(key) is not None), None)
-    good = found.get("good_pixels")
-    return (
-        None if probe is None else torch.as_tensor(np.asarray(probe), dtype=torch.complex64),
-        None if good is None else torch.as_tensor(np.asarray(good), dtype=torch.bool),
-    )
 
 
 def _spread_sample(dataset: Samples, most: int = 256) -> torch.Tensor:
@@ -567,42 +495,6 @@ def _build_inference_dataloader(
     else:
         dataset = dataset_of(container, science.data, settings.seed)
     return DataLoader(dataset, collate_fn=collate, **inference_loader_kwargs(settings, plan))
-
-
-def scan_of(data: Any, config: DataConfig) -> ScanData:
-    """Return the scan that data mean: a path is read; a plain container's rows get a canvas of their own.
-
-    Raises:
-        DataError: the container has no absolute positions, without which nothing can be stitched.
-    """
-    if isinstance(data, ScanData):
-        return data
-    if isinstance(data, (str, Path)):
-        return read_scan(data, config)
-    container = _as_mapping(data)
-    if container.get("coords_nominal") is None:
-        raise DataError(
-            "the container has no scan positions",
-            where="coords_nominal",
-            expected="(n, 2) or (n, 1, 2, C), in pixels of the object",
-            fix="add the positions; patches cannot be stitched without them",
-        )
-    rows = PtychoDataset(container)
-    batch = rows.__getitems__(range(len(rows)))
-    n = int(batch["amplitude"].shape[-1])
-    positions = batch["positions_px"].reshape(-1, 2).double().numpy()
-    canvas, shift = fit_canvas(positions, n)
-    _, good_pixels = _optics(container)
-    return ScanData(
-        patterns=batch["amplitude"].reshape(-1, n, n).numpy(),
-        domain="amplitude",
-        positions_px=positions + shift,
-        probe=None,
-        object_guess=None,
-        good_pixels=np.ones((n, n), bool) if good_pixels is None else good_pixels.numpy(),
-        canvas_shape=canvas,
-        position_shift_px=(float(shift[0]), float(shift[1])),
-    )
 
 
 def _stitcher(

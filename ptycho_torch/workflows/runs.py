@@ -29,13 +29,13 @@ from ptycho_exec.record import (
 )
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
-from ptycho_torch import plots
-from ptycho_torch.bundle import BUNDLE_NAME, save_bundle
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation import plots
+from ptycho_torch.evaluation.html_report import write_report
+from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.metrics import Evaluation, evaluate
-from ptycho_torch.report import write_report
+from ptycho_torch.network.checkpoint import BUNDLE_NAME, save_bundle
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
@@ -281,7 +281,7 @@ def knows_object(scan_file: Path) -> bool:
     """Tell whether a scan holds an object to compare with, without reading its patterns."""
     from contextlib import closing
 
-    from ptycho_torch.data.opening import open_archive
+    from ptycho_torch.data.storage.open_file import open_archive
 
     if scan_file.is_dir():
         return False

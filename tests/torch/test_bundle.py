@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.bundle import find_bundle, read_bundle, read_science, save_bundle
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig
 from ptycho_torch.model import PtychoPINN_Lightning, load_bundle
+from ptycho_torch.network.checkpoint import find_bundle, read_bundle, read_science, save_bundle
 
 SCIENCE = ScienceConfig(data=DataConfig(N=32), model=ModelConfig(n_filters=4, depth=1))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch import simulate_scan
-from ptycho_torch.consistency import consistency
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.reconstruction.r_factor import consistency
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ import pytest
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data import patterns as stacks
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import patterns as stacks
 from ptycho_torch.simulate import save, simulate_scan
 
 SCAN: ScanData = simulate_scan(n=16, patterns=20, photons=1e4, seed=6, bad_pixels=1)

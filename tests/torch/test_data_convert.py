@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data import patterns
-from ptycho_torch.data.convert import WRITERS, convert
-from ptycho_torch.data.npz import write_npz
-from ptycho_torch.data.patterns import FilePatterns
+from ptycho_torch.data.formats.convert import WRITERS, convert
+from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import patterns
+from ptycho_torch.data.storage.patterns import FilePatterns
 from ptycho_torch.simulate import simulate_scan
 
 

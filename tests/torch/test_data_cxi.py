@@ -11,7 +11,7 @@ import pytest
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.cxi import write_cxi
+from ptycho_torch.data.formats.cxi import write_cxi
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan

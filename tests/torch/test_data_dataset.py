@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data import patterns
 from ptycho_torch.data.dataset import EpochShuffle, PtychoDataset, collate
+from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.grouping import group_neighbors
-from ptycho_torch.data.npz import write_npz
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import patterns
 from ptycho_torch.simulate import simulate_scan
 
 

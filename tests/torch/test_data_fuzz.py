@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.cxi import write_cxi
-from ptycho_torch.data.ptychodus import write_training
+from ptycho_torch.data.formats.cxi import write_cxi
+from ptycho_torch.data.formats.ptychodus import write_training
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.simulate import save, simulate_scan
 

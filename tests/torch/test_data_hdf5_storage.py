@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data import hdf5_storage
-from ptycho_torch.data.cxi import write_cxi
-from ptycho_torch.data.hdf5_archive import Hdf5Archive
-from ptycho_torch.data.ptychodus import write_ptychodus
+from ptycho_torch.data.formats.cxi import write_cxi
+from ptycho_torch.data.formats.ptychodus import write_ptychodus
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import hdf5_limits as hdf5_storage
+from ptycho_torch.data.storage.hdf5 import Hdf5Archive
 from ptycho_torch.simulate import simulate_scan
 
 HUGE = (2_000_000, 256, 256)

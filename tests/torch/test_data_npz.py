@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data import patterns
-from ptycho_torch.data.npz import write_npz
+from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import patterns
 from ptycho_torch.simulate import diffract, simulate_scan
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data import patterns
-from ptycho_torch.data.patterns import FilePatterns, blocks, select_rows, to_amplitude
 from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.storage import patterns
+from ptycho_torch.data.storage.patterns import FilePatterns, blocks, select_rows, to_amplitude
 from ptycho_torch.simulate import save, simulate_scan
 
 STACK = np.random.default_rng(0).integers(0, 1000, (40, 6, 6)).astype(np.uint16)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import poisson
 
-from ptycho_torch import losses
+from ptycho_torch.physics import losses
 
 N = 8
 

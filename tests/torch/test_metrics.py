@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.alignment import Field, largest_rectangle, shifted
-from ptycho_torch.metrics import (
+from ptycho_torch.evaluation.metrics import (
     comparable_phases,
     evaluate,
     half_bit_threshold,
@@ -22,6 +21,7 @@ from ptycho_torch.metrics import (
     ring_correlation,
     ssim,
 )
+from ptycho_torch.evaluation.registration import Field, largest_rectangle, shifted
 
 SHAPE = (120, 96)
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ptycho_exec.errors import DataError, SettingsError, UserError
-from ptycho_torch import physics
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
-from ptycho_torch.health import PLATEAU_PATTERNS, TrainingHealth, check_weights
-from ptycho_torch.model import (
-    PtychoPINN_Lightning,
+from ptycho_torch.model import PtychoPINN_Lightning
+from ptycho_torch.network.health import PLATEAU_PATTERNS, TrainingHealth, check_weights
+from ptycho_torch.network.lightning_module import (
     adaptive_gradient_clip,
     amplitude_spread,
     estimate_intensity_scale,
 )
+from ptycho_torch.physics import forward as physics
 
 N = 32
 SCALE = 37.0

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from ptycho_exec.errors import SettingsError
-from ptycho_torch import physics
 from ptycho_torch.config import ModelConfig
-from ptycho_torch.losses import amplitude_mae
 from ptycho_torch.model import PtychoPINN_Lightning
-from ptycho_torch.network import UNet, build_network, fold_blocks, network_shape, unfold_blocks
+from ptycho_torch.network.unet import UNet, build_network, fold_blocks, network_shape, unfold_blocks
+from ptycho_torch.physics import forward as physics
+from ptycho_torch.physics.losses import amplitude_mae
 
 
 def disk_probe(n: int, modes: int = 1) -> Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptycho_torch import physics
-from ptycho_torch.phase_alignment import PhaseAligner
-from ptycho_torch.stitch import Stitcher
+from ptycho_torch.physics import forward as physics
+from ptycho_torch.reconstruction.phase_sync import PhaseAligner
+from ptycho_torch.reconstruction.stitch import Stitcher
 
 N, CANVAS = 32, (96, 128)
 

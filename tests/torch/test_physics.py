@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ptycho_torch import losses, physics
+from ptycho_torch.physics import forward as physics
+from ptycho_torch.physics import losses
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 TOLERANCE = {torch.complex64: 2e-5, torch.complex128: 1e-12}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ptycho_exec.errors import DataError
-from ptycho_torch import plots
-from ptycho_torch.metrics import evaluate, ring_correlation
+from ptycho_torch.evaluation import plots
+from ptycho_torch.evaluation.metrics import evaluate, ring_correlation
 
 SHAPE = (96, 80)
 RNG = np.random.default_rng(0)
@@ -137,7 +137,8 @@ def test_equal_pictures_are_equal_files(tmp_path: Path) -> None:
 
 def test_matplotlib_is_imported_late_and_pyplot_never(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np; from ptycho_torch import plots; assert 'matplotlib' not in sys.modules; "
+        "import sys, numpy as np; from ptycho_torch.evaluation import plots; "
+        "assert 'matplotlib' not in sys.modules; "
         f"plots.save_amplitude(np.ones((20, 20)), {str(tmp_path / 'a.png')!r}); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -21,7 +21,6 @@ from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_exec.machine.facts import MachineFacts
-from ptycho_torch.api import translation
 from ptycho_torch.api.base_api import (
     ConfigManager,
     DataloaderFormats,
@@ -31,15 +30,16 @@ from ptycho_torch.api.base_api import (
     Trainer,
 )
 from ptycho_torch.config_params import DataConfig, DatagenConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.data.formats.npz import write_npz
+from ptycho_torch.data.formats.ptychodus import write_ptychodus
 from ptycho_torch.data.grouping import select_patterns
-from ptycho_torch.data.npz import write_npz
-from ptycho_torch.data.ptychodus import write_ptychodus
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.lightning_utils import find_best_checkpoint
-from ptycho_torch.metrics import Evaluation, evaluate
 from ptycho_torch.model import PtychoPINN_Lightning
+from ptycho_torch.ptychodus import translation
+from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
-from ptycho_torch.stitch import probe_coverage
 
 N, EPOCHS = 32, 12
 

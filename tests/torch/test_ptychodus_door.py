@@ -22,17 +22,19 @@ import torch
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.fields.model import Strategy
 from ptycho_exec.machine.facts import Gpu, MachineFacts
-from ptycho_torch import physics
-from ptycho_torch.api import translation
-from ptycho_torch.api.checkpoints import plain_keywords
-from ptycho_torch.api.epochs import EpochNews
-from ptycho_torch.api.training_data import find_sources, joined, read_training_data, with_labels
-from ptycho_torch.api.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.config import DataConfig as ScienceData
 from ptycho_torch.config import ModelConfig as ScienceModel
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.config import TrainingConfig as ScienceTraining
-from ptycho_torch.config_params import (
+from ptycho_torch.data.formats.npz import write_npz
+from ptycho_torch.data.formats.ptychodus import write_ptychodus, write_training
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.lightning_utils import find_best_checkpoint
+from ptycho_torch.physics import forward as physics
+from ptycho_torch.ptychodus import translation
+from ptycho_torch.ptychodus.checkpoints import plain_keywords
+from ptycho_torch.ptychodus.epochs import EpochNews
+from ptycho_torch.ptychodus.keywords import (
     DataConfig,
     DatagenConfig,
     InferenceConfig,
@@ -40,10 +42,8 @@ from ptycho_torch.config_params import (
     ModelConfig,
     TrainingConfig,
 )
-from ptycho_torch.data.npz import write_npz
-from ptycho_torch.data.ptychodus import write_ptychodus, write_training
-from ptycho_torch.data.scan import ScanData
-from ptycho_torch.lightning_utils import find_best_checkpoint
+from ptycho_torch.ptychodus.training_data import find_sources, joined, read_training_data, with_labels
+from ptycho_torch.ptychodus.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.simulate import simulate_scan
 
 SPEC = Path(__file__).parents[2] / "specs" / "ptychodus.md"
@@ -576,7 +576,7 @@ def test_the_remaining_time_is_what_the_done_epochs_took(
 ) -> None:
     """Also after a resume, where the first epochs took no time of this training."""
     now = [100.0]
-    monkeypatch.setattr("ptycho_torch.api.epochs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ptycho_torch.ptychodus.epochs.time.monotonic", lambda: now[0])
     news, metrics = EpochNews(), {"train_loss": 0.5}
     caplog.set_level(logging.INFO)
     news.on_train_start(None, None)
@@ -645,7 +645,7 @@ def test_several_scans_are_one_training_without_common_groups(tmp_path: Path) ->
     scans = [simulate_scan(n=16, patterns=36, photons=1e5, seed=seed) for seed in (1, 2)]
     for scan, name in zip(scans, "ab", strict=True):
         write_npz(scan, tmp_path / f"{name}.npz")
-    from ptycho_torch.workflows.components import dataset_of
+    from ptycho_torch.data.containers import dataset_of
 
     both = read_training_data(tmp_path, ScienceData(gridsize=2), labeled=True, phase_free=False)
     assert len(both) == 72

@@ -15,12 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ptycho_torch.data.ptychodus import write_ptychodus
+from ptycho_torch.data.formats.ptychodus import write_ptychodus
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.metrics import Evaluation, evaluate
+from ptycho_torch.evaluation.metrics import Evaluation, evaluate
+from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
-from ptycho_torch.stitch import probe_coverage
 
 pytestmark = pytest.mark.skipif(find_spec("ptychodus") is None, reason="needs the ptychodus extra")
 ROOT = Path(__file__).parents[2]

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from ptycho_exec.errors import DataError, UserError
-from ptycho_torch import physics, refine
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.metrics import Evaluation, evaluate
-from ptycho_torch.refine import RefineOptions, refine_object
+from ptycho_torch.evaluation.metrics import Evaluation, evaluate
+from ptycho_torch.physics import forward as physics
+from ptycho_torch.reconstruction import refine
+from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
+from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
-from ptycho_torch.stitch import probe_coverage
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch.plots import save_amplitude, save_loss_curve
-from ptycho_torch.report import write_report
+from ptycho_torch.evaluation.html_report import write_report
+from ptycho_torch.evaluation.plots import save_amplitude, save_loss_curve
 
 SETTINGS = [
     {"name": "batch_size", "value": 64, "origin": "environment PTYCHO_EXEC_BATCH_SIZE"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch import schedulers
+from ptycho_torch.network import schedulers
 
 RATE = 2e-3
 TOTAL = 100

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.stitch import Stitcher, StitchResult, probe_coverage, probe_weights
+from ptycho_torch.reconstruction.stitch import Stitcher, StitchResult, probe_coverage, probe_weights
 
 N = 32
 CANVAS = (90, 77)  # asymmetric on purpose

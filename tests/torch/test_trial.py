@@ -15,8 +15,8 @@ import pytest
 import ptycho_torch.model
 from ptycho_exec import ExecutionSettings
 from ptycho_exec.cli.probe import Step, Trial
-from ptycho_torch import trial
 from ptycho_torch.simulate import save, simulate_scan
+from ptycho_torch.tools import probe_run as trial
 
 QUIET = {"num_threads": 1, "enable_progress_bar": False, "batch_size": 4, "inference_batch_size": 8}
 WATCHING: dict[str, dict[str, Any]] = {

@@ -14,11 +14,11 @@ from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch import tune
 from ptycho_torch.cli import main
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 from ptycho_torch.simulate import save, simulate_scan
+from ptycho_torch.tools import tune
 
 Answer = dict[str, Any]
 
@@ -221,6 +221,6 @@ def test_other_words_are_refused(text: str) -> None:
 
 
 def test_starting_is_light() -> None:
-    code = "import sys, ptycho_torch.tune; print({'torch', 'numpy', 'lightning'} & set(sys.modules))"
+    code = "import sys, ptycho_torch.tools.tune; print({'torch', 'numpy', 'lightning'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

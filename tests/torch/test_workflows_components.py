@@ -18,11 +18,12 @@ import ptycho_torch.model
 from ptycho_exec import ExecutionSettings, SettingsError
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
-from ptycho_torch.metrics import evaluate
-from ptycho_torch.model import PtychoPINN_Lightning, estimate_intensity_scale
-from ptycho_torch.physics import overlap_constraint
+from ptycho_torch.evaluation.metrics import evaluate
+from ptycho_torch.model import PtychoPINN_Lightning
+from ptycho_torch.network.lightning_module import estimate_intensity_scale
+from ptycho_torch.physics.forward import overlap_constraint
+from ptycho_torch.reconstruction.stitch import probe_weights
 from ptycho_torch.simulate import simulate_scan
-from ptycho_torch.stitch import probe_weights
 from ptycho_torch.workflows.components import (
     _build_inference_dataloader,
     _train_with_lightning,

@@ -17,8 +17,8 @@ from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
 from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_torch.cli import main
+from ptycho_torch.tools.rerun import Places, repeated, rerun, verify
 from ptycho_torch.workflows.artifacts import content_sha256
-from ptycho_torch.workflows.rerun import Places, repeated, rerun, verify
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--num-workers=1", "--accum-steps=2", "--seed=5"]
 

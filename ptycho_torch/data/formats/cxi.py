@@ -1,0 +1,236 @@
+"""CXI files: raw ones of beamlines, and those of Ptychodus (diffraction, product, or both in one).
+
+The CXI standard stores translations of the sample; the probe then moves the other way over the object.
+Ptychodus stores translations of the probe. `DataConfig.translation` decides where the file does not.
+
+Shape legend: M patterns, N x N pixels, P probe modes, H x W object.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
+from ptycho_torch.data.scan import HC_EV_M, ScanData
+from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.writing import StackOut, atomic_path, require_geometry, write_hdf5_arrays
+
+_ENTRY = "entry_1"
+_DETECTOR = "entry_1/instrument_1/detector_1"
+_SOURCE = "entry_1/instrument_1/source_1"
+_DATA = ("entry_1/data_1/data", f"{_DETECTOR}/data")
+_TRANSLATION = ("entry_1/sample_1/geometry_1/translation", "entry_1/data_1/translation")
+_PROBE = ("entry_1/image_1/data", f"{_SOURCE}/illumination")
+_OBJECT = "entry_1/image_2/data"
+_PTYCHODUS = "entry_1/ptychodus"
+_JOULE_PER_EV = 1.602176634e-19
+_CXI_VERSION = 160
+
+
+def is_cxi(archive: Archive) -> bool:
+    """Return whether an archive is a CXI file."""
+    return _ENTRY in archive.names()
+
+
+def has_patterns(archive: Archive) -> bool:
+    """Return whether a CXI file holds diffraction patterns."""
+    return any(path in archive for path in _DATA)
+
+
+def has_positions(archive: Archive) -> bool:
+    """Return whether a CXI file holds translations."""
+    return any(path in archive for path in _TRANSLATION)
+
+
+def read_cxi_diffraction(archive: Archive) -> Diffraction:
+    """Locate the patterns of a CXI file and its mask, in which 0 means good."""
+    name = next(path for path in _DATA if path in archive)
+    mask = f"{_DETECTOR}/mask"
+    size = _scalar(archive, f"{_DETECTOR}/x_pixel_size")
+    return Diffraction(
+        archive=archive,
+        stack_name=name,
+        bad_pixels=archive.array(mask) != 0 if mask in archive else None,
+        detector_pixel_size_m=size,
+    )
+
+
+def read_cxi_product(archive: Archive, detector: Archive, config: DataConfig) -> Product:
+    """Collect positions, probe, object and geometry.
+
+    Args:
+        archive: file with the translations.
+        detector: file with the patterns, often the same; its detector geometry completes a product's.
+        config: says what the translations move.
+
+    Raises:
+        DataError: translations of another shape, or a pixel size that cannot be worked out.
+    """
+    translation = _translation(archive)
+    mine = f"{_PTYCHODUS}/probe_position_indexes" in archive
+    moved = config.translation if config.translation != "auto" else ("probe" if mine else "sample")
+    sign = 1.0 if moved == "probe" else -1.0
+    rows, columns = _axes(detector)
+    positions = sign * np.stack([translation @ rows, translation @ columns], axis=1)
+    geometry = _geometry(archive, detector)
+    probe, canvas, warnings = _images(archive, mine)
+    indexes = archive.array(f"{_PTYCHODUS}/probe_position_indexes") if mine else np.arange(len(positions))
+    why = "declared" if config.translation != "auto" else ("a Ptychodus file" if mine else "the CXI standard")
+    warnings.append(f"the translations are taken to move the {moved} ({why})")
+    center = [_scalar_any(archive, f"{_PTYCHODUS}/object_center_{axis}_m") or 0.0 for axis in "yx"]
+    return Product(
+        path=archive.path,
+        indexes=indexes,
+        positions_m=positions,
+        pixel_size_m=_pixel_size(archive, detector, geometry),
+        center_m=(center[0], center[1]),
+        probe=probe,
+        object_guess=canvas,
+        geometry=geometry,
+        warnings=warnings,
+    )
+
+
+def _translation(archive: Archive) -> NDArray[np.float64]:
+    """Return (M, 3) translations [x, y, z] in meters."""
+    name = next(path for path in _TRANSLATION if path in archive)
+    values = archive.array(name)
+    if values.ndim != 2 or values.shape[1] not in (2, 3) or values.dtype.kind not in "iuf":
+        raise DataError(
+            f"the translations have shape {values.shape} and dtype {values.dtype}",
+            where=f"{archive.path}, {name}",
+            expected="(M, 3) meters, [x, y, z]",
+            fix="export the scan again",
+        )
+    out = np.zeros((len(values), 3))
+    out[:, : values.shape[1]] = values
+    return out
+
+
+def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the unit vectors [x, y, z] along the rows' and columns' index of the detector."""
+    name = f"{_DETECTOR}/basis_vectors"
+    if name not in archive:
+        return np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0])
+    vectors = np.asarray(archive.array(name))
+    vectors = vectors.T if vectors.shape == (3, 2) else vectors
+    if vectors.shape != (2, 3) or vectors.dtype.kind not in "iuf":
+        vectors = np.zeros((2, 3))
+    length = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    if not np.isfinite(length).all() or length.min() <= 0:
+        raise DataError(
+            "the basis vectors of the detector are not two vectors of three components",
+            where=f"{archive.path}, {name}",
+            expected="(3, 2) or (2, 3), none of them zero",
+            fix="correct the file, or remove basis_vectors to take rows along y and columns along x",
+        )
+    unit = vectors / length
+    return unit[0], unit[1]
+
+
+def _geometry(archive: Archive, detector: Archive) -> dict[str, Any]:
+    files = (archive, detector)
+    joule = next(filter(None, (_scalar(file, f"{_SOURCE}/energy") for file in files)), None)
+    wavelength = next(filter(None, (_scalar(file, f"{_SOURCE}/wavelength") for file in files)), None)
+    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
+    distance = next(filter(None, (_scalar(file, f"{_DETECTOR}/distance") for file in files)), None)
+    return {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
+
+
+def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -> tuple[float, float]:
+    """Return the object pixel (height, width): stored, or wavelength * distance / (N * detector pixel)."""
+    stored = [_scalar(archive, f"{_PTYCHODUS}/object_pixel_{side}_m") for side in ("height", "width")]
+    if stored[0] and stored[1]:
+        return stored[0], stored[1]
+    name = next(path for path in _DATA if path in detector)
+    shape = detector.member(name).shape
+    sizes = [_scalar(detector, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx"]
+    energy, distance = geometry["photon_energy_eV"], geometry["detector_distance_m"]
+    if len(shape) != 3 or not (sizes[0] and sizes[1] and energy and distance):
+        known = {"energy": energy, "distance": distance, "y_pixel_size": sizes[0], "x_pixel_size": sizes[1]}
+        missing = ", ".join(name for name, value in known.items() if not value) or "a stack of patterns"
+        raise DataError(
+            f"positions are in meters and the object's pixel size cannot be worked out; without {missing}",
+            where=str(detector.path),
+            expected="photon energy or wavelength, detector distance, detector pixel sizes",
+            fix="add them to the file",
+        )
+    reach = HC_EV_M / energy * distance
+    return reach / (shape[1] * sizes[0]), reach / (shape[2] * sizes[1])
+
+
+def _images(archive: Archive, mine: bool) -> tuple[NDArray[Any] | None, NDArray[Any] | None, list[str]]:
+    """Return probe and object; which image is the object is known in Ptychodus files only."""
+    probe, canvas, warnings = None, None, []
+    name = next((path for path in (_PROBE if mine else _PROBE[1:]) if path in archive), None)
+    if name is not None:
+        probe, note = first_of(archive.array(name), 3, "probes (orthogonal relaxation)")
+        warnings += note
+    if mine and _OBJECT in archive:
+        canvas, note = first_of(archive.array(_OBJECT), 2, "object layers")
+        warnings += note
+    return probe, canvas, warnings
+
+
+def _scalar(archive: Archive, name: str) -> float | None:
+    """Return a number other than 0, or none when it is not there."""
+    value = _scalar_any(archive, name)
+    return None if not value else (value if "distance" in name else positive(value, name, str(archive.path)))
+
+
+def _scalar_any(archive: Archive, name: str) -> float | None:
+    if name not in archive:
+        return None
+    value = archive.array(name)
+    if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
+        raise DataError(
+            f"{name} is {value.ravel()[:3].tolist()}", where=str(archive.path), expected="one finite number",
+            fix="correct the file",
+        )  # fmt: skip
+    return float(value.reshape(()))
+
+
+def write_cxi(scan: ScanData, path: Path) -> Path:
+    """Write patterns, positions, probe and object in one CXI file that Ptychodus reads too.
+
+    Raises:
+        DataError: geometry is unknown, or the target cannot be written.
+    """
+    names = ("photon_energy_eV", "detector_distance_m", "pixel_size_m", "detector_pixel_size_m")
+    energy, distance, pixel, detector_pixel = require_geometry(scan, *names)
+    positions = to_meters(scan.positions_px, pixel, scan.object_center_m, scan.canvas_shape)
+    translation = np.stack([positions[:, 1], positions[:, 0], np.zeros(len(scan))], axis=1)
+    canvas = np.ones(scan.canvas_shape, np.complex64) if scan.object_guess is None else scan.object_guess
+    values: dict[str, Any] = {
+        "cxi_version": _CXI_VERSION,
+        "number_of_entries": 1,
+        f"{_SOURCE}/energy": energy * _JOULE_PER_EV,
+        f"{_DETECTOR}/distance": distance,
+        f"{_DETECTOR}/x_pixel_size": detector_pixel,
+        f"{_DETECTOR}/y_pixel_size": detector_pixel,
+        f"{_DETECTOR}/mask": (~scan.good_pixels).astype(np.uint32),
+        _DATA[1]: StackOut(scan, "intensity"),
+        _TRANSLATION[0]: translation,
+        _OBJECT: canvas.astype(np.complex128)[None],
+        f"{_PTYCHODUS}/probe_position_indexes": (
+            np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
+        ),
+        f"{_PTYCHODUS}/object_center_x_m": scan.object_center_m[1],
+        f"{_PTYCHODUS}/object_center_y_m": scan.object_center_m[0],
+    }
+    for owner in ("object", "probe"):
+        values |= {f"{_PTYCHODUS}/{owner}_pixel_{side}_m": pixel for side in ("width", "height")}
+    if scan.probe is not None:
+        values[_PROBE[0]] = scan.probe.astype(np.complex128)[None]
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        write_hdf5_arrays(file, values)
+        file[_DATA[0]] = h5py.SoftLink(f"/{_DATA[1]}")
+        file[_TRANSLATION[1]] = h5py.SoftLink(f"/{_TRANSLATION[0]}")
+    return path

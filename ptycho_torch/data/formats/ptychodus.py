@@ -1,0 +1,317 @@
+"""Ptychodus files: product + diffraction (HDF5 or NPZ) and the HDF5 training file, old and new names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.assemble import RawScan
+from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.writing import (
+    StackOut,
+    atomic_path,
+    require_geometry,
+    write_hdf5_arrays,
+    write_npz_arrays,
+)
+
+# Newest name first; the others are names of earlier releases.
+_ENERGY = ("photon_energy_eV", "probe_energy_eV")
+_TRAINING = ("patterns", "bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
+
+
+def is_product(archive: Archive) -> bool:
+    """Return whether an archive is a Ptychodus product."""
+    return "probe_position_x_m" in archive or "probe_position_indexes" in archive
+
+
+def is_diffraction(archive: Archive) -> bool:
+    """Return whether an archive is a Ptychodus diffraction file."""
+    return "patterns" in archive and not is_training(archive)
+
+
+def is_training(archive: Archive) -> bool:
+    """Return whether an archive is a Ptychodus training file."""
+    return "probe_position_x_px" in archive
+
+
+def read_product(archive: Archive) -> Product:
+    """Collect positions, probe, object and geometry of a product.
+
+    Raises:
+        DataError: a dataset or attribute without which positions have no meaning is missing.
+    """
+    parts = {
+        name: _required(archive, name)
+        for name in ("probe_position_indexes", "probe_position_y_m", "probe_position_x_m", "object", "probe")
+    }
+    canvas, layers = first_of(parts["object"], 2, "object layers")
+    probe, opr = first_of(parts["probe"], 3, "probes (orthogonal relaxation)")
+    columns = [np.asarray(parts[f"probe_position_{axis}_m"]) for axis in "yx"]
+    _equal_columns(columns, archive)
+    geometry = {"photon_energy_eV": next(filter(None, (_number(archive, key) for key in _ENERGY)), None)}
+    geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
+    name = archive.attribute("", "name")
+    far_field = archive.attribute("", "far_field")
+    near = [] if far_field is None or bool(far_field) else ["the product declares near-field propagation"]
+    return Product(
+        path=archive.path,
+        indexes=parts["probe_position_indexes"],
+        positions_m=np.stack(columns, axis=1),
+        pixel_size_m=(_pixel(archive, "pixel_height_m"), _pixel(archive, "pixel_width_m")),
+        center_m=(_center(archive, "center_y_m"), _center(archive, "center_x_m")),
+        probe=probe,
+        object_guess=canvas,
+        geometry=geometry | {"name": str(name) if name is not None else ""},
+        warnings=layers + opr + near,
+    )
+
+
+def _required(archive: Archive, name: str) -> NDArray[Any]:
+    if name not in archive:
+        raise DataError(
+            f"{name} is missing",
+            where=str(archive.path),
+            expected=f"a Ptychodus file with {name}; it has {', '.join(archive.names()[:12])}",
+            fix="save the product again with Ptychodus",
+        )
+    return archive.array(name)
+
+
+def _equal_columns(columns: list[NDArray[Any]], archive: Archive) -> None:
+    if any(c.ndim != 1 or c.dtype.kind not in "iuf" for c in columns) or len(columns[0]) != len(columns[1]):
+        raise DataError(
+            f"the positions have shapes {columns[0].shape} and {columns[1].shape}",
+            where=str(archive.path),
+            expected="as many y as x, one number each",
+            fix="save the product again with Ptychodus",
+        )
+
+
+def _number(archive: Archive, key: str) -> float | None:
+    value = archive.attribute("", key)
+    if value is None:
+        return None
+    number = np.asarray(value)
+    return float(number) if number.size == 1 and number.dtype.kind in "iuf" and number > 0 else None
+
+
+def _pixel(archive: Archive, key: str) -> float:
+    where = f"{archive.path}, object"
+    return positive(archive.attribute("object", key), f"the object's {key}", where)
+
+
+def _center(archive: Archive, key: str) -> float:
+    value = archive.attribute("object", key)
+    number = np.asarray(0.0 if value is None else value)
+    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all():
+        raise DataError(
+            f"the object's {key} is {value!r}", where=str(archive.path), expected="a finite number",
+            fix="save the product again with Ptychodus",
+        )  # fmt: skip
+    return float(number)
+
+
+def read_diffraction(archive: Archive) -> Diffraction:
+    """Locate the patterns of a diffraction file, with their scan indexes and bad pixels."""
+    size = archive.attribute("patterns", "detector_pixel_width_m")
+    return Diffraction(
+        archive=archive,
+        stack_name="patterns",
+        indexes=archive.array("indexes") if "indexes" in archive else None,
+        bad_pixels=archive.array("bad_pixels") if "bad_pixels" in archive else None,
+        detector_pixel_size_m=float(size) if size is not None and np.size(size) == 1 and size > 0 else None,
+    )
+
+
+def read_training(archive: Archive) -> RawScan:
+    """Collect the parts of a training file; its positions are in pixels of the object already.
+
+    Raises:
+        DataError: a dataset is missing.
+    """
+    parts = {name: _required(archive, name) for name in _TRAINING if name != "patterns"}
+    if "patterns" not in archive:
+        _required(archive, "patterns")
+    columns = [parts["probe_position_y_px"], parts["probe_position_x_px"]]
+    _equal_columns(columns, archive)
+    member = archive.member("patterns")
+    scalars = {
+        "pixel_size_m": "object_pixel_width_m",
+        "photon_energy_eV": "photon_energy_eV",
+        "detector_distance_m": "detector_object_distance_m",
+    }
+    present = {field: archive.array(name) for field, name in scalars.items() if name in archive}
+    return RawScan(
+        path=archive.path,
+        dialect="Ptychodus training data",
+        stack_name="patterns",
+        stack_shape=member.shape,
+        stack_dtype=member.dtype,
+        read_stack=lambda axis: archive.stack("patterns", axis),
+        positions_px=np.stack(columns, axis=1),
+        domain="intensity",
+        domain_why="the format stores counts",
+        axes="first",
+        center="half-pixel",
+        probe=parts["probe"],
+        object_guess=parts["object"],
+        bad_pixels=parts["bad_pixels"],
+        geometry={key: positive(value, key, str(archive.path)) for key, value in present.items()},
+    )
+
+
+def write_product(
+    scan: ScanData,
+    path: Path,
+    *,
+    object_array: NDArray[Any] | None = None,
+    probe: NDArray[Any] | None = None,
+    losses: NDArray[Any] | None = None,
+    comments: str = "",
+) -> Path:
+    """Write positions, probe and object as a Ptychodus 1.7 product.
+
+    Args:
+        scan: gives positions, geometry, and whatever is not passed.
+        path: target, replaced in one step when it is complete; NPZ when it ends in .npz, else HDF5.
+        object_array: (H, W) on the scan's canvas, such as a reconstruction; none takes the scan's own
+            object, or ones.
+        probe: (P, N, N); none takes the scan's own.
+        losses: (E,) loss per epoch.
+        comments: free text.
+
+    Raises:
+        DataError: no probe, or geometry that Ptychodus needs is unknown, or the target cannot be written.
+    """
+    arrays, attributes = _product_parts(scan, object_array, probe, losses, comments)
+    with atomic_path(path) as temporary:
+        if path.suffix == ".npz":
+            flat = {f"{owner}_{key}" if owner else key: v for owner, key, v in attributes}
+            write_npz_arrays(temporary, {**arrays, **flat})
+        else:
+            with h5py.File(temporary, "w") as file:
+                write_hdf5_arrays(file, arrays)
+                for owner, key, value in attributes:
+                    (file[owner] if owner else file).attrs[key] = value
+    return path
+
+
+def _product_parts(
+    scan: ScanData,
+    object_array: NDArray[Any] | None,
+    probe: NDArray[Any] | None,
+    losses: NDArray[Any] | None,
+    comments: str,
+) -> tuple[dict[str, Any], list[tuple[str, str, Any]]]:
+    """Return the product's arrays, and its attributes as (owner, name, value)."""
+    energy, distance, pixel = require_geometry(
+        scan, "photon_energy_eV", "detector_distance_m", "pixel_size_m"
+    )
+    wave = scan.probe if probe is None else probe
+    if wave is None:
+        raise DataError("the scan has no probe", expected="a probe", fix="pass the probe to write")
+    guess = scan.object_guess if object_array is None else object_array
+    canvas = np.ones(scan.canvas_shape, dtype=np.complex64) if guess is None else guess
+    positions = to_meters(scan.positions_px, pixel, scan.object_center_m, scan.canvas_shape)
+    values = np.zeros(0) if losses is None else np.asarray(losses, dtype=np.float64)
+    arrays = {
+        "probe_position_indexes": _indexes(scan),
+        "probe_position_x_m": positions[:, 1],
+        "probe_position_y_m": positions[:, 0],
+        "probe": np.asarray(wave, dtype=np.complex128)[None],
+        "object": np.asarray(canvas, dtype=np.complex128)[None],
+        "object_layer_spacing_m": np.zeros(0),
+        "loss_epochs": np.arange(len(values)),
+        "loss_values": values,
+    }
+    attributes: list[tuple[str, str, Any]] = [
+        ("", "name", scan.name or "scan"),
+        ("", "comments", comments),
+        ("", "detector_object_distance_m", distance),
+        ("", "focus_object_distance_m", 0.0),
+        ("", "photon_energy_eV", energy),
+        ("", "probe_photon_count", float(np.sum(np.abs(wave) ** 2))),
+        ("", "exposure_time_s", 0.0),
+        ("", "mass_attenuation_m2_per_kg", 0.0),
+        ("", "tomography_angle_deg", 0.0),
+        ("", "tilt_angle_deg", 0.0),
+        ("", "far_field", True),
+    ]
+    for owner in ("probe", "object"):
+        attributes += [(owner, "pixel_width_m", pixel), (owner, "pixel_height_m", pixel)]
+    center_y, center_x = scan.object_center_m
+    return arrays, [*attributes, ("object", "center_x_m", center_x), ("object", "center_y_m", center_y)]
+
+
+def _indexes(scan: ScanData) -> NDArray[np.int64]:
+    return np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
+
+
+def write_diffraction(scan: ScanData, path: Path) -> Path:
+    """Write the patterns as a Ptychodus 1.7 diffraction file; NPZ when it ends in .npz, else HDF5.
+
+    Raises:
+        DataError: the detector pixel size is unknown, or the target cannot be written.
+    """
+    (size,) = require_geometry(scan, "detector_pixel_size_m")
+    arrays = {
+        "indexes": _indexes(scan),
+        "patterns": StackOut(scan, "intensity"),
+        "bad_pixels": ~scan.good_pixels,
+    }
+    with atomic_path(path) as temporary:
+        if path.suffix == ".npz":
+            write_npz_arrays(temporary, arrays, compress=True)
+        else:
+            with h5py.File(temporary, "w") as file:
+                write_hdf5_arrays(file, arrays, compression="lzf")
+                file["patterns"].attrs["detector_pixel_width_m"] = size
+                file["patterns"].attrs["detector_pixel_height_m"] = size
+    return path
+
+
+def write_ptychodus(scan: ScanData, directory: Path, *, suffix: str = ".h5") -> Path:
+    """Write product and diffraction side by side under the names that Ptychodus expects.
+
+    Raises:
+        DataError: geometry is unknown, or the directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    write_product(scan, directory / f"product{suffix}")
+    write_diffraction(scan, directory / f"diffraction{suffix}")
+    return directory
+
+
+def write_training(scan: ScanData, path: Path) -> Path:
+    """Write a scan as one Ptychodus training file (HDF5), bad pixels set to 0.
+
+    Raises:
+        DataError: geometry or probe is unknown, or the target cannot be written.
+    """
+    names = ("photon_energy_eV", "detector_distance_m", "pixel_size_m")
+    energy, distance, pixel = require_geometry(scan, *names)
+    if scan.probe is None:
+        raise DataError("the scan has no probe", expected="a probe", fix="add probeGuess to the source file")
+    canvas = np.ones(scan.canvas_shape) if scan.object_guess is None else scan.object_guess
+    arrays = {
+        "patterns": StackOut(scan, "intensity", zero_bad=True),
+        "bad_pixels": ~scan.good_pixels,
+        "probe": scan.probe.astype(np.complex128),
+        "object": canvas.astype(np.complex128),
+        "probe_position_x_px": scan.positions_px[:, 1],
+        "probe_position_y_px": scan.positions_px[:, 0],
+    }
+    scalars = {"object_pixel_width_m": pixel, "object_pixel_height_m": pixel}
+    scalars |= {"detector_object_distance_m": distance, "photon_energy_eV": energy}
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        write_hdf5_arrays(file, arrays, compression="lzf")
+        write_hdf5_arrays(file, scalars)
+    return path

@@ -1,0 +1,140 @@
+"""HDF5 files: datasets in groups, often in compressed chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.storage.hdf5_limits import check_storage
+from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
+from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
+
+_ATTRIBUTE_LIMIT_BYTES = 2**20
+
+
+class Hdf5Archive:
+    """Datasets of an HDF5 file; an uncompressed contiguous stack is read where it lies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._guard():
+            self._file = h5py.File(path, "r")
+
+    def _guard(self, name: str = "") -> Any:
+        where = f"{self.path}, dataset {name!r}" if name else str(self.path)
+        return damage_as_data_error(
+            where,
+            "a complete HDF5 file with filters that h5py knows",
+            "copy or export the file again; for a filter plug-in, install hdf5plugin",
+        )
+
+    def __contains__(self, name: str) -> bool:
+        with self._guard(name):
+            return self._lookup(name) is not None
+
+    def _lookup(self, name: str) -> h5py.Dataset | None:
+        self._refuse_links_outside(name)
+        found = self._file.get(name)
+        return found if isinstance(found, h5py.Dataset) else None
+
+    def _refuse_links_outside(self, name: str) -> None:
+        """A crafted file must not pull in another file that the user can read."""
+        parts = name.strip("/").split("/")
+        for depth in range(1, len(parts) + 1):
+            link = self._file.get("/".join(parts[:depth]), getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise DataError(
+                    f"the data are a link to another file, {link.filename!r}",
+                    where=f"{self.path}, dataset {name!r}",
+                    expected="data inside the file itself",
+                    fix="export the scan to one file (h5repack keeps links; h5copy -p resolves them)",
+                )
+
+    def names(self) -> list[str]:
+        """Return the names at the root, sorted."""
+        with self._guard():
+            return sorted(self._file)
+
+    def member(self, name: str) -> Member:
+        """Return shape and dtype of a dataset."""
+        with self._guard(name):
+            return self._describe(self._dataset(name))
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        dataset = self._lookup(name)
+        if dataset is None:
+            raise KeyError(f"no dataset {name!r}")
+        check_storage(dataset, self.path)
+        return dataset
+
+    def _describe(self, dataset: h5py.Dataset) -> Member:
+        if dataset.shape is None:
+            raise ValueError("the dataset is empty")
+        return Member(str(dataset.name), tuple(dataset.shape), dataset.dtype)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a small dataset in full."""
+        with self._guard(name):
+            dataset = self._dataset(name)
+            refuse_large(self._describe(dataset), self.path)
+            return np.asarray(dataset[()])
+
+    def stack(self, name: str, scan_axis: int) -> Patterns:
+        """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, by the block."""
+        with self._guard(name):
+            dataset = self._dataset(name)
+            member = self._describe(dataset)
+            if fits_in_memory(member.nbytes):
+                return scan_first(np.asarray(dataset[()]), scan_axis, swap=False)
+            offset = dataset.id.get_offset()
+            if offset is not None and scan_axis == 0 and dataset.chunks is None:
+                return FilePatterns(self.path, int(offset), member.shape, member.dtype)
+            slabs = _dataset_slabs(dataset)
+            return unpack(slabs, member.shape, member.dtype, scan_axis, False, self.path)
+
+    def attribute(self, name: str, key: str) -> Any:
+        """Return an attribute of a dataset ("" is the root), or none when there is none."""
+        with self._guard(name):
+            owner = self._file if not name else self._file.get(name)
+            if owner is None or key not in owner.attrs:
+                return None
+            self._refuse_large_attribute(owner, name, key)
+            value = owner.attrs[key]
+            return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+    def _refuse_large_attribute(self, owner: h5py.Group | h5py.Dataset, name: str, key: str) -> None:
+        attribute = owner.attrs.get_id(key)
+        nbytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
+        if nbytes > _ATTRIBUTE_LIMIT_BYTES:
+            raise DataError(
+                f"the attribute {key!r} has {nbytes} bytes",
+                where=f"{self.path}, {name or '/'!r}",
+                expected="a number or a short text",
+                fix="export the file again; such a size is usually a damaged header",
+            )
+
+    def close(self) -> None:
+        """Release the file.
+
+        Raises:
+            DataError: libhdf5 cannot release a damaged file.
+        """
+        with self._guard():
+            self._file.close()
+
+
+def _dataset_slabs(dataset: h5py.Dataset) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (start, slab) along the first axis, whole chunks at a time."""
+    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    chunk = dataset.chunks[0] if dataset.chunks else 1
+    step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk
+    for start in range(0, dataset.shape[0], step):
+        yield start, np.asarray(dataset[start : start + step])

@@ -1,0 +1,163 @@
+"""NPZ files: a zip archive of .npy members, each a header and the plain bytes of an array."""
+
+from __future__ import annotations
+
+import ast
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
+from ptycho_torch.data.storage.scratch import read_exactly, scan_first, slabs_of_stream, unpack
+
+_HEADER_LIMIT_BYTES = 10_000
+_NPY_MAGIC = b"\x93NUMPY"
+_LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
+
+
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, Fortran order, dtype) of an .npy stream, left at the first byte of the data.
+
+    Stricter than numpy's own reader, which also tries to repair headers of Python 2.
+
+    Raises:
+        ValueError, TypeError, SyntaxError, EOFError, RecursionError: not such a header.
+    """
+    start = bytes(read_exactly(stream, 8))
+    if start[:6] != _NPY_MAGIC or start[6:] not in _LENGTH_FORMATS:
+        raise ValueError(f"no .npy header of version 1.0, 2.0 or 3.0 but {start!r}")
+    length_format = _LENGTH_FORMATS[start[6:]]
+    (length,) = struct.unpack(length_format, read_exactly(stream, struct.calcsize(length_format)))
+    if length > _HEADER_LIMIT_BYTES:
+        raise ValueError(f"the header is {length} bytes long; {_HEADER_LIMIT_BYTES} are plenty")
+    text = read_exactly(stream, length).decode("utf-8" if start[6] == 3 else "latin-1")
+    header = ast.literal_eval(text)
+    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
+        raise ValueError("the header does not hold descr, fortran_order and shape, and nothing else")
+    shape, fortran = header["shape"], header["fortran_order"]
+    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+        raise ValueError("the shape in the header is no tuple of sizes")
+    if type(fortran) is not bool:
+        raise ValueError("fortran_order in the header is neither True nor False")
+    return shape, fortran, np.lib.format.descr_to_dtype(header["descr"])
+
+
+class NpzArchive:
+    """Arrays of an .npz file; an uncompressed stack is read where it lies."""
+
+    def __init__(self, path: Path, *, allow_pickle: bool = False) -> None:
+        self.path, self._allow_pickle = path, allow_pickle
+        with self._guard():
+            self._zip = zipfile.ZipFile(path)
+            self._infos = {
+                info.filename.removesuffix(".npy"): info
+                for info in self._zip.infolist()
+                if info.filename.endswith(".npy")
+            }
+
+    def _guard(self, name: str = "") -> Any:
+        where = f"{self.path}, key {name!r}" if name else str(self.path)
+        return damage_as_data_error(
+            where,
+            "a complete NPZ archive as numpy.savez writes it",
+            "copy or export the file again; it is truncated or damaged",
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos
+
+    def names(self) -> list[str]:
+        """Return the keys of the archive, sorted."""
+        return sorted(self._infos)
+
+    def member(self, name: str) -> Member:
+        """Return shape and dtype of a key, checked against the size of its member."""
+        with self._guard(name), self._zip.open(self._infos[name]) as stream:
+            return self._header(name, stream)[0]
+
+    def _header(self, name: str, stream: IO[bytes]) -> tuple[Member, bool, int]:
+        shape, fortran, dtype = read_npy_header(stream)
+        member = Member(name, shape, dtype)
+        offset = stream.tell()
+        stored = self._infos[name].file_size - offset
+        if not dtype.hasobject and member.nbytes != stored:
+            raise DataError(
+                f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} are there",
+                where=f"{self.path}, key {name!r}",
+                expected="as many bytes as shape and dtype say",
+                fix="export the file again; it is truncated, or its header was altered",
+            )
+        return member, fortran, offset
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a small array in full.
+
+        Raises:
+            DataError: an object array (pickle) that was not asked for, or more than 4 GiB.
+        """
+        with self._guard(name), self._zip.open(self._infos[name]) as stream:
+            member, fortran, _ = self._header(name, stream)
+            if member.dtype.hasobject:
+                return self._pickled(name)
+            refuse_large(member, self.path)
+            data = read_exactly(stream, member.nbytes)
+            flat = np.frombuffer(data, dtype=member.dtype)
+            return flat.reshape(member.shape, order="F" if fortran else "C")
+
+    def _pickled(self, name: str) -> NDArray[Any]:
+        if not self._allow_pickle:
+            raise DataError(
+                "this key holds Python objects (a pickle), which can run code when it is read",
+                where=f"{self.path}, key {name!r}",
+                expected="a plain array of numbers",
+                fix="save it as numbers, or set allow_pickle if you trust the file",
+            )
+        try:
+            with self._zip.open(self._infos[name]) as stream:
+                return np.lib.format.read_array(stream, allow_pickle=True)
+        except Exception as error:
+            raise DataError(
+                f"the pickled key cannot be read: {error}", where=f"{self.path}, key {name!r}"
+            ) from error
+
+    def stack(self, name: str, scan_axis: int) -> Patterns:
+        """Return a 3-D array with its scan axis first; an uncompressed one is read where it lies."""
+        with self._guard(name), self._zip.open(self._infos[name]) as stream:
+            member, fortran, offset = self._header(name, stream)
+            shape = member.shape[::-1] if fortran else member.shape
+            axis = len(shape) - 1 - scan_axis if fortran else scan_axis
+            swap = fortran
+            if fits_in_memory(member.nbytes):
+                flat = np.frombuffer(read_exactly(stream, member.nbytes), dtype=member.dtype)
+                return scan_first(flat.reshape(shape), axis, swap)
+            info = self._infos[name]
+            if info.compress_type == zipfile.ZIP_STORED and axis == 0 and not swap:
+                return FilePatterns(self.path, self._data_start(info) + offset, shape, member.dtype)
+            return unpack(
+                slabs_of_stream(stream, shape, member.dtype), shape, member.dtype, axis, swap, self.path
+            )
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int:
+        """Return the byte at which a stored member begins: behind its local header, name and extra field."""
+        with self.path.open("rb") as handle:
+            handle.seek(info.header_offset)
+            local = handle.read(30)
+        if local[:4] != b"PK\x03\x04":
+            raise ValueError("the archive's directory points to no member")
+        name_length, extra_length = struct.unpack("<HH", local[26:30])
+        return info.header_offset + 30 + int(name_length) + int(extra_length)
+
+    def attribute(self, name: str, key: str) -> Any:
+        """NPZ files hold attributes as keys of their own: `probe_pixel_width_m` for that of `probe`."""
+        full = f"{name}_{key}" if name else key
+        return self.array(full)[()] if full in self else None
+
+    def close(self) -> None:
+        """Release the file."""
+        self._zip.close()

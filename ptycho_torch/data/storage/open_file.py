@@ -1,0 +1,69 @@
+"""Open a file by its content, never by its extension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.hdf5 import Hdf5Archive
+from ptycho_torch.data.storage.npz import NpzArchive
+
+
+def open_archive(path: Path, *, allow_pickle: bool = False) -> Archive:
+    """Open a file by its content: NPZ or HDF5.
+
+    Raises:
+        DataError: missing, unreadable, empty or truncated file, or a file of another kind.
+    """
+    head = _read_head(path)
+    if head.startswith(b"PK"):
+        return NpzArchive(path, allow_pickle=allow_pickle)
+    if h5py.is_hdf5(str(path)):
+        return Hdf5Archive(path)
+    raise DataError(
+        _name_content(head),
+        where=str(path),
+        expected="an NPZ archive, a Ptychodus product.h5 / diffraction.h5 pair, or a CXI file",
+        fix="check the path; an interrupted copy is often the reason",
+    )
+
+
+def _read_head(path: Path) -> bytes:
+    if not path.exists():
+        raise DataError("there is no such file", where=str(path), fix="check the path")
+    if path.is_dir():
+        raise DataError(
+            "this is a directory without a scan",
+            where=str(path),
+            expected="a file, or a directory that holds product.h5 and diffraction.h5",
+            fix="name the file itself",
+        )
+    if not path.is_file():
+        raise DataError("this is not a regular file", where=str(path), fix="name a file on disk")
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(16)
+    except OSError as error:
+        raise DataError(
+            f"cannot open the file: {error.strerror}",
+            where=str(path),
+            fix="check its permissions (ls -l) and who you are",
+        ) from error
+    if not head:
+        raise DataError("the file is empty (0 bytes)", where=str(path), fix="copy or export it again")
+    return head
+
+
+def _name_content(head: bytes) -> str:
+    if head.startswith(b"\x93NUMPY"):
+        return "this is a single .npy array, not an archive"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "this is a Python pickle, which is never loaded (it can run code)"
+    if head.startswith(b"MATLAB"):
+        return "this is a MATLAB file"
+    if head.startswith(b"\x1f\x8b"):
+        return "this is a gzip file"
+    return "this is neither an NPZ archive nor an HDF5 file"

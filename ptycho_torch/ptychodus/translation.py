@@ -1,0 +1,672 @@
+"""From the keywords that Ptychodus sends to science configs and execution settings; no keyword is lost.
+
+`KEYWORDS` says of each where it goes, or why it has no effect here. A keyword without effect is told only
+when its value is another than Ptychodus sends by itself: an ordinary run is not buried in remarks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, get_args
+
+from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.fields.model import Strategy
+from ptycho_exec.fields.spec import text_of
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.discovery import Request
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import Factory, resolve
+from ptycho_torch.config import ModelConfig as ScienceModel
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, split_overrides
+from ptycho_torch.ptychodus.keywords import DataConfig, InferenceConfig, Keywords, ModelConfig, TrainingConfig
+
+PLACE = "Ptychodus"
+FILTERS = 12
+"""`n_filters` of one unit of `n_filters_scale`: Ptychodus's 2 is this network's usual width."""
+
+BYTES_PER_PIXEL, BYTES_PER_MODE = 100, 42
+"""Memory of a prediction per pixel of a batch, and what each probe mode adds; measured with 1, 4 and 10."""
+MANY = 10**6
+
+
+class Goes(NamedTuple):
+    """Where a keyword goes: config fields and settings, or nowhere (then `note` says why)."""
+
+    to: str
+    note: str = ""
+
+
+def _nowhere(why: str) -> Goes:
+    return Goes("", why)
+
+
+_NO_SUCH_LAYER = "this network has no such layer"
+_STAGES = "training has one stage"
+
+KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
+    "data": {
+        "N": Goes("DataConfig.N", "the side of the patterns, when it differs"),
+        "C": Goes("DataConfig.gridsize", "groups are squares: the square root, rounded down, at most 8"),
+        "normalize": _nowhere("patterns are scaled by one number for the whole scan, which training finds"),
+        "neighbor_function": Goes("DataConfig.grouping"),
+        "scan_pattern": _nowhere("neighbors are found from the positions themselves, whatever the pattern"),
+        "probe_normalize": _nowhere("the photon scale between probe and patterns is found from the patterns"),
+        "x_bounds": Goes("DataConfig.x_bounds", "for training; a reconstruction covers the whole scan"),
+        "y_bounds": Goes("DataConfig.y_bounds", "for training; a reconstruction covers the whole scan"),
+        "min_neighbor_distance": Goes("DataConfig.min_neighbor_distance_px", "with Min_dist"),
+        "max_neighbor_distance": Goes("DataConfig.max_neighbor_distance_px", "with Min_dist"),
+        "K_quadrant": Goes("DataConfig.neighbor_count", "with 4_quadrant"),
+        "n_subsample": Goes("DataConfig.n_groups", "with C above 1: so many groups per pattern"),
+        "probe_scale": _nowhere("the photon scale between probe and patterns is found from the patterns"),
+        "K": Goes("DataConfig.neighbor_count", "with Nearest and Min_dist; at least C - 1"),
+        "grid_size": _nowhere("C, the number of patterns in a group, says it all"),
+        "probe_ramp_removal": _nowhere("the probe's phase ramp tells where the pattern lies on the detector"),
+        "data_scaling": _nowhere(
+            "patterns are scaled by one number for the whole scan, which training finds"
+        ),
+        "phase_subtraction": Goes("labels", "with Supervised: each label's mean phase under the probe is 0"),
+    },
+    "model": {
+        "mode": Goes("TrainingConfig.loss", "Supervised learns from the object in the training data"),
+        "object_big": Goes("ModelConfig.object_big", "with C above 1, not with Supervised"),
+        "probe_big": _nowhere("a predicted patch always is as large as the probe"),
+        "loss_function": Goes("TrainingConfig.loss", "Poisson, or MAE of amplitudes"),
+        "amp_activation": Goes("ModelConfig.amp_activation"),
+        "cbam_encoder": _nowhere(_NO_SUCH_LAYER),
+        "decoder_last_amp_channels": _nowhere("C says it all"),
+        "use_shared_decoder": _nowhere("amplitude and phase always share the decoder"),
+        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable", "not with Supervised"),
+        "intensity_scale": _nowhere("the scale is found from the patterns and the probe"),
+        "max_position_jitter": _nowhere("patches lie where the positions say, whatever the jitter"),
+        "num_datasets": _nowhere("all training files of the directory are used; they share one photon scale"),
+        "C_model": _nowhere("C says it all"),
+        "C_forward": _nowhere("C says it all"),
+        "amp_loss": Goes("TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight"),
+        "phase_loss": Goes(
+            "TrainingConfig.tv_weight",
+            "the variation of the complex patch; of both losses, the larger coefficient",
+        ),
+        "amp_loss_coeff": Goes(
+            "TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight", "with amp_loss"
+        ),
+        "phase_loss_coeff": Goes("TrainingConfig.tv_weight", "with phase_loss"),
+        "n_filters_scale": Goes("ModelConfig.n_filters", f"{FILTERS} times"),
+        "probe_mask": _nowhere("the probe is used as it is"),
+        "eca_decoder": _nowhere(_NO_SUCH_LAYER),
+        "batch_norm": _nowhere(_NO_SUCH_LAYER),
+        "edge_pad": _nowhere(_NO_SUCH_LAYER),
+        "decoder_last_c_outer_fraction": _nowhere(_NO_SUCH_LAYER),
+        "cbam_bottleneck": _nowhere(_NO_SUCH_LAYER),
+        "cbam_decoder": _nowhere(_NO_SUCH_LAYER),
+        "spatial_decoder": _nowhere(_NO_SUCH_LAYER),
+        "decoder_spatial_kernel": _nowhere(_NO_SUCH_LAYER),
+        "eca_encoder": _nowhere(_NO_SUCH_LAYER),
+        "offset": _nowhere("offsets within a group come from the positions"),
+        "probe_reference_coeff": _nowhere("there is no such loss here"),
+        "amplitude_variance_loss": _nowhere("there is no such loss here"),
+        "amplitude_variance_coeff": _nowhere("there is no such loss here"),
+    },
+    "training": {
+        "epochs": Goes("TrainingConfig.epochs"),
+        "batch_size": Goes("batch_size"),
+        "learning_rate": Goes("learning_rate"),
+        "n_devices": Goes("devices", "for training; a reconstruction takes one"),
+        "num_workers": Goes("num_workers", "for training"),
+        "accum_steps": Goes("accum_steps"),
+        "epochs_fine_tune": _nowhere(_STAGES),
+        "fine_tune_gamma": _nowhere(_STAGES),
+        "gradient_clip_val": Goes("gradient_clip_val"),
+        "nll": Goes("TrainingConfig.loss", "false means MAE, with Poisson"),
+        "device": Goes("accelerator"),
+        "strategy": Goes(
+            "strategy",
+            "with n_devices above 1; all but ddp_spawn, ddp_fork and ddp_notebook become ddp_spawn",
+        ),
+        "framework": _nowhere("training always runs under Lightning"),
+        "orchestrator": _nowhere("PTYCHO_EXEC_LOGGER_BACKEND says where metrics go"),
+        "scheduler": Goes("scheduler", "Cosine is WarmupCosine"),
+        "warmup_epochs": _nowhere(
+            "WarmupCosine warms up over 2,000 patterns, at most a tenth of the training"
+        ),
+        "min_lr_ratio": _nowhere("the schedules have floors of their own"),
+        "notes": Goes("manifest.json"),
+        "model_name": Goes("manifest.json"),
+        **{
+            name: _nowhere(_STAGES)
+            for name in (
+                "enable_staged_finetuning",
+                "finetune_stage1_epochs",
+                "finetune_stage2_epochs",
+                "finetune_stage3_epochs",
+                "finetune_stage1_lr_decoder",
+                "finetune_stage2_lr_encoder_top",
+                "finetune_stage2_lr_decoder",
+                "finetune_stage2_lr_phase_head",
+                "finetune_stage3_lr_encoder_bottom",
+                "finetune_stage3_lr_encoder_top",
+                "finetune_stage3_lr_decoder",
+                "finetune_stage3_lr_phase_head",
+                "finetune_skip_stage3",
+                "finetune_early_stop_patience",
+            )
+        },
+        "finetune_val_split": Goes(
+            "TrainingConfig.val_fraction", "of the whole training; something is left to learn from"
+        ),
+    },
+    "inference": {
+        "batch_size": Goes(
+            "inference_batch_size",
+            "at most what a quarter of the memory holds, with 100 + 42 bytes a probe mode per pixel",
+        ),
+        "middle_trim": Goes("middle_trim", "at most the side of a pattern"),
+        "experiment_number": _nowhere("Ptychodus sends one scan to reconstruct"),
+        "patch_weighting": Goes("InferenceConfig.patch_weighting"),
+        "pad_eval": Goes("pad_eval"),
+        "window": _nowhere("the object comes back in the shape it was sent; nothing is cut off at its edge"),
+    },
+}
+"""Section -> keyword -> where it goes. specs/ptychodus.md has the same table, and a test compares them."""
+
+SECTIONS: Mapping[str, type[Keywords]] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "inference": InferenceConfig,
+}
+_GROUPINGS = {"Nearest": "nearest", "Min_dist": "distance", "4_quadrant": "quadrant"}
+_SCHEDULERS = {"Cosine": "WarmupCosine"}
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies whose processes begin in a function; those of all others begin with the program's first line."""
+_GROUPED_ONLY = ("n_subsample", "K", "K_quadrant", "neighbor_function", "object_big")
+_LOSS_ONLY = ("loss_function", "nll", "intensity_scale_trainable")
+_WINDOW = ("min_neighbor_distance", "max_neighbor_distance")
+_LOSSES = {"amp_loss": ("Total_Variation", "Mean_Deviation"), "phase_loss": ("Total_Variation",)}
+
+
+@dataclass(frozen=True)
+class Configs:
+    """The four keyword classes that say something."""
+
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    inference: InferenceConfig
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return section -> keyword -> value."""
+        return {section: getattr(self, section).to_dict() for section in SECTIONS}
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Mapping[str, Any]]) -> Configs:
+        """Rebuild them from `to_dict`."""
+        return cls(**{name: kind(**sections.get(name, {})) for name, kind in SECTIONS.items()})  # type: ignore[arg-type]
+
+    @property
+    def gridsize(self) -> int:
+        """Side g of the square groups that C means."""
+        return max(1, min(8, math.isqrt(max(int(self.data.C), 1))))
+
+    @property
+    def supervised(self) -> bool:
+        return self.model.mode.casefold() == "supervised"
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What keywords mean here: complete science, execution values, and what the user should be told."""
+
+    science: ScienceConfig
+    execution: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+# --- science --------------------------------------------------------------------------------------------
+
+
+def to_science(configs: Configs, base: ScienceConfig | None = None) -> ScienceConfig:
+    """Return the science that the keywords mean; fields that no keyword reaches are those of `base`.
+
+    Raises:
+        SettingsError: a value that is out of its range, all of them in one report.
+    """
+    values = {**_data_values(configs), **_model_values(configs), **_training_values(configs)}
+    if configs.inference.patch_weighting in ("probe", "uniform"):
+        values["patch_weighting"] = configs.inference.patch_weighting
+    return _science(values, base or ScienceConfig(), configs)
+
+
+def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -> ScienceConfig:
+    """Return `base` with values of ours; what is wrong with them is told in Ptychodus's words."""
+    try:
+        return split_overrides(values, base)[0]
+    except SettingsError as error:
+        told = [_in_their_words(finding, values, configs) for finding in error.findings]
+        raise SettingsError.from_findings(told) from None
+
+
+def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
+    """Return what is wrong with a config field as what is wrong with the keywords that go there."""
+    field = finding.where.partition(".")[2]
+    sent = _sent_to(finding.where, configs)
+    if not sent:
+        return finding
+    expected = finding.expected
+    if field and values.get(field) not in sent.values():
+        expected = f"{finding.where} {expected}; it came to {text_of(values.get(field))}"
+    usual = ", ".join(f"{name} = {text_of(value)}" for name, value in _usual(sent).items())
+    return Finding(
+        f"{', '.join(f'{name} = {text_of(value)}' for name, value in sent.items())} is not allowed",
+        where=f"{PLACE}, {', '.join(sent)}",
+        expected=expected,
+        fix=f"choose another value; Ptychodus begins with {usual}",
+    )
+
+
+def _sent_to(place: str, configs: Configs) -> dict[str, Any]:
+    """Return keyword -> value of those that go to a config field: the changed ones, or else all.
+
+    A place without a field is a rule between fields; what Ptychodus sends can only break one of those.
+    """
+    names = [
+        (section, name)
+        for section, rows in KEYWORDS.items()
+        for name, goes in rows.items()
+        if place in goes.to.split(", ") or (place == "DataConfig" and name in _WINDOW)
+    ]
+    changed = [(section, name) for section, name in names if _differs(getattr(configs, section), name)]
+    chosen = names if place == "DataConfig" else changed or names
+    return {name: getattr(getattr(configs, section), name) for section, name in chosen}
+
+
+def _usual(names: Iterable[str]) -> dict[str, Any]:
+    kinds = {name: SECTIONS[section] for section, rows in KEYWORDS.items() for name in rows}
+    return {name: getattr(kinds[name], name) for name in names}
+
+
+def _data_values(configs: Configs) -> dict[str, Any]:
+    data, g = configs.data, configs.gridsize
+    values: dict[str, Any] = {
+        "gridsize": g,
+        "neighbor_count": None,
+        "min_neighbor_distance_px": 0.0,
+        "max_neighbor_distance_px": None,
+        "grouping": "nearest",
+        "x_bounds": tuple(data.x_bounds),
+        "y_bounds": tuple(data.y_bounds),
+    }
+    if g == 1:
+        return values
+    values["grouping"] = _GROUPINGS.get(data.neighbor_function, "nearest")
+    count = data.K_quadrant if values["grouping"] == "quadrant" else data.K
+    values["neighbor_count"] = max(int(count), g * g - 1)
+    if values["grouping"] == "distance":
+        values["min_neighbor_distance_px"] = float(data.min_neighbor_distance)
+        high = float(data.max_neighbor_distance)
+        values["max_neighbor_distance_px"] = None if math.isinf(high) else high
+    return values
+
+
+def _model_values(configs: Configs) -> dict[str, Any]:
+    model = configs.model
+    values: dict[str, Any] = {
+        "object_big": model.object_big,
+        "intensity_scale_trainable": model.intensity_scale_trainable,
+        "n_filters": round(FILTERS * model.n_filters_scale),
+    }
+    if model.amp_activation in _activations():
+        values["amp_activation"] = model.amp_activation
+    return values
+
+
+def _activations() -> tuple[str, ...]:
+    return get_args(ScienceModel.model_fields["amp_activation"].annotation)
+
+
+def _training_values(configs: Configs) -> dict[str, Any]:
+    model, training = configs.model, configs.training
+    poisson = model.loss_function == "Poisson" and training.nll
+    return {
+        "epochs": training.epochs,
+        "loss": "supervised" if configs.supervised else "poisson" if poisson else "mae",
+        "tv_weight": max(_variations(model).values(), default=0.0),
+        "mean_deviation_weight": float(model.amp_loss_coeff) if model.amp_loss == "Mean_Deviation" else 0.0,
+    }
+
+
+def _variations(model: ModelConfig) -> dict[str, float]:
+    """Return keyword -> weight of the variation losses that are asked for."""
+    names = [loss for loss in ("amp_loss", "phase_loss") if getattr(model, loss) == "Total_Variation"]
+    return {f"{loss}_coeff": float(getattr(model, f"{loss}_coeff")) for loss in names}
+
+
+def from_science(science: ScienceConfig) -> Configs:
+    """Return keywords that mean the given science: for a model that was not trained by way of Ptychodus."""
+    data, model, training = science.data, science.model, science.training
+    words = {ours: theirs for theirs, ours in _GROUPINGS.items()}
+    g = data.gridsize
+    count = (
+        {} if data.neighbor_count is None else {"K": data.neighbor_count, "K_quadrant": data.neighbor_count}
+    )
+    high = data.max_neighbor_distance_px
+    return Configs(
+        data=DataConfig(
+            N=data.N,
+            C=g * g,
+            grid_size=(g, g),
+            neighbor_function=words[data.grouping],
+            x_bounds=data.x_bounds,
+            y_bounds=data.y_bounds,
+            n_subsample=1,
+            min_neighbor_distance=data.min_neighbor_distance_px,
+            max_neighbor_distance=math.inf if high is None else high,
+            **count,
+        ),
+        model=ModelConfig(
+            mode="Supervised" if training.loss == "supervised" else "Unsupervised",
+            object_big=model.object_big,
+            loss_function="MAE" if training.loss == "mae" else "Poisson",
+            amp_activation=model.amp_activation,
+            intensity_scale_trainable=model.intensity_scale_trainable,
+            n_filters_scale=model.n_filters / FILTERS,
+            C_model=g * g,
+            C_forward=g * g,
+            decoder_last_amp_channels=g * g,
+            amp_loss="Total_Variation" if training.tv_weight else None,
+            amp_loss_coeff=training.tv_weight or 1.0,
+        ),
+        training=TrainingConfig(epochs=training.epochs, nll=training.loss != "mae"),
+        inference=InferenceConfig(patch_weighting=science.inference.patch_weighting, middle_trim=0),
+    )
+
+
+# --- training and inference -----------------------------------------------------------------------------
+
+
+def for_training(configs: Configs, *, n_pixels: int, n_patterns: int, facts: MachineFacts) -> Translation:
+    """Return what a training does with the keywords, on this machine and for a scan of this size.
+
+    Args:
+        configs: what Ptychodus sent.
+        n_pixels: N, the side of the scan's patterns.
+        n_patterns: patterns within the bounds.
+        facts: what this machine has.
+    """
+    science = to_science(configs)
+    g = configs.gridsize
+    groups = n_patterns * max(1, int(configs.data.n_subsample)) if g > 1 else None
+    values: dict[str, Any] = {"N": n_pixels, "n_groups": groups, "out_of_canvas": "crop"}
+    values["val_fraction"] = _held_back(float(configs.training.finetune_val_split), groups or n_patterns)
+    science = _science(values, science, configs)
+    notes = (*_without_effect(configs), *_adapted_science(configs, n_pixels, values["val_fraction"]))
+    execution, more = _training_execution(configs.training, facts)
+    return Translation(science, execution, (*notes, *more))
+
+
+def _held_back(asked: float, total: int) -> float:
+    """Return the part of `total` groups to validate on: none or at least one, and one left to train on."""
+    held = min(asked, 1 - 1 / max(total, 1))
+    return 0.0 if 0 <= round(held * total) < 1 else held
+
+
+def for_inference(
+    configs: Configs, base: ScienceConfig, n_pixels: int, facts: MachineFacts, *, n_modes: int
+) -> Translation:
+    """Return what a reconstruction does with the keywords of a trained model on this machine.
+
+    Args:
+        configs: what Ptychodus sent.
+        base: science of the trained model.
+        n_pixels: N, the side of the scan's patterns.
+        facts: what this machine has.
+        n_modes: P, the modes of the trained model's probe, which take memory.
+    """
+    inference = configs.inference
+    trim = min(int(inference.middle_trim), n_pixels)
+    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, n_modes, facts))
+    execution: dict[str, Any] = {
+        "inference_batch_size": fits,
+        "middle_trim": trim,
+        "pad_eval": inference.pad_eval,
+    }
+    accelerator, notes = _accelerator(configs.training.device)
+    if accelerator:
+        execution["accelerator"] = accelerator
+    if trim != inference.middle_trim:
+        notes = (*notes, f"middle_trim: {inference.middle_trim} became {trim}, the side of a pattern")
+    if fits != inference.batch_size:
+        why = "for which a quarter of the memory is enough; results do not depend on it"
+        notes = (*notes, f"batch_size: {inference.batch_size} became {fits}, {why}")
+    notes = (*notes, *_plain_without_effect(inference, "inference"), *_unknown_weighting(inference))
+    changes = {"out_of_canvas": "crop"}
+    if inference.patch_weighting in ("probe", "uniform"):
+        changes["patch_weighting"] = inference.patch_weighting
+    science, _ = split_overrides(changes, base)
+    return Translation(science, execution, notes)
+
+
+def _batch_that_fits(n_pixels: int, n_modes: int, facts: MachineFacts) -> int:
+    """Return the largest batch that a quarter of the memory holds, one pattern at least."""
+    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
+    smallest = min((mb for mb in known if mb), default=None)
+    if smallest is None:
+        return MANY
+    pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
+    return max(1, int(smallest * 2**20 / 4 / pattern_bytes))
+
+
+def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
+    """Resolve the settings: what Ptychodus sends is an argument; variables and files fill in the rest.
+
+    Raises:
+        SettingsError: a malformed value, with its place.
+    """
+    adapt = Factory("adapt", "Ptychodus sends the same words from every machine")
+    defaults = {**(TRAINING_DEFAULTS if task == "train" else INFERENCE_DEFAULTS), "on_unsupported": adapt}
+    if execution.get("num_workers"):
+        defaults["persistent_workers"] = Factory(True, "starting workers anew can take longer than an epoch")
+    request = Request(arguments=dict(execution), place=PLACE, factory_defaults=defaults)
+    try:
+        return ExecutionSettings.from_resolution(resolve(request))
+    except SettingsError as error:
+        raise SettingsError.from_findings([_renamed(finding) for finding in error.findings]) from None
+
+
+def _renamed(finding: Finding) -> Finding:
+    """Name a setting that Ptychodus sent as Ptychodus does: n_devices, and not devices."""
+    name, _, rest = finding.what.partition(" ")
+    keywords = {goes.to: keyword for rows in KEYWORDS.values() for keyword, goes in rows.items()}
+    if finding.where != f"argument {PLACE}" or name not in keywords:
+        return finding
+    return replace(finding, what=f"{keywords[name]} {rest}")
+
+
+def shadowed(settings: ExecutionSettings) -> Iterator[str]:
+    """Say which variables and files lose against what Ptychodus sends."""
+    for name, origin in settings.origins.items():
+        if origin.place != PLACE:
+            continue
+        for lost in origin.shadowed:
+            if lost.kind not in (Kind.FACTORY, Kind.DEFAULT) and text_of(lost.value) != text_of(origin.value):
+                sent = f"has no effect: Ptychodus sends {text_of(origin.value)}"
+                yield f"{name}={text_of(lost.value)} from {lost.describe()} {sent}"
+
+
+def _training_execution(
+    training: TrainingConfig, facts: MachineFacts
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    execution: dict[str, Any] = {
+        "batch_size": training.batch_size,
+        "learning_rate": training.learning_rate,
+        "num_workers": training.num_workers,
+        "accum_steps": training.accum_steps,
+        "gradient_clip_val": training.gradient_clip_val,
+    }
+    accelerator, notes = _accelerator(training.device)
+    if accelerator:
+        execution["accelerator"] = accelerator
+    devices, more = _devices(training, accelerator, facts)
+    strategy, told = _strategy(training, devices)
+    scheduler = _SCHEDULERS.get(training.scheduler, training.scheduler)
+    if scheduler in get_args(ExecutionSettings.model_fields["scheduler"].annotation):
+        execution["scheduler"] = scheduler
+    else:
+        told = (*told, f"scheduler = {training.scheduler} is not known here; that of the settings is used")
+    execution |= {"devices": devices, "strategy": strategy}
+    return execution, (*notes, *more, *told)
+
+
+def _accelerator(device: str) -> tuple[str | None, tuple[str, ...]]:
+    word = device.split(":")[0].casefold()
+    if word in ("auto", "cpu", "gpu", "cuda", "mps"):
+        return word, ()
+    return None, (f"device = {device} is not known here; the best of this machine is used",)
+
+
+def _devices(
+    training: TrainingConfig, accelerator: str | None, facts: MachineFacts
+) -> tuple[int, tuple[str, ...]]:
+    """A GPU count does not become a number of CPU processes where there is no GPU."""
+    asked = int(training.n_devices)
+    if asked > 1 and accelerator in ("cuda", "gpu") and not facts.gpus:
+        return 1, (f"n_devices: {asked} became 1, because this machine has no CUDA device",)
+    return asked, ()
+
+
+def _strategy(training: TrainingConfig, devices: int) -> tuple[str, tuple[str, ...]]:
+    """One device works in the calling process; several never start the calling program again."""
+    asked = training.strategy
+    if devices == 1:
+        other = asked not in (TrainingConfig().strategy, "auto")
+        return "auto", (f"strategy = {asked} has no effect: there is one device",) if other else ()
+    if asked in SPAWNING:
+        return asked, ()
+    if asked in get_args(Strategy):
+        return "ddp_spawn", (
+            f"strategy: {asked} became ddp_spawn, because {asked} would start Ptychodus again",
+        )
+    return "ddp_spawn", (f"strategy = {asked} is not known here; ddp_spawn is used",)
+
+
+# --- what has no effect -----------------------------------------------------------------------------------
+
+
+def _without_effect(configs: Configs) -> Iterator[str]:
+    """Say which keywords have no effect although their value is not the one that is always sent."""
+    for section in SECTIONS:
+        if section != "inference":  # those act in a reconstruction, which tells
+            yield from _plain_without_effect(getattr(configs, section), section)
+    yield from _channel_counts(configs)
+    yield from _dormant(configs)
+
+
+def _plain_without_effect(config: Keywords, section: str) -> Iterator[str]:
+    for name, goes in KEYWORDS[section].items():
+        counted = name in ("C_model", "C_forward", "decoder_last_amp_channels", "grid_size")
+        if not goes.to and not counted and _differs(config, name):
+            yield _told(name, getattr(config, name), goes.note)
+
+
+def _differs(config: Keywords, name: str) -> bool:
+    value, usual = getattr(config, name), getattr(type(config), name)
+    return value is not usual and (not isinstance(value, (bool, int, float, str, tuple)) or value != usual)
+
+
+def _told(name: str, value: Any, why: str) -> str:
+    shown = str(value) if isinstance(value, (bool, int, float, str, tuple)) else type(value).__name__
+    return f"{name} = {shown} has no effect: {why}"
+
+
+def _channel_counts(configs: Configs) -> Iterator[str]:
+    """Ptychodus sends C four times; a count that contradicts C is told."""
+    C = configs.data.C
+    for name in ("C_model", "C_forward", "decoder_last_amp_channels"):
+        if getattr(configs.model, name) != C:
+            yield _told(name, getattr(configs.model, name), f"C = {C} says it all")
+    if configs.data.grid_size != (configs.gridsize,) * 2 and _differs(configs.data, "grid_size"):
+        yield _told("grid_size", configs.data.grid_size, f"C = {C} says it all")
+
+
+def _dormant(configs: Configs) -> Iterator[str]:
+    """Keywords whose effect depends on another one's value."""
+    yield from _dormant_grouping(configs)
+    yield from _dormant_losses(configs)
+
+
+def _dormant_grouping(configs: Configs) -> Iterator[str]:
+    data = configs.data
+    if configs.gridsize == 1:
+        yield from _if_changed(configs, _GROUPED_ONLY, "groups have one pattern")
+    else:
+        quadrant = data.neighbor_function == "4_quadrant"
+        idle = ("K",) if quadrant else ("K_quadrant",)
+        yield from _if_changed(configs, idle, f"neighbor_function is {data.neighbor_function}")
+    if configs.gridsize == 1 or data.neighbor_function != "Min_dist":
+        yield from _if_changed(configs, _WINDOW, "it acts with neighbor_function = Min_dist on groups")
+
+
+def _dormant_losses(configs: Configs) -> Iterator[str]:
+    model = configs.model
+    if configs.supervised:
+        idle = _LOSS_ONLY if configs.gridsize == 1 else (*_LOSS_ONLY, "object_big")
+        yield from _if_changed(configs, idle, "Supervised compares with the object in the training data")
+    else:
+        yield from _if_changed(configs, ("phase_subtraction",), "only Supervised has labels")
+        if model.loss_function != "Poisson":
+            yield from _if_changed(configs, ("nll",), f"loss_function is {model.loss_function}")
+    for loss, known in _LOSSES.items():
+        if getattr(model, loss) not in known:
+            yield from _if_changed(configs, (f"{loss}_coeff",), f"{loss} is {getattr(model, loss)}")
+    weights = _variations(model)
+    for name, weight in weights.items():
+        if weight < (largest := max(weights.values())):
+            yield f"{name}: {weight} became {largest}, because the variation has one weight, the larger"
+
+
+def _if_changed(configs: Configs, names: tuple[str, ...], why: str) -> Iterator[str]:
+    for section in SECTIONS:
+        config = getattr(configs, section)
+        for name in names:
+            if name in KEYWORDS[section] and _differs(config, name):
+                yield _told(name, getattr(config, name), why)
+
+
+def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> Iterator[str]:
+    """Values that are not possible for this scan or network, with what they became."""
+    data, model, g = configs.data, configs.model, configs.gridsize
+    if n_pixels != data.N:
+        yield f"N: {data.N} became {n_pixels}, the side of the patterns"
+    if g * g != data.C:
+        yield f"C: {data.C} became {g * g}, because groups are squares of at most 8 x 8 patterns"
+    if g > 1:
+        yield from _adapted_neighbors(data, g)
+    if model.amp_activation not in _activations():
+        yield f"amp_activation = {model.amp_activation} is not known here; that of the network is used"
+    if model.loss_function not in ("Poisson", "MAE"):
+        yield f"loss_function = {model.loss_function} is not known here; MAE is used"
+    for name, known in _LOSSES.items():
+        value = getattr(model, name)
+        if value is not None and value not in known:
+            yield _told(name, value, "there is no such loss here")
+    held = configs.training.finetune_val_split
+    if not val_fraction and held:
+        yield f"finetune_val_split: {held} became 0, because the scan is small"
+    elif val_fraction < held:
+        yield f"finetune_val_split: {held} became {val_fraction:.4g}, to leave something to learn from"
+
+
+def _adapted_neighbors(data: DataConfig, g: int) -> Iterator[str]:
+    if data.neighbor_function not in _GROUPINGS:
+        yield f"neighbor_function = {data.neighbor_function} is not known here; Nearest is used"
+    name = "K_quadrant" if data.neighbor_function == "4_quadrant" else "K"
+    if getattr(data, name) < g * g - 1:
+        yield f"{name}: {getattr(data, name)} became {g * g - 1}, the neighbors that a group needs"
+
+
+def _unknown_weighting(inference: InferenceConfig) -> Iterator[str]:
+    if inference.patch_weighting not in ("probe", "uniform"):
+        yield f"patch_weighting = {inference.patch_weighting} is not known here; probe is used"

@@ -1,0 +1,404 @@
+"""`ptycho-torch tune`: which settings are fastest for this scan on this machine, by short measured trials.
+
+One knob after the other, each from the best found so far. A trial is a process of its own that works for a
+few seconds on the user's data, so that one that fails or needs too much memory is a row of the table and
+nothing else. A value replaces another only when it is clearly faster, twice. Knobs whose effect class is
+`numerics` are left alone unless that is asked for: they can change results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ptycho_exec.cli.reference import toml_value
+from ptycho_exec.errors import UserError
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.record import values_of
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.tools.tune_run import MARK
+
+CLEARLY = 1.05
+"""A value must be faster by this factor, in two trials, to replace another."""
+SECONDS = 2
+"""Of training in a trial."""
+SLOW_START_SECONDS = 45
+"""The same where the first step compiles."""
+GRACE_SECONDS = 60.0
+"""A trial that is not over so long after its seconds is stopped."""
+QUIET: Mapping[str, Any] = {
+    "logger_backend": None,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "early_stop_patience": None,
+    "fast_dev_run": None,
+    "limit_train_batches": None,
+    "log_images_every_n_epochs": None,
+}
+"""A trial writes nothing and ends by its time."""
+SPENT = "not tried: the budget is spent"
+UNLIMITED_EPOCHS = 10**6
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A field, the values to try on a machine, and what is measured: `train` or `infer`."""
+
+    name: str
+    task: str
+    values: Callable[[MachineFacts], list[Any]]
+    caveat: str = ""
+
+    @property
+    def numerics(self) -> bool:
+        return field_specs()[self.name].effect is Effect.NUMERICS
+
+
+def _workers(facts: MachineFacts) -> list[Any]:
+    return [n for n in (0, 1, 2, 4, 8) if n <= max(1, facts.usable_cpus - 1)]
+
+
+def _threads(facts: MachineFacts) -> list[Any]:
+    return sorted({1, max(1, facts.usable_cpus // 2), facts.usable_cpus})
+
+
+def _precisions(facts: MachineFacts) -> list[Any]:
+    halves = not facts.gpus or all(gpu.bf16 for gpu in facts.gpus)
+    return ["32-true", *(["bf16-mixed"] if halves else ["16-mixed"])]
+
+
+def _compiled(facts: MachineFacts) -> list[Any]:
+    return [False, True] if facts.compiler or facts.gpus else [False]
+
+
+def _matmul(facts: MachineFacts) -> list[Any]:
+    return ["highest", "high"] if facts.gpus else ["highest"]
+
+
+KNOBS = (
+    Knob("num_workers", "train", _workers),
+    Knob("inference_batch_size", "infer", lambda _: [16, 64, 256]),
+    Knob("num_threads", "train", _threads, "the last digits can change"),
+    Knob("precision", "train", _precisions, "results change within that precision"),
+    Knob("matmul_precision", "train", _matmul, "results change within that precision"),
+    Knob(
+        "batch_size",
+        "train",
+        lambda _: [4, 8, 16, 32, 64],
+        "more patterns per second, but fewer optimizer steps per pattern: judge by the object",
+    ),
+    Knob("compile", "train", _compiled, "the last digits can change; the first step is slow"),
+)
+"""In the order in which they are tried: what a short budget should know first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial: what was set, patterns per second (None when it failed), peak memory, and a reason.
+
+    peak_mib: of the process and its loaders, resident; gpu_mib: that torch held on the GPU.
+    """
+
+    knob: str
+    value: Any
+    task: str
+    patterns_per_s: float | None
+    peak_mib: float | None = None
+    gpu_mib: float = 0.0
+    reason: str = ""
+
+
+@dataclass
+class Choice:
+    """The value that a knob ended at, and why."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+@dataclass
+class Tuning:
+    """What is tuned, within which limits, and what was found so far.
+
+    budget_s, memory_mib: limits of all trials together, and of each one; None for the machine's memory.
+    """
+
+    scan: Path
+    settings: ExecutionSettings
+    science: ScienceConfig
+    facts: MachineFacts
+    budget_s: float = 60.0
+    memory_mib: float | None = None
+    numerics: bool = False
+    say: Callable[[Row], None] = lambda _: None
+    rows: list[Row] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    longest_s: float = 0.0
+
+    def left_s(self) -> float:
+        return self.budget_s - (time.monotonic() - self.began)
+
+    def add(self, row: Row) -> Row:
+        self.rows.append(row)
+        self.say(row)
+        return row
+
+
+def tune(tuning: Tuning) -> list[Choice]:
+    """Try every knob that may be tried, and return where each of them ended, with its reason."""
+    best: dict[str, Any] = {}
+    for knob in KNOBS:
+        why_not = _left_alone(knob, tuning)
+        if why_not:
+            value = getattr(tuning.settings, knob.name)
+            tuning.add(Row(knob.name, value, knob.task, None, reason=why_not))
+            continue
+        choice = _tune_knob(knob, best, tuning)
+        if choice is not None:
+            best[knob.name] = choice.value
+            tuning.choices.append(choice)
+    return tuning.choices
+
+
+def _left_alone(knob: Knob, tuning: Tuning) -> str:
+    """Say why a knob is not tried; an empty text when it is."""
+    origin = tuning.settings.origins[knob.name]
+    if knob.numerics and not tuning.numerics:
+        return "can change results; tried with --numerics"
+    if origin.kind not in (Kind.DEFAULT, Kind.FACTORY):
+        return f"kept, set by {origin.describe()}"
+    return ""
+
+
+def _tune_knob(knob: Knob, best: Mapping[str, Any], tuning: Tuning) -> Choice | None:
+    """Return the knob's best value; None when nothing could be measured."""
+    current = getattr(tuning.settings, knob.name)
+    values = [current, *(value for value in knob.values(tuning.facts) if value != current)]
+    rows = [_trial(knob, value, best, tuning) for value in values]
+    done = [row for row in rows if row.patterns_per_s is not None]
+    if not done:
+        return None
+    base, fastest = rows[0], max(done, key=_rate)
+    if fastest is base or base.patterns_per_s is None:
+        return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
+    doubt = "the difference is too small to count"
+    if _clearly(fastest, base):
+        again = _trial(knob, fastest.value, best, tuning, "once more")
+        if _clearly(again, base):
+            return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
+        doubt = "the faster one could not be confirmed"
+    return Choice(knob.name, base.value, _measured(knob, base, rows) + f"; {doubt}")
+
+
+def _rate(row: Row) -> float:
+    return row.patterns_per_s or 0.0
+
+
+def _clearly(fast: Row, slow: Row) -> bool:
+    return _rate(slow) > 0 and _rate(fast) >= CLEARLY * _rate(slow)
+
+
+def _measured(knob: Knob, chosen: Row, rows: list[Row]) -> str:
+    """Return what came of each value, the chosen one first: the reason that goes beside the value."""
+    others = [row for row in rows if row is not chosen]
+    told = [f"{text_of(row.value)}: {_outcome(row)}" for row in (chosen, *others)]
+    task = "training" if knob.task == "train" else "inference"
+    caveat = f"; {knob.caveat}" if knob.caveat and any(row.patterns_per_s for row in others) else ""
+    return f"patterns/s in {task}: {', '.join(told)}{caveat}"
+
+
+def _outcome(row: Row) -> str:
+    return row.reason if row.patterns_per_s is None else f"{row.patterns_per_s:.0f}"
+
+
+# --- one trial -------------------------------------------------------------------------------------------
+
+
+def _trial(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, note: str = "") -> Row:
+    """Measure one value in a process of its own; what goes wrong is the row's reason."""
+    seconds = SLOW_START_SECONDS if value is True and knob.name == "compile" else SECONDS
+    needed = max(tuning.longest_s, seconds)
+    if tuning.rows and tuning.left_s() < needed:
+        return tuning.add(Row(knob.name, value, knob.task, None, reason=SPENT))
+    began = time.monotonic()
+    found = _run(_request(knob, value, best, tuning, seconds), tuning, seconds + GRACE_SECONDS)
+    if seconds == SECONDS:
+        tuning.longest_s = max(tuning.longest_s, time.monotonic() - began)
+    rate, memory = found.get("patterns_per_s"), (found.get("peak_mib"), found.get("gpu_peak_mib", 0.0))
+    reason = found.get("error", note if rate else f"no second step within {seconds} s")
+    row = Row(knob.name, value, knob.task, rate, *memory, reason)
+    return tuning.add(_within_memory(row, tuning))
+
+
+def _within_memory(row: Row, tuning: Tuning) -> Row:
+    peak, limit = max(row.peak_mib or 0.0, row.gpu_mib), tuning.memory_mib
+    if limit is None or row.patterns_per_s is None or peak <= limit:
+        return row
+    return Row(
+        **{**row.__dict__, "patterns_per_s": None, "reason": f"needs {peak:.0f} MiB, more than {limit:.0f}"}
+    )
+
+
+def _request(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, seconds: int) -> dict[str, Any]:
+    values = {**values_of(tuning.settings), **QUIET, **best, knob.name: value}
+    if knob.task == "train":
+        values["max_time"] = f"00:00:{seconds // 60:02}:{seconds % 60:02}"
+    training = tuning.science.training.model_copy(update={"epochs": UNLIMITED_EPOCHS, "val_fraction": 0.0})
+    science = tuning.science.model_copy(update={"training": training})
+    return {
+        "task": knob.task,
+        "scan": str(tuning.scan.resolve()),
+        "settings": values,
+        "science": science.model_dump(mode="json"),
+    }
+
+
+def _run(request: Mapping[str, Any], tuning: Tuning, timeout_s: float) -> dict[str, Any]:
+    """Start a trial and return its answer, or `error`: what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="ptycho_tune_") as name:
+        file, log = Path(name) / "request.json", Path(name) / "log"
+        file.write_text(json.dumps(request))
+        with log.open("w") as out, _process(file, out) as process:
+            killed = _wait(process, tuning.memory_mib, timeout_s)
+        said = log.read_text(errors="replace")
+    answers = [line.removeprefix(MARK) for line in said.splitlines() if line.startswith(MARK)]
+    if answers and not killed:
+        answer: dict[str, Any] = json.loads(answers[-1])
+        return answer
+    return {"error": killed or _last_words(said, process.returncode)}
+
+
+@contextmanager
+def _process(file: Path, out: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A trial as a process group, which does not outlive the block."""
+    words = [sys.executable, "-m", "ptycho_torch.tools.tune_run", str(file)]
+    with subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(process: subprocess.Popen[bytes], memory_mib: float | None, timeout_s: float) -> str:
+    """Wait for the end of a trial; stop it, and say why, beyond its memory or time."""
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None:
+        used = _resident_mib(process.pid)
+        if memory_mib is not None and used > memory_mib:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"stopped at {used:.0f} MiB, more than {memory_mib:.0f}"
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"stopped after {timeout_s:.0f} s"
+        time.sleep(0.05)
+    return ""
+
+
+def _resident_mib(pid: int) -> float:
+    """Return the resident memory of a process now; 0 where the system does not tell."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    return int(found[1]) / 2**10 if found else 0.0
+
+
+def _last_words(said: str, code: int | None) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"failed with exit code {code}: {lines[-1][:200] if lines else 'nothing was said'}"
+
+
+# --- what comes of it ------------------------------------------------------------------------------------
+
+
+def profile_text(tuning: Tuning) -> str:
+    """Return a settings file with every value that was measured, and its reason beside it."""
+    lines = [
+        f"# Measured by ptycho-torch tune with {tuning.scan.name} on {tuning.facts.hostname or 'a machine'}.",
+        "# Use it with --settings FILE. Only values that were measured are here.",
+    ]
+    for choice in tuning.choices:
+        lines += ["", f"# {choice.reason}", f"{choice.name} = {toml_value(choice.value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_profile(path: Path, text: str) -> None:
+    """Write a new settings file.
+
+    Raises:
+        UserError: there is such a file already, or its directory cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise refuse_existing(path) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", expected="a writable place", fix="choose another --out"
+        ) from None
+
+
+def refuse_existing(path: Path) -> UserError:
+    """Return the error for a file that is there already."""
+    return UserError(f"{path} exists already", expected="a new file", fix="choose another --out")
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds that `90`, `60s`, `5m` or `1h` mean.
+
+    Raises:
+        UserError: none of these.
+    """
+    return _amount(text, {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}, "--budget", "60s, 5m or 1h")
+
+
+def mib_of(text: str) -> float:
+    """Return the MiB that `800M`, `2G` or `2GB` mean.
+
+    Raises:
+        UserError: none of these.
+    """
+    return _amount(text, {"m": 1.0, "g": 2.0**10}, "--memory", "800M or 2G")
+
+
+def _amount(text: str, units: Mapping[str, float], flag: str, expected: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]?)(?:ib|b)?", text.strip().lower())
+    if not found or found[2] not in units or float(found[1]) <= 0:
+        raise UserError(
+            f"{flag} = {text!r} is not allowed", expected=expected, fix="write a number and its unit"
+        )
+    return float(found[1]) * units[found[2]]
+
+
+def table_row(row: Row) -> tuple[str, ...]:
+    """Return a trial as cells of text: knob, value, task, patterns per second, MiB, reason."""
+    rate = "-" if row.patterns_per_s is None else f"{row.patterns_per_s:.0f}"
+    memory = "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"
+    gpu = f" + {row.gpu_mib:.0f} GPU" if row.gpu_mib else ""
+    return (row.knob, text_of(row.value), row.task, rate, memory + gpu, row.reason)
+
+
+def line(cells: tuple[str, ...]) -> str:
+    """Return cells as a line of the table, which is printed while the trials run."""
+    knob, value, task, rate, memory, reason = cells
+    return f"{knob:21}{value:>11}  {task:6}{rate:>11}{memory:>7}  {reason}".rstrip()
