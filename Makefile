@@ -41,9 +41,10 @@ test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest su
 wiring: $(DEV)   ## cut the wire of every setting in turn: a test must notice; writes docs/wiring.md
 	$(BIN)/python tests/wiring/cut.py
 
-lint: $(DEV)   ## check style and formatting
+lint: $(DEV)   ## check style, formatting, and that imports point down
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 type: $(DEV)   ## check types
 	$(BIN)/mypy

@@ -181,7 +181,7 @@ def _add_convert(verbs: Any) -> Parser:
 
 def convert(space: argparse.Namespace) -> int:
     """Convert a scan, and print what was written."""
-    from ptycho_torch.data.formats.convert import convert as write
+    from ptycho_torch.data.convert import convert as write
 
     path = write(
         space.source,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.formats.convert import WRITERS, convert
+from ptycho_torch.data.convert import WRITERS, convert
 from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.data.convert import convert
 from ptycho_torch.data.formats import ptychodus
-from ptycho_torch.data.formats.convert import convert
 from ptycho_torch.data.formats.paired import match_indexes
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData

@@ -20,10 +20,10 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import positive
+from ptycho_torch.data.formats.writing import StackOut, atomic_path, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive
 from ptycho_torch.data.storage.patterns import Patterns
-from ptycho_torch.data.storage.writing import StackOut, atomic_path, write_npz_arrays
 
 STACK_NAMES = ("diff3d", "diffraction")
 _DECLARATIONS = {

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
-from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
-from ptycho_torch.data.storage.writing import (
+from ptycho_torch.data.formats.writing import (
     StackOut,
     atomic_path,
     require_geometry,
     write_hdf5_arrays,
     write_npz_arrays,
 )
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.archive import Archive
 
 # Newest name first; the others are names of earlier releases.
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
