@@ -35,8 +35,8 @@ $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest supported versions
-	$(LOWEST)/bin/python -m pytest --quiet tests/exec/test_facade.py tests/exec/test_callbacks.py \
-		tests/exec/test_settings.py tests/exec/test_sources.py tests/wiring -k 'not compiled and not cut_wire'
+	$(LOWEST)/bin/python -m pytest --quiet tests/exec/trainer/test_build.py tests/exec/trainer/test_callbacks.py \
+		tests/exec/test_settings.py tests/exec/sources/test_resolve.py tests/wiring -k 'not compiled and not cut_wire'
 
 wiring: $(DEV)   ## cut the wire of every setting in turn: a test must notice; writes docs/wiring.md
 	$(BIN)/python tests/wiring/cut.py

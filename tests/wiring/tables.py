@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-FACADE = "tests/exec/test_facade.py::"
-CALLBACKS = "tests/exec/test_callbacks.py::"
-LOGGERS = "tests/exec/test_loggers.py::"
+FACADE = "tests/exec/trainer/test_build.py::"
+CALLBACKS = "tests/exec/trainer/test_callbacks.py::"
+LOGGERS = "tests/exec/trainer/test_loggers.py::"
 PLAN = "tests/exec/test_plan.py::"
 KNOBS = "tests/wiring/test_knobs.py::"
 SILENT_TESTS = "tests/wiring/test_silent.py::"

@@ -15,7 +15,7 @@ from ptycho_exec.sources.resolve import SOURCES
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "typo_sweep.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "typo_sweep.py"
     spec = importlib.util.spec_from_file_location("typo_sweep", path)
     assert spec is not None
     assert spec.loader is not None

@@ -46,7 +46,7 @@ from ptycho_torch.ptychodus.training_data import find_sources, joined, read_trai
 from ptycho_torch.ptychodus.translation import KEYWORDS, SECTIONS, Configs
 from ptycho_torch.simulate import simulate_scan
 
-SPEC = Path(__file__).parents[2] / "specs" / "ptychodus.md"
+SPEC = Path(__file__).parents[3] / "specs" / "ptychodus.md"
 ALL_KEYWORDS = [(section, name) for section, rows in KEYWORDS.items() for name in rows]
 FOUR_GPUS = MachineFacts(gpus=(Gpu(name="A100", memory_mb=40_000, capability="8.0", bf16=True),) * 4)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.physics import losses
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 TOLERANCE = {torch.complex64: 2e-5, torch.complex128: 1e-12}
 DTYPES = tuple(TOLERANCE)
 N = 16

@@ -18,7 +18,7 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "ptychodus170_golden"
+GOLDEN = Path(__file__).parents[5] / "shared" / "data" / "ptychodus170_golden"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")

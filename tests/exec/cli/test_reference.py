@@ -33,7 +33,7 @@ from ptycho_exec.sources.resolve import SOURCES
 if TYPE_CHECKING:
     from conftest import Place
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SPECS = field_specs()
 SCHEMA = json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

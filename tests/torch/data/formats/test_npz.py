@@ -18,7 +18,7 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage import patterns
 from ptycho_torch.simulate import diffract, simulate_scan
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[5] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")

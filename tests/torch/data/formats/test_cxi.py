@@ -16,7 +16,7 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
 
-PETRA = Path(__file__).parents[3] / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
+PETRA = Path(__file__).parents[5] / "shared" / "data" / "PETRAIII_P25_Near_Field_Ptycho.cxi"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
 
 pytestmark = pytest.mark.skipif(find_spec("ptychodus") is None, reason="needs the ptychodus extra")
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SETTINGS = """
 [Processing]
