@@ -24,7 +24,7 @@ from typing import Any
 
 from ptycho_exec import ExecutionSettings
 from ptycho_exec.cli.reference import toml_value
-from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.fields.spec import field_specs, format_value
 
 SPECS = list(field_specs().values())
 FROM_ENVIRON, FROM_FILE, FROM_PROJECT = SPECS[:20], SPECS[15:25], SPECS[20:30]
@@ -93,7 +93,7 @@ def write_inputs(folder: Path) -> None:
         (folder / f"{name}.toml").write_text(toml)
         (folder / f"{name}.yaml").write_text("".join(f"{n}: {json.dumps(v)}\n" for n, v in values.items()))
     for spec in FROM_ENVIRON:
-        os.environ[spec.variable] = text_of(spec.default)
+        os.environ[spec.variable] = format_value(spec.default)
 
 
 def ours(folder: Path) -> Callable[[], object]:

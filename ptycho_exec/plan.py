@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, SettingsError, redact
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.settings import ExecutionSettings
 
@@ -143,7 +143,7 @@ def _rebuild(
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Decided:
     """An `auto`, or a value that follows from another, became a definite one."""
 
     field: str
@@ -152,7 +152,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class Ignored:
     """An option that cannot act here and changes no result: replaced, with a notice."""
 
     field: str
@@ -161,7 +161,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Remark:
+class Note:
     """The value stays, but its user should know this."""
 
     field: str
@@ -172,7 +172,7 @@ NOTHING_NEAR: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Impossible:
+class Unsupported:
     """A value that cannot be honored and changes results or world size; `nearest` is what can, if any is."""
 
     field: str
@@ -183,7 +183,7 @@ class Impossible:
     refused_by_trainer: bool = False
 
 
-Decision = Chosen | LeftOut | Remark | Impossible
+Decision = Decided | Ignored | Note | Unsupported
 
 
 @dataclass
@@ -224,21 +224,21 @@ class Draft:
 
     def apply(self, decision: Decision) -> None:
         match decision:
-            case Chosen(name, value, reason):
+            case Decided(name, value, reason):
                 self.values[name], self.reasons[name] = value, reason
-            case LeftOut(name, value, reason):
-                text = f"{name}={text_of(self[name])} has no effect: {reason}"
+            case Ignored(name, value, reason):
+                text = f"{name}={format_value(self[name])} has no effect: {reason}"
                 self.notices.append(Notice(name, text))
                 self.values[name], self.reasons[name] = value, reason
-            case Remark(name, text):
+            case Note(name, text):
                 self.notices.append(Notice(name, text))
-            case Impossible():
-                self._apply_impossible(decision)
+            case Unsupported():
+                self._apply_unsupported(decision)
 
-    def _apply_impossible(self, found: Impossible) -> None:
+    def _apply_unsupported(self, found: Unsupported) -> None:
         adapt = self["on_unsupported"] == "adapt" and found.nearest is not NOTHING_NEAR
         if adapt:
-            change = f"{found.field}: {text_of(self[found.field])} became {text_of(found.nearest)}"
+            change = f"{found.field}: {format_value(self[found.field])} became {format_value(found.nearest)}"
             self.notices.append(Notice(found.field, f"{change}, because {found.what}", "adapted"))
             self.values[found.field], self.reasons[found.field] = found.nearest, found.what
             return
@@ -246,7 +246,7 @@ class Draft:
         self.problems.append(
             Problem(
                 found.field,
-                f"{found.field}={text_of(redact(self[found.field]))}: {found.what}",
+                f"{found.field}={format_value(redact(self[found.field]))}: {found.what}",
                 found.expected,
                 found.fix,
                 origin.describe() if origin else "",
@@ -285,11 +285,11 @@ def choose_accelerator(draft: Draft) -> Iterator[Decision]:
     if asked == "auto":
         best = "mps" if facts.mps else "cuda" if facts.gpus else "cpu"
         found = "Apple GPU" if facts.mps else facts.gpus[0].name if facts.gpus else "no usable GPU"
-        yield Chosen(
+        yield Decided(
             "accelerator", best, f"auto: {found}" + (f"; {facts.gpu_note}" if facts.gpu_note else "")
         )
     elif not there[asked]:
-        yield Impossible(
+        yield Unsupported(
             "accelerator",
             f"this machine has no such GPU ({facts.gpu_note or 'none found'})",
             "one of: " + ", ".join(["auto", *(name for name, usable in there.items() if usable)]),
@@ -310,21 +310,21 @@ def count_devices(draft: Draft) -> Iterator[Decision]:
         yield from _gpu_devices(draft, asked)
 
 
-def _all_devices(draft: Draft) -> Chosen:
+def _all_devices(draft: Draft) -> Decided:
     facts = draft.facts
     if draft.kind == "cuda" and facts.gpus:
         if facts.notebook:
-            return Chosen("devices", 1, "auto: one device in a notebook")
-        return Chosen("devices", len(facts.gpus), f"auto: {len(facts.gpus)} GPUs found")
+            return Decided("devices", 1, "auto: one device in a notebook")
+        return Decided("devices", len(facts.gpus), f"auto: {len(facts.gpus)} GPUs found")
     tasks = facts.launcher.tasks_per_node
     if draft.kind == "cpu" and tasks:
-        return Chosen("devices", tasks, f"auto: {facts.launcher.kind} starts {tasks} tasks per node")
-    return Chosen("devices", 1, f"auto: one {draft.kind} device")
+        return Decided("devices", tasks, f"auto: {facts.launcher.kind} starts {tasks} tasks per node")
+    return Decided("devices", 1, f"auto: one {draft.kind} device")
 
 
 def _cpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
     if isinstance(asked, tuple):
-        yield Impossible(
+        yield Unsupported(
             "devices",
             "CPU devices have no indices",
             "a number of processes, or auto",
@@ -334,7 +334,7 @@ def _cpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
         )
     elif asked > draft.facts.usable_cpus:
         text = f"devices={asked} starts {asked} processes on {draft.facts.usable_cpus} usable CPUs"
-        yield Remark("devices", text)
+        yield Note("devices", text)
 
 
 def _gpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
@@ -344,7 +344,7 @@ def _gpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
     )
     if missing and there:
         kept = tuple(index for index in asked if index < there) if isinstance(asked, tuple) else there
-        yield Impossible(
+        yield Unsupported(
             "devices",
             f"this machine has {there} {draft.kind} device{'s' if there > 1 else ''}",
             f"at most {there}, or indices below {there}",
@@ -358,7 +358,7 @@ def match_nodes(draft: Draft) -> Iterator[Decision]:
     """Several nodes need a launcher that started them all; without one the run waits for ever."""
     asked, launcher = draft["num_nodes"], draft.facts.launcher
     if asked > 1 and launcher.kind == "none":
-        yield Impossible(
+        yield Unsupported(
             "num_nodes",
             "no launcher started this process, so the run would wait for ever for the other nodes",
             "1 without a launcher",
@@ -366,7 +366,7 @@ def match_nodes(draft: Draft) -> Iterator[Decision]:
             nearest=1,
         )
     elif launcher.kind != "none" and asked != launcher.nodes:
-        yield Impossible(
+        yield Unsupported(
             "num_nodes",
             f"{launcher.kind} started this run on {launcher.nodes} node(s)",
             f"{launcher.nodes}, as in the launcher's own options",
@@ -384,7 +384,7 @@ def match_tasks(draft: Draft) -> Iterator[Decision]:
     tasks = launcher.tasks_per_node
     if tasks is not None and tasks != processes:
         consequence = "each task would train alone, all writing the same files" if processes == 1 else ""
-        yield Impossible(
+        yield Unsupported(
             "devices",
             f"{launcher.kind} starts {tasks} task(s) per node"
             + (f", so {consequence}" if consequence else ""),
@@ -398,8 +398,8 @@ def match_tasks(draft: Draft) -> Iterator[Decision]:
 
 
 def _slurm_traps(draft: Draft, variables: Mapping[str, str]) -> Iterator[Decision]:
-    def trap(what: str, fix: str, refused: bool = True) -> Impossible:
-        return Impossible("devices", what, "a job that every task can join", fix, refused_by_trainer=refused)
+    def trap(what: str, fix: str, refused: bool = True) -> Unsupported:
+        return Unsupported("devices", what, "a job that every task can join", fix, refused_by_trainer=refused)
 
     text, tasks = variables.get("SLURM_NTASKS_PER_NODE"), draft.facts.launcher.tasks_per_node
     if text is None:
@@ -429,12 +429,12 @@ def choose_strategy(draft: Draft) -> Iterator[Decision]:
     fallback = "auto" if draft.world_size == 1 else "ddp_notebook" if draft.facts.notebook else "ddp"
     if asked == "auto":
         one = "auto: one process on one device"
-        yield Chosen(
+        yield Decided(
             "strategy", fallback, one if fallback == "auto" else f"auto: {draft.world_size} processes"
         )
         return
     for what, fix, nearest in _strategy_obstacles(draft, asked, fallback):
-        yield Impossible("strategy", what, f"{fallback} here", fix, nearest=nearest, refused_by_trainer=True)
+        yield Unsupported("strategy", what, f"{fallback} here", fix, nearest=nearest, refused_by_trainer=True)
         return
 
 
@@ -460,9 +460,9 @@ def check_precision(draft: Draft) -> Iterator[Decision]:
     lacking = kind == "cuda" and any(not gpu.bf16 for gpu in facts.gpus)
     sharded = draft["strategy"].startswith(("fsdp", "deepspeed"))
 
-    def impossible(what: str, nearest: str, refused: bool = False) -> Impossible:
+    def impossible(what: str, nearest: str, refused: bool = False) -> Unsupported:
         fix = f"set precision={nearest}"
-        return Impossible("precision", what, f"{nearest} here", fix, nearest, refused)
+        return Unsupported("precision", what, f"{nearest} here", fix, nearest, refused)
 
     if asked == "16-mixed" and kind == "cpu":
         yield impossible("a CPU has no fp16 autocast; Lightning would silently use bf16-mixed", "bf16-mixed")
@@ -473,7 +473,7 @@ def check_precision(draft: Draft) -> Iterator[Decision]:
     elif asked.startswith("bf16") and lacking:
         yield impossible("not every GPU here computes in bfloat16; torch would emulate it", "32-true")
     elif asked == "16-true" and kind == "cpu":
-        yield Remark("precision", "precision=16-true on a CPU is slow, and not every operation exists in it")
+        yield Note("precision", "precision=16-true on a CPU is slow, and not every operation exists in it")
 
 
 def check_compile(draft: Draft) -> Iterator[Decision]:
@@ -487,7 +487,7 @@ def check_compile(draft: Draft) -> Iterator[Decision]:
         else ""
     )  # fmt: skip
     if missing:
-        yield Impossible(
+        yield Unsupported(
             "compile",
             f"torch.compile needs {missing}, and there is none",
             f"false, or {missing}",
@@ -500,14 +500,14 @@ def check_speed_flags(draft: Draft) -> Iterator[Decision]:
     """Flags of CUDA libraries say so when there is no CUDA; threads are compared with CPUs."""
     facts = draft.facts
     if draft["benchmark"] and draft.kind != "cuda":
-        yield LeftOut("benchmark", False, f"cuDNN is not used on {draft.kind}")
+        yield Ignored("benchmark", False, f"cuDNN is not used on {draft.kind}")
     old = draft.kind == "cuda" and facts.gpus and all(float(gpu.capability) < 8 for gpu in facts.gpus)
     if draft["matmul_precision"] != "highest" and old:
-        yield Remark("matmul_precision", "matmul_precision has no effect: no GPU here has TF32")
+        yield Note("matmul_precision", "matmul_precision has no effect: no GPU here has TF32")
     threads = draft["num_threads"]
     if threads and threads > facts.usable_cpus:
         text = f"num_threads={threads} is more than the {facts.usable_cpus} CPUs this job may use"
-        yield Remark("num_threads", text)
+        yield Note("num_threads", text)
 
 
 # --- how it optimizes ---------------------------------------------------------------------------------------
@@ -519,11 +519,11 @@ def check_optimization(draft: Draft) -> Iterator[Decision]:
         return
     for name, off in (("gradient_clip_val", None), ("accum_steps", 1)):
         if draft[name] != off:
-            yield Impossible(
+            yield Unsupported(
                 name,
                 "the module steps its optimizer itself (manual optimization), where this does not act",
-                text_of(off),
-                f"set {name}={text_of(off)}, or use automatic optimization",
+                format_value(off),
+                f"set {name}={format_value(off)}, or use automatic optimization",
                 nearest=off,
             )
 
@@ -535,9 +535,9 @@ def check_amounts(draft: Draft) -> Iterator[Decision]:
         return
     batches = -(-samples // (batch * draft.world_size))
     if batch > samples:
-        yield Remark("batch_size", f"batch_size={batch} is more than the {samples} training samples")
+        yield Note("batch_size", f"batch_size={batch} is more than the {samples} training samples")
     if isinstance(limit, float) and int(batches * limit) == 0:
-        yield Impossible(
+        yield Unsupported(
             "limit_train_batches",
             f"that fraction of {batches} batches is no batch at all",
             "a whole number, or a larger fraction",
@@ -547,20 +547,20 @@ def check_amounts(draft: Draft) -> Iterator[Decision]:
         )
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"
-        yield Remark("accum_steps", f"{text}; the optimizer steps once per epoch")
+        yield Note("accum_steps", f"{text}; the optimizer steps once per epoch")
 
 
 def choose_monitor(draft: Draft) -> Iterator[Decision]:
     """Without validation data val_loss is never logged, so train_loss ranks; unknown names are refused."""
     asked, traits = draft["checkpoint_monitor_metric"], draft.traits
     if asked == "val_loss" and not traits.has_validation:
-        yield Chosen("checkpoint_monitor_metric", "train_loss", "there is no validation data")
+        yield Decided("checkpoint_monitor_metric", "train_loss", "there is no validation data")
     monitor, known = draft["checkpoint_monitor_metric"], traits.logged_metrics
     unvalidated = monitor.startswith("val_") and not traits.has_validation
     if _uses_monitor(draft) and (unvalidated or (known is not None and monitor not in known)):
         names = [name for name in known or () if traits.has_validation or not name.startswith("val_")]
         nearest = next((name for name in ("val_loss", "train_loss") if name in names), NOTHING_NEAR)
-        yield Impossible(
+        yield Unsupported(
             "checkpoint_monitor_metric",
             "there is no validation data" if unvalidated else "the module never logs it",
             f"one of: {', '.join(names)}" if names else "a metric that training logs, such as train_loss",
@@ -568,7 +568,7 @@ def choose_monitor(draft: Draft) -> Iterator[Decision]:
             nearest="train_loss" if known is None else nearest,
         )
     if draft["checkpoint_mode"] == "max" and monitor.endswith("loss"):
-        yield Remark("checkpoint_mode", f"checkpoint_mode=max keeps the checkpoints with the worst {monitor}")
+        yield Note("checkpoint_mode", f"checkpoint_mode=max keeps the checkpoints with the worst {monitor}")
 
 
 def _uses_monitor(draft: Draft) -> bool:
@@ -584,31 +584,31 @@ def choose_workers(draft: Draft) -> Iterator[Decision]:
     usable, processes = draft.facts.usable_cpus, draft.processes_per_node
     if draft["num_workers"] == "auto":
         share = min(MAX_AUTO_WORKERS, max(0, usable // processes - 1))
-        yield Chosen("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")
+        yield Decided("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")
     workers = draft["num_workers"]
     if workers * processes > usable:
         total = f"{workers} x {processes}" if processes > 1 else f"{workers}"
-        yield Remark("num_workers", f"num_workers={total} is more than the {usable} CPUs this job may use")
+        yield Note("num_workers", f"num_workers={total} is more than the {usable} CPUs this job may use")
     if workers == 0:
         if draft["persistent_workers"]:
-            yield LeftOut("persistent_workers", False, "num_workers is 0")
+            yield Ignored("persistent_workers", False, "num_workers is 0")
         if draft["prefetch_factor"] is not None:
-            yield LeftOut("prefetch_factor", None, "num_workers is 0")
+            yield Ignored("prefetch_factor", None, "num_workers is 0")
 
 
 def choose_pinning(draft: Draft) -> Iterator[Decision]:
     """Page-locked memory speeds up copies to a CUDA device and does nothing elsewhere."""
     asked, cuda = draft["pin_memory"], draft.kind == "cuda"
     if asked == "auto":
-        yield Chosen("pin_memory", cuda, f"auto: batches go to {'a GPU' if cuda else f'the {draft.kind}'}")
+        yield Decided("pin_memory", cuda, f"auto: batches go to {'a GPU' if cuda else f'the {draft.kind}'}")
     elif asked and not cuda:
-        yield LeftOut("pin_memory", False, f"it speeds up copies to a CUDA device, and this is {draft.kind}")
+        yield Ignored("pin_memory", False, f"it speeds up copies to a CUDA device, and this is {draft.kind}")
 
 
 def choose_inference_batch(draft: Draft) -> Iterator[Decision]:
     """Inference uses the training batch size unless told otherwise."""
     if draft["inference_batch_size"] is None:
-        yield Chosen("inference_batch_size", draft["batch_size"], "none: the same as batch_size")
+        yield Decided("inference_batch_size", draft["batch_size"], "none: the same as batch_size")
 
 
 # --- what is written and shown ------------------------------------------------------------------------------
@@ -619,10 +619,10 @@ def check_writing(draft: Draft) -> Iterator[Decision]:
     if draft["fast_dev_run"]:
         for name, off in (("enable_checkpointing", False), ("logger_backend", None)):
             if draft[name] != off:
-                yield Chosen(name, off, "fast_dev_run writes no checkpoint and no metrics")
+                yield Decided(name, off, "fast_dev_run writes no checkpoint and no metrics")
     if not draft["enable_checkpointing"] and draft.was_set("checkpoint_save_top_k"):
         reason = "no checkpoints are written" + (" in a fast_dev_run" if draft["fast_dev_run"] else "")
-        yield Remark("checkpoint_save_top_k", f"checkpoint_save_top_k has no effect: {reason}")
+        yield Note("checkpoint_save_top_k", f"checkpoint_save_top_k has no effect: {reason}")
 
 
 def check_logger(draft: Draft) -> Iterator[Decision]:
@@ -630,7 +630,7 @@ def check_logger(draft: Draft) -> Iterator[Decision]:
     backend = draft["logger_backend"]
     packages = LOGGER_PACKAGES.get(backend, ())
     if packages and not draft.facts.has(*packages):
-        yield Impossible(
+        yield Unsupported(
             "logger_backend",
             f"the package {packages[0]} is not installed",
             "csv, none, or an installed logger",
@@ -639,11 +639,11 @@ def check_logger(draft: Draft) -> Iterator[Decision]:
         )
     backend = draft["logger_backend"]
     if draft["tracking_uri"] and backend != "mlflow":
-        yield Remark("tracking_uri", f"tracking_uri has no effect: logger_backend is {text_of(backend)}")
+        yield Note("tracking_uri", f"tracking_uri has no effect: logger_backend is {format_value(backend)}")
     if draft.was_set("experiment_name") and backend not in ("mlflow", "wandb"):
-        yield Remark("experiment_name", f"experiment_name has no effect with logger {text_of(backend)}")
+        yield Note("experiment_name", f"experiment_name has no effect with logger {format_value(backend)}")
     if draft["log_images_every_n_epochs"] and backend is None:
-        yield LeftOut("log_images_every_n_epochs", None, "there is no logger to send pictures to")
+        yield Ignored("log_images_every_n_epochs", None, "there is no logger to send pictures to")
 
 
 def choose_progress_bar(draft: Draft) -> Iterator[Decision]:
@@ -651,7 +651,7 @@ def choose_progress_bar(draft: Draft) -> Iterator[Decision]:
     if draft["enable_progress_bar"] == "auto":
         watched = draft.facts.terminal or draft.facts.notebook
         where = "output is a terminal" if draft.facts.terminal else "a notebook" if watched else "no terminal"
-        yield Chosen("enable_progress_bar", watched, f"auto: {where}")
+        yield Decided("enable_progress_bar", watched, f"auto: {where}")
 
 
 RULES: tuple[Rule, ...] = (

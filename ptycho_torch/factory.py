@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ptycho_exec.errors import DataError, Finding, SettingsError
-from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
@@ -243,15 +243,15 @@ def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -
 def _refused(config: type[Any], changes: Mapping[str, Any], item: Mapping[str, Any]) -> Finding:
     said = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     if not item["loc"]:  # a rule between fields
-        values = ", ".join(f"{name} = {text_of(value)}" for name, value in changes.items())
+        values = ", ".join(f"{name} = {format_value(value)}" for name, value in changes.items())
         return Finding(f"{values} is not allowed", config.__name__, said, "change one of them")
     name = str(item["loc"][0])
     info = config.model_fields[name]
     return Finding(
-        f"{name} = {text_of(changes.get(name))} is not allowed",
+        f"{name} = {format_value(changes.get(name))} is not allowed",
         where=f"{config.__name__}.{name}",
         expected=said,
-        fix=f"{info.description} [{text_of(info.default)}]",
+        fix=f"{info.description} [{format_value(info.default)}]",
     )
 
 

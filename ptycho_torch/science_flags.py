@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ptycho_exec.cli.flags import Parser
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 
 Config = type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]
@@ -26,12 +26,12 @@ def add_science_flags(parser: Parser, *configs: Config, but: tuple[str, ...] = (
         for name, info in config.model_fields.items():
             if name in but:
                 continue
-            sentence = f"{info.description} [{text_of(info.default)}]".replace("%", "%%")
+            sentence = f"{info.description} [{format_value(info.default)}]".replace("%", "%%")
             flag = "--" + name.lower().replace("_", "-")
             group.add_argument(flag, dest=_PREFIX + name, metavar="VALUE", default=None, help=sentence)
 
 
-def science_given(space: argparse.Namespace, *, text: bool = False) -> dict[str, Any]:
+def science_given(args: argparse.Namespace, *, text: bool = False) -> dict[str, Any]:
     """Return the science flags that were typed: field -> value (or its text).
 
     Raises:
@@ -39,7 +39,7 @@ def science_given(space: argparse.Namespace, *, text: bool = False) -> dict[str,
     """
     given = {
         name.removeprefix(_PREFIX): value
-        for name, value in vars(space).items()
+        for name, value in vars(args).items()
         if name.startswith(_PREFIX) and value is not None
     }
     if text:
@@ -73,7 +73,7 @@ def _parse(name: str, word: str, findings: list[Finding]) -> Any:
                 f"{flag} = {word!r} is not allowed",
                 where="command line",
                 expected=_READABLE.get(message, message.removeprefix("Input should be ")),
-                fix=f"{info.description} [{text_of(info.default)}]",
+                fix=f"{info.description} [{format_value(info.default)}]",
             )
         )
         return None

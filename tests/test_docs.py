@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.cli.commands import build_parser as exec_parser
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_torch.cli import build_parser as torch_parser
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 
@@ -76,7 +76,7 @@ def test_the_factory_defaults_of_the_spec_are_the_defaults() -> None:
         r"^\| (train|infer) \| (\w+) \| (\S+) \| (.+) \|$", (ROOT / "specs/workflows.md").read_text(), re.M
     )
     assert {(task, name, value, why) for task, name, value, why in rows} == {
-        (task, name, text_of(default.value), default.reason)
+        (task, name, format_value(default.value), default.reason)
         for task, defaults in (("train", TRAINING_DEFAULTS), ("infer", INFERENCE_DEFAULTS))
         for name, default in defaults.items()
     }
@@ -92,4 +92,4 @@ def commands() -> list[str]:
 def test_documented_commands_parse(command: str) -> None:
     program, *words = shlex.split(command)
     parser = {"ptycho-exec": exec_parser, "ptycho-torch": torch_parser}[program]()
-    assert parser.parse(words).verb == words[0]
+    assert parser.parse(words).command == words[0]

@@ -15,7 +15,7 @@ from ptycho_exec.cli.flags import Parser, add_settings_flags, all_flags_given, a
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import FieldSpec, field_specs, text_of
+from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.profiles import Profile, find_profile, profile_names
@@ -29,31 +29,31 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ptycho-exec`; return its exit code."""
-    return run(build_parser(), argv, lambda space: space.act(space))
+    return run(build_parser(), argv, lambda args: args.handler(args))
 
 
 def build_parser() -> Parser:
-    """Return the parser of all subcommands."""
+    """Return the parser of all commands."""
     parser = Parser(prog="ptycho-exec", description="Execution settings of a ptychographic reconstruction.")
-    verbs = parser.add_subparsers(title="commands", dest="verb", required=True, metavar="COMMAND")
-    for name, (act, help_text, extras) in _VERBS.items():
-        verb = verbs.add_parser(name, help=help_text, description=help_text)
-        verb.set_defaults(act=act)
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for name, (handler, help_text, extras) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        command.set_defaults(handler=handler)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         for words, options in extras:
-            verb.add_argument(*words, **options)
+            command.add_argument(*words, **options)
         if name in ("show", "explain", "check"):
-            add_settings_flags(verb)
+            add_settings_flags(command)
     return parser
 
 
-def resolve_from(space: argparse.Namespace, factory_defaults: dict[str, Any] | None = None) -> Resolution:
+def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | None = None) -> Resolution:
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            flags=all_flags_given(space),
-            profile=space.profile,
-            settings_file=space.settings,
+            flags=all_flags_given(args),
+            profile=args.profile,
+            settings_file=args.settings,
             factory_defaults=factory_defaults or {},
         )
     )
@@ -62,19 +62,19 @@ def resolve_from(space: argparse.Namespace, factory_defaults: dict[str, Any] | N
 # --- show and explain ------------------------------------------------------------------------------------
 
 
-def show(space: argparse.Namespace) -> int:
+def show(args: argparse.Namespace) -> int:
     """Print every value with its origin, or what Trainer and loaders would be given."""
-    resolution = resolve_from(space)
+    resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
-    if space.trainer or space.loader:
-        return _show_kwargs(settings, trainer=space.trainer, loader=space.loader)
-    if space.json:
+    if args.trainer or args.loader:
+        return _show_kwargs(settings, trainer=args.trainer, loader=args.loader)
+    if args.json:
         print(json.dumps(settings_json(settings), indent=2))
         return 0
     rows = [
         (name, shown(getattr(settings, name)), settings.origins[name].describe())
         for name in field_specs()
-        if not space.changed or settings.origins[name].kind is not Kind.DEFAULT
+        if not args.changed or settings.origins[name].kind is not Kind.DEFAULT
     ]
     print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notices(resolution)
@@ -83,7 +83,7 @@ def show(space: argparse.Namespace) -> int:
 
 def shown(value: Any) -> str:
     """Write a value for a line of a terminal: credentials hidden, control characters as escapes."""
-    text = text_of(redact(value))
+    text = format_value(redact(value))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -126,23 +126,23 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         ).rstrip()
 
 
-def explain(space: argparse.Namespace) -> int:
+def explain(args: argparse.Namespace) -> int:
     """Tell all about one field, or, without a name, where every value was looked for."""
-    if space.field and space.field not in field_specs():
+    if args.field and args.field not in field_specs():
         raise SettingsError.from_findings(
-            [unknown_name(space.field, tuple(field_specs()), where="command line")]
+            [unknown_name(args.field, tuple(field_specs()), where="command line")]
         )
-    resolution = resolve_from(space)
+    resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
-    names = [space.field] if space.field else _changed(settings)
-    if space.json:
+    names = [args.field] if args.field else _changed(settings)
+    if args.json:
         chosen = settings_json(settings)
         print(json.dumps({name: chosen[name] for name in names}, indent=2))
         return 0
     for name in names:
         print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
         print()
-    print("\n".join(_looked_for(resolution)))
+    print("\n".join(_searched_places(resolution)))
     _print_notices(resolution)
     return 0
 
@@ -170,22 +170,22 @@ def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[s
 
 def _told(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
-    given = f", given as {raw!r}" if raw is not None and raw != text_of(redact(origin.value)) else ""
+    given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
     return origin.describe() + given
 
 
-def _looked_for(resolution: Resolution) -> Iterator[str]:
+def _searched_places(resolution: Resolution) -> Iterator[str]:
     if resolution.profile:
         yield f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}"
     yield "looked for, highest precedence first:"
-    for file in resolution.looked:
+    for file in resolution.searched:
         yield f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}"
 
 
 # --- check, facts, diff ----------------------------------------------------------------------------------
 
 
-def check(space: argparse.Namespace) -> int:
+def check(args: argparse.Namespace) -> int:
     """Say whether these settings can run on this machine, or on the one whose facts are given.
 
     With `--probe` one batch is trained and predicted too.
@@ -193,40 +193,40 @@ def check(space: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    _check_usage(space)
-    plain = not space.json and not space.annotations
+    _check_usage(args)
+    plain = not args.json and not args.annotations
     try:
-        resolution = resolve_from(space)
+        resolution = resolve_from(args)
         settings = ExecutionSettings.from_resolution(resolution)
     except SettingsError as error:
-        if not plain or space.debug:
+        if not plain or args.debug:
             raise
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
-    plan = _plan_for(settings, space.facts)
+    plan = _plan_for(settings, args.facts)
     problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
-    steps = _trial(space, settings) if space.probe is not None and not problems else ()
+    steps = _trial(args, settings) if args.probe is not None and not problems else ()
     failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
-    if space.json:
-        print(json.dumps(_verdict_json(space, plan, steps, [*problems, *failed]), indent=2, default=str))
+    if args.json:
+        print(json.dumps(_verdict_json(args, plan, steps, [*problems, *failed]), indent=2, default=str))
     elif plain:
         notes = [f"note  {notice}" for notice in resolution.notices]
-        if problems and space.probe is not None:
+        if problems and args.probe is not None:
             notes.append("note  probe was not run, because of the problems above")
         lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *(step.line() for step in steps)]
         print("\n".join([*lines, _verdict(plan, steps)]))
     if not problems and not failed:
         return 0
-    return _blocked(space, SettingsError if problems else UserError, [*problems, *failed])
+    return _blocked(args, SettingsError if problems else UserError, [*problems, *failed])
 
 
-def _check_usage(space: argparse.Namespace) -> None:
-    if space.test is not None and space.probe is None:
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.test is not None and args.probe is None:
         raise SettingsError(
             "--test is part of --probe", where="command line", fix="give --probe, or leave out --test"
         )
-    if space.probe is not None and space.facts:
+    if args.probe is not None and args.facts:
         raise SettingsError(
             "--probe runs a batch on this machine, --facts asks about another one",
             where="command line",
@@ -234,12 +234,12 @@ def _check_usage(space: argparse.Namespace) -> None:
         )
 
 
-def _trial(space: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
+def _trial(args: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
     from ptycho_exec.cli.probe import Trial, run_trial
 
-    say = (lambda text: print(text, end="", file=sys.stderr)) if space.debug else None
-    validation = None if space.test is None else _scan(space.test)
-    return run_trial(Trial(settings, _scan(space.probe), validation), say=say)
+    say = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+    validation = None if args.test is None else _scan(args.test)
+    return run_trial(Trial(settings, _scan(args.probe), validation), say=say)
 
 
 def _scan(word: str) -> str:
@@ -256,17 +256,17 @@ def _scan(word: str) -> str:
 
 
 def _verdict_json(
-    space: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
+    args: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
 ) -> dict[str, Any]:
     verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
-    probe = {} if space.probe is None else {"probe": [step.to_json() for step in steps]}
+    probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
     return {**verdict, **plan.to_json(), **probe}
 
 
-def _blocked(space: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
+def _blocked(args: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
     """Return the exit code of a check that failed, after marking its findings in a pull request."""
     blocked = kind.from_findings(findings)
-    if space.annotations:
+    if args.annotations:
         raise blocked
     annotate(blocked)
     return blocked.exit_code
@@ -322,31 +322,31 @@ def _count(things: Sequence[object], noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def facts(space: argparse.Namespace) -> int:
+def facts(args: argparse.Namespace) -> int:
     """Print the facts of this machine as JSON, for `check --facts` elsewhere."""
     from ptycho_exec.machine.facts import MachineFacts
 
-    del space
+    del args
     print(MachineFacts.probe().to_json())
     return 0
 
 
-def diff(space: argparse.Namespace) -> int:
+def diff(args: argparse.Namespace) -> int:
     """Compare two settings: files, manifests or run directories, `profile:NAME`, or `env` for this place.
 
     Returns 1 when they differ, as diff(1) does.
     """
-    a, b = settings_of(space.a), settings_of(space.b)
+    a, b = settings_of(args.a), settings_of(args.b)
     rows = [
         (name, shown(getattr(a, name)), shown(getattr(b, name)), spec.effect.value)
         for name, spec in field_specs().items()
-        if redact(getattr(a, name)) != redact(getattr(b, name)) and space.only in (None, spec.effect.value)
+        if redact(getattr(a, name)) != redact(getattr(b, name)) and args.only in (None, spec.effect.value)
     ]
-    if space.json:
+    if args.json:
         keys = ("field", "a", "b", "effect")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
     else:
-        names = (redact(space.a), redact(space.b))
+        names = (redact(args.a), redact(args.b))
         print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
         print(_verdict_on_results(a, b))
     return 1 if rows else 0
@@ -398,20 +398,20 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(space: argparse.Namespace) -> int:
+def schema(args: argparse.Namespace) -> int:
     """Print the JSON schema of a settings file."""
     from ptycho_exec.cli.reference import schema_text
 
-    del space
+    del args
     print(schema_text(), end="")
     return 0
 
 
-def init(space: argparse.Namespace) -> int:
+def init(args: argparse.Namespace) -> int:
     """Write a starter settings file, every field commented out at its default, and its schema."""
     from ptycho_exec.cli.reference import schema_text, starter_toml
 
-    path = Path(space.path)
+    path = Path(args.path)
     if path.suffix != ".toml":
         raise UserError(f"{path} is no TOML file", expected="a name that ends with .toml", fix="rename it")
     if path.exists():
@@ -427,28 +427,28 @@ def init(space: argparse.Namespace) -> int:
     return 0
 
 
-def docs(space: argparse.Namespace) -> int:
+def docs(args: argparse.Namespace) -> int:
     """Regenerate schema, settings reference and `.env.example` of a checkout."""
     from ptycho_exec.cli.reference import write_generated
 
-    for path in write_generated(Path(space.root)):
+    for path in write_generated(Path(args.root)):
         print(f"wrote {path}")
     return 0
 
 
-def profiles(space: argparse.Namespace) -> int:
+def profiles(args: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request())
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
     if reader.findings:
         raise SettingsError.from_findings(reader.findings)
     rows = [_profile_json(profile) for profile in found if profile is not None]
-    if space.json:
+    if args.json:
         print(json.dumps(rows, indent=2))
         return 0
     for row in rows:
         base = f" (extends {row['extends']})" if row["extends"] else ""
-        values = ", ".join(f"{name}={text_of(value)}" for name, value in row["values"].items())
+        values = ", ".join(f"{name}={format_value(value)}" for name, value in row["values"].items())
         print(f"{row['name']}{base}: {row['description']}\n    {values}\n    {row['file']}")
     return 0
 
@@ -489,7 +489,7 @@ _TEST = (
         "help": "with --probe: validate too, on this scan or on a simulated one",
     },
 )
-_VERBS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
+_COMMANDS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
     "show": (
         show,
         "print every value and where it came from",

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
-from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, text_of
+from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
 from ptycho_exec.sources.suggestions import nearest, unknown_name
 
 _PREFIX = "settings_field_"
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise one error that lists every unknown argument."""
-        space, extra = self.parse_known_args(complete_switches(argv))
+        args, extra = self.parse_known_args(complete_switches(argv))
         known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
         names = [item.partition("=")[0] for item in extra if item != "--"]
         unknown = [name for name in names if name.startswith("-")]
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         if extra:
             what = f"unexpected argument {redact(extra[0])!r}"
             raise SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
-        return space
+        return args
 
 
 def _unknown_flag(name: str, known: Sequence[str]) -> Finding:
@@ -86,7 +86,7 @@ def complete_switches(argv: Sequence[str]) -> list[str]:
         positive = "--" + word.removeprefix("--no-")
         if word in switches:
             follows = rest[0].lower() if rest else ""
-            words = TRUE_WORDS | FALSE_WORDS | {text_of(choice) for choice in switches[word].choices}
+            words = TRUE_WORDS | FALSE_WORDS | {format_value(choice) for choice in switches[word].choices}
             done.append(f"{word}={rest.pop(0) if follows in words else 'true'}")
         elif word.startswith("--no-") and positive in switches:
             done.append(f"{positive}=false")
@@ -109,24 +109,24 @@ def add_settings_flags(parser: argparse.ArgumentParser) -> None:
             action="append",
             metavar=_metavar(spec),
             default=None,
-            help=f"{spec.sentence} [{text_of(spec.default)}]".replace("%", "%%"),
+            help=f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
         )
 
 
 def _metavar(spec: FieldSpec) -> str:
     if spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}:
-        return "{" + ",".join(text_of(choice) for choice in spec.choices) + "}"
+        return "{" + ",".join(format_value(choice) for choice in spec.choices) + "}"
     return "VALUE"
 
 
-def flags_given(space: argparse.Namespace) -> dict[str, str]:
+def flags_given(args: argparse.Namespace) -> dict[str, str]:
     """Return the settings flags that were typed: field -> text, the last one where there are several."""
-    return {name: texts[-1] for name, texts in all_flags_given(space).items()}
+    return {name: texts[-1] for name, texts in all_flags_given(args).items()}
 
 
-def all_flags_given(space: argparse.Namespace) -> dict[str, tuple[str, ...]]:
+def all_flags_given(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
     """Return the settings flags that were typed: field -> every text, in the order of the command line."""
-    pairs: Mapping[str, Any] = vars(space)
+    pairs: Mapping[str, Any] = vars(args)
     return {
         name.removeprefix(_PREFIX): tuple(texts)
         for name, texts in pairs.items()
@@ -150,14 +150,14 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def _report(program: str, error: UserError, words: Sequence[str]) -> None:
-    if "--json" in words:
+def _report(program: str, error: UserError, argv: Sequence[str]) -> None:
+    if "--json" in argv:
         print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
-    elif "--annotations" in words:
+    elif "--annotations" in argv:
         print("\n".join(finding.annotation() for finding in error.findings))
     else:
         print(f"{program}: {error}", file=sys.stderr)
-    if "--annotations" not in words:
+    if "--annotations" not in argv:
         annotate(error)
 
 
@@ -167,21 +167,21 @@ def annotate(error: UserError) -> None:
         print("\n".join(finding.annotation() for finding in error.findings), file=sys.stderr)
 
 
-def run(parser: Parser, argv: Sequence[str] | None, act: Callable[[argparse.Namespace], int]) -> int:
-    """Parse and act. A user's error prints as one block on standard error; `--debug` shows its traceback.
+def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.Namespace], int]) -> int:
+    """Parse and run. A user's error prints as one block on standard error; `--debug` shows its traceback.
 
     Returns:
         0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every letter
     try:
-        return act(parser.parse(words))
+        return handler(parser.parse(argv))
     except UserError as error:
-        if "--debug" in words:
+        if "--debug" in argv:
             raise
-        _report(parser.prog, error, words)
+        _report(parser.prog, error, argv)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -13,7 +13,7 @@ from typing import Any
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import CONFLICTS, Conflict, ExecutionFields
-from ptycho_exec.fields.spec import NONE_WORDS, FieldSpec, field_specs, text_of
+from ptycho_exec.fields.spec import NONE_WORDS, FieldSpec, field_specs, format_value
 from ptycho_exec.sources.resolve import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
@@ -91,7 +91,7 @@ def _described(spec: FieldSpec, branch: dict[str, Any]) -> list[dict[str, Any]]:
         words = [True, False]
     if not words:
         return [{key: value for key, value in branch.items() if key not in ("default", "description")}]
-    return [{"const": word, "description": meanings[text_of(word)]} for word in words]
+    return [{"const": word, "description": meanings[format_value(word)]} for word in words]
 
 
 def _conflict_schema(rule: Conflict) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _reference_entry(spec: FieldSpec) -> list[str]:
         "",
         f"- accepts: {spec.expected()}",
         *(f"  - `{word}`: {meaning}" for word, meaning in CHOICES.get(spec.name, {}).items()),
-        f"- default: `{text_of(spec.default)}`",
+        f"- default: `{format_value(spec.default)}`",
         f"- effect: {spec.effect.value}",
         f"- variable: `{spec.variable}`, flag: `{spec.flag}`, TOML: `{spec.name} = ...`",
         "",
@@ -153,7 +153,7 @@ def env_example() -> str:
         lines += [
             f"# {spec.sentence}",
             f"# Accepts: {spec.expected()}.",
-            f"{spec.variable}={text_of(spec.default)}",
+            f"{spec.variable}={format_value(spec.default)}",
             "",
         ]
     return "\n".join(lines)
@@ -172,7 +172,7 @@ def toml_value(value: Any) -> str:
     """Write a value in TOML, which has no null: none is a word there."""
     if value is None:
         return '"none"'
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else text_of(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else format_value(value)
 
 
 def generated_files() -> dict[str, str]:

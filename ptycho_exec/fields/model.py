@@ -70,7 +70,7 @@ def _some_time(value: str) -> str:
 MOST = 10**9
 """No count is larger: what is beyond is a slip of the keyboard."""
 
-Orless = BeforeValidator(_none_word)
+NoneWord = BeforeValidator(_none_word)
 # The limits stand on the number itself, inside the conversion, so that the JSON schema has them too.
 Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_whole)]
 NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_whole)]
@@ -133,7 +133,7 @@ class ExecutionFields(BaseModel):
     """Internal precision of float32 matrix products; high and medium use TF32 or bfloat16 where a GPU can."""
     compile: bool = False
     """Compile the network with torch.compile: slow first step, faster later ones."""
-    num_threads: Annotated[Positive | None, Orless] = None
+    num_threads: Annotated[Positive | None, NoneWord] = None
     """Threads of one CPU operation; none leaves torch's choice, which is one per core."""
 
     # --- repeatability
@@ -155,21 +155,21 @@ class ExecutionFields(BaseModel):
         "Default", "Exponential", "WarmupCosine", "ReduceLROnPlateau", "MultiStage", "Adaptive"
     ] = "Default"
     """How the learning rate changes over training; Default keeps it constant."""
-    gradient_clip_val: Annotated[Annotated[float, Gt(0), Le(1e6)] | None, Orless] = None
+    gradient_clip_val: Annotated[Annotated[float, Gt(0), Le(1e6)] | None, NoneWord] = None
     """Largest gradient that is let through, as gradient_clip_algorithm measures it; none clips nothing."""
     gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
     """Clip by the total norm, per value, or per unit relative to its weights (agc, arXiv:2102.06171)."""
-    max_time: Annotated[Duration | None, Orless] = None
+    max_time: Annotated[Duration | None, NoneWord] = None
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
     limit_train_batches: Annotated[
         Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
         BeforeValidator(_whole_above_one),
-        Orless,
+        NoneWord,
     ] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
-    fast_dev_run: Annotated[Positive | None, Orless] = None
+    fast_dev_run: Annotated[Positive | None, NoneWord] = None
     """Run only this many batches of each kind, with no checkpoint and no logger: a smoke test."""
-    early_stop_patience: Annotated[Positive | None, Orless] = 100
+    early_stop_patience: Annotated[Positive | None, NoneWord] = 100
     """Stop after this many epochs without a better monitored metric; none never stops early."""
 
     # --- loaders
@@ -179,7 +179,7 @@ class ExecutionFields(BaseModel):
     """Put batches in page-locked memory for faster copies to a GPU; auto does so when there is one."""
     persistent_workers: Annotated[bool, Effect.PERFORMANCE] = False
     """Keep loader processes alive between epochs; without workers it has no effect."""
-    prefetch_factor: Annotated[Positive | None, Orless, Effect.PERFORMANCE] = None
+    prefetch_factor: Annotated[Positive | None, NoneWord, Effect.PERFORMANCE] = None
     """Batches that each loader process prepares ahead; none leaves torch's 2; without workers no effect."""
 
     # --- checkpoints
@@ -195,21 +195,23 @@ class ExecutionFields(BaseModel):
     # --- what is shown and recorded
     enable_progress_bar: Annotated[Literal["auto"] | bool, Effect.UI] = "auto"
     """Show progress with the remaining time; auto does so when attached to a terminal."""
-    logger_backend: Annotated[Literal["csv", "tensorboard", "mlflow", "wandb"] | None, Orless, Effect.IO] = (
-        "csv"
-    )
+    logger_backend: Annotated[
+        Literal["csv", "tensorboard", "mlflow", "wandb"] | None, NoneWord, Effect.IO
+    ] = "csv"
     """Where metrics go; none writes none. All but csv need the extra of the same name."""
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10
     """Optimizer steps between two rows of step metrics."""
-    log_images_every_n_epochs: Annotated[Positive | None, Orless, Effect.IO] = None
+    log_images_every_n_epochs: Annotated[Positive | None, NoneWord, Effect.IO] = None
     """Epochs between two reconstruction pictures sent to the logger; none sends none during training."""
     experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
-    tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, Orless, Effect.IO] = None
+    tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, NoneWord, Effect.IO] = (
+        None
+    )
     """Address of the MLflow server; none writes into the run directory. Credentials in it are never shown."""
 
     # --- inference
-    inference_batch_size: Annotated[Positive | None, Orless, Effect.PERFORMANCE] = None
+    inference_batch_size: Annotated[Positive | None, NoneWord, Effect.PERFORMANCE] = None
     """Patterns per batch in inference; none uses batch_size. Results do not depend on it."""
     middle_trim: NonNegative = 0
     """Stitch only the central n x n pixels of each patch; 0 stitches whole patches."""

@@ -51,7 +51,7 @@ class FieldSpec:
 
     def expected(self) -> str:
         """Say in words what the field takes: `a whole number > 0, or none`."""
-        words = [text_of(choice) for choice in self.choices]
+        words = [format_value(choice) for choice in self.choices]
         parts = [f"one of: {', '.join(words)}"] if len(words) > 2 else [" or ".join(words)] if words else []
         if int in self.kinds:
             parts.append(f"a whole number{self._bound('int')}")
@@ -139,14 +139,14 @@ def _bound_texts(constraints: tuple[Any, ...]) -> typing.Iterator[str]:
                 pass
 
 
-def text_of(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Write a value as a file or variable would: `true`, `none`, `0,1`, `0.001`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(text_of(item) for item in value)}]"
+        return f"[{', '.join(format_value(item) for item in value)}]"
     return repr(value) if isinstance(value, float) else str(value)
 
 

@@ -15,15 +15,15 @@ from typing import Any
 
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.model import ENV_PREFIX
-from ptycho_exec.sources.origins import Kind, Looked, Origin
+from ptycho_exec.sources.origins import Kind, Origin, SearchedFile
 from ptycho_exec.sources.settings_files import (
     Assigned,
     Document,
     find_upward,
+    has_table,
     is_file,
     read_document,
     read_dotenv,
-    speaks_of,
 )
 
 SETTINGS_FILE_VARIABLE = ENV_PREFIX + "SETTINGS_FILE"
@@ -61,7 +61,7 @@ class Reader:
     def __init__(self, request: Request) -> None:
         self.request = request
         self.environ = dict(os.environ if request.environ is None else request.environ)
-        self.looked: list[Looked] = []
+        self.searched: list[SearchedFile] = []
         self.findings: list[Finding] = []
         self.notices: list[str] = []
 
@@ -81,7 +81,7 @@ class Reader:
         path = self.cwd / ".env"
         found = is_file(path)
         self._note_odd(path)
-        self.looked.append(Looked(Kind.DOTENV, str(path), found))
+        self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
         return read_dotenv(path, self.findings, self.notices, self.environ) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
@@ -111,11 +111,11 @@ class Reader:
         asked = self.settings_file
         if asked is None:
             named = f"none was named (--settings, {SETTINGS_FILE_VARIABLE})"
-            self.looked.append(Looked(Kind.SETTINGS_FILE, named, False))
+            self.searched.append(SearchedFile(Kind.SETTINGS_FILE, named, False))
             return None
         path = self.cwd / os.path.expanduser(asked.value)
         found = is_file(path)
-        self.looked.append(Looked(Kind.SETTINGS_FILE, str(path), found))
+        self.searched.append(SearchedFile(Kind.SETTINGS_FILE, str(path), found))
         if not found:
             self.findings.append(_not_there(path, asked))
             return None
@@ -125,12 +125,12 @@ class Reader:
         path = find_upward(self.cwd, PROJECT_FILE)
         self._note_odd(self.cwd / PROJECT_FILE)
         self._note_misnamed(self.cwd, PROJECT_FILE)
-        self._looked_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
+        self._searched_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
 
     def _pyproject(self) -> Document | None:
-        path = find_upward(self.cwd, "pyproject.toml", speaks_of(PYPROJECT_TABLE))
-        self._looked_upward(Kind.PYPROJECT, path, "pyproject.toml")
+        path = find_upward(self.cwd, "pyproject.toml", has_table(PYPROJECT_TABLE))
+        self._searched_upward(Kind.PYPROJECT, path, "pyproject.toml")
         return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
 
     def _note_odd(self, path: Path) -> None:
@@ -151,19 +151,19 @@ class Reader:
                     f"{path} is not read: the settings file here is {name}; --settings names another"
                 )
 
-    def _looked_upward(self, kind: Kind, path: Path | None, name: str) -> None:
+    def _searched_upward(self, kind: Kind, path: Path | None, name: str) -> None:
         place = str(path) if path else f"{self.cwd / name}, and in every folder above"
-        self.looked.append(Looked(kind, place, path is not None))
+        self.searched.append(SearchedFile(kind, place, path is not None))
 
     def _user_file(self) -> Document | None:
         folder = self._config_folder()
         if folder is None:
-            self.looked.append(Looked(Kind.USER_FILE, "this user has no home directory", False))
+            self.searched.append(SearchedFile(Kind.USER_FILE, "this user has no home directory", False))
             return None
         path = folder / "ptycho_exec" / "settings.toml"
         self._note_misnamed(path.parent, path.name)
         self._note_odd(path)
-        self.looked.append(Looked(Kind.USER_FILE, str(path), is_file(path)))
+        self.searched.append(SearchedFile(Kind.USER_FILE, str(path), is_file(path)))
         return read_document(path, Kind.USER_FILE, self.findings) if is_file(path) else None
 
     def _config_folder(self) -> Path | None:

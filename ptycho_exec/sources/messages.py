@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.model import Conflict, malformed
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, text_of
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.settings_files import assignment
 from ptycho_exec.sources.suggestions import nearest
@@ -32,9 +32,9 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
             yield bad_value(name, resolution.origins[name])
 
 
-def dormant_faults(dormant: Iterable[tuple[str, Origin]]) -> Iterator[Finding]:
+def inactive_values(inactive: Iterable[tuple[str, Origin]]) -> Iterator[Finding]:
     """Yield a finding for each malformed value that does not act now: shadowed, or of another profile."""
-    rest = list(dormant)
+    rest = list(inactive)
     while rest:
         batch, later = dict[str, Origin](), list[tuple[str, Origin]]()
         for name, origin in rest:
@@ -62,7 +62,7 @@ def bad_value(name: str, origin: Origin) -> Finding:
 
 def _shown(origin: Origin) -> str:
     value = origin.value
-    text = redact(origin.raw if origin.raw is not None else text_of(value))
+    text = redact(origin.raw if origin.raw is not None else format_value(value))
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
     if isinstance(value, str):
         return repr(text)
@@ -76,20 +76,22 @@ def _remedy(spec: FieldSpec, origin: Origin) -> str:
         bare = value.strip().strip(_QUOTES)
         if origin.kind in _TYPED and bare != value and not malformed({spec.name: decode_text(spec, bare)}):
             return f"write {bare}, without quotes"
-        close = nearest(value, [text_of(choice) for choice in spec.choices], most=1)
+        close = nearest(value, [format_value(choice) for choice in spec.choices], most=1)
         if origin.kind in _TYPED and close:
             return f"did you mean {close[0]}?"
         meant = decode_text(spec, value)
         if type(meant) is not str and not malformed({spec.name: meant}):
-            return f"write {assignment(origin.file, spec.name, text_of(meant))}, without quotes"
+            return f"write {assignment(origin.file, spec.name, format_value(meant))}, without quotes"
         if close:
             return f"did you mean {assignment(origin.file, spec.name, json.dumps(close[0]))}?"
-    return f"write another value, or remove it for the default, {text_of(spec.default)}"
+    return f"write another value, or remove it for the default, {format_value(spec.default)}"
 
 
 def _conflict(rule: Conflict, resolution: Resolution) -> Finding:
     origins = [(name, resolution.origins[name]) for name in rule.fields]
-    sides = [f"{name} = {redact(text_of(origin.value))} ({origin.describe()})" for name, origin in origins]
+    sides = [
+        f"{name} = {redact(format_value(origin.value))} ({origin.describe()})" for name, origin in origins
+    ]
     placed: Any = next((origin for _, origin in origins if origin.file), None)
     return Finding(
         f"{' and '.join(rule.fields)} contradict each other: {rule.why}",

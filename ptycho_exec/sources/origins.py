@@ -81,7 +81,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SearchedFile:
     """A file that was looked for, and whether it was there; `explain` lists them all."""
 
     kind: Kind
@@ -95,10 +95,10 @@ class Resolution:
 
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
-    looked: tuple[Looked, ...] = ()
+    searched: tuple[SearchedFile, ...] = ()
     notices: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
-    dormant: tuple[tuple[str, Origin], ...] = ()
+    inactive: tuple[tuple[str, Origin], ...] = ()
     """Values that do not act now, shadowed or in another profile; they are checked like the others."""
     profile: str | None = None
     profile_asked_by: str = ""
@@ -115,7 +115,7 @@ class Layer:
     entries: dict[str, Origin] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    dormant: list[tuple[str, Origin]] = field(default_factory=list)
+    inactive: list[tuple[str, Origin]] = field(default_factory=list)
 
 
 # --- line finders: path of keys -> 1-based line -------------------------------------------------------------

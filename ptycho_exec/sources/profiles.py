@@ -41,7 +41,7 @@ def _read_profiles(document: Document, layer: Layer) -> None:
     for name, table in document.table_at(("profiles",)).items():
         path = ("profiles", name)
         if isinstance(table, Mapping):
-            layer.dormant += profile_entries(document, path, name).items()
+            layer.inactive += profile_entries(document, path, name).items()
             layer.findings += profile_findings(document, path)
         else:
             what, expected = f"profile {name} is not a table", f"[profiles.{name}] with settings in it"

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import ENV_PREFIX
-from ptycho_exec.fields.spec import decode_text, field_specs, text_of
+from ptycho_exec.fields.spec import decode_text, field_specs, format_value
 from ptycho_exec.sources.discovery import (
     PROFILE_VARIABLE,
     PROJECT_FILE,
@@ -38,7 +38,7 @@ from ptycho_exec.sources.discovery import (
     Request,
 )
 from ptycho_exec.sources.env_vars import stray_notice, take_variable, unprefixed
-from ptycho_exec.sources.messages import dormant_faults, explain_error
+from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
 from ptycho_exec.sources.profiles import document_layer, profile_layer
 from ptycho_exec.sources.suggestions import unknown_name
@@ -190,10 +190,10 @@ def resolve(request: Request) -> Resolution:
     return Resolution(
         values={name: chain[0].value for name, chain in chains.items()},
         origins=_with_defaults(chains),
-        looked=tuple(reader.looked),
+        searched=tuple(reader.searched),
         notices=(*reader.notices, *(notice for layer in layers for notice in layer.notices)),
         findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings)),
-        dormant=(*shadowed, *(entry for layer in layers for entry in layer.dormant)),
+        inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
         profile=asked.value if asked else None,
         profile_asked_by=asked.describe() if asked else "",
     )
@@ -267,7 +267,7 @@ def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None])
         validate(resolution.values)
     except ValidationError as error:
         findings += list(explain_error(error, resolution))
-    findings += list(dormant_faults(resolution.dormant))
+    findings += list(inactive_values(resolution.inactive))
     if findings:
         raise SettingsError.from_findings(list(dict.fromkeys(findings))) from None
 
@@ -302,7 +302,7 @@ def _given(
         return layer
     for name, value in values.items():
         if name in field_specs():
-            layer.entries[name] = Origin(kind, place, value, raw=text_of(value), file=file)
+            layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file)
         else:
             candidates = (*field_specs(), *also)
             layer.findings.append(unknown_name(str(name), candidates, where=f"{kind.value} of {place}"))

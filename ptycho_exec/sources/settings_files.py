@@ -70,7 +70,7 @@ class Document:
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether `path` is a file that can be seen; a folder that may not be searched holds none."""
+    """Tell whether `path` is a file that can be seen; a folder that may not be looked holds none."""
     try:
         return path.is_file()
     except OSError:
@@ -286,7 +286,7 @@ def _alike(word: str, ours: str) -> bool:
     return abs(len(folded) - len(ours)) <= 2 and distance(folded, ours) <= 2
 
 
-def speaks_of(table: KeyPath) -> Callable[[Path], bool]:
+def has_table(table: KeyPath) -> Callable[[Path], bool]:
     """Return a test whether a pyproject file has this table, or one whose name was meant to be it."""
 
     def accept(path: Path) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
@@ -270,7 +270,9 @@ def refusal(error: Exception, settings: ExecutionSettings, plan: Plan) -> UserEr
         ]
         return SettingsError.from_findings(found)
     blamed = _mentioned(said, settings)
-    places = [f"{name}={text_of(getattr(settings, name))} from {_origin(settings, name)}" for name in blamed]
+    places = [
+        f"{name}={format_value(getattr(settings, name))} from {_origin(settings, name)}" for name in blamed
+    ]
     return SettingsError(
         f"the Trainer refuses these settings: {type(error).__name__}: {said}",
         where="; ".join(places),

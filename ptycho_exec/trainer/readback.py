@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import fingerprint, numerics
 from ptycho_exec.trainer.drift import (
@@ -151,7 +151,9 @@ def agree_on_settings(trainer: Any, plan: Plan) -> None:
     if trainer.strategy.reduce_boolean_decision(same, all=True):
         return
     differing = [name for name in own if own[name] != first[name]]
-    told = [f"{name}: {text_of(own[name])} here, {text_of(first[name])} on rank 0" for name in differing]
+    told = [
+        f"{name}: {format_value(own[name])} here, {format_value(first[name])} on rank 0" for name in differing
+    ]
     raise SettingsError(
         "the processes of this run have different settings",
         where=f"rank {trainer.global_rank}: " + ("; ".join(told) or "as rank 0"),

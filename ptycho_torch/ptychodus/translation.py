@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_args
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import Strategy
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
@@ -33,68 +33,68 @@ BYTES_PER_PIXEL, BYTES_PER_MODE = 100, 42
 MANY = 10**6
 
 
-class Goes(NamedTuple):
+class Target(NamedTuple):
     """Where a keyword goes: config fields and settings, or nowhere (then `note` says why)."""
 
     to: str
     note: str = ""
 
 
-def _nowhere(why: str) -> Goes:
-    return Goes("", why)
+def _nowhere(why: str) -> Target:
+    return Target("", why)
 
 
 _NO_SUCH_LAYER = "this network has no such layer"
 _STAGES = "training has one stage"
 
-KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
+KEYWORDS: Mapping[str, Mapping[str, Target]] = {
     "data": {
-        "N": Goes("DataConfig.N", "the side of the patterns, when it differs"),
-        "C": Goes("DataConfig.gridsize", "groups are squares: the square root, rounded down, at most 8"),
+        "N": Target("DataConfig.N", "the side of the patterns, when it differs"),
+        "C": Target("DataConfig.gridsize", "groups are squares: the square root, rounded down, at most 8"),
         "normalize": _nowhere("patterns are scaled by one number for the whole scan, which training finds"),
-        "neighbor_function": Goes("DataConfig.grouping"),
+        "neighbor_function": Target("DataConfig.grouping"),
         "scan_pattern": _nowhere("neighbors are found from the positions themselves, whatever the pattern"),
         "probe_normalize": _nowhere("the photon scale between probe and patterns is found from the patterns"),
-        "x_bounds": Goes("DataConfig.x_bounds", "for training; a reconstruction covers the whole scan"),
-        "y_bounds": Goes("DataConfig.y_bounds", "for training; a reconstruction covers the whole scan"),
-        "min_neighbor_distance": Goes("DataConfig.min_neighbor_distance_px", "with Min_dist"),
-        "max_neighbor_distance": Goes("DataConfig.max_neighbor_distance_px", "with Min_dist"),
-        "K_quadrant": Goes("DataConfig.neighbor_count", "with 4_quadrant"),
-        "n_subsample": Goes("DataConfig.n_groups", "with C above 1: so many groups per pattern"),
+        "x_bounds": Target("DataConfig.x_bounds", "for training; a reconstruction covers the whole scan"),
+        "y_bounds": Target("DataConfig.y_bounds", "for training; a reconstruction covers the whole scan"),
+        "min_neighbor_distance": Target("DataConfig.min_neighbor_distance_px", "with Min_dist"),
+        "max_neighbor_distance": Target("DataConfig.max_neighbor_distance_px", "with Min_dist"),
+        "K_quadrant": Target("DataConfig.neighbor_count", "with 4_quadrant"),
+        "n_subsample": Target("DataConfig.n_groups", "with C above 1: so many groups per pattern"),
         "probe_scale": _nowhere("the photon scale between probe and patterns is found from the patterns"),
-        "K": Goes("DataConfig.neighbor_count", "with Nearest and Min_dist; at least C - 1"),
+        "K": Target("DataConfig.neighbor_count", "with Nearest and Min_dist; at least C - 1"),
         "grid_size": _nowhere("C, the number of patterns in a group, says it all"),
         "probe_ramp_removal": _nowhere("the probe's phase ramp tells where the pattern lies on the detector"),
         "data_scaling": _nowhere(
             "patterns are scaled by one number for the whole scan, which training finds"
         ),
-        "phase_subtraction": Goes("labels", "with Supervised: each label's mean phase under the probe is 0"),
+        "phase_subtraction": Target("labels", "with Supervised: each label has mean phase 0 under the probe"),
     },
     "model": {
-        "mode": Goes("TrainingConfig.loss", "Supervised learns from the object in the training data"),
-        "object_big": Goes("ModelConfig.object_big", "with C above 1, not with Supervised"),
+        "mode": Target("TrainingConfig.loss", "Supervised learns from the object in the training data"),
+        "object_big": Target("ModelConfig.object_big", "with C above 1, not with Supervised"),
         "probe_big": _nowhere("a predicted patch always is as large as the probe"),
-        "loss_function": Goes("TrainingConfig.loss", "Poisson, or MAE of amplitudes"),
-        "amp_activation": Goes("ModelConfig.amp_activation"),
+        "loss_function": Target("TrainingConfig.loss", "Poisson, or MAE of amplitudes"),
+        "amp_activation": Target("ModelConfig.amp_activation"),
         "cbam_encoder": _nowhere(_NO_SUCH_LAYER),
         "decoder_last_amp_channels": _nowhere("C says it all"),
         "use_shared_decoder": _nowhere("amplitude and phase always share the decoder"),
-        "intensity_scale_trainable": Goes("ModelConfig.intensity_scale_trainable", "not with Supervised"),
+        "intensity_scale_trainable": Target("ModelConfig.intensity_scale_trainable", "not with Supervised"),
         "intensity_scale": _nowhere("the scale is found from the patterns and the probe"),
         "max_position_jitter": _nowhere("patches lie where the positions say, whatever the jitter"),
         "num_datasets": _nowhere("all training files of the directory are used; they share one photon scale"),
         "C_model": _nowhere("C says it all"),
         "C_forward": _nowhere("C says it all"),
-        "amp_loss": Goes("TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight"),
-        "phase_loss": Goes(
+        "amp_loss": Target("TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight"),
+        "phase_loss": Target(
             "TrainingConfig.tv_weight",
             "the variation of the complex patch; of both losses, the larger coefficient",
         ),
-        "amp_loss_coeff": Goes(
+        "amp_loss_coeff": Target(
             "TrainingConfig.tv_weight, TrainingConfig.mean_deviation_weight", "with amp_loss"
         ),
-        "phase_loss_coeff": Goes("TrainingConfig.tv_weight", "with phase_loss"),
-        "n_filters_scale": Goes("ModelConfig.n_filters", f"{FILTERS} times"),
+        "phase_loss_coeff": Target("TrainingConfig.tv_weight", "with phase_loss"),
+        "n_filters_scale": Target("ModelConfig.n_filters", f"{FILTERS} times"),
         "probe_mask": _nowhere("the probe is used as it is"),
         "eca_decoder": _nowhere(_NO_SUCH_LAYER),
         "batch_norm": _nowhere(_NO_SUCH_LAYER),
@@ -111,30 +111,30 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
         "amplitude_variance_coeff": _nowhere("there is no such loss here"),
     },
     "training": {
-        "epochs": Goes("TrainingConfig.epochs"),
-        "batch_size": Goes("batch_size"),
-        "learning_rate": Goes("learning_rate"),
-        "n_devices": Goes("devices", "for training; a reconstruction takes one"),
-        "num_workers": Goes("num_workers", "for training"),
-        "accum_steps": Goes("accum_steps"),
+        "epochs": Target("TrainingConfig.epochs"),
+        "batch_size": Target("batch_size"),
+        "learning_rate": Target("learning_rate"),
+        "n_devices": Target("devices", "for training; a reconstruction takes one"),
+        "num_workers": Target("num_workers", "for training"),
+        "accum_steps": Target("accum_steps"),
         "epochs_fine_tune": _nowhere(_STAGES),
         "fine_tune_gamma": _nowhere(_STAGES),
-        "gradient_clip_val": Goes("gradient_clip_val"),
-        "nll": Goes("TrainingConfig.loss", "false means MAE, with Poisson"),
-        "device": Goes("accelerator"),
-        "strategy": Goes(
+        "gradient_clip_val": Target("gradient_clip_val"),
+        "nll": Target("TrainingConfig.loss", "false means MAE, with Poisson"),
+        "device": Target("accelerator"),
+        "strategy": Target(
             "strategy",
             "with n_devices above 1; all but ddp_spawn, ddp_fork and ddp_notebook become ddp_spawn",
         ),
         "framework": _nowhere("training always runs under Lightning"),
         "orchestrator": _nowhere("PTYCHO_EXEC_LOGGER_BACKEND says where metrics go"),
-        "scheduler": Goes("scheduler", "Cosine is WarmupCosine"),
+        "scheduler": Target("scheduler", "Cosine is WarmupCosine"),
         "warmup_epochs": _nowhere(
             "WarmupCosine warms up over 2,000 patterns, at most a tenth of the training"
         ),
         "min_lr_ratio": _nowhere("the schedules have floors of their own"),
-        "notes": Goes("manifest.json"),
-        "model_name": Goes("manifest.json"),
+        "notes": Target("manifest.json"),
+        "model_name": Target("manifest.json"),
         **{
             name: _nowhere(_STAGES)
             for name in (
@@ -154,19 +154,19 @@ KEYWORDS: Mapping[str, Mapping[str, Goes]] = {
                 "finetune_early_stop_patience",
             )
         },
-        "finetune_val_split": Goes(
+        "finetune_val_split": Target(
             "TrainingConfig.val_fraction", "of the whole training; something is left to learn from"
         ),
     },
     "inference": {
-        "batch_size": Goes(
+        "batch_size": Target(
             "inference_batch_size",
             "at most what a quarter of the memory holds, with 100 + 42 bytes a probe mode per pixel",
         ),
-        "middle_trim": Goes("middle_trim", "at most the side of a pattern"),
+        "middle_trim": Target("middle_trim", "at most the side of a pattern"),
         "experiment_number": _nowhere("Ptychodus sends one scan to reconstruct"),
-        "patch_weighting": Goes("InferenceConfig.patch_weighting"),
-        "pad_eval": Goes("pad_eval"),
+        "patch_weighting": Target("InferenceConfig.patch_weighting"),
+        "pad_eval": Target("pad_eval"),
         "window": _nowhere("the object comes back in the shape it was sent; nothing is cut off at its edge"),
     },
 }
@@ -257,10 +257,10 @@ def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Config
         return finding
     expected = finding.expected
     if field and values.get(field) not in sent.values():
-        expected = f"{finding.where} {expected}; it came to {text_of(values.get(field))}"
-    usual = ", ".join(f"{name} = {text_of(value)}" for name, value in _usual(sent).items())
+        expected = f"{finding.where} {expected}; it came to {format_value(values.get(field))}"
+    usual = ", ".join(f"{name} = {format_value(value)}" for name, value in _usual(sent).items())
     return Finding(
-        f"{', '.join(f'{name} = {text_of(value)}' for name, value in sent.items())} is not allowed",
+        f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
         where=f"{PLACE}, {', '.join(sent)}",
         expected=expected,
         fix=f"choose another value; Ptychodus begins with {usual}",
@@ -491,9 +491,11 @@ def shadowed(settings: ExecutionSettings) -> Iterator[str]:
         if origin.place != PLACE:
             continue
         for lost in origin.shadowed:
-            if lost.kind not in (Kind.FACTORY, Kind.DEFAULT) and text_of(lost.value) != text_of(origin.value):
-                sent = f"has no effect: Ptychodus sends {text_of(origin.value)}"
-                yield f"{name}={text_of(lost.value)} from {lost.describe()} {sent}"
+            if lost.kind not in (Kind.FACTORY, Kind.DEFAULT) and format_value(lost.value) != format_value(
+                origin.value
+            ):
+                sent = f"has no effect: Ptychodus sends {format_value(origin.value)}"
+                yield f"{name}={format_value(lost.value)} from {lost.describe()} {sent}"
 
 
 def _training_execution(

@@ -95,7 +95,7 @@ class PhaseAligner:
         corners = torch.cat([kept.corners for kept in self._kept])
         index = self._block_index(corners)
         empty = torch.zeros_like(self.total)
-        turn = self._settle(sums, index)
+        turn = self._power_iteration(sums, index)
         self.total = _added(empty, index, _turned(sums, turn))
         weights = torch.cat([_summed(self.weights, self._blocks(kept.corners)) for kept in self._kept])
         return self._smooth(_added(empty, index, _turned(weights, turn)).view(self.grid))
@@ -105,7 +105,7 @@ class PhaseAligner:
         """Root mean square of the phases by which patches were turned on arrival."""
         return float(torch.cat(self._moved).square().mean().sqrt()) if self._moved else 0.0
 
-    def _settle(self, sums: Tensor, index: Tensor) -> Tensor:
+    def _power_iteration(self, sums: Tensor, index: Tensor) -> Tensor:
         """Turn patches towards the mean of all until none changes by more than the tolerance -> (B,)."""
         turn = torch.ones(len(sums), dtype=torch.complex64)
         light = self.light.clamp_min(_DARK)

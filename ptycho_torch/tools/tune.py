@@ -25,7 +25,7 @@ from typing import Any
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.record import values_of
 from ptycho_exec.settings import ExecutionSettings
@@ -218,7 +218,7 @@ def _clearly(fast: Row, slow: Row) -> bool:
 def _measured(knob: Knob, chosen: Row, rows: list[Row]) -> str:
     """Return what came of each value, the chosen one first: the reason that goes beside the value."""
     others = [row for row in rows if row is not chosen]
-    told = [f"{text_of(row.value)}: {_outcome(row)}" for row in (chosen, *others)]
+    told = [f"{format_value(row.value)}: {_outcome(row)}" for row in (chosen, *others)]
     task = "training" if knob.task == "train" else "inference"
     caveat = f"; {knob.caveat}" if knob.caveat and any(row.patterns_per_s for row in others) else ""
     return f"patterns/s in {task}: {', '.join(told)}{caveat}"
@@ -395,7 +395,7 @@ def table_row(row: Row) -> tuple[str, ...]:
     rate = "-" if row.patterns_per_s is None else f"{row.patterns_per_s:.0f}"
     memory = "-" if row.peak_mib is None else f"{row.peak_mib:.0f}"
     gpu = f" + {row.gpu_mib:.0f} GPU" if row.gpu_mib else ""
-    return (row.knob, text_of(row.value), row.task, rate, memory + gpu, row.reason)
+    return (row.knob, format_value(row.value), row.task, rate, memory + gpu, row.reason)
 
 
 def line(cells: tuple[str, ...]) -> str:

@@ -355,7 +355,7 @@ def run_inference_with_lightning(
         if science.inference.refine:
             made |= _refine(module, made, scan, science, plan, clock)
         with clock.phase("check"):
-            made |= _judged(made, scan, module)
+            made |= _check_consistency(made, scan, module)
     return {
         **made,
         "amplitude": np.abs(made["object"]),
@@ -368,7 +368,7 @@ def run_inference_with_lightning(
     }
 
 
-def _judged(made: Mapping[str, Any], scan: ScanData, module: Any) -> dict[str, Any]:
+def _check_consistency(made: Mapping[str, Any], scan: ScanData, module: Any) -> dict[str, Any]:
     """Say how well the object explains the patterns, and collect what the user should be told."""
     found = consistency(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
     poor = (f"{POOR_OBJECT}: {found.line()}",) if found is not None and found.poor else ()

@@ -277,7 +277,7 @@ def _reconstruction_hashes(results: Mapping[str, Any]) -> dict[str, str]:
     return {name: content_sha256({name: array}) for name, array in found.items() if array is not None}
 
 
-def knows_object(scan_file: Path) -> bool:
+def has_truth(scan_file: Path) -> bool:
     """Tell whether a scan holds an object to compare with, without reading its patterns."""
     from contextlib import closing
 

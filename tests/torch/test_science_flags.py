@@ -8,7 +8,7 @@ import pytest
 
 from ptycho_exec.cli.flags import Parser
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields.spec import text_of
+from ptycho_exec.fields.spec import format_value
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.science_flags import add_science_flags, science_given
 
@@ -25,7 +25,7 @@ def parse(*words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_default_written_as_a_flag_is_the_default(name: str) -> None:
     flag = "--" + name.lower().replace("_", "-")
-    assert parse(f"{flag}={text_of(FIELDS[name])}") == {name: FIELDS[name]}
+    assert parse(f"{flag}={format_value(FIELDS[name])}") == {name: FIELDS[name]}
 
 
 def test_values_arrive_in_their_own_type() -> None:

@@ -25,7 +25,7 @@ from ptycho_exec.cli.reference import (
 )
 from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import SOURCES
@@ -96,7 +96,7 @@ def test_the_precedence_page_has_the_order_of_the_sources() -> None:
 def test_the_settings_page_names_every_field_with_its_default_and_effect() -> None:
     page = (ROOT / "specs" / "execution_settings.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (\w+) \|", page, re.M)
-    assert rows == [(spec.name, text_of(spec.default), spec.effect.value) for spec in SPECS.values()]
+    assert rows == [(spec.name, format_value(spec.default), spec.effect.value) for spec in SPECS.values()]
 
 
 # --- the schema -----------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_every_property_says_how_to_set_it(name: str) -> None:
     assert (node["x-env"], node["x-toml"], node["x-flag"]) == (spec.variable, name, spec.flag)
     assert node["x-effect"] == spec.effect.value
     words = {
-        text_of(branch["const"]): branch["description"]
+        format_value(branch["const"]): branch["description"]
         for branch in node.get("anyOf", [node])
         if "const" in branch
     }

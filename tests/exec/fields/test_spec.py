@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect, malformed
-from ptycho_exec.fields.spec import decode_text, field_specs, text_of
+from ptycho_exec.fields.spec import decode_text, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 
 SPECS = field_specs()
@@ -48,7 +48,7 @@ def test_effect_classes() -> None:
 
 def test_every_word_of_every_field_has_a_meaning() -> None:
     for name, spec in SPECS.items():
-        words = [text_of(choice) for choice in spec.choices]
+        words = [format_value(choice) for choice in spec.choices]
         if words == ["true", "false"]:
             assert name not in CHOICES
         else:
@@ -97,7 +97,7 @@ def test_deterministic_takes_three_words() -> None:
     ],
 )
 def test_values_as_text(value: Any, text: str) -> None:
-    assert text_of(value) == text
+    assert format_value(value) == text
 
 
 VALUES = (
@@ -118,7 +118,7 @@ def test_a_value_written_as_text_is_read_back(name: str, value: Any) -> None:
         return
     companions = {"deterministic": False, "gradient_clip_val": 1.0}
     made = ExecutionSettings.from_values({**companions, name: value})
-    back = decode_text(SPECS[name], text_of(getattr(made, name)))
+    back = decode_text(SPECS[name], format_value(getattr(made, name)))
     assert ExecutionSettings.from_values({**companions, name: back}) == made
 
 

@@ -9,7 +9,7 @@ import pickle
 import pytest
 
 from ptycho_exec.errors import Finding, SettingsError, redact
-from ptycho_exec.sources.origins import Kind, Layer, Looked, Origin, Resolution
+from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, SearchedFile
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_an_origin_is_frozen_picklable_and_plain_json() -> None:
 
 
 def test_a_resolution_shows_names_but_no_values() -> None:
-    shown = repr(Resolution({"tracking_uri": "t0ken"}, {}, (Looked(Kind.DOTENV, "/.env", True),)))
+    shown = repr(Resolution({"tracking_uri": "t0ken"}, {}, (SearchedFile(Kind.DOTENV, "/.env", True),)))
     assert shown == "Resolution(tracking_uri, 0 findings)"
     assert Layer().entries == {}
 

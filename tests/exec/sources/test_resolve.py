@@ -12,7 +12,7 @@ import pytest
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields.spec import field_specs, text_of
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import (
@@ -94,7 +94,7 @@ def variable(name: str) -> str:
 
 
 def _environment(place: Place, name: str, value: Any) -> dict[str, Any]:
-    place.environ[variable(name)] = text_of(value)
+    place.environ[variable(name)] = format_value(value)
     return {}
 
 
@@ -104,7 +104,7 @@ def _file(path: str, head: str = "", form: str = "toml", **request: str) -> Call
             "toml": f"{head}\n\n{name} = {toml_value(value)}\n",
             "yaml": f"{head}\n\n{name}: {json.dumps(value)}\n",
             "json": f'{{\n\n "{name}": {json.dumps(value)}\n}}\n',
-            "env": f"\n# a comment\n{variable(name)}='{text_of(value)}'\n",
+            "env": f"\n# a comment\n{variable(name)}='{format_value(value)}'\n",
         }
         place.write(path, lines[form])
         return dict(request)
@@ -126,7 +126,9 @@ SOURCES_TESTED: dict[str, Source] = {
         Kind.ARGUMENT, lambda _, n, v: {"arguments": {n: v}}, lambda _, __: "ExecutionSettings()"
     ),
     "override": Source(Kind.OVERRIDE, lambda _, n, v: {"overrides": {n: v}}, lambda _, __: "overrides"),
-    "flag": Source(Kind.FLAG, lambda _, n, v: {"flags": {n: text_of(v)}}, lambda _, n: field_specs()[n].flag),
+    "flag": Source(
+        Kind.FLAG, lambda _, n, v: {"flags": {n: format_value(v)}}, lambda _, n: field_specs()[n].flag
+    ),
     "environment": Source(Kind.ENVIRONMENT, _environment, lambda _, n: variable(n)),
     "dotenv": Source(
         Kind.DOTENV, _file(".env", form="env"), lambda _, n: variable(n), lambda p: str(p.cwd / ".env")
@@ -193,7 +195,7 @@ def test_every_field_from_every_source(place: Place, name: str, source: Source) 
 def test_every_field_from_a_context(place: Place, name: str) -> None:
     with override_settings(**{name: SAMPLES[name]}, **COMPANIONS.get(name, {})):
         settings = place.settings()
-    assert text_of(getattr(settings, name)) == text_of(SAMPLES[name])
+    assert format_value(getattr(settings, name)) == format_value(SAMPLES[name])
     assert settings.origins[name].kind is Kind.CONTEXT
     assert getattr(place.settings(), name) == field_specs()[name].default
 
@@ -285,7 +287,7 @@ def test_no_source_is_read_twice(place: Place, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_file_that_was_looked_for_is_listed(place: Place) -> None:
-    looked = place.resolve().looked
+    looked = place.resolve().searched
     assert [row.kind for row in looked] == [
         Kind.DOTENV,
         Kind.SETTINGS_FILE,
@@ -296,7 +298,9 @@ def test_every_file_that_was_looked_for_is_listed(place: Place) -> None:
     assert not any(row.found for row in looked)
     assert "and in every folder above" in looked[2].path
     place.write("ptycho_exec.toml", "")
-    assert [row.path for row in place.resolve().looked if row.found] == [str(place.cwd / "ptycho_exec.toml")]
+    assert [row.path for row in place.resolve().searched if row.found] == [
+        str(place.cwd / "ptycho_exec.toml")
+    ]
 
 
 def test_the_nearest_project_file_upward_is_read(place: Place) -> None:
@@ -323,7 +327,7 @@ def test_xdg_config_home_counts_only_when_it_is_absolute(place: Place, tmp_path:
 
 
 def test_without_a_home_there_is_no_user_file(place: Place) -> None:
-    looked = resolve(Request(environ={}, cwd=place.cwd)).looked
+    looked = resolve(Request(environ={}, cwd=place.cwd)).searched
     assert (looked[-1].kind, looked[-1].found) == (Kind.USER_FILE, False)
 
 
@@ -739,4 +743,4 @@ def test_values_alone_read_nothing_else(clean_process: Place, monkeypatch: pytes
     with override_settings(seed=3):
         resolution = resolve_values({"batch_size": 1}, place="a test")
     assert (dict(resolution.values), resolution.findings) == ({"batch_size": 1}, ())
-    assert resolution.looked == ()
+    assert resolution.searched == ()
