@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 # `scheme://user:password@`, also when the password holds an unescaped `@` or `/`, and without a scheme.
 _USERINFO = re.compile(
@@ -28,9 +28,20 @@ def redact(value: Any) -> Any:
     return _QUERY.sub(r"\g<key>***", value)
 
 
+Level = Literal["error", "adapted", "note", "ok"]
+"""How much a finding stops: everything; nothing, but results can change; nothing; it is good news."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One problem, told in the order a reader asks: what, where, what was expected, what to do."""
+    """Something to tell the user, in the order a reader asks: what, where, what was expected, what to do.
+
+    Attributes:
+        level: how much it stops.
+        code: stable name of its kind, such as `unknown-name`, for programs; empty where none is given.
+        field: the setting that it is about, if it is about one.
+        file, line: the place that holds what is wrong, for editors and pull requests.
+    """
 
     what: str
     where: str = ""
@@ -39,6 +50,9 @@ class Finding:
     excerpt: str = ""
     file: str = ""
     line: int = 0
+    level: Level = "error"
+    code: str = ""
+    field: str = ""
 
     def __post_init__(self) -> None:
         """A message may quote what somebody typed; credentials in it are shown to nobody.

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, UserError, redact
+from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
 
@@ -154,9 +155,7 @@ def _run(words: Sequence[str], folder: Path, environ: Mapping[str, str], limit_s
 
 def write_report(folder: Path, doing: str | None, steps: Sequence[Step]) -> None:
     """Write what was done so far and what is being done now; None when all is done."""
-    part = folder / f"{REPORT}.part"
-    part.write_text(json.dumps({"doing": doing, "steps": [step.to_json() for step in steps]}), "utf-8")
-    part.replace(folder / REPORT)
+    write_atomically(folder / REPORT, json.dumps({"doing": doing, "steps": [s.to_json() for s in steps]}))
 
 
 def _read_report(path: Path) -> tuple[str | None, tuple[Step, ...]]:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-if TYPE_CHECKING:
-    pass
+from ptycho_exec.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint under another name beside its place, and give it its name when it is complete.
+    """Write a checkpoint to a temporary file beside its place, which is renamed when it is complete.
 
     Lightning writes to the system's temporary folder and then moves, which copies when that is another file
     system; a kill during the copy leaves half a file under the finished name.
@@ -26,19 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if storage_options is not None:
             raise TypeError("storage_options are not used: checkpoints are local files")
-        final = Path(path)
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in final.parent.glob(f".{final.name}.*.part"):
-            left_by_a_kill.unlink(missing_ok=True)
-        part = final.with_name(f".{final.name}.{os.getpid()}.part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, final)
-        finally:
-            part.unlink(missing_ok=True)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class BestCheckpoints(ModelCheckpoint):
@@ -71,8 +59,7 @@ class BestCheckpoints(ModelCheckpoint):
 
 @rank_zero_only
 def copy_once(source: Path, target: Path) -> None:
-    """Copy a file so that it bears its name only when it is complete."""
+    """Copy a file by way of a temporary one that is renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.copyfile(source, part)
-    os.replace(part, target)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)

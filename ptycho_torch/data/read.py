@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import RawScan, assemble
 from ptycho_torch.data.formats import cxi, npz, ptychodus
@@ -138,9 +139,3 @@ def _with_hashes(scan: ScanData, files: list[Path]) -> ScanData:
     lines = "".join(f"{name}:{value}\n" for name, value in sorted(hashes.items()))
     whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read by the block."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

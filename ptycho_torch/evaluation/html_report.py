@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import html
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from ptycho_exec.files import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2733; --soft: #5d6875; --line: #e1e5ea; --paper: #ffffff;
@@ -95,9 +96,7 @@ def write_report(
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
     target = Path(run_dir) / name
-    draft = target.with_name(f".{name}.{os.getpid()}")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(target)
+    write_atomically(target, page)
     return target
 
 

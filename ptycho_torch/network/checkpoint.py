@@ -6,7 +6,6 @@ data, plus what made it: science configs, execution settings, and the scan it wa
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import atomic_path
 from ptycho_torch.config import ScienceConfig
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def save_bundle(
     """Write a trained module atomically.
 
     Args:
-        path: where the file goes; it bears its name only when it is complete.
+        path: where the file goes; it is written to a temporary file and renamed.
         module: the module whose state is written.
         science: the configs it was trained under.
         about: plain JSON data that says what made it.
@@ -58,14 +58,9 @@ def save_bundle(
         "global_step": 0,
         BUNDLE_KEY: bundle_part(science, about),
     }
-    final = Path(path)
-    part = final.with_name(f".{final.name}.{os.getpid()}.part")
-    try:
-        torch.save(bundle, part)
-        os.replace(part, final)
-    finally:
-        part.unlink(missing_ok=True)
-    return final
+    with atomic_path(path) as temporary:
+        torch.save(bundle, temporary)
+    return Path(path)
 
 
 def find_bundle(path: str | Path) -> Path:

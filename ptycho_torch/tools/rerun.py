@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptycho_exec.errors import DataError, UserError
-from ptycho_exec.record import file_sha256, read_manifest, settings_from_manifest, write_manifest
+from ptycho_exec.files import file_sha256
+from ptycho_exec.record import read_manifest, settings_from_manifest, write_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import InferencePayload, TrainingPayload

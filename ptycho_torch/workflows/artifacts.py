@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_exec.record import file_sha256, write_atomically
+from ptycho_exec.files import file_sha256, write_atomically
 from ptycho_torch.data.formats.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots

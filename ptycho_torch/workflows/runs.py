@@ -17,16 +17,10 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import Plan
-from ptycho_exec.record import (
-    file_sha256,
-    manifest_parts,
-    new_run_dir,
-    read_manifest,
-    write_manifest,
-    write_settings_toml,
-)
+from ptycho_exec.record import manifest_parts, new_run_dir, read_manifest, write_manifest, write_settings_toml
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_torch.data.read import read_scan

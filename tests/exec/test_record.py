@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import pytest
 from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.record import (
     diff_settings,
-    file_sha256,
     fingerprint,
     git_state,
     manifest_parts,
@@ -25,7 +24,6 @@ from ptycho_exec.record import (
     read_manifest,
     settings_from_manifest,
     values_of,
-    write_atomically,
     write_manifest,
     write_settings_toml,
 )
@@ -173,22 +171,6 @@ def test_a_bad_manifest_is_a_clear_error(tmp_path: Path, text: str | None, words
         path.write_text(text)
     with pytest.raises(UserError, match=words):
         read_manifest(path)
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "manifest.json"
-    write_atomically(path, "old")
-
-    def fail(*args: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_new_run_dir_makes_parents(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import positive
-from ptycho_torch.data.formats.writing import StackOut, atomic_path, write_npz_arrays
+from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive
 from ptycho_torch.data.storage.patterns import Patterns

@@ -10,15 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import atomic_path
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
-from ptycho_torch.data.formats.writing import (
-    StackOut,
-    atomic_path,
-    require_geometry,
-    write_hdf5_arrays,
-    write_npz_arrays,
-)
+from ptycho_torch.data.formats.writing import StackOut, require_geometry, write_hdf5_arrays, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive
 

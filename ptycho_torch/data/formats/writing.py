@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,41 +15,6 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.patterns import blocks, to_amplitude
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path`, renamed to it when the block ends well.
-
-    Raises:
-        DataError: the directory is missing or cannot be written, or the disk is full.
-    """
-    target = Path(path)
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _cannot_write(target: Path, error: OSError) -> DataError:
-    return DataError(
-        f"cannot write the file: {error.strerror or error}",
-        where=str(target),
-        expected="an existing directory that you may write to, with room for the file",
-        fix="choose another place with --out",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="disk full"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [row.name for row in tmp_path.iterdir()] == ["last.ckpt"]

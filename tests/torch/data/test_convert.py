@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_exec.errors import DataError
+from ptycho_exec.errors import DataError, UserError
 from ptycho_torch.data.convert import WRITERS, convert
 from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.read import read_scan
@@ -87,7 +87,7 @@ def test_refusals(scan: ScanData, tmp_path: Path) -> None:
         convert(source, tmp_path / "x", "tiff")
     with pytest.raises(DataError, match="the target exists"):
         convert(source, source, "cxi")
-    with pytest.raises(DataError, match="cannot write the file"):
+    with pytest.raises(UserError, match="cannot write the file"):
         convert(source, tmp_path / "no" / "such" / "place.cxi", "cxi")
     with pytest.raises(DataError, match="unknown domain"):
         write_npz(scan, tmp_path / "x.npz", "energy")

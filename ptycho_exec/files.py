@@ -1,0 +1,52 @@
+"""Files that are there whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptycho_exec.errors import UserError
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which is flushed to disk and renamed when the block ends well.
+
+    What an earlier process that was killed left behind is removed.
+
+    Raises:
+        UserError: the directory is missing or cannot be written, or the disk is full.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        for left_by_a_kill in target.parent.glob(f".{target.name}.*.part"):
+            left_by_a_kill.unlink(missing_ok=True)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the file: {error.strerror or error}",
+            where=str(target),
+            expected="an existing directory that you may write to, with room for the file",
+            fix="choose another place, or make room",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | Path, data: str | bytes) -> None:
+    """Write a file by way of a temporary one that is renamed; see `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a file as a hexadecimal string, read one block at a time."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
