@@ -6,7 +6,7 @@ DEV := .venv/.installed-dev
 DEMO := demo_run
 LOWEST := .venv-lowest
 
-.PHONY: help demo test test-lowest wiring lint type format docs bench clean
+.PHONY: help demo test test-all test-lowest mutation lint type format docs bench clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,8 +23,11 @@ $(DEV): $(STAMP)
 demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pictures in demo_run/
 	$(BIN)/ptycho-torch demo --out $(DEMO)
 
-test: $(DEV)   ## run all tests
-	$(BIN)/python -m pytest
+test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on two cores
+	$(BIN)/python -m pytest -n auto -m 'not slow'
+
+test-all: $(DEV)   ## run all tests
+	$(BIN)/python -m pytest -n auto
 
 # The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
 $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
@@ -36,10 +39,10 @@ $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
 
 test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest supported versions
 	$(LOWEST)/bin/python -m pytest --quiet tests/exec/trainer/test_build.py tests/exec/trainer/test_callbacks.py \
-		tests/exec/test_settings.py tests/exec/sources/test_resolve.py tests/wiring -k 'not compiled and not cut_wire'
+		tests/exec/test_settings.py tests/exec/sources/test_resolve.py tests/test_settings_act.py tests/test_silent.py -k 'not compiled'
 
-wiring: $(DEV)   ## cut the wire of every setting in turn: a test must notice; writes docs/wiring.md
-	$(BIN)/python tests/wiring/cut.py
+mutation: $(DEV)   ## give every setting its default on the way to its consumer, in turn: a test must go red
+	$(BIN)/python -m pytest -n auto --cut
 
 lint: $(DEV)   ## check style, formatting, and that imports point down
 	$(BIN)/ruff check .

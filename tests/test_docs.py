@@ -71,6 +71,13 @@ def paths_of(tree: str) -> Iterator[str]:
         yield from ("".join(folders[:depth]) + word for word in words)
 
 
+def test_every_silent_change_of_lightning_is_shown_by_a_test_that_exists() -> None:
+    rows = [row for row in (ROOT / "docs/lightning-in-silence.md").read_text().splitlines() if "::" in row]
+    assert len(rows) >= 44
+    for file, test in {pair for row in rows for pair in re.findall(r"`([\w/]+\.py)::([\w:]+)`", row)}:
+        assert f"def {test.split('::')[-1]}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
 def test_the_factory_defaults_of_the_spec_are_the_defaults() -> None:
     rows = re.findall(
         r"^\| (train|infer) \| (\w+) \| (\S+) \| (.+) \|$", (ROOT / "specs/workflows.md").read_text(), re.M

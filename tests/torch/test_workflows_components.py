@@ -227,6 +227,8 @@ class TestRealTrainer:
         _train_with_lightning(scan, None, science(), settings(deterministic=False))
         assert seen.deterministic is False
 
+    @pytest.mark.acts("batch_size", "length of the batches that arrive in the training step")
+    @pytest.mark.acts("num_workers", "processes that load the samples")
     def test_accelerator_strategy_batch_size_and_workers(self, scan: Any, seen: Seen) -> None:
         _train_with_lightning(
             scan, None, science(), settings(accelerator="cpu", batch_size=10, num_workers=1)
@@ -235,6 +237,9 @@ class TestRealTrainer:
         assert seen.batch_sizes == [10, 10, 10, 10, 8]
         assert seen.workers == 1
 
+    @pytest.mark.acts(
+        "accum_steps", "optimizer steps per epoch; the accumulated gradient is that of one large batch"
+    )
     def test_accumulation_makes_fewer_steps(self, scan: Any, seen: Seen) -> None:
         result = _train_with_lightning(scan, None, science(), settings(batch_size=8, accum_steps=3))
         assert seen.steps == 2
@@ -360,6 +365,7 @@ def test_bounds_choose_what_is_learned_from_and_inference_still_covers_all(scan:
     assert some["n_patches"] == 7
 
 
+@pytest.mark.acts("log_images_every_n_epochs", "pictures beside the metrics, and their steps")
 def test_pictures_reach_the_logger_and_do_not_change_the_training(scan: Any, tmp_path: Path) -> None:
     asked = settings(logger_backend="csv", batch_size=12)
     plain = _train_with_lightning(scan, None, science(epochs=2), asked, run_dir=tmp_path / "plain")
@@ -382,6 +388,7 @@ def test_pictures_of_a_container_without_a_canvas_are_refused(container: dict[st
         )
 
 
+@pytest.mark.acts("enable_progress_bar", "what is printed during training and inference")
 def test_the_progress_of_training_and_inference_is_shown_when_asked(
     scan: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -519,6 +519,7 @@ def test_drift_is_an_error_by_default_and_says_where_the_value_came_from() -> No
         assert word in str(caught.value)
 
 
+@pytest.mark.acts("drift", "whether a run with a Trainer other than asked stops or warns")
 def test_drift_can_warn_or_be_allowed() -> None:
     wanted = settings(drift="warn")
     with pytest.warns(UserWarning, match=r"train\.batch_size=4"):
@@ -614,6 +615,9 @@ def test_what_lightning_would_take_for_not_deterministic_is_refused(word: object
         settings(deterministic=word)
 
 
+@pytest.mark.acts(
+    "deterministic", "torch's flag inside a training step, also in the warning form", ["False", "warn"]
+)
 @pytest.mark.parametrize("word", [True, False, "warn"])
 def test_deterministic_is_what_the_process_really_has(word: object) -> None:
     trainer, module = fit(settings(deterministic=word))
@@ -621,6 +625,7 @@ def test_deterministic_is_what_the_process_really_has(word: object) -> None:
     assert module.seen["deterministic"] is bool(word)
 
 
+@pytest.mark.acts("on_unsupported", "whether a run stops or trains with the nearest value")
 def test_16_mixed_adapted_on_a_cpu_is_recorded_and_warns_of_nothing_else() -> None:
     trainer, module = fit(settings(precision="16-mixed", on_unsupported="adapt"))
     assert trainer.precision == "bf16-mixed"
@@ -654,6 +659,7 @@ def test_more_workers_than_cpus_is_a_notice_and_trains() -> None:
 # --- knob by knob, observed while it runs -----------------------------------------------------------------
 
 
+@pytest.mark.acts("precision", "dtype of the network's output in a forward hook", ["64-true-dtype3"])
 @pytest.mark.parametrize(
     ("word", "dtype"),
     [
@@ -668,23 +674,27 @@ def test_precision_is_the_dtype_of_the_forward_pass(word: str, dtype: torch.dtyp
     assert module.seen["dtype"] == dtype
 
 
+@pytest.mark.acts("matmul_precision", "torch's matrix product precision inside a training step")
 def test_matmul_precision_and_threads_act_inside_fit() -> None:
     _, module = fit(settings(matmul_precision="medium", num_threads=1))
     assert (module.seen["matmul"], module.seen["threads"]) == ("medium", 1)
 
 
+@pytest.mark.acts("batch_size", "length of the batches that arrive in the training step", ["3"])
 @pytest.mark.parametrize("size", [3, 8])
 def test_batch_size_is_the_length_of_a_batch(size: int) -> None:
     _, module = fit(settings(batch_size=size))
     assert module.seen["batches"] == [size] * (SAMPLES // size)
 
 
+@pytest.mark.acts("limit_train_batches", "batches of an epoch", ["2-2", "0.5-3"])
 @pytest.mark.parametrize(("limit", "batches"), [(None, 6), (2, 2), (0.5, 3)])
 def test_limit_train_batches(limit: object, batches: int) -> None:
     _, module = fit(settings(limit_train_batches=limit))
     assert len(module.seen["batches"]) == batches
 
 
+@pytest.mark.acts("fast_dev_run", "batches trained, and that nothing is written")
 def test_fast_dev_run_trains_that_many_batches_and_writes_nothing(tmp_path: Path) -> None:
     _, module = fit(settings(fast_dev_run=2), epochs=5, run_dir=tmp_path)
     assert len(module.seen["batches"]) == 2
@@ -703,6 +713,7 @@ class Gradients(pl.Callback):
             self.after.append(torch.cat(grads))
 
 
+@pytest.mark.acts("gradient_clip_val", "gradients before and after clipping", ["norm-<lambda>"])
 @pytest.mark.parametrize(
     ("algorithm", "measure"), [("norm", lambda g: g.norm()), ("value", lambda g: g.abs().max())]
 )
@@ -735,6 +746,7 @@ def test_equal_settings_give_equal_weights_with_workers_too() -> None:
         assert torch.equal(*weights)
 
 
+@pytest.mark.acts("seed", "trained weights differ between seeds")
 def test_seed_changes_the_weights() -> None:
     weights = [fit(settings(seed=seed))[1].layer.weight for seed in (1, 2)]
     assert not torch.equal(*weights)

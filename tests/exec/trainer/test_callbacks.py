@@ -182,6 +182,14 @@ def test_callbacks_travel_to_spawned_processes(tmp_path: Path) -> None:
 SCRIPT = (5.0, 2.0, 4.0, 1.0, 3.0)
 
 
+@pytest.mark.acts(
+    "checkpoint_save_top_k",
+    "files in `checkpoints/` with a scripted metric",
+    ["True-3-min-epochs1", "True--1-min-epochs2", "False-0-min-epochs3"],
+)
+@pytest.mark.acts(
+    "checkpoint_mode", "files in `checkpoints/`, and when training stops early", ["True-1-max-epochs4"]
+)
 @pytest.mark.parametrize(
     ("top_k", "mode", "epochs"),
     [
@@ -203,6 +211,9 @@ def test_the_best_checkpoints_are_kept(
     assert checkpoints(tmp_path) == [*best, "last.ckpt"]
 
 
+@pytest.mark.acts(
+    "checkpoint_monitor_metric", "metric that ranks checkpoints and drives metric-driven schedules"
+)
 def test_the_asked_metric_ranks(tmp_path: Path) -> None:
     trainer, _ = fit(settings(checkpoint_monitor_metric="train_loss"), tmp_path, epochs=2)
     ranker = next(row for row in trainer.callbacks if type(row).__name__ == "BestCheckpoints")
@@ -211,6 +222,7 @@ def test_the_asked_metric_ranks(tmp_path: Path) -> None:
     assert checkpoints(tmp_path)[-1] == "last.ckpt"
 
 
+@pytest.mark.acts("enable_checkpointing", "files in `checkpoints/`")
 def test_no_checkpoints_if_so_wished(tmp_path: Path) -> None:
     fit(settings(enable_checkpointing=False), tmp_path, epochs=1)
     assert checkpoints(tmp_path) == []
@@ -222,6 +234,12 @@ def test_a_checkpoint_loads_with_weights_only(tmp_path: Path) -> None:
     assert found["epoch"] == 1
 
 
+@pytest.mark.acts(
+    "early_stop_patience", "epochs trained with a scripted metric", ["True-1-min-3", "False-1-min-3"]
+)
+@pytest.mark.acts(
+    "checkpoint_mode", "files in `checkpoints/`, and when training stops early", ["True-1-max-2"]
+)
 @pytest.mark.parametrize(
     ("patience", "mode", "stops_after"), [(1, "min", 3), (2, "min", 5), (1, "max", 2), (None, "min", 5)]
 )
@@ -406,6 +424,7 @@ def test_optimizer_steps_are_counted(accumulated: int, steps: int) -> None:
     assert (row.requested, row.effective, row.verdict) == (steps, steps, "same")
 
 
+@pytest.mark.acts("drift", "whether a run with a Trainer other than asked stops or warns")
 def test_a_plateau_on_another_metric_than_asked_is_drift() -> None:
     wanted = settings(scheduler="ReduceLROnPlateau", checkpoint_monitor_metric="train_loss", drift="warn")
     with pytest.warns(UserWarning, match="scheduler_monitor=train_loss, but the Trainer has val_loss"):
@@ -453,6 +472,7 @@ def test_batch_length(batch: Any, length: int) -> None:
     assert batch_length(batch) == length
 
 
+@pytest.mark.acts("enable_progress_bar", "what is printed during training and inference")
 def test_progress_shows_epoch_metrics_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     make = progress._bar

@@ -93,6 +93,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 # --- CSV and none ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.acts("log_images_every_n_epochs", "pictures beside the metrics, and their steps")
 def test_csv_gets_metrics_settings_and_pictures(elsewhere: Path) -> None:
     fit(settings(), elsewhere)
     with (elsewhere / "logs" / "metrics.csv").open() as file:
@@ -105,12 +106,14 @@ def test_csv_gets_metrics_settings_and_pictures(elsewhere: Path) -> None:
     assert pictures == ["amplitude-0000008.png", "amplitude-0000012.png"]
 
 
+@pytest.mark.acts("log_every_n_steps", "rows of step metrics in `metrics.csv`")
 def test_log_every_n_steps_thins_the_rows(elsewhere: Path) -> None:
     fit(settings(log_every_n_steps=4, log_images_every_n_epochs=None), elsewhere)
     with (elsewhere / "logs" / "metrics.csv").open() as file:
         assert len([row for row in csv.DictReader(file) if row["lr-SGD"]]) == 3
 
 
+@pytest.mark.acts("logger_backend", "files in `logs/`")
 def test_none_logs_nothing(elsewhere: Path) -> None:
     trainer = fit(settings(logger_backend=None), elsewhere)
     assert trainer.loggers == []
@@ -202,6 +205,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.acts("tracking_uri", "address that the tracking client is given, and asked whether it answers")
 def test_a_server_that_does_not_answer_is_an_error_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

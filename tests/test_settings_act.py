@@ -113,6 +113,7 @@ def fit_tiny(
 # --- where it computes ----------------------------------------------------------------------------------
 
 
+@pytest.mark.acts("accelerator", "the device that holds the weights, on a machine with a GPU too")
 def test_the_cpu_computes_when_asked_also_beside_a_gpu() -> None:
     trainer = fit_tiny(settings(accelerator="cpu"), facts=GPU)
     assert trainer.strategy.root_device.type == "cpu"
@@ -142,12 +143,14 @@ def own_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             os.environ[name] = value
 
 
+@pytest.mark.acts("devices", "the number of processes that train, each leaving a file")
 @pytest.mark.usefixtures("own_group")
 def test_devices_is_the_number_of_processes_that_train(tmp_path: Path) -> None:
     fit_tiny(settings(accelerator="cpu", devices=2, strategy="ddp_fork"), RankFiles(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank0of2", "rank1of2"]
 
 
+@pytest.mark.acts("strategy", "what the module is wrapped in during fit")
 @pytest.mark.usefixtures("own_group")
 def test_strategy_wraps_the_module_as_asked() -> None:
     found: dict[str, Any] = {}
@@ -161,6 +164,7 @@ def test_strategy_wraps_the_module_as_asked() -> None:
     assert found == {"kind": "DDPStrategy", "unused": True}
 
 
+@pytest.mark.acts("num_nodes", "the world size of the Trainer under a launcher with two nodes")
 def test_num_nodes_makes_the_world_larger(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK"):
         monkeypatch.setenv(name, {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}.get(name, "0"))
@@ -173,6 +177,7 @@ def test_num_nodes_makes_the_world_larger(monkeypatch: pytest.MonkeyPatch) -> No
     assert (trainer.num_nodes, trainer.world_size) == (2, 2)
 
 
+@pytest.mark.acts("num_threads", "torch's number of threads inside a training step")
 def test_num_threads_acts_inside_fit() -> None:
     found = []
 
@@ -185,6 +190,7 @@ def test_num_threads_acts_inside_fit() -> None:
     assert set(found) == {more}
 
 
+@pytest.mark.acts("benchmark", "cuDNN's flag inside fit")
 def test_benchmark_reaches_cudnn() -> None:
     found = []
 
@@ -221,6 +227,7 @@ class Forward(pl.Callback):
         pl_module.network.unet.head.register_forward_hook(lambda _m, _i, out: self.dtypes.add(out.dtype))
 
 
+@pytest.mark.acts("compile", "whether the network's call is compiled in fit", ["True"])
 @pytest.mark.parametrize("asked", [True, False])
 def test_compile_reaches_the_network(
     scan: ScanData, watch: Watch, asked: bool, monkeypatch: pytest.MonkeyPatch
@@ -245,6 +252,7 @@ def test_a_compiled_network_computes_the_same_numbers(scan: ScanData) -> None:
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.acts("precision", "dtype of the network's output in a forward hook", ["bf16-mixed-dtype1"])
 @pytest.mark.parametrize(("word", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
 def test_precision_is_the_dtype_of_the_network(
     scan: ScanData, watch: Watch, word: str, dtype: torch.dtype
@@ -315,6 +323,12 @@ def bold_driver(metrics: list[float], sign: float) -> Iterator[float]:
         best = min(best, sign * metric)
 
 
+@pytest.mark.acts("learning_rate", "rate of every optimizer step", ["Default"])
+@pytest.mark.acts(
+    "scheduler",
+    "rate of every optimizer step against the schedule's formula",
+    ["Exponential", "WarmupCosine", "MultiStage"],
+)
 @pytest.mark.parametrize("name", BY_STEP)
 def test_the_rate_of_every_step_follows_the_formula(scan: ScanData, watch: Watch, name: str) -> None:
     seen = Steps()
@@ -323,6 +337,16 @@ def test_the_rate_of_every_step_follows_the_formula(scan: ScanData, watch: Watch
     assert seen.rates == pytest.approx([RATE * BY_STEP[name](t) for t in range(TOTAL)], rel=1e-6)
 
 
+@pytest.mark.acts(
+    "scheduler",
+    "rate of every optimizer step against the schedule's formula",
+    ["max-val_loss-ReduceLROnPlateau-plateau", "min-train_loss-Adaptive-bold_driver"],
+)
+@pytest.mark.acts(
+    "checkpoint_monitor_metric",
+    "metric that ranks checkpoints and drives metric-driven schedules",
+    ["min-train_loss-Adaptive-bold_driver"],
+)
 @pytest.mark.parametrize(("name", "formula"), [("ReduceLROnPlateau", plateau), ("Adaptive", bold_driver)])
 @pytest.mark.parametrize("monitor", ["train_loss", "val_loss"])
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -344,6 +368,9 @@ def test_the_rate_follows_the_monitored_metric(
     assert seen.rates == pytest.approx([RATE * factor for factor in factors for _ in range(2)], rel=1e-6)
 
 
+@pytest.mark.acts(
+    "accum_steps", "optimizer steps per epoch; the accumulated gradient is that of one large batch"
+)
 def test_accumulated_gradients_are_those_of_one_large_batch(scan: ScanData, watch: Watch) -> None:
     gradients = []
     for size, accumulated in ((8, 6), (48, 1)):
@@ -372,6 +399,11 @@ def by_unit(grads: list[torch.Tensor], weights: list[torch.Tensor], limit: float
     return clipped
 
 
+@pytest.mark.acts(
+    "gradient_clip_algorithm",
+    "clipped gradients against the formula of the paper",
+    ["value-1e-06", "agc-0.001"],
+)
 @pytest.mark.parametrize(("algorithm", "limit"), [("value", 1e-6), ("agc", 1e-3)])
 def test_the_clipped_gradient_is_that_of_the_paper(
     scan: ScanData, watch: Watch, algorithm: str, limit: float
@@ -387,6 +419,7 @@ def test_the_clipped_gradient_is_that_of_the_paper(
         torch.testing.assert_close(found, wanted_grads, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.acts("gradient_clip_val", "gradients before and after clipping")
 def test_clipping_by_norm_scales_all_gradients_alike(scan: ScanData, watch: Watch) -> None:
     seen, limit = Steps(), 1e-3
     watch(seen)
@@ -398,6 +431,7 @@ def test_clipping_by_norm_scales_all_gradients_alike(scan: ScanData, watch: Watc
         torch.testing.assert_close(after, before * scale, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.acts("max_time", "epochs trained")
 def test_max_time_stops_before_the_last_epoch() -> None:
     trainer = fit_tiny(settings(max_time="00:00:00:01"), seconds=0.4)
     assert trainer.current_epoch < 4
@@ -406,6 +440,7 @@ def test_max_time_stops_before_the_last_epoch() -> None:
 # --- loaders ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.acts("pin_memory", "a loader for a machine with a GPU")
 def test_pinning_is_off_where_a_gpu_would_turn_it_on() -> None:
     asked, usual = settings(pin_memory=False), settings()
     loaders = [
@@ -430,6 +465,8 @@ class WhoLoads(Dataset[Any]):
         return os.getpid()
 
 
+@pytest.mark.acts("num_workers", "processes that load the samples", ["True"])
+@pytest.mark.acts("persistent_workers", "process numbers of the workers over three epochs", ["True"])
 @pytest.mark.parametrize("persistent", [True, False])
 def test_persistent_workers_live_through_all_epochs(persistent: bool) -> None:
     wanted = settings(num_workers=2, persistent_workers=persistent)
@@ -439,6 +476,7 @@ def test_persistent_workers_live_through_all_epochs(persistent: bool) -> None:
     assert (epochs[0] == epochs[1] == epochs[2]) is persistent
 
 
+@pytest.mark.acts("prefetch_factor", "samples loaded before they are asked for")
 def test_prefetch_factor_is_the_number_of_batches_loaded_ahead() -> None:
     wanted, data = settings(num_workers=1, prefetch_factor=4), WhoLoads()
     loader = DataLoader(data, **train_loader_kwargs(wanted, resolve_plan(wanted, CPU)))
@@ -492,6 +530,14 @@ class Told(Exception):  # noqa: N818
     """Carries what a logger was built with."""
 
 
+@pytest.mark.acts(
+    "experiment_name", "name of the experiment that the tracking client creates", ["experiment_name"]
+)
+@pytest.mark.acts(
+    "tracking_uri",
+    "address that the tracking client is given, and asked whether it answers",
+    ["tracking_uri"],
+)
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
@@ -523,6 +569,7 @@ def trained(scan: ScanData) -> Any:
     return _train_with_lightning(scan, None, science(), settings())["models"]["lightning_module"]
 
 
+@pytest.mark.acts("inference_batch_size", "length of the batches that arrive in prediction")
 def test_inference_batches_have_the_asked_size(scan: ScanData, trained: Any, watch: Watch) -> None:
     sizes = []
 
@@ -537,6 +584,7 @@ def test_inference_batches_have_the_asked_size(scan: ScanData, trained: Any, wat
     assert sizes == [20, 20, 8]
 
 
+@pytest.mark.acts("middle_trim", "pixels of the object that patches cover")
 def test_middle_trim_stitches_the_middle_of_each_patch(scan: ScanData, trained: Any) -> None:
     def coverage(**values: object) -> Any:
         return run_inference_with_lightning(trained, scan, science(), settings(**values))["coverage"]
@@ -549,6 +597,7 @@ def test_middle_trim_stitches_the_middle_of_each_patch(scan: ScanData, trained: 
     assert outer.sum() < (coverage() > 0).sum()
 
 
+@pytest.mark.acts("pad_eval", "whether patches that overhang the canvas are stitched")
 def test_pad_eval_keeps_patches_that_overhang_the_canvas(scan: ScanData, trained: Any) -> None:
     shifted = scan.subset(np.arange(len(scan)))
     moved = ScanData(**{**vars(shifted), "positions_px": shifted.positions_px - [6.0, 0.0]})
@@ -561,6 +610,7 @@ def test_pad_eval_keeps_patches_that_overhang_the_canvas(scan: ScanData, trained
 # --- what to do when a machine cannot -------------------------------------------------------------------
 
 
+@pytest.mark.acts("on_unsupported", "whether a run stops or trains with the nearest value")
 def test_on_unsupported_trains_with_the_nearest_value_or_stops(scan: ScanData) -> None:
     asked = {"precision": "16-mixed", "accelerator": "cpu"}
     made = _train_with_lightning(scan, None, science(), settings(**asked, on_unsupported="adapt"))
