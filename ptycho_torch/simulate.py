@@ -93,7 +93,7 @@ def simulate_scan(
         bad_pixels=mask,
         labels=_label_patches(truth, centers, n) if with_labels else None,
         domain="intensity",
-        dialect="simulated",
+        format="simulated",
         geometry=_geometry(n, f"{object_kind}, seed {seed}"),
     )
 

@@ -34,12 +34,12 @@ class RawScan:
     """
 
     path: Path | None
-    dialect: str
     stack_name: str
     stack_shape: tuple[int, ...]
     stack_dtype: np.dtype[Any]
     read_stack: Callable[[int], Patterns]
     positions_px: NDArray[Any]
+    format: str = ""
     domain: str = "auto"
     domain_why: str = ""
     axes: str = "auto"
@@ -105,7 +105,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         **_moved_center(raw, canvas_shape, moved),
     )
     decisions = {
-        "format": raw.dialect,
+        "format": raw.format,
         "domain": {"value": domain, "why": domain_why},
         "pattern_axes": {"value": axes.value, "why": axes.why},
         "patch_center": {"value": center, "why": center_why},
@@ -124,7 +124,7 @@ def scan_from_arrays(
     config: DataConfig | None = None,
     domain: str = "auto",
     center: str = "half-pixel",
-    dialect: str = "arrays",
+    format: str = "arrays",
     geometry: dict[str, Any] | None = None,
 ) -> ScanData:
     """Check arrays that are in memory already and make a scan of them.
@@ -139,7 +139,7 @@ def scan_from_arrays(
         config: declarations that win over `domain` and `center`.
         domain: amplitude, intensity, or auto to detect it.
         center: which patch index a position means, half-pixel or pixel.
-        dialect: where the arrays come from, for the report.
+        format: where the arrays come from, for the report.
         geometry: further fields of `ScanData`, such as `pixel_size_m`.
 
     Raises:
@@ -153,7 +153,7 @@ def scan_from_arrays(
         )  # fmt: skip
     raw = RawScan(
         path=None,
-        dialect=dialect,
+        format=format,
         stack_name="patterns",
         stack_shape=tuple(patterns.shape),
         stack_dtype=patterns.dtype,

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.formats import cxi, npz, ptychodus
+from ptycho_torch.data.formats.table import WRITERS
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
-
-WRITERS: dict[str, Callable[[ScanData, Path], Path]] = {
-    "npz": npz.write_npz,
-    "npz-amplitude": lambda scan, path: npz.write_npz(scan, path, "amplitude"),
-    "ptychodus": ptychodus.write_ptychodus,
-    "ptychodus-npz": lambda scan, path: ptychodus.write_ptychodus(scan, path, suffix=".npz"),
-    "ptychodus-training": ptychodus.write_training,
-    "cxi": cxi.write_cxi,
-}
-"""Format name -> writer; "ptychodus" and "ptychodus-npz" write two files into a directory."""
 
 
 def convert(
@@ -53,9 +42,7 @@ def convert(
             f"unknown format {format!r}", expected=", ".join(WRITERS), fix="choose one of these formats"
         )
     target = Path(dst)
-    if target.exists() and not (
-        target.is_dir() and format.startswith("ptychodus") and not any(target.iterdir())
-    ):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise DataError("the target exists", where=str(target), fix="choose another name, or remove it first")
     scan = read_scan(src, config)
     scan = replace(

@@ -56,7 +56,6 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
     exported = "bad_pixels" in archive
     return RawScan(
         path=archive.path,
-        dialect="npz",
         stack_name=name,
         stack_shape=member.shape,
         stack_dtype=member.dtype,

@@ -48,7 +48,7 @@ class Diffraction:
     detector_pixel_size_m: float | None = None
 
 
-def pair(product: Product, diffraction: Diffraction, dialect: str) -> RawScan:
+def pair(product: Product, diffraction: Diffraction) -> RawScan:
     """Match positions to patterns by index value and map them to pixels.
 
     The patterns' indexes lead: repeated positions are averaged, positions missing between others are
@@ -76,7 +76,6 @@ def pair(product: Product, diffraction: Diffraction, dialect: str) -> RawScan:
         geometry["detector_pixel_size_m"] = diffraction.detector_pixel_size_m
     return RawScan(
         path=archive.path,
-        dialect=dialect,
         stack_name=name,
         stack_shape=member.shape,
         stack_dtype=member.dtype,

@@ -13,23 +13,25 @@ from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
-from ptycho_torch.data.formats.writing import StackOut, require_geometry, write_hdf5_arrays, write_npz_arrays
+from ptycho_torch.data.formats.writing import (
+    StackOut,
+    require_geometry,
+    scan_indexes,
+    write_hdf5_arrays,
+    write_npz_arrays,
+)
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, first_present
 
 # Newest name first; the others are names of earlier releases.
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
 _TRAINING = ("patterns", "bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
 
 
-def is_product(archive: Archive) -> bool:
-    """Return whether an archive is a Ptychodus product."""
-    return "probe_position_x_m" in archive or "probe_position_indexes" in archive
-
-
-def is_diffraction(archive: Archive) -> bool:
-    """Return whether an archive is a Ptychodus diffraction file."""
-    return "patterns" in archive and not is_training(archive)
+def parts(archive: Archive) -> set[str]:
+    """Return "patterns" for a diffraction file, "positions" for a product."""
+    names = {"patterns": ("patterns",), "positions": ("probe_position_x_m", "probe_position_indexes")}
+    return {part for part, of_part in names.items() if first_present(archive, *of_part)}
 
 
 def is_training(archive: Archive) -> bool:
@@ -146,7 +148,6 @@ def read_training(archive: Archive) -> RawScan:
     present = {field: archive.array(name) for field, name in scalars.items() if name in archive}
     return RawScan(
         path=archive.path,
-        dialect="Ptychodus training data",
         stack_name="patterns",
         stack_shape=member.shape,
         stack_dtype=member.dtype,
@@ -218,7 +219,7 @@ def _product_parts(
     positions = to_meters(scan.positions_px, pixel, scan.object_center_m, scan.canvas_shape)
     values = np.zeros(0) if losses is None else np.asarray(losses, dtype=np.float64)
     arrays = {
-        "probe_position_indexes": _indexes(scan),
+        "probe_position_indexes": scan_indexes(scan),
         "probe_position_x_m": positions[:, 1],
         "probe_position_y_m": positions[:, 0],
         "probe": np.asarray(wave, dtype=np.complex128)[None],
@@ -246,10 +247,6 @@ def _product_parts(
     return arrays, [*attributes, ("object", "center_x_m", center_x), ("object", "center_y_m", center_y)]
 
 
-def _indexes(scan: ScanData) -> NDArray[np.int64]:
-    return np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
-
-
 def write_diffraction(scan: ScanData, path: Path) -> Path:
     """Write the patterns as a Ptychodus 1.7 diffraction file; NPZ when it ends in .npz, else HDF5.
 
@@ -258,7 +255,7 @@ def write_diffraction(scan: ScanData, path: Path) -> Path:
     """
     (size,) = require_geometry(scan, "detector_pixel_size_m")
     arrays = {
-        "indexes": _indexes(scan),
+        "indexes": scan_indexes(scan),
         "patterns": StackOut(scan, "intensity"),
         "bad_pixels": ~scan.good_pixels,
     }

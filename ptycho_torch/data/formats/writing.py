@@ -94,6 +94,11 @@ def write_hdf5_arrays(file: h5py.File, arrays: Mapping[str, Any], *, compression
             file.create_dataset(name, data=value, compression=compression if np.ndim(value) else None)
 
 
+def scan_indexes(scan: ScanData) -> NDArray[np.int64]:
+    """Return (M,) numbers of the patterns: those of the file they came from, else 0 to M - 1."""
+    return np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
+
+
 def require_geometry(scan: ScanData, *names: str) -> list[float]:
     """Return the named lengths and energies of a scan.
 

@@ -94,6 +94,11 @@ class Archive(Protocol):
         """Release the file."""
 
 
+def first_present(archive: Archive, *names: str) -> str | None:
+    """Return the first of some names that the archive has."""
+    return next((name for name in names if name in archive), None)
+
+
 def refuse_large(member: Member, path: Path) -> None:
     if member.nbytes > _SMALL_LIMIT_BYTES:
         raise DataError(
