@@ -155,6 +155,8 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     limit = np.iinfo(patterns.dtype).max if patterns.dtype.kind in "iu" else None
     for start, block in blocks(patterns):
         values = np.where(good, block, 0) if not good.all() else block
+        if values.dtype == np.float16:  # in which the limits below are infinite
+            values = values.astype(np.float32)
         broken.inspect(start, values)
         top = float(values.max(initial=0))
         if limit is not None and top == limit:
