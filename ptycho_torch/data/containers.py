@@ -120,6 +120,6 @@ def _as_mapping(container: Any) -> Mapping[str, Any]:
         raise DataError(
             f"cannot read data from a {type(container).__name__}",
             expected="a scan, or a container with X",
-            fix="pass what ptycho_torch.data.read_scan returns, or a dict with X",
+            fix="pass what ptycho_torch.read_scan returns, or a dict with X",
         )
     return found

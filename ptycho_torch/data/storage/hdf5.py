@@ -17,8 +17,6 @@ from ptycho_torch.data.storage.hdf5_limits import check_storage
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
 
-_ATTRIBUTE_LIMIT_BYTES = 2**20
-
 
 class Hdf5Archive:
     """Datasets of an HDF5 file; an uncompressed contiguous stack is read where it lies."""
@@ -41,15 +39,10 @@ class Hdf5Archive:
             return self._lookup(name) is not None
 
     def _lookup(self, name: str) -> h5py.Dataset | None:
-        self._refuse_links_outside(name)
-        found = self._file.get(name)
-        return found if isinstance(found, h5py.Dataset) else None
-
-    def _refuse_links_outside(self, name: str) -> None:
-        """A crafted file must not pull in another file that the user can read."""
         parts = name.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             link = self._file.get("/".join(parts[:depth]), getlink=True)
+            # A crafted file must not pull in another file that the user can read.
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(
                     f"the data are a link to another file, {link.filename!r}",
@@ -57,6 +50,8 @@ class Hdf5Archive:
                     expected="data inside the file itself",
                     fix="export the scan to one file (h5repack keeps links; h5copy -p resolves them)",
                 )
+        dataset = self._file.get(name)
+        return dataset if isinstance(dataset, h5py.Dataset) else None
 
     def names(self) -> list[str]:
         """Return the names at the root, sorted."""
@@ -106,20 +101,8 @@ class Hdf5Archive:
             owner = self._file if not name else self._file.get(name)
             if owner is None or key not in owner.attrs:
                 return None
-            self._refuse_large_attribute(owner, name, key)
             value = owner.attrs[key]
             return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-    def _refuse_large_attribute(self, owner: h5py.Group | h5py.Dataset, name: str, key: str) -> None:
-        attribute = owner.attrs.get_id(key)
-        nbytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
-        if nbytes > _ATTRIBUTE_LIMIT_BYTES:
-            raise DataError(
-                f"the attribute {key!r} has {nbytes} bytes",
-                where=f"{self.path}, {name or '/'!r}",
-                expected="a number or a short text",
-                fix="export the file again; such a size is usually a damaged header",
-            )
 
     def close(self) -> None:
         """Release the file.
