@@ -203,8 +203,3 @@ class _Broken:
                 expected="counts, or their square roots, at good pixels",
                 fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
             )
-
-
-def count_duplicates(positions: NDArray[np.float64]) -> int:
-    """Return how many positions repeat an earlier one exactly."""
-    return len(positions) - len(np.unique(positions, axis=0))

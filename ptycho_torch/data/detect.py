@@ -22,6 +22,7 @@ _LATTICE_TOLERANCE = 0.02
 _LATTICE_MAX_COUNT = 4096
 _LATTICE_MIN_VALUES = 200
 _LATTICE_MIN_DISTINCT = 8
+_DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on the command line)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
             expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
             fix="store one square pattern per scan position",
         )
-    fits = [axis for axis in (0, 2) if shape[axis] == count and _square(shape, axis)]
+    sides = {0: shape[1:], 2: shape[:2]}
+    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y == x > 0]
     if declared in ("first", "last"):
         axis = 0 if declared == "first" else 2
         if axis not in fits:
@@ -78,11 +80,6 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
             fix='set pattern_axes = "first" for (M, N, N) or "last" for (N, N, M)',
         )
     raise _axis_mismatch(shape, count, where)
-
-
-def _square(shape: tuple[int, ...], axis: int) -> bool:
-    rest = [n for i, n in enumerate(shape) if i != axis]
-    return rest[0] == rest[1] and rest[0] > 0
 
 
 def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str = "") -> DataError:
@@ -141,7 +138,12 @@ def find_domain(
         return "intensity", "the values are whole multiples of one number: counts"
     roots_of_counts = find_quantum(sample * sample) is not None
     if roots_of_counts and has_bad_pixels:
-        raise _contradiction(where)
+        raise DataError(
+            "bad_pixels speaks for counts (Ptychodus export), the values for square roots of counts",
+            where=where,
+            expected="evidence that agrees, or a declaration",
+            fix=_DECLARE_DOMAIN,
+        )
     if roots_of_counts:
         return "amplitude", "the squared values are whole multiples of one number: counts"
     if has_bad_pixels:
@@ -156,16 +158,7 @@ def find_domain(
         "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
         where=where,
         expected="whole counts, or their square roots, or a declaration",
-        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
-    )
-
-
-def _contradiction(where: str) -> DataError:
-    return DataError(
-        "bad_pixels speaks for counts (Ptychodus export), the values for square roots of counts",
-        where=where,
-        expected="evidence that agrees, or a declaration",
-        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
+        fix=_DECLARE_DOMAIN,
     )
 
 

@@ -69,9 +69,10 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
     rows, matched, warnings = match_indexes(indexes, product.indexes, positions_m, where)
     shape = (1, 1) if product.object_guess is None else product.object_guess.shape[-2:]
     pixels = to_pixels(matched, product.pixel_size_m, product.center_m, (int(shape[0]), int(shape[1])))
-    geometry = dict(product.geometry)
-    geometry["pixel_size_m"] = float(np.mean(product.pixel_size_m))
-    geometry["object_center_m"] = product.center_m
+    height, width = product.pixel_size_m
+    if abs(height - width) > 1e-3 * max(height, width):
+        warnings = [f"object pixels are not square: {height:.4g} m high, {width:.4g} m wide", *warnings]
+    geometry = {**product.geometry, "pixel_size_m": (height + width) / 2, "object_center_m": product.center_m}
     if diffraction.detector_pixel_size_m is not None:
         geometry["detector_pixel_size_m"] = diffraction.detector_pixel_size_m
     return RawScan(
@@ -92,7 +93,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
         scan_index=np.asarray(indexes, dtype=np.int64)[rows],
         geometry=geometry,
         center_px=((shape[0] - 1) / 2, (shape[1] - 1) / 2),
-        warnings=product.warnings + _aspect(product.pixel_size_m) + warnings,
+        warnings=product.warnings + warnings,
     )
 
 
@@ -107,7 +108,7 @@ def match_indexes(
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise DataError(
                 f"the {what} indexes have shape {values.shape} and dtype {values.dtype}", where=where,
-                expected="one whole number per entry", fix="export the scan again",
+                expected="one integer per entry", fix="export the scan again",
             )  # fmt: skip
     anchors, inverse = np.unique(position_indexes, return_inverse=True)
     weight = np.bincount(inverse, minlength=len(anchors))
@@ -180,10 +181,3 @@ def first_of(array: NDArray[Any], ndim: int, what: str) -> tuple[NDArray[Any], l
         )
     first = array[(0,) * len(extra)]
     return first, [] if count == 1 else [f"the file has {count} {what}; the first is used"]
-
-
-def _aspect(pixel_size_m: tuple[float, float]) -> list[str]:
-    height, width = pixel_size_m
-    if abs(height - width) <= 1e-3 * max(height, width):
-        return []
-    return [f"object pixels are not square: {height:.4g} m high, {width:.4g} m wide"]
