@@ -135,32 +135,24 @@ class PtychoDataset(Dataset[Batch]):
         """Return the batch of some samples; the loader calls this once per batch."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         rows = self._index[chosen]
-        flat = rows.reshape(-1)
+        flat, shape = rows.reshape(-1), (*rows.shape, self.n_pixels, self.n_pixels)
+        scan, labels = self._scan, self._labels
+        if self._amplitude is not None:
+            amplitude = self._amplitude[flat]
+        else:
+            assert scan is not None
+            amplitude = torch.from_numpy(scan.amplitude(flat.numpy()))
         batch = {
-            "amplitude": self._gather(flat, self._amplitude).reshape(*rows.shape, *self._frame),
+            "amplitude": amplitude.reshape(shape),
             "positions_px": self._positions[chosen],
             "offsets_px": self._offsets[chosen],
             "index": rows,
         }
-        if self._labels is not None or (self._scan is not None and self._scan.labels is not None):
-            batch["labels"] = self._gather_labels(flat).reshape(*rows.shape, *self._frame)
+        if labels is not None:
+            batch["labels"] = labels[flat].reshape(shape)
+        elif scan is not None and scan.labels is not None:
+            batch["labels"] = torch.from_numpy(scan.label_patches(flat.numpy())).reshape(shape)
         return batch
-
-    @property
-    def _frame(self) -> tuple[int, int]:
-        return (self.n_pixels, self.n_pixels)
-
-    def _gather(self, flat: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
-        if held is not None:
-            return held[flat]
-        assert self._scan is not None
-        return torch.from_numpy(self._scan.amplitude(flat.numpy()))
-
-    def _gather_labels(self, flat: torch.Tensor) -> torch.Tensor:
-        if self._labels is not None:
-            return self._labels[flat]
-        assert self._scan is not None
-        return torch.from_numpy(self._scan.label_patches(flat.numpy()))
 
     def __getitem__(self, index: int) -> Batch:
         """Return one sample, without the batch axis."""

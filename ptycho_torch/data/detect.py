@@ -5,6 +5,7 @@ Every decision carries its reason, which ends up in the detection report.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -26,14 +27,6 @@ _DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on
 
 
 @dataclass(frozen=True, slots=True)
-class Detected:
-    """A decision with its reason."""
-
-    value: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class ForwardFit:
     """How well |FFT(probe * object patch)| explains the data, per pattern.
 
@@ -49,8 +42,8 @@ class ForwardFit:
         return float(np.mean(self.errors))
 
 
-def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, Detected]:
-    """Return the scan axis of a pattern stack: the one axis as long as the positions, the others equal.
+def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, str]:
+    """Return the scan axis, as long as the positions where the others are equal, and the reason for it.
 
     Raises:
         DataError: wrong rank, no such axis, or more than one.
@@ -68,10 +61,10 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
         axis = 0 if declared == "first" else 2
         if axis not in fits:
             raise _axis_mismatch(shape, count, where, f"a scan axis declared {declared} and ")
-        return axis, Detected(declared, "declared")
+        return axis, "declared"
     if len(fits) == 1:
         name = "first" if fits[0] == 0 else "last"
-        return fits[0], Detected(name, f"the {name} axis is as long as the {count} positions")
+        return fits[0], f"the {name} axis is as long as the {count} positions"
     if fits:
         raise DataError(
             f"the scan axis is ambiguous: all axes of {shape} are as long as the {count} positions",
@@ -114,14 +107,14 @@ def find_quantum(values: NDArray[np.float64]) -> float | None:
 
 def find_domain(
     *,
-    declared: str,
+    declared: tuple[str, str],
     dtype: np.dtype[Any],
     has_bad_pixels: bool,
     sample: NDArray[np.float64],
-    fits: dict[Domain, ForwardFit],
+    fit: Callable[[Domain], ForwardFit | None],
     where: str,
 ) -> tuple[Domain, str]:
-    """Return the domain and the reason for it.
+    """Return the domain and the reason for it; `declared` is such a pair, or begins with "auto".
 
     Order: declaration; integer dtype means counts; whole multiples of a quantum in x (intensity) or in x
     squared (amplitude); a bad-pixel mask means counts; the one domain that the file's probe and object
@@ -130,8 +123,8 @@ def find_domain(
     Raises:
         DataError: when none of these decides, or mask and values contradict each other.
     """
-    if declared in ("amplitude", "intensity"):
-        return cast(Domain, declared), "declared"
+    if declared[0] in ("amplitude", "intensity"):
+        return cast(Domain, declared[0]), declared[1] or "declared"
     if dtype.kind in "iu":
         return "intensity", f"{dtype} numbers are counts"
     if find_quantum(sample) is not None:
@@ -148,11 +141,12 @@ def find_domain(
         return "amplitude", "the squared values are whole multiples of one number: counts"
     if has_bad_pixels:
         return "intensity", "a file with bad_pixels holds counts (Ptychodus export)"
-    if {"amplitude", "intensity"} <= fits.keys():
-        best: Domain
-        best, other = sorted(fits, key=lambda name: fits[name].error)
-        if fits[best].error < 0.3 and fits[best].error < 0.5 * fits[other].error:
-            share = f"{fits[best].error:.1%} against {fits[other].error:.1%}"
+    amplitude, intensity = fit("amplitude"), fit("intensity")
+    if amplitude is not None and intensity is not None:
+        best: Domain = "amplitude" if amplitude.error < intensity.error else "intensity"
+        low, high = sorted((amplitude.error, intensity.error))
+        if low < 0.3 and low < 0.5 * high:
+            share = f"{low:.1%} against {high:.1%}"
             return best, f"probe and object of the file explain the data as {best} ({share} error)"
     raise DataError(
         "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
@@ -220,7 +214,7 @@ def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64]
 
 
 def find_patch_center(
-    *, declared: str, default: PatchCenter, default_why: str, fits: dict[PatchCenter, ForwardFit]
+    declared: str, default: tuple[PatchCenter, str], half: ForwardFit | None, pixel: ForwardFit | None
 ) -> tuple[PatchCenter, str]:
     """Return which patch index a position of the file means, and why.
 
@@ -230,7 +224,6 @@ def find_patch_center(
     """
     if declared in ("half-pixel", "pixel"):
         return cast(PatchCenter, declared), "declared"
-    half, pixel = fits.get("half-pixel"), fits.get("pixel")
     if half is not None and pixel is not None and len(half.errors) == len(pixel.errors):
         better = np.mean(half.errors < pixel.errors)
         best: PatchCenter = "half-pixel" if better > 0.5 else "pixel"
@@ -238,4 +231,4 @@ def find_patch_center(
         if share >= 0.9 and min(half.error, pixel.error) < 0.3:
             errors = f"{half.error:.2%} with half-pixel, {pixel.error:.2%} with pixel"
             return best, f"measured with the file's probe and object: error {errors}"
-    return default, default_why
+    return default

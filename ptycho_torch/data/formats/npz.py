@@ -56,9 +56,7 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
     exported = "bad_pixels" in archive
     return RawScan(
         path=archive.path,
-        stack_name=name,
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=member,
         read_stack=lambda axis: archive.stack(name, axis),
         positions_px=_positions(archive),
         domain=domain,

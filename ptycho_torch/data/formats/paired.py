@@ -77,9 +77,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
         geometry["detector_pixel_size_m"] = diffraction.detector_pixel_size_m
     return RawScan(
         path=archive.path,
-        stack_name=name,
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=member,
         read_stack=lambda axis: archive.stack(name, axis),
         positions_px=pixels,
         domain="intensity",

@@ -148,9 +148,7 @@ def read_training(archive: Archive) -> RawScan:
     present = {field: archive.array(name) for field, name in scalars.items() if name in archive}
     return RawScan(
         path=archive.path,
-        stack_name="patterns",
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=member,
         read_stack=lambda axis: archive.stack("patterns", axis),
         positions_px=np.stack(columns, axis=1),
         domain="intensity",
