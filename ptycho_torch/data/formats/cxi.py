@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
+from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
 from ptycho_torch.data.formats.writing import StackOut, require_geometry, scan_indexes, write_hdf5_arrays
 from ptycho_torch.data.scan import HC_EV_M, ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present
@@ -186,15 +186,7 @@ def _positive(archive: Archive, name: str) -> float | None:
 
 
 def _number(archive: Archive, name: str) -> float | None:
-    if name not in archive:
-        return None
-    value = archive.array(name)
-    if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
-        raise DataError(
-            f"{name} is {value.ravel()[:3].tolist()}", where=str(archive.path), expected="one finite number",
-            fix="correct the file",
-        )  # fmt: skip
-    return float(value.reshape(()))
+    return finite(archive.array(name), name, str(archive.path)) if name in archive else None
 
 
 def write_cxi(scan: ScanData, path: Path) -> Path:

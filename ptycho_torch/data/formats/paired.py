@@ -159,14 +159,18 @@ def to_meters(
     return np.asarray((positions_px - middle) * pixel_size_m + np.array(center_m))
 
 
+def finite(value: Any, what: str, where: str, *, above: float = -np.inf) -> float:
+    """Return a finite number, or refuse."""
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "iuf" or not above < number.reshape(()) < np.inf:
+        expected = "a positive number" if above == 0 else "one finite number"
+        raise DataError(f"{what} is {value!r}", where=where, expected=expected, fix="export the scan again")
+    return float(number.reshape(()))
+
+
 def positive(value: Any, what: str, where: str) -> float:
     """Return a finite positive number, or refuse."""
-    number = np.asarray(value)
-    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all() or number <= 0:
-        raise DataError(
-            f"{what} is {value!r}", where=where, expected="a positive number", fix="export the scan again"
-        )
-    return float(number.reshape(()))
+    return finite(value, what, where, above=0.0)
 
 
 def first_of(array: NDArray[Any], ndim: int, what: str) -> tuple[NDArray[Any], list[str]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.data.assemble import RawScan
-from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
+from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
 from ptycho_torch.data.formats.writing import (
     StackOut,
     require_geometry,
@@ -21,11 +21,12 @@ from ptycho_torch.data.formats.writing import (
     write_npz_arrays,
 )
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive, first_present
+from ptycho_torch.data.storage.archive import Archive, first_present, required
 
 # Newest name first; the others are names of earlier releases.
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
-_TRAINING = ("patterns", "bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
+_OF_TRAINING = "part of a Ptychodus training file"
+_TRAINING = ("bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
 
 
 def parts(archive: Archive) -> set[str]:
@@ -46,7 +47,7 @@ def read_product(archive: Archive) -> Product:
         DataError: a dataset or attribute without which positions have no meaning is missing.
     """
     parts = {
-        name: _required(archive, name)
+        name: required(archive, name, "part of a Ptychodus product")
         for name in ("probe_position_indexes", "probe_position_y_m", "probe_position_x_m", "object", "probe")
     }
     canvas, layers = first_of(parts["object"], 2, "object layers")
@@ -55,6 +56,11 @@ def read_product(archive: Archive) -> Product:
     _equal_columns(columns, archive)
     geometry = {"photon_energy_eV": next(filter(None, (_number(archive, key) for key in _ENERGY)), None)}
     geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
+    where = f"{archive.path}, object"
+    sizes = {key: archive.attribute("object", key) for key in ("pixel_height_m", "pixel_width_m")}
+    pixel = [positive(value, f"the object's {key}", where) for key, value in sizes.items()]
+    middle = {key: archive.attribute("object", key) for key in ("center_y_m", "center_x_m")}
+    center = [0.0 if v is None else finite(v, f"the object's {key}", where) for key, v in middle.items()]
     name = archive.attribute("", "name")
     far_field = archive.attribute("", "far_field")
     near = [] if far_field is None or bool(far_field) else ["the product declares near-field propagation"]
@@ -62,24 +68,13 @@ def read_product(archive: Archive) -> Product:
         path=archive.path,
         indexes=parts["probe_position_indexes"],
         positions_m=np.stack(columns, axis=1),
-        pixel_size_m=(_pixel(archive, "pixel_height_m"), _pixel(archive, "pixel_width_m")),
-        center_m=(_center(archive, "center_y_m"), _center(archive, "center_x_m")),
+        pixel_size_m=(pixel[0], pixel[1]),
+        center_m=(center[0], center[1]),
         probe=probe,
         object_guess=canvas,
         geometry=geometry | {"name": str(name) if name is not None else ""},
         warnings=layers + opr + near,
     )
-
-
-def _required(archive: Archive, name: str) -> NDArray[Any]:
-    if name not in archive:
-        raise DataError(
-            f"{name} is missing",
-            where=str(archive.path),
-            expected=f"a Ptychodus file with {name}; it has {', '.join(archive.names()[:12])}",
-            fix="save the product again with Ptychodus",
-        )
-    return archive.array(name)
 
 
 def _equal_columns(columns: list[NDArray[Any]], archive: Archive) -> None:
@@ -100,22 +95,6 @@ def _number(archive: Archive, key: str) -> float | None:
     return float(number) if number.size == 1 and number.dtype.kind in "iuf" and number > 0 else None
 
 
-def _pixel(archive: Archive, key: str) -> float:
-    where = f"{archive.path}, object"
-    return positive(archive.attribute("object", key), f"the object's {key}", where)
-
-
-def _center(archive: Archive, key: str) -> float:
-    value = archive.attribute("object", key)
-    number = np.asarray(0.0 if value is None else value)
-    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all():
-        raise DataError(
-            f"the object's {key} is {value!r}", where=str(archive.path), expected="a finite number",
-            fix="save the product again with Ptychodus",
-        )  # fmt: skip
-    return float(number)
-
-
 def read_diffraction(archive: Archive) -> Diffraction:
     """Locate the patterns of a diffraction file, with their scan indexes and bad pixels."""
     size = archive.attribute("patterns", "detector_pixel_width_m")
@@ -134,9 +113,9 @@ def read_training(archive: Archive) -> RawScan:
     Raises:
         DataError: a dataset is missing.
     """
-    parts = {name: _required(archive, name) for name in _TRAINING if name != "patterns"}
     if "patterns" not in archive:
-        _required(archive, "patterns")
+        required(archive, "patterns", _OF_TRAINING)
+    parts = {name: required(archive, name, _OF_TRAINING) for name in _TRAINING}
     columns = [parts["probe_position_y_px"], parts["probe_position_x_px"]]
     _equal_columns(columns, archive)
     member = archive.member("patterns")
@@ -175,7 +154,7 @@ def write_product(
 
     Args:
         scan: gives positions, geometry, and whatever is not passed.
-        path: target, replaced in one step when it is complete; NPZ when it ends in .npz, else HDF5.
+        path: target, written to a temporary file and renamed; NPZ when it ends in .npz, else HDF5.
         object_array: (H, W) on the scan's canvas, such as a reconstruction; none takes the scan's own
             object, or ones.
         probe: (P, N, N); none takes the scan's own.
@@ -188,13 +167,13 @@ def write_product(
     arrays, attributes = _product_parts(scan, object_array, probe, losses, comments)
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
-            flat = {f"{owner}_{key}" if owner else key: v for owner, key, v in attributes}
-            write_npz_arrays(temporary, {**arrays, **flat})
+            write_npz_arrays(temporary, arrays | {key.replace("/", "_"): v for key, v in attributes.items()})
         else:
             with h5py.File(temporary, "w") as file:
                 write_hdf5_arrays(file, arrays)
-                for owner, key, value in attributes:
-                    (file[owner] if owner else file).attrs[key] = value
+                for key, value in attributes.items():
+                    owner, _, name = key.rpartition("/")
+                    file[owner or "/"].attrs[name] = value
     return path
 
 
@@ -204,8 +183,8 @@ def _product_parts(
     probe: NDArray[Any] | None,
     losses: NDArray[Any] | None,
     comments: str,
-) -> tuple[dict[str, Any], list[tuple[str, str, Any]]]:
-    """Return the product's arrays, and its attributes as (owner, name, value)."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the product's arrays, and its attributes by name, behind that of the array they belong to."""
     energy, distance, pixel = require_geometry(
         scan, "photon_energy_eV", "detector_distance_m", "pixel_size_m"
     )
@@ -226,23 +205,25 @@ def _product_parts(
         "loss_epochs": np.arange(len(values)),
         "loss_values": values,
     }
-    attributes: list[tuple[str, str, Any]] = [
-        ("", "name", scan.name or "scan"),
-        ("", "comments", comments),
-        ("", "detector_object_distance_m", distance),
-        ("", "focus_object_distance_m", 0.0),
-        ("", "photon_energy_eV", energy),
-        ("", "probe_photon_count", float(np.sum(np.abs(wave) ** 2))),
-        ("", "exposure_time_s", 0.0),
-        ("", "mass_attenuation_m2_per_kg", 0.0),
-        ("", "tomography_angle_deg", 0.0),
-        ("", "tilt_angle_deg", 0.0),
-        ("", "far_field", True),
-    ]
-    for owner in ("probe", "object"):
-        attributes += [(owner, "pixel_width_m", pixel), (owner, "pixel_height_m", pixel)]
     center_y, center_x = scan.object_center_m
-    return arrays, [*attributes, ("object", "center_x_m", center_x), ("object", "center_y_m", center_y)]
+    attributes = {
+        "name": scan.name or "scan",
+        "comments": comments,
+        "detector_object_distance_m": distance,
+        "focus_object_distance_m": 0.0,
+        "photon_energy_eV": energy,
+        "probe_photon_count": float(np.sum(np.abs(wave) ** 2)),
+        "exposure_time_s": 0.0,
+        "mass_attenuation_m2_per_kg": 0.0,
+        "tomography_angle_deg": 0.0,
+        "tilt_angle_deg": 0.0,
+        "far_field": True,
+        "object/center_x_m": center_x,
+        "object/center_y_m": center_y,
+    }
+    for owner in ("probe", "object"):
+        attributes |= {f"{owner}/pixel_{side}_m": pixel for side in ("width", "height")}
+    return arrays, attributes
 
 
 def write_diffraction(scan: ScanData, path: Path) -> Path:

@@ -101,6 +101,29 @@ def first_present(archive: Archive, *names: str) -> str | None:
     return next((name for name in names if name in archive), None)
 
 
+def list_names(archive: Archive) -> str:
+    """Return the first names of an archive, for a message."""
+    names = archive.names()
+    shown = ", ".join(name[:40] for name in names[:12])
+    return (shown + ", ..." if len(names) > 12 else shown) or "no arrays"
+
+
+def required(archive: Archive, name: str, meaning: str) -> NDArray[Any]:
+    """Return a small array.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    if name not in archive:
+        raise DataError(
+            f"{name} is missing",
+            where=str(archive.path),
+            expected=f"{name}: {meaning}; the file has {list_names(archive)}",
+            fix=f"add {name} to the file, or export it again",
+        )
+    return archive.array(name)
+
+
 def refuse_large(member: Member, path: Path) -> None:
     if member.nbytes > _SMALL_LIMIT_BYTES:
         raise DataError(
