@@ -73,25 +73,22 @@ def simulate_scan(
         with_labels: add the true patch of each pattern.
     """
     _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px, contrast)
-    random = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(4))
-    object_rng, jitter_rng, noise_rng, pixel_rng = random
+    object_rng, jitter_rng, noise_rng, pixel_rng = np.random.default_rng(seed).spawn(4)
     centers = scan_positions(patterns, 0.08 * n if step_px is None else step_px, scan_kind)
     centers += jitter_rng.uniform(-jitter_px, jitter_px, centers.shape)
     shape, shift = fit_canvas(centers, n)
     centers += shift
     truth = make_object(shape, object_kind, object_rng, contrast)
     probe = make_probe(n, photons, modes, probe_radius_px, probe_curvature_rad, probe_aberration_rad)
-    mask = np.zeros((n, n), dtype=np.bool_)
-    mask.flat[pixel_rng.choice(n * n, bad_pixels, replace=False)] = True
-    stack = _count_photons(diffract(truth, probe, centers), noise_rng if noise else None, mask)
-    patches = [bilinear_patch(truth, center - (n - 1) / 2, n) for center in centers if with_labels]
+    bad = np.isin(np.arange(n * n), pixel_rng.choice(n * n, bad_pixels, replace=False)).reshape(n, n)
+    intensity = diffract(truth, probe, centers)
     return scan_from_arrays(
-        stack,
+        _count_photons(intensity, noise_rng, bad) if noise else intensity,
         centers,
         probe=probe,
         object_guess=truth,
-        bad_pixels=mask if bad_pixels else None,
-        labels=np.stack(patches).astype(np.complex64) if with_labels else None,
+        bad_pixels=bad if bad_pixels else None,
+        labels=_label_patches(truth, centers, n) if with_labels else None,
         domain="intensity",
         format="simulated",
         geometry=_geometry(n, f"{object_kind}, seed {seed}"),
@@ -133,8 +130,7 @@ def make_probe(
     same for every seed. With such structure in the probe, different objects give different patterns.
     Further modes are the first one times Hermite-like polynomials, as for partial coherence.
     """
-    radius = 11 / 64 * n if radius_px is None else radius_px
-    y, x = (np.mgrid[:n, :n] - (n - 1) / 2) / radius
+    y, x = (np.mgrid[:n, :n] - (n - 1) / 2) / (11 / 64 * n if radius_px is None else radius_px)
     rr = y * y + x * x
     first = np.exp(-(rr**2)) * np.exp(1j * (curvature_rad * rr + aberration_rad * _smooth_noise(n)))
     orders = sorted((i + j, j, i) for i in range(modes) for j in range(modes))[:modes]
@@ -276,16 +272,21 @@ def _paint_star(
 
 
 def _count_photons(
-    intensity: NDArray[np.float32], rng: np.random.Generator | None, mask: NDArray[np.bool_]
+    intensity: NDArray[np.float32], rng: np.random.Generator, bad: NDArray[np.bool_]
 ) -> NDArray[Any]:
-    """Return Poisson counts in the smallest of uint16 and uint32 that holds them; without rng no noise."""
-    if rng is None:
-        return intensity
+    """Return Poisson counts in the smallest of uint16 and uint32 that holds them."""
     counts = rng.poisson(intensity)
     stored: type[np.unsignedinteger[Any]] = np.uint16 if counts.max() < 2**16 - 1 else np.uint32
     out = counts.astype(stored)
-    out[:, mask] = np.iinfo(stored).max
+    out[:, bad] = np.iinfo(stored).max
     return out
+
+
+def _label_patches(
+    truth: NDArray[np.complex64], centers: NDArray[np.float64], n: int
+) -> NDArray[np.complex64]:
+    patches = [bilinear_patch(truth, center - (n - 1) / 2, n) for center in centers]
+    return np.stack(patches).astype(np.complex64)
 
 
 def _geometry(n: int, name: str) -> dict[str, Any]:

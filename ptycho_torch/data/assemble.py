@@ -181,7 +181,7 @@ def scan_from_arrays(
 def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, int, str]:
     """Return the patterns of the positions, the scan axis in the file, and the reason for it."""
     where, shape = raw.where(raw.stack.name), raw.stack.shape
-    checks.check_numeric(raw.stack.dtype, "iuf", "the patterns", where)
+    checks.check_stack(shape, raw.stack.dtype, count, where)
     declared = config.pattern_axes if config.pattern_axes != "auto" else raw.axes
     # A pairing by index may use only some of the patterns, so positions count those.
     expected = count if raw.pattern_rows is None else shape[0]

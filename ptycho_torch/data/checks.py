@@ -37,6 +37,18 @@ def check_numeric(dtype: np.dtype[Any], kinds: str, what: str, where: str) -> No
         )  # fmt: skip
 
 
+def check_stack(shape: tuple[int, ...], dtype: np.dtype[Any], count: int, where: str) -> None:
+    """Refuse patterns that are no real numbers, or whose array has not three axes."""
+    check_numeric(dtype, "iuf", "the patterns", where)
+    if len(shape) != 3:
+        raise DataError(
+            f"the patterns have shape {shape}, {len(shape)} axes",
+            where=where,
+            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
+            fix="store one square pattern per scan position",
+        )
+
+
 def check_positions(positions: NDArray[Any], where: str) -> NDArray[np.float64]:
     """Return (M, 2) float64 positions.
 

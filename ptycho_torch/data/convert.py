@@ -58,12 +58,11 @@ def convert(
 
 def complete_geometry(scan: ScanData) -> ScanData:
     """Work out the one of object pixel and detector pixel that is unknown: dx = wavelength z / (N dd)."""
-    wavelength, distance = scan.wavelength_m, scan.detector_distance_m
-    if not wavelength or not distance:
+    if not scan.wavelength_m or not scan.detector_distance_m:
         return scan
-    reach = wavelength * distance / scan.n_pixels
+    product = scan.wavelength_m * scan.detector_distance_m / scan.n_pixels
     if scan.pixel_size_m and not scan.detector_pixel_size_m:
-        return replace(scan, detector_pixel_size_m=reach / scan.pixel_size_m)
+        return replace(scan, detector_pixel_size_m=product / scan.pixel_size_m)
     if scan.detector_pixel_size_m and not scan.pixel_size_m:
-        return replace(scan, pixel_size_m=reach / scan.detector_pixel_size_m)
+        return replace(scan, pixel_size_m=product / scan.detector_pixel_size_m)
     return scan

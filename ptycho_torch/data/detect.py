@@ -48,13 +48,6 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
     Raises:
         DataError: wrong rank, no such axis, or more than one.
     """
-    if len(shape) != 3:
-        raise DataError(
-            f"the patterns have shape {shape}, {len(shape)} axes",
-            where=where,
-            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
-            fix="store one square pattern per scan position",
-        )
     sides = {0: shape[1:], 2: shape[:2]}
     fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y == x > 0]
     if declared in ("first", "last"):

@@ -59,7 +59,13 @@ def group_neighbors(
     count = max(_DEFAULT_CANDIDATES, size - 1) if neighbor_count is None else neighbor_count
     if count < size - 1:
         raise ValueError(f"a group of {size} needs {size - 1} neighbors; neighbor_count is {count}")
-    _check_window(method, min_distance_px, max_distance_px)
+    if method not in ("nearest", "distance", "quadrant"):
+        raise ValueError(f"unknown grouping method {method!r}; choose nearest, distance or quadrant")
+    low, high = min_distance_px, np.inf if max_distance_px is None else max_distance_px
+    if method != "distance" and (low > 0 or high < np.inf):
+        raise ValueError(f"a distance window has no effect with method {method!r}; choose 'distance'")
+    if high <= low:
+        raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
     _check_enough(len(positions), size)
     rng = np.random.default_rng(seed)
     seeds = _choose_seeds(len(positions), n_groups, sequential, rng)
@@ -68,7 +74,7 @@ def group_neighbors(
     if method == "quadrant":
         members = _quadrant_members(positions, seeds, size, count, rng)
     else:
-        candidates = _candidates(positions, count, min_distance_px, max_distance_px, size - 1)[seeds]
+        candidates = _candidates(positions, count, low, high, size - 1)[seeds]
         keys = np.where(candidates >= 0, rng.random(candidates.shape), np.inf)
         chosen = np.sort(np.argsort(keys, axis=1)[:, : size - 1], axis=1)  # candidates stay nearest first
         members = np.take_along_axis(candidates, chosen, axis=1)
@@ -89,7 +95,7 @@ def inference_groups(positions_px: ArrayLike, *, gridsize: int) -> NDArray[np.in
     seeds = np.arange(len(positions), dtype=np.int64)[:, None]
     if size == 1:
         return seeds
-    return np.concatenate([seeds, _candidates(positions, size - 1, 0.0, None, size - 1)], axis=1)
+    return np.concatenate([seeds, _candidates(positions, size - 1, 0.0, np.inf, size - 1)], axis=1)
 
 
 def select_patterns(
@@ -126,15 +132,6 @@ def select_patterns(
     return np.sort(np.random.default_rng(seed).choice(kept, n_patterns, replace=False))
 
 
-def _check_window(method: Method, low: float, high: float | None) -> None:
-    if method not in ("nearest", "distance", "quadrant"):
-        raise ValueError(f"unknown grouping method {method!r}; choose nearest, distance or quadrant")
-    if method != "distance" and (low > 0 or high is not None):
-        raise ValueError(f"a distance window has no effect with method {method!r}; choose 'distance'")
-    if high is not None and high <= low:
-        raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
-
-
 def _check_enough(count: int, size: int) -> None:
     if count < size:
         raise DataError(
@@ -158,10 +155,10 @@ def _choose_seeds(
 
 
 def _candidates(
-    positions: NDArray[np.float64], count: int, low: float, high: float | None, needed: int
+    positions: NDArray[np.float64], count: int, low: float, high: float, needed: int
 ) -> NDArray[np.int64]:
     """Return (M, K) candidates of every pattern, nearest first; -1 where the window holds fewer than K."""
-    tree, total, far = cKDTree(positions), len(positions), np.inf if high is None else high
+    tree, total = cKDTree(positions), len(positions)
     candidates = np.full((total, count), -1, dtype=np.int64)
     rows, width = np.arange(total, dtype=np.int64), min(count, total - 1)
     while len(rows):
@@ -170,24 +167,28 @@ def _candidates(
         # Among repeated positions the pattern itself may be listed late, or not at all: drop the last then.
         own[~own.any(axis=1), -1] = True
         distance, index = (values[~own].reshape(len(rows), width) for values in (away, near))
-        fits = (distance >= low) & (distance <= far)
+        fits = (distance >= low) & (distance <= high)
         order = np.argsort(~fits, axis=1, kind="stable")[:, :count]
         candidates[rows, : order.shape[1]] = np.take_along_axis(np.where(fits, index, -1), order, axis=1)
         # Look further where the window is not full yet and its far end was not reached.
-        open_ended = (fits.sum(axis=1) < count) & (distance[:, -1] <= far)
+        open_ended = (fits.sum(axis=1) < count) & (distance[:, -1] <= high)
         if width >= total - 1:
             break
         rows, width = rows[open_ended], min(2 * width, total - 1)
+    _check_full(candidates, needed, low, high)
+    return candidates
+
+
+def _check_full(candidates: NDArray[np.int64], needed: int, low: float, high: float) -> None:
     short = (candidates >= 0).sum(axis=1) < needed
     if short.any():
         raise DataError(
-            f"{int(short.sum())} of {total} patterns have fewer than {needed} neighbors in the window",
-            where=f"grouping, from {low} to {'any number of' if high is None else high} pixels; "
+            f"{int(short.sum())} of {len(short)} patterns have fewer than {needed} neighbors in the window",
+            where=f"grouping, from {low} to {'any number of' if high == np.inf else high} pixels; "
             f"the first is pattern {int(np.argmax(short))}",
             expected=f"{needed} neighbors within the distance window for each pattern",
             fix="widen the window, or use a smaller gridsize",
         )
-    return candidates
 
 
 def _quadrant_members(
@@ -201,7 +202,7 @@ def _quadrant_members(
 
     At the border of a scan, where a quadrant is empty, the others fill in.
     """
-    candidates = _candidates(positions, min(count, len(positions) - 1), 0.0, None, size - 1)[seeds]
+    candidates = _candidates(positions, min(count, len(positions) - 1), 0.0, np.inf, size - 1)[seeds]
     offset = positions[candidates] - positions[seeds][:, None]
     quadrant = 2 * (offset[..., 0] >= 0) + (offset[..., 1] >= 0)
     member = quadrant[..., None] == np.arange(4)

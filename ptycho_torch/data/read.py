@@ -15,7 +15,7 @@ from ptycho_torch.data.assemble import assemble
 from ptycho_torch.data.formats.paired import pair
 from ptycho_torch.data.formats.table import FORMATS, Format, Halves
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, list_names
 from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
@@ -32,16 +32,12 @@ class ScanFile:
 
 
 def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
-    """Read a scan, check it, and bring it to this package's conventions.
+    """Read a scan, check it, bring it to this package's conventions, and report how that was decided.
 
     Args:
         path: NPZ file, Ptychodus training file, or CXI file; a Ptychodus product or diffraction file, whose
             other half lies beside it; or a directory with both halves.
         config: declarations that win over what is detected; none detects everything.
-
-    Returns:
-        The scan, with a report of what was detected and why. Its `sha256` is that of the file; of a pair,
-        that of the two files' names and hashes.
 
     Raises:
         DataError: the file is missing, damaged, incomplete, ambiguous or physically impossible.
@@ -50,15 +46,20 @@ def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
     with open_scan(Path(path), allow_pickle=settings.allow_pickle) as files:
         positions, patterns = files["positions"], files["patterns"]
         left, right = positions.format.read, patterns.format.read
-        if isinstance(left, Halves) and isinstance(right, Halves):
+        if isinstance(left, Halves):
+            assert isinstance(right, Halves)
             product = left.positions(positions.archive, patterns.archive, settings)
             raw = pair(product, right.patterns(patterns.archive))
         else:
-            assert not isinstance(left, Halves)
             raw = left(positions.archive, settings)
         raw.format = positions.format.name
         scan = assemble(raw, settings)
-    hashes = {file.name: file_sha256(file) for file in (patterns.archive.path, positions.archive.path)}
+    return _with_hashes(scan, patterns.archive.path, positions.archive.path)
+
+
+def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
+    """Add the SHA-256 of the file; of a pair, that of the two files' names and hashes."""
+    hashes = {file.name: file_sha256(file) for file in dict.fromkeys(files)}
     lines = "".join(f"{name}:{value}\n" for name, value in sorted(hashes.items()))
     whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
@@ -74,14 +75,14 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
     Raises:
         DataError: a file is missing or damaged, or there is no scan in it.
     """
-    opened: dict[Path, list[str]] = {}
+    opened: dict[Path, str] = {}
     parts: dict[str, ScanFile] = {}
     with ExitStack() as stack:
 
         def add(file: Path, *, alone: bool) -> None:
             archive = open_archive(file, allow_pickle=allow_pickle)
             stack.callback(archive.close)
-            opened[file] = archive.names()
+            opened[file] = list_names(archive)
             for row in FORMATS:
                 if held := row.parts(archive):
                     if alone or isinstance(row.read, Halves):
@@ -94,14 +95,11 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
         if len(opened) == len(parts) == 1:
             add(_partner(file, next(iter(parts))), alone=False)
         if len(parts) < 2:
-            listed = (
-                f"{file.name} has {', '.join(names[:12]) or 'no arrays'}" for file, names in opened.items()
-            )
             raise DataError(
                 "no scan is in here",
                 where=" and ".join(map(str, opened)),
                 expected="patterns, positions and a probe as in PtychoPINN, Ptychodus or CXI files; "
-                + "; ".join(listed),
+                + "; ".join(f"{file.name} has {names}" for file, names in opened.items()),
                 fix="name the file of the scan, or add what is missing",
             )
         yield parts

@@ -43,6 +43,12 @@ def describe_scan(
         warnings: what the reader of the format noticed.
         notes: further facts of the format.
     """
+    extent, spacing = np.ptp(scan.positions_px, axis=0), None
+    if len(scan) > 1:
+        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
+        spacing = float(np.mean(np.asarray(distances)[:, 1]))
+    diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
+    overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
     report: dict[str, Any] = {
         "source": str(scan.source) if scan.source else "",
         **decisions,
@@ -54,7 +60,11 @@ def describe_scan(
         "bad_pixels": int((~scan.good_pixels).sum()),
         "canvas_px": list(scan.canvas_shape),
         "position_shift_px": list(scan.position_shift_px),
-        **_scan_geometry(scan),
+        "scan_extent_px": [float(extent[0]), float(extent[1])],
+        "mean_neighbor_distance_px": spacing,
+        "probe_diameter_px": diameter,
+        "overlap_ratio": overlap,
+        "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
         **_counts(scan, statistics, sample),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
         "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
@@ -73,23 +83,6 @@ def probe_diameter_px(probe: NDArray[np.complex64]) -> float:
     intensity = np.sum(np.abs(probe.astype(np.complex128)) ** 2, axis=0)
     area = float(intensity.sum() ** 2 / np.sum(intensity**2))
     return 2.0 * math.sqrt(area / math.pi)
-
-
-def _scan_geometry(scan: ScanData) -> dict[str, Any]:
-    extent = np.ptp(scan.positions_px, axis=0)
-    spacing = None
-    if len(scan) > 1:
-        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
-        spacing = float(np.mean(np.atleast_2d(distances)[:, 1]))
-    diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
-    overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
-    return {
-        "scan_extent_px": [float(extent[0]), float(extent[1])],
-        "mean_neighbor_distance_px": spacing,
-        "probe_diameter_px": diameter,
-        "overlap_ratio": overlap,
-        "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
-    }
 
 
 def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.float64]) -> dict[str, Any]:
@@ -125,8 +118,7 @@ def _oddities(scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[st
         count = report["saturated_values"]
         warnings.append(f"{count} values are at the largest number of {report['dtype']}: mark bad pixels")
     if report["overlap_ratio"] is not None and report["overlap_ratio"] < 0.4:
-        share = f"{report['overlap_ratio']:.0%}"
-        warnings.append(f"neighboring probes overlap by only {share} of their diameter")
+        warnings.append(f"neighboring probes overlap by only {report['overlap_ratio']:.0%} of their diameter")
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
     if reach.max() > 0:

@@ -162,16 +162,10 @@ def _read_labels(archive: Archive, axis: int) -> Patterns:
 
 
 def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress: bool = False) -> Path:
-    """Write a scan under PtychoPINN's keys, patterns uncompressed unless asked, to be read one batch at a time.
+    """Write a scan under PtychoPINN's keys, by way of a temporary file that is renamed.
 
-    Args:
-        scan: what to write.
-        path: target; written to a temporary file and renamed.
-        domain: "intensity" keeps counts as they are stored; "amplitude" writes float32 square roots.
-        compress: smaller file, but it must be unpacked before use.
-
-    Raises:
-        DataError: the target cannot be written.
+    Domain "intensity" keeps counts as they are stored, "amplitude" writes float32 square roots. A file that
+    is compressed is smaller, but must be unpacked before use.
     """
     arrays: dict[str, Any] = {
         "xcoords": scan.positions_px[:, 1],
@@ -185,11 +179,9 @@ def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress
         "pattern_axes": np.array("first"),
         "patch_center": np.array("half-pixel"),
     }
-    optional = {"probeGuess": scan.probe, "objectGuess": scan.object_guess}
+    optional = {"probeGuess": scan.probe, "objectGuess": scan.object_guess, "Y": scan.labels}
     optional |= {key: getattr(scan, key) for key in _GEOMETRY}
     arrays |= {key: np.asarray(value) for key, value in optional.items() if value is not None}
-    if scan.labels is not None:
-        arrays["Y"] = np.asarray(scan.labels[:])
     with atomic_path(path) as temporary:
         write_npz_arrays(temporary, arrays, compress=compress)
     return path

@@ -27,6 +27,11 @@ from ptycho_torch.data.storage.archive import Archive, first_present, required
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
 _OF_TRAINING = "part of a Ptychodus training file"
 _TRAINING = ("bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
+_SCALARS = {
+    "pixel_size_m": "object_pixel_width_m",
+    "photon_energy_eV": "photon_energy_eV",
+    "detector_distance_m": "detector_object_distance_m",
+}
 
 
 def parts(archive: Archive) -> set[str]:
@@ -52,8 +57,6 @@ def read_product(archive: Archive) -> Product:
     }
     canvas, layers = first_of(parts["object"], 2, "object layers")
     probe, opr = first_of(parts["probe"], 3, "probes (orthogonal relaxation)")
-    columns = [np.asarray(parts[f"probe_position_{axis}_m"]) for axis in "yx"]
-    _equal_columns(columns, archive)
     geometry = {"photon_energy_eV": next(filter(None, (_number(archive, key) for key in _ENERGY)), None)}
     geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
     where = f"{archive.path}, object"
@@ -67,7 +70,7 @@ def read_product(archive: Archive) -> Product:
     return Product(
         path=archive.path,
         indexes=parts["probe_position_indexes"],
-        positions_m=np.stack(columns, axis=1),
+        positions_m=_positions(parts["probe_position_y_m"], parts["probe_position_x_m"], archive),
         pixel_size_m=(pixel[0], pixel[1]),
         center_m=(center[0], center[1]),
         probe=probe,
@@ -77,14 +80,15 @@ def read_product(archive: Archive) -> Product:
     )
 
 
-def _equal_columns(columns: list[NDArray[Any]], archive: Archive) -> None:
-    if any(c.ndim != 1 or c.dtype.kind not in "iuf" for c in columns) or len(columns[0]) != len(columns[1]):
+def _positions(y: NDArray[Any], x: NDArray[Any], archive: Archive) -> NDArray[Any]:
+    if any(c.ndim != 1 or c.dtype.kind not in "iuf" for c in (y, x)) or len(y) != len(x):
         raise DataError(
-            f"the positions have shapes {columns[0].shape} and {columns[1].shape}",
+            f"the positions have shapes {y.shape} and {x.shape}",
             where=str(archive.path),
             expected="as many y as x, one number each",
             fix="save the product again with Ptychodus",
         )
+    return np.stack([y, x], axis=1)
 
 
 def _number(archive: Archive, key: str) -> float | None:
@@ -116,20 +120,13 @@ def read_training(archive: Archive) -> RawScan:
     if "patterns" not in archive:
         required(archive, "patterns", _OF_TRAINING)
     parts = {name: required(archive, name, _OF_TRAINING) for name in _TRAINING}
-    columns = [parts["probe_position_y_px"], parts["probe_position_x_px"]]
-    _equal_columns(columns, archive)
     member = archive.member("patterns")
-    scalars = {
-        "pixel_size_m": "object_pixel_width_m",
-        "photon_energy_eV": "photon_energy_eV",
-        "detector_distance_m": "detector_object_distance_m",
-    }
-    present = {field: archive.array(name) for field, name in scalars.items() if name in archive}
+    scalars = {field: archive.array(name) for field, name in _SCALARS.items() if name in archive}
     return RawScan(
         path=archive.path,
         stack=member,
         read_stack=lambda axis: archive.stack("patterns", axis),
-        positions_px=np.stack(columns, axis=1),
+        positions_px=_positions(parts["probe_position_y_px"], parts["probe_position_x_px"], archive),
         domain="intensity",
         domain_why="the format stores counts",
         axes="first",
@@ -137,7 +134,7 @@ def read_training(archive: Archive) -> RawScan:
         probe=parts["probe"],
         object_guess=parts["object"],
         bad_pixels=parts["bad_pixels"],
-        geometry={key: positive(value, key, str(archive.path)) for key, value in present.items()},
+        geometry={key: positive(value, key, str(archive.path)) for key, value in scalars.items()},
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +81,7 @@ class Hdf5Archive:
             return np.asarray(dataset[()])
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
-        """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, by the block."""
+        """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, block by block."""
         with self._guard(name):
             dataset = self._dataset(name)
             member = self._describe(dataset)
@@ -92,7 +90,10 @@ class Hdf5Archive:
             offset = dataset.id.get_offset()
             if offset is not None and scan_axis == 0 and dataset.chunks is None:
                 return FilePatterns(self.path, int(offset), member.shape, member.dtype)
-            slabs = _dataset_slabs(dataset)
+            row_bytes, chunk = member.nbytes // member.shape[0], dataset.chunks[0] if dataset.chunks else 1
+            step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk  # whole chunks
+            starts = range(0, member.shape[0], step)
+            slabs = ((start, np.asarray(dataset[start : start + step])) for start in starts)
             return unpack(slabs, member.shape, member.dtype, scan_axis, False, self.path)
 
     def attribute(self, name: str, key: str) -> Any:
@@ -112,12 +113,3 @@ class Hdf5Archive:
         """
         with self._guard():
             self._file.close()
-
-
-def _dataset_slabs(dataset: h5py.Dataset) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (start, slab) along the first axis, whole chunks at a time."""
-    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-    chunk = dataset.chunks[0] if dataset.chunks else 1
-    step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk
-    for start in range(0, dataset.shape[0], step):
-        yield start, np.asarray(dataset[start : start + step])

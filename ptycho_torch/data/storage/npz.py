@@ -95,8 +95,7 @@ class NpzArchive:
             member, fortran, _ = self._header(name, stream)
             if not member.dtype.hasobject:
                 refuse_large(member, self.path)
-                data = read_exactly(stream, member.nbytes)
-                flat = np.frombuffer(data, dtype=member.dtype)
+                flat = np.frombuffer(read_exactly(stream, member.nbytes), dtype=member.dtype)
                 return flat.reshape(member.shape, order="F" if fortran else "C")
         where = f"{self.path}, key {name!r}"
         if not self._allow_pickle:
