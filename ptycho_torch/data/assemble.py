@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
-from ptycho_torch.data.detect import ForwardFit, PatchCenter
+from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
 from ptycho_torch.data.storage.archive import Member
@@ -43,8 +43,7 @@ class RawScan:
     domain_why: str = ""
     axes: str = "auto"
     center: str = "auto"
-    default_center: PatchCenter = "pixel"
-    default_center_why: str = "neither file nor settings say; N/2 is the habit of PtychoPINN files"
+    default_center: tuple[PatchCenter, str] = PTYCHOPINN_CENTER
     probe: NDArray[Any] | None = None
     object_guess: NDArray[Any] | None = None
     bad_pixels: NDArray[Any] | None = None
@@ -93,8 +92,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     )
     half, pixel = fit(domain), fit(domain, -0.5)
     declared = config.patch_center if config.patch_center != "auto" else raw.center
-    default = (raw.default_center, raw.default_center_why)
-    center, center_why = detect.find_patch_center(declared, default, half, pixel)
+    center, center_why = detect.find_patch_center(declared, raw.default_center, half, pixel)
     shift = -0.5 if center == "pixel" else 0.0
     object_guess = canvas if config.canvas == "auto" else None
     canvas_shape, moved = _place_on_canvas(raw, positions + shift, N, object_guess)

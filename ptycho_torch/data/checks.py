@@ -1,4 +1,4 @@
-"""Checks of a scan's parts, and the one pass over its patterns; each failure says what to do.
+"""Checks of a scan's parts, and the one pass over its patterns; each failure gives a remedy.
 
 Shape legend: M scan positions, N x N detector pixels, P probe modes, H x W object canvas.
 """
@@ -28,7 +28,7 @@ class PatternStatistics:
 
 
 def check_numeric(dtype: np.dtype[Any], kinds: str, what: str, where: str) -> None:
-    """Refuse text, dates, records and, unless `kinds` has c, complex numbers."""
+    """Refuse strings, dates, records and, unless `kinds` has c, complex numbers."""
     if dtype.kind not in kinds or dtype.itemsize > (16 if dtype.kind == "c" else 8):
         wanted = "real or complex numbers" if "c" in kinds else "real numbers"
         raise DataError(

@@ -29,9 +29,9 @@ def convert(
         dst: target file, or directory for a format of two files.
         format: one of `WRITERS`.
         config: declarations for reading.
-        photon_energy_eV: of the beam, where the source does not say.
-        detector_distance_m: from sample to detector, where the source does not say.
-        pixel_size_m: side of an object pixel, where the source does not say.
+        photon_energy_eV: of the beam, where the source does not have it.
+        detector_distance_m: from sample to detector, where the source does not have it.
+        pixel_size_m: side of an object pixel, where the source does not have it.
 
     Raises:
         DataError: unknown format, unreadable source, geometry that the target needs, target exists or

@@ -35,7 +35,7 @@ class PtychoDataset(Dataset[Batch]):
             optionally `coords_relative`, `coords_nominal` ((n, 1, 2, C), (n, C, 2), (n, 2, C), (n, 1, 2)
             or (n, 2); [x, y] as in PtychoPINN) and `Y`, like `X` but complex. Other keys are left alone.
             `coords_relative` is a position minus its group's mean; where `coords_nominal` shows that it has
-            the opposite sign, it is turned around.
+            the opposite sign, its sign is changed.
         groups: (n, C) pattern indices of each sample, for a scan; none makes each pattern a sample. The
             samples of a mapping are its rows, and `groups` must be none.
         memory_budget_bytes: amplitudes of a scan are computed once and kept up to this size.
@@ -100,7 +100,7 @@ class PtychoDataset(Dataset[Batch]):
             )
         whole = np.zeros((n, C, 2)) if nominal is None else nominal
         centered = whole - whole.mean(axis=1, keepdims=True)
-        # Some programs store the mean minus the position; the positions beside it tell.
+        # Some programs store the mean minus the position; the nominal positions decide.
         opposite = C > 1 and relative is not None and np.allclose(relative, -centered, atol=1e-3)
         if relative is None or opposite:
             relative = centered
@@ -219,7 +219,7 @@ def _channels_first(container: Mapping[str, Any], key: str, dtype: type[Any]) ->
             f"the container has no {key}",
             where=f"container with keys {', '.join(map(str, container)) or 'none'}",
             expected=f"{key}: diffraction amplitude of shape (n, N, N, C) or (n, N, N)",
-            fix="pass the measured patterns; they are never made up",
+            fix="pass the measured patterns; they are never invented",
         )
     stack = _numeric(container[key], key, dtype)
     stack = stack[..., None] if stack.ndim == 3 else stack

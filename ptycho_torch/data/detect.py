@@ -18,6 +18,15 @@ from ptycho_torch.data.storage.patterns import Domain
 
 PatchCenter = Literal["half-pixel", "pixel"]
 
+PTYCHODUS_CENTER: tuple[PatchCenter, str] = (
+    "half-pixel",
+    "neither file nor settings declare it; files with bad_pixels come from Ptychodus, which means (N-1)/2",
+)
+PTYCHOPINN_CENTER: tuple[PatchCenter, str] = (
+    "pixel",
+    "neither file nor settings declare it; N/2 is the convention of PtychoPINN files",
+)
+
 _LATTICE_DIVISORS = (1, 2, 3, 4, 5, 6)
 _LATTICE_TOLERANCE = 0.02
 _LATTICE_MAX_COUNT = 4096
@@ -125,7 +134,7 @@ def find_domain(
     roots_of_counts = find_quantum(sample * sample) is not None
     if roots_of_counts and has_bad_pixels:
         raise DataError(
-            "bad_pixels speaks for counts (Ptychodus export), the values for square roots of counts",
+            "bad_pixels means counts (Ptychodus export), but the values are square roots of counts",
             where=where,
             expected="evidence that agrees, or a declaration",
             fix=_DECLARE_DOMAIN,
@@ -142,7 +151,7 @@ def find_domain(
             share = f"{low:.1%} against {high:.1%}"
             return best, f"probe and object of the file explain the data as {best} ({share} error)"
     raise DataError(
-        "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
+        "cannot decide whether the patterns are amplitude (square root of counts) or intensity",
         where=where,
         expected="whole counts, or their square roots, or a declaration",
         fix=_DECLARE_DOMAIN,
@@ -212,8 +221,8 @@ def find_patch_center(
     """Return which patch index a position of the file means, and why.
 
     A declaration wins. Otherwise the file is asked: with its own probe and object, the right convention
-    explains the data better in nearly every pattern (a sign test). Without such evidence the habit of
-    the program that wrote the file decides.
+    explains the data better in nearly every pattern (a sign test). Without such evidence the convention
+    of the program that wrote the file decides.
     """
     if declared in ("half-pixel", "pixel"):
         return cast(PatchCenter, declared), "declared"

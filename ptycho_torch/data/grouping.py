@@ -43,7 +43,7 @@ def group_neighbors(
         gridsize: g, C = g * g.
         neighbor_count: K; none takes the larger of 6 and C - 1.
         n_groups: G; none makes one group per pattern.
-        seed: of every random choice made here.
+        seed: of every random choice.
         method: candidates are the K nearest; the K nearest in a distance window; or the K nearest taken
             in turn from the four quadrants around the seed pattern.
         min_distance_px: lower end of the window, for method "distance" only.

@@ -71,7 +71,7 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
     Args:
         archive: file with the translations.
         detector: file with the patterns, often the same; its detector geometry completes a product's.
-        config: says what the translations move.
+        config: declares what the translations move.
 
     Raises:
         DataError: translations of another shape, or a pixel size that cannot be worked out.
@@ -144,7 +144,7 @@ def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _geometry(archive: Archive, detector: Archive) -> dict[str, float | None]:
-    """Return photon energy and distance, from the first file that says them."""
+    """Return photon energy and distance, from the first file that has them."""
     joule, wavelength, distance = (
         next(filter(None, (read(file, name) for file in (archive, detector))), None)
         for read, name in (

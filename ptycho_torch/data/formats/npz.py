@@ -2,7 +2,7 @@
 
 Keys: `xcoords`, `ycoords` (M,) in object pixels; `diff3d` or `diffraction`, (M, N, N) or (N, N, M);
 `probeGuess`; optional `objectGuess`, `bad_pixels`, `Y` or `label_amp` and `label_phase`, `scan_index`,
-`_metadata`. Files of this package also say what they mean: `domain`, `pattern_axes`, `patch_center`.
+`_metadata`. Files of this package also declare what they mean: `domain`, `pattern_axes`, `patch_center`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
+from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER
 from ptycho_torch.data.formats.paired import positive
 from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
@@ -71,12 +72,7 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
         domain_why=why,
         axes=declared["pattern_axes"],
         center=declared["patch_center"],
-        default_center="half-pixel" if exported else "pixel",
-        default_center_why=(
-            "neither file nor settings say; files with bad_pixels come from Ptychodus, which means (N-1)/2"
-            if exported
-            else "neither file nor settings say; N/2 is the habit of PtychoPINN files"
-        ),
+        default_center=PTYCHODUS_CENTER if exported else PTYCHOPINN_CENTER,
         probe=required(archive, "probeGuess", "the probe, (N, N) or (P, N, N) complex"),
         object_guess=archive.array("objectGuess") if "objectGuess" in archive else None,
         bad_pixels=archive.array("bad_pixels") if exported else None,

@@ -24,7 +24,7 @@ from ptycho_torch.data.storage.archive import Archive
 
 @dataclass
 class Product:
-    """What a product says, in meters; y before x everywhere."""
+    """What a product holds, in meters; y before x everywhere."""
 
     path: Path
     indexes: NDArray[Any]

@@ -156,7 +156,7 @@ def write_product(
             object, or ones.
         probe: (P, N, N); none takes the scan's own.
         losses: (E,) loss per epoch.
-        comments: free text.
+        comments: any string.
 
     Raises:
         DataError: no probe, or geometry that Ptychodus needs is unknown, or the target cannot be written.

@@ -1,4 +1,4 @@
-"""Write files in one step: complete under their name, or not there at all."""
+"""Arrays into files, without a stack in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ptycho_torch.data.storage.patterns import blocks, to_amplitude
 class StackOut:
     """The patterns of a scan on their way into a file, a block at a time: (M, N, N) in the asked domain.
 
-    Counts stay in their stored dtype; intensity made from amplitudes is float32, and so are amplitudes.
+    Counts stay in their stored dtype; intensity computed from amplitudes is float32, and so are amplitudes.
     """
 
     scan: ScanData
@@ -108,7 +108,7 @@ def require_geometry(scan: ScanData, *names: str) -> list[float]:
     missing = [name for name in names if not getattr(scan, name)]
     if missing:
         raise DataError(
-            f"the target format needs {', '.join(missing)}, and the source does not say",
+            f"the target format needs {', '.join(missing)}, and the source does not have it",
             where=str(scan.source or "scan"),
             expected="physical geometry",
             fix="pass it to convert, for example --photon-energy-ev 8333 --detector-distance-m 1 "

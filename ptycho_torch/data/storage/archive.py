@@ -1,4 +1,4 @@
-"""Named arrays in a file: what the readers of the file dialects ask for, whatever holds the arrays.
+"""Named arrays in a file: what the formats ask for, whatever holds the arrays.
 
 Nothing is allocated before the declared shape has been compared with what the file can hold, nothing is
 unpickled unless asked for, and every failure is one `DataError`.
@@ -71,7 +71,7 @@ class Member:
 
 
 class Archive(Protocol):
-    """What the readers of the file dialects need from a file."""
+    """What a format needs from a file."""
 
     path: Path
 
@@ -87,7 +87,7 @@ class Archive(Protocol):
         """Return a small array (positions, probe, object, mask) in full."""
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
-        """Return a 3-D array with its scan axis first, in memory up to the budget, else by the row."""
+        """Return a 3-D array with its scan axis first, in memory up to the budget, else read on demand."""
 
     def attribute(self, name: str, key: str) -> Any:
         """Return an attribute of an array ("" is the root), or none when there is none."""

@@ -40,7 +40,7 @@ class Hdf5Archive:
         parts = name.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             link = self._file.get("/".join(parts[:depth]), getlink=True)
-            # A crafted file must not pull in another file that the user can read.
+            # A hostile file must not include another file that the user can read.
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(
                     f"the data are a link to another file, {link.filename!r}",

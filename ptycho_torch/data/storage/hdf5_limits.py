@@ -1,7 +1,7 @@
 """What an HDF5 file declares, compared with what it can hold, before anything is read or allocated.
 
 libhdf5 believes the shapes, chunks and external parts that a header names: a damaged one makes it allocate
-until memory runs out, a crafted one makes it read other files of the user.
+until memory runs out, a hostile one makes it read other files of the user.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def check_storage(dataset: h5py.Dataset, path: Path) -> None:
         raise DataError(
             problem,
             where=where,
-            expected="as many bytes as shape, dtype and compression say",
+            expected="as many bytes as shape, dtype and compression need",
             fix="copy or export the file again; its header is damaged, or the data were never written",
         )
 

@@ -80,7 +80,7 @@ class NpzArchive:
             raise DataError(
                 f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} are there",
                 where=f"{self.path}, key {name!r}",
-                expected="as many bytes as shape and dtype say",
+                expected="as many bytes as shape and dtype need",
                 fix="export the file again; it is truncated, or its header was altered",
             )
         return member, fortran, offset
