@@ -112,14 +112,7 @@ def select_patterns(
         DataError: nothing is left, or fewer patterns are there than asked.
     """
     positions = np.asarray(positions_px, dtype=np.float64)
-    low, span = positions.min(axis=0), np.ptp(positions, axis=0)
-    bounds = np.array([y_bounds, x_bounds])
-    # The ends of the extent belong to it, whatever the rounding.
-    slack = 1e-9 * np.maximum(span, 1.0)
-    inside = (positions >= low + bounds[:, 0] * span - slack) & (
-        positions <= low + bounds[:, 1] * span + slack
-    )
-    kept = np.flatnonzero(inside.all(axis=1)).astype(np.int64)
+    kept = np.flatnonzero(_within(positions, np.array([y_bounds, x_bounds]))).astype(np.int64)
     if len(kept) == 0 or (n_patterns is not None and n_patterns > len(kept)):
         raise DataError(
             f"{len(kept)} of {len(positions)} patterns lie within the bounds",
@@ -130,6 +123,15 @@ def select_patterns(
     if n_patterns is None or n_patterns == len(kept):
         return kept
     return np.sort(np.random.default_rng(seed).choice(kept, n_patterns, replace=False))
+
+
+def _within(positions: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which positions lie within [y, x] bounds, (2, 2) fractions of their extent."""
+    low, span = positions.min(axis=0), np.ptp(positions, axis=0)
+    # The ends of the extent belong to it, whatever the rounding.
+    slack = 1e-9 * np.maximum(span, 1.0)
+    first, last = low + bounds[:, 0] * span - slack, low + bounds[:, 1] * span + slack
+    return np.asarray(((positions >= first) & (positions <= last)).all(axis=1))
 
 
 def _check_enough(count: int, size: int) -> None:

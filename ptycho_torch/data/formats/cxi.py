@@ -8,6 +8,7 @@ Shape legend: M patterns, N x N pixels, P probe modes, H x W object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,14 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
     sign = 1.0 if moved == "probe" else -1.0
     rows, columns = _axes(detector)
     positions = sign * np.stack([translation @ rows, translation @ columns], axis=1)
-    geometry = _geometry(archive, detector)
+
+    def first(name: str, read: Callable[[Archive, str], float | None]) -> float | None:
+        return next(filter(None, (read(file, name) for file in (archive, detector))), None)
+
+    joule, wavelength = first(f"{_SOURCE}/energy", _positive), first(f"{_SOURCE}/wavelength", _positive)
+    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
+    distance = first(f"{_DETECTOR}/distance", _number)
+    geometry = {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
     probe, canvas = None, None
     warnings: list[str] = []
     if (name := probe_name(archive)) is not None:
@@ -141,20 +149,6 @@ def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         )
     unit = vectors / length
     return unit[0], unit[1]
-
-
-def _geometry(archive: Archive, detector: Archive) -> dict[str, float | None]:
-    """Return photon energy and distance, from the first file that has them."""
-    joule, wavelength, distance = (
-        next(filter(None, (read(file, name) for file in (archive, detector))), None)
-        for read, name in (
-            (_positive, f"{_SOURCE}/energy"),
-            (_positive, f"{_SOURCE}/wavelength"),
-            (_number, f"{_DETECTOR}/distance"),
-        )
-    )
-    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
-    return {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
 
 
 def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -> tuple[float, float]:
