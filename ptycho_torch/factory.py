@@ -7,7 +7,6 @@ What took effect is listed in `overrides_applied`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,6 @@ ALIASES = {
     "n_filters_scale": "n_filters",
 }
 """Names of the project that this one takes over from, with ours."""
-
-PROBE_NAMES = ("probeGuess", "probe")
 
 _SECTIONS: Mapping[str, type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]] = {
     "data": DataConfig,
@@ -155,24 +152,25 @@ def infer_probe_size(data_file: str | Path) -> int:
     Raises:
         DataError: the file cannot be read or holds no probe.
     """
-    from ptycho_torch.data.storage.open_file import open_archive
+    from ptycho_torch.data.read import open_scan
 
-    with closing(open_archive(Path(data_file))) as archive:
-        name = next((name for name in PROBE_NAMES if name in archive), None)
-        if name is None:
-            raise DataError(
-                "there is no probe in this file",
-                where=str(data_file),
-                expected=f"one of {', '.join(PROBE_NAMES)}",
-                fix="give N, or a file with a probe",
-            )
-        shape = archive.member(name).shape
-    return max(shape, key=shape.count)  # modes and a trailing axis of one come once, N twice
+    with open_scan(Path(data_file)) as files:
+        product = files["positions"]
+        name = product.format.probe(product.archive)
+        shape = () if name is None else product.archive.member(name).shape
+    if len(shape) < 2:
+        raise DataError(
+            "there is no probe in this scan",
+            where=str(data_file),
+            expected="a probe: (N, N), or (P, N, N) with P incoherent modes",
+            fix="give N, or a file with a probe",
+        )
+    return shape[-2]  # the last axis of some files has length 1
 
 
 def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
-    """Fill in N from the probe where the config leaves it open (for a directory, when it is read)."""
-    if science.data.N is not None or data_file.is_dir():
+    """Fill in N from the probe where the config leaves it open."""
+    if science.data.N is not None:
         return science
     data = science.data.model_copy(update={"N": infer_probe_size(data_file)})
     return science.model_copy(update={"data": data})

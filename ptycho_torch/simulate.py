@@ -73,27 +73,24 @@ def simulate_scan(
         with_labels: add the true patch of each pattern.
     """
     _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px, contrast)
-    streams = np.random.SeedSequence(seed).spawn(4)
-    object_rng, jitter_rng, noise_rng, pixel_rng = (np.random.default_rng(s) for s in streams)
-    step = 0.08 * n if step_px is None else step_px
-    centers = scan_positions(patterns, step, scan_kind)
+    object_rng, jitter_rng, noise_rng, pixel_rng = np.random.default_rng(seed).spawn(4)
+    centers = scan_positions(patterns, 0.08 * n if step_px is None else step_px, scan_kind)
     centers += jitter_rng.uniform(-jitter_px, jitter_px, centers.shape)
     shape, shift = fit_canvas(centers, n)
     centers += shift
-    truth = _weakened(make_object(shape, object_kind, object_rng), contrast)
+    truth = make_object(shape, object_kind, object_rng, contrast)
     probe = make_probe(n, photons, modes, probe_radius_px, probe_curvature_rad, probe_aberration_rad)
+    bad = np.isin(np.arange(n * n), pixel_rng.choice(n * n, bad_pixels, replace=False)).reshape(n, n)
     intensity = diffract(truth, probe, centers)
-    mask = _choose_bad_pixels(n, bad_pixels, pixel_rng)
-    stack = _count_photons(intensity, noise_rng, mask) if noise else intensity
     return scan_from_arrays(
-        stack,
+        _count_photons(intensity, noise_rng, bad) if noise else intensity,
         centers,
         probe=probe,
         object_guess=truth,
-        bad_pixels=mask,
+        bad_pixels=bad if bad_pixels else None,
         labels=_label_patches(truth, centers, n) if with_labels else None,
         domain="intensity",
-        dialect="simulated",
+        format="simulated",
         geometry=_geometry(n, f"{object_kind}, seed {seed}"),
     )
 
@@ -130,17 +127,16 @@ def make_probe(
     """Return (P, n, n) orthogonal modes of a defocused soft disk; the sum of |probe|^2 is `photons`.
 
     `aberration_rad` is the rms of a smooth phase error, as of an imperfect lens or a diffuser; it is the
-    same for every seed. Such structure tells apart objects that a plain disk lights alike.
+    same for every seed. With such structure in the probe, different objects give different patterns.
     Further modes are the first one times Hermite-like polynomials, as for partial coherence.
     """
-    radius = 11 / 64 * n if radius_px is None else radius_px
-    y, x = (np.mgrid[:n, :n] - (n - 1) / 2) / radius
+    y, x = (np.mgrid[:n, :n] - (n - 1) / 2) / (11 / 64 * n if radius_px is None else radius_px)
     rr = y * y + x * x
     first = np.exp(-(rr**2)) * np.exp(1j * (curvature_rad * rr + aberration_rad * _smooth_noise(n)))
     orders = sorted((i + j, j, i) for i in range(modes) for j in range(modes))[:modes]
     stack = np.stack([first * y**i * x**j for _, j, i in orders]).reshape(modes, -1)
     orthogonal = np.linalg.qr(stack.T)[0].T.reshape(modes, n, n)
-    # QR leaves a free sign; the first mode keeps the phase it was made with.
+    # QR leaves a free sign; the first mode keeps the phase of its own definition.
     orthogonal[0] *= np.exp(1j * np.angle(np.vdot(orthogonal[0], first)))
     power = 0.3 ** np.arange(modes)
     weights = np.sqrt(photons * power / power.sum())
@@ -181,8 +177,13 @@ def diffract(
     return out
 
 
-def make_object(shape: tuple[int, int], kind: ObjectKind, rng: np.random.Generator) -> NDArray[np.complex64]:
-    """Return an (H, W) object with |O| between 0.5 and 1 and a phase between about -1 and 1 rad."""
+def make_object(
+    shape: tuple[int, int], kind: ObjectKind, rng: np.random.Generator, contrast: float = 1.0
+) -> NDArray[np.complex64]:
+    """Return an (H, W) object with |O| between 0.5 and 1 and a phase between about -1 and 1 rad.
+
+    A `contrast` below 1 makes absorption and phase weaker in proportion.
+    """
     if kind == "siemens_star":
         amplitude, phase = np.full(shape, 0.95), np.full(shape, -0.3)
         _paint_star(amplitude, phase, 0.47 * min(shape))
@@ -193,15 +194,11 @@ def make_object(shape: tuple[int, int], kind: ObjectKind, rng: np.random.Generat
             _paint_star(amplitude, phase, 0.22 * min(shape), disk=True)
     else:
         raise ValueError(f"unknown object_kind {kind!r}; choose dead_leaves, siemens_star or star_and_leaves")
-    return np.asarray(amplitude * np.exp(1j * phase), dtype=np.complex64)
-
-
-def _weakened(obj: NDArray[np.complex64], contrast: float) -> NDArray[np.complex64]:
-    """Scale absorption and phase of an object; 1 returns it as it is."""
+    full = np.asarray(amplitude * np.exp(1j * phase), dtype=np.complex64)
     if contrast == 1:
-        return obj
-    amplitude, phase = np.abs(obj), np.angle(obj)
-    return np.asarray((1 - contrast * (1 - amplitude)) * np.exp(1j * contrast * phase), dtype=np.complex64)
+        return full
+    weaker = (1 - contrast * (1 - np.abs(full))) * np.exp(1j * contrast * np.angle(full))
+    return np.asarray(weaker, dtype=np.complex64)
 
 
 def _paint_leaves(
@@ -275,23 +272,14 @@ def _paint_star(
 
 
 def _count_photons(
-    intensity: NDArray[np.float32], rng: np.random.Generator, mask: NDArray[np.bool_] | None
+    intensity: NDArray[np.float32], rng: np.random.Generator, bad: NDArray[np.bool_]
 ) -> NDArray[Any]:
     """Return Poisson counts in the smallest of uint16 and uint32 that holds them."""
     counts = rng.poisson(intensity)
     stored: type[np.unsignedinteger[Any]] = np.uint16 if counts.max() < 2**16 - 1 else np.uint32
     out = counts.astype(stored)
-    if mask is not None:
-        out[:, mask] = np.iinfo(stored).max
+    out[:, bad] = np.iinfo(stored).max
     return out
-
-
-def _choose_bad_pixels(n: int, count: int, rng: np.random.Generator) -> NDArray[np.bool_] | None:
-    if count == 0:
-        return None
-    mask = np.zeros(n * n, dtype=np.bool_)
-    mask[rng.choice(n * n, count, replace=False)] = True
-    return mask.reshape(n, n)
 
 
 def _label_patches(

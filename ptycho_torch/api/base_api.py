@@ -187,7 +187,7 @@ class PtychoDataLoader:
             points,
             probe=np.asarray(probe),
             domain="intensity",
-            dialect="Ptychodus",
+            format="Ptychodus",
         )
         shape = _object_shape_of_caller() if object_shape is None else object_shape
         if shape is None:

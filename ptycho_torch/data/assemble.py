@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
-from ptycho_torch.data.detect import ForwardFit, PatchCenter
+from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
+from ptycho_torch.data.storage.archive import Member
 from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows
 
 _SAMPLE_FRAMES = 24
@@ -26,26 +27,23 @@ _SAMPLE_FRAMES = 24
 
 @dataclass
 class RawScan:
-    """What a reader found in its file, before any check; a none was not there.
+    """The parts of a scan in a file, before any check; None: the file has no such part.
 
-    `read_stack(scan_axis)` reads the patterns, once their axis is known. `domain`, `axes` and `center`
-    are what the file or its format declares; "auto" means that it does not. `center_px` is the index of
-    `geometry["object_center_m"]` in the frame of `positions_px`.
+    `stack` describes the patterns, `read_stack(scan_axis)` reads them, once their axis is known. `domain`,
+    `axes` and `center` are what the file or its format declares; "auto" means that it does not. `center_px`
+    is the index of `geometry["object_center_m"]` in the frame of `positions_px`.
     """
 
     path: Path | None
-    dialect: str
-    stack_name: str
-    stack_shape: tuple[int, ...]
-    stack_dtype: np.dtype[Any]
+    stack: Member
     read_stack: Callable[[int], Patterns]
     positions_px: NDArray[Any]
+    format: str = ""
     domain: str = "auto"
     domain_why: str = ""
     axes: str = "auto"
     center: str = "auto"
-    default_center: PatchCenter = "pixel"
-    default_center_why: str = "neither file nor settings say; N/2 is the habit of PtychoPINN files"
+    default_center: tuple[PatchCenter, str] = PTYCHOPINN_CENTER
     probe: NDArray[Any] | None = None
     object_guess: NDArray[Any] | None = None
     bad_pixels: NDArray[Any] | None = None
@@ -62,14 +60,6 @@ class RawScan:
         return f"{self.path}, {name}" if self.path else name
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A few patterns spread over the scan, with their positions, for the detectors."""
-
-    values: NDArray[np.float64]
-    positions_px: NDArray[np.float64]
-
-
 def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     """Check the parts of a scan, decide what they mean, and put them together.
 
@@ -77,40 +67,57 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
     positions = checks.check_positions(raw.positions_px, raw.where("positions"))
-    patterns, axes = _read_patterns(raw, len(positions), config)
+    patterns, axis, axis_why = _read_patterns(raw, len(positions), config)
     N = int(patterns.shape[1])
-    good = _good_pixels(raw, N)
+    good = checks.check_bad_pixels(raw.bad_pixels, N, raw.where("bad_pixels"))
     probe = None if raw.probe is None else checks.check_probe(raw.probe, N, raw.where("probe"))
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
-    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack_name))
-    sample = _take_sample(patterns, positions)
-    domain, domain_why = _decide_domain(raw, config, sample, good, probe, canvas)
-    center, center_why, fit = _decide_center(raw, config, sample, domain, good, probe, canvas)
+    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack.name))
+    rows = np.unique(np.linspace(0, len(positions) - 1, _SAMPLE_FRAMES).astype(np.int64))
+    sample = np.asarray(patterns[rows], dtype=np.float64)
+
+    def fit(domain: Domain, shift_px: float = 0.0) -> ForwardFit | None:
+        if probe is None or canvas is None:
+            return None
+        amplitude = np.where(good, sample, 0.0) ** (0.5 if domain == "intensity" else 1)
+        return detect.fit_forward(amplitude, good, probe, canvas, positions[rows] + shift_px - (N - 1) / 2)
+
+    domain, domain_why = detect.find_domain(
+        declared=(config.domain, "declared") if config.domain != "auto" else (raw.domain, raw.domain_why),
+        dtype=raw.stack.dtype,
+        has_bad_pixels=raw.bad_pixels is not None,
+        sample=sample[:, good],
+        fit=fit,
+        where=raw.where(raw.stack.name),
+    )
+    half, pixel = fit(domain), fit(domain, -0.5)
+    declared = config.patch_center if config.patch_center != "auto" else raw.center
+    center, center_why = detect.find_patch_center(declared, raw.default_center, half, pixel)
     shift = -0.5 if center == "pixel" else 0.0
-    centered = positions + shift
-    use_object = canvas is not None and config.canvas == "auto"
-    canvas_shape, moved = _place_on_canvas(raw, centered, N, canvas if use_object else None)
+    object_guess = canvas if config.canvas == "auto" else None
+    canvas_shape, moved = _place_on_canvas(raw, positions + shift, N, object_guess)
     scan = ScanData(
         patterns=patterns,
         domain=domain,
-        positions_px=centered + moved,
+        positions_px=positions + shift + moved,
         probe=probe,
-        object_guess=canvas if use_object else None,
+        object_guess=object_guess,
         good_pixels=good,
         canvas_shape=canvas_shape,
         position_shift_px=(shift + float(moved[0]), shift + float(moved[1])),
-        labels=None if raw.read_labels is None else _read_labels(raw, axes.value, patterns),
+        labels=None if raw.read_labels is None else _read_labels(raw, raw.read_labels(axis), patterns),
         scan_index=raw.scan_index,
         source=raw.path,
         **_moved_center(raw, canvas_shape, moved),
     )
     decisions = {
-        "format": raw.dialect,
+        "format": raw.format,
         "domain": {"value": domain, "why": domain_why},
-        "pattern_axes": {"value": axes.value, "why": axes.why},
+        "pattern_axes": {"value": "first" if axis == 0 else "last", "why": axis_why},
         "patch_center": {"value": center, "why": center_why},
     }
-    return describe_scan(scan, statistics, sample.values, decisions, fit, raw.warnings, raw.notes)
+    forward_fit = half if center == "half-pixel" else pixel
+    return describe_scan(scan, statistics, sample, decisions, forward_fit, raw.warnings, raw.notes)
 
 
 def scan_from_arrays(
@@ -124,10 +131,10 @@ def scan_from_arrays(
     config: DataConfig | None = None,
     domain: str = "auto",
     center: str = "half-pixel",
-    dialect: str = "arrays",
+    format: str = "arrays",
     geometry: dict[str, Any] | None = None,
 ) -> ScanData:
-    """Check arrays that are in memory already and make a scan of them.
+    """Check arrays that are in memory already and put them together as a scan.
 
     Args:
         patterns: (M, N, N) as measured, scan axis first.
@@ -139,7 +146,7 @@ def scan_from_arrays(
         config: declarations that win over `domain` and `center`.
         domain: amplitude, intensity, or auto to detect it.
         center: which patch index a position means, half-pixel or pixel.
-        dialect: where the arrays come from, for the report.
+        format: where the arrays come from, for the report.
         geometry: further fields of `ScanData`, such as `pixel_size_m`.
 
     Raises:
@@ -153,10 +160,8 @@ def scan_from_arrays(
         )  # fmt: skip
     raw = RawScan(
         path=None,
-        dialect=dialect,
-        stack_name="patterns",
-        stack_shape=tuple(patterns.shape),
-        stack_dtype=patterns.dtype,
+        format=format,
+        stack=Member("patterns", tuple(patterns.shape), patterns.dtype),
         read_stack=lambda _axis: patterns,
         positions_px=points,
         domain=domain,
@@ -171,96 +176,23 @@ def scan_from_arrays(
     return assemble(raw, config or DataConfig())
 
 
-def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, detect.Detected]:
-    where = raw.where(raw.stack_name)
-    checks.check_numeric(raw.stack_dtype, "iuf", "the patterns", where)
+def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, int, str]:
+    """Return the patterns of the positions, the scan axis in the file, and the reason for it."""
+    where, shape = raw.where(raw.stack.name), raw.stack.shape
+    checks.check_stack(shape, raw.stack.dtype, count, where)
     declared = config.pattern_axes if config.pattern_axes != "auto" else raw.axes
     # A pairing by index may use only some of the patterns, so positions count those.
-    expected = count if raw.pattern_rows is None else raw.stack_shape[0]
-    axis, found = detect.find_scan_axis(raw.stack_shape, expected, declared, where)
-    if config.N is not None and raw.stack_shape[1] != config.N:
+    expected = count if raw.pattern_rows is None else shape[0]
+    axis, why = detect.find_scan_axis(shape, expected, declared, where)
+    if config.N is not None and shape[1] != config.N:
         raise DataError(
-            f"the patterns are {raw.stack_shape[1]} x {raw.stack_shape[1]}, N = {config.N} was asked",
+            f"the patterns are {shape[1]} x {shape[1]}, N = {config.N} was asked",
             where=where,
             expected=f"patterns of {config.N} x {config.N}",
             fix="leave N out to take what the file has, or crop the patterns",
         )
     patterns = raw.read_stack(axis)
-    return patterns if raw.pattern_rows is None else select_rows(patterns, raw.pattern_rows), found
-
-
-def _good_pixels(raw: RawScan, N: int) -> NDArray[np.bool_]:
-    if raw.bad_pixels is None:
-        return np.ones((N, N), dtype=np.bool_)
-    return checks.check_bad_pixels(raw.bad_pixels, N, raw.where("bad_pixels"))
-
-
-def _take_sample(patterns: Patterns, positions: NDArray[np.float64]) -> _Sample:
-    rows = np.unique(np.linspace(0, len(positions) - 1, _SAMPLE_FRAMES).astype(np.int64))
-    return _Sample(np.asarray(patterns[rows], dtype=np.float64), positions[rows])
-
-
-def _decide_domain(
-    raw: RawScan,
-    config: DataConfig,
-    sample: _Sample,
-    good: NDArray[np.bool_],
-    probe: NDArray[np.complex64] | None,
-    canvas: NDArray[np.complex64] | None,
-) -> tuple[Domain, str]:
-    declared = config.domain if config.domain != "auto" else raw.domain
-    fits: dict[Domain, ForwardFit] = {}
-    if declared == "auto" and probe is not None and canvas is not None:
-        for domain in ("amplitude", "intensity"):
-            fit = _fit(sample, domain, 0.0, good, probe, canvas)
-            if fit is not None:
-                fits[domain] = fit
-    value, why = detect.find_domain(
-        declared=declared,
-        dtype=raw.stack_dtype,
-        has_bad_pixels=raw.bad_pixels is not None,
-        sample=sample.values[:, good],
-        fits=fits,
-        where=raw.where(raw.stack_name),
-    )
-    from_file = config.domain == "auto" and raw.domain != "auto"
-    return value, raw.domain_why if from_file and raw.domain_why else why
-
-
-def _decide_center(
-    raw: RawScan,
-    config: DataConfig,
-    sample: _Sample,
-    domain: Domain,
-    good: NDArray[np.bool_],
-    probe: NDArray[np.complex64] | None,
-    canvas: NDArray[np.complex64] | None,
-) -> tuple[PatchCenter, str, ForwardFit | None]:
-    fits: dict[PatchCenter, ForwardFit] = {}
-    if probe is not None and canvas is not None:
-        for center, shift in (("half-pixel", 0.0), ("pixel", -0.5)):
-            fit = _fit(sample, domain, shift, good, probe, canvas)
-            if fit is not None:
-                fits[center] = fit  # type: ignore[index]
-    declared = config.patch_center if config.patch_center != "auto" else raw.center
-    value, why = detect.find_patch_center(
-        declared=declared, default=raw.default_center, default_why=raw.default_center_why, fits=fits
-    )
-    return value, why, fits.get(value)
-
-
-def _fit(
-    sample: _Sample,
-    domain: Domain,
-    shift: float,
-    good: NDArray[np.bool_],
-    probe: NDArray[np.complex64],
-    canvas: NDArray[np.complex64],
-) -> ForwardFit | None:
-    values = np.where(good, sample.values, 0.0)
-    amplitude = np.sqrt(values) if domain == "intensity" else values
-    origins = sample.positions_px + shift - (values.shape[-1] - 1) / 2
-    return detect.fit_forward(amplitude, good, probe, canvas, origins)
+    return patterns if raw.pattern_rows is None else select_rows(patterns, raw.pattern_rows), axis, why
 
 
 def _place_on_canvas(
@@ -313,9 +245,7 @@ def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], 
     return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)
 
 
-def _read_labels(raw: RawScan, axes: str, patterns: Patterns) -> Patterns:
-    assert raw.read_labels is not None
-    labels = raw.read_labels(0 if axes == "first" else 2)
+def _read_labels(raw: RawScan, labels: Patterns, patterns: Patterns) -> Patterns:
     if labels.shape != patterns.shape:
         raise DataError(
             f"the labels have shape {labels.shape}, the patterns {patterns.shape}",

@@ -1,4 +1,4 @@
-"""Checks of a scan's parts, and the one pass over its patterns; each failure says what to do.
+"""Checks of a scan's parts, and the one pass over its patterns; each failure gives a remedy.
 
 Shape legend: M scan positions, N x N detector pixels, P probe modes, H x W object canvas.
 """
@@ -28,13 +28,25 @@ class PatternStatistics:
 
 
 def check_numeric(dtype: np.dtype[Any], kinds: str, what: str, where: str) -> None:
-    """Refuse text, dates, records and, unless `kinds` has c, complex numbers."""
+    """Refuse strings, dates, records and, unless `kinds` has c, complex numbers."""
     if dtype.kind not in kinds or dtype.itemsize > (16 if dtype.kind == "c" else 8):
         wanted = "real or complex numbers" if "c" in kinds else "real numbers"
         raise DataError(
             f"{what} have dtype {dtype}", where=where, expected=f"{wanted}, at most double precision",
             fix="store the array with an ordinary numeric dtype",
         )  # fmt: skip
+
+
+def check_stack(shape: tuple[int, ...], dtype: np.dtype[Any], count: int, where: str) -> None:
+    """Refuse patterns that are no real numbers, or whose array has not three axes."""
+    check_numeric(dtype, "iuf", "the patterns", where)
+    if len(shape) != 3:
+        raise DataError(
+            f"the patterns have shape {shape}, {len(shape)} axes",
+            where=where,
+            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
+            fix="store one square pattern per scan position",
+        )
 
 
 def check_positions(positions: NDArray[Any], where: str) -> NDArray[np.float64]:
@@ -122,12 +134,14 @@ def _finite_complex(values: NDArray[Any], what: str, where: str) -> NDArray[np.c
     return out
 
 
-def check_bad_pixels(mask: NDArray[Any], N: int, where: str) -> NDArray[np.bool_]:
-    """Return (N, N) bool, True where a pixel is good, from a mask that marks bad ones.
+def check_bad_pixels(mask: NDArray[Any] | None, N: int, where: str) -> NDArray[np.bool_]:
+    """Return (N, N) bool, True where a pixel is good, from a mask that marks bad ones, if there is one.
 
     Raises:
         DataError: another shape, or no good pixel at all.
     """
+    if mask is None:
+        return np.ones((N, N), dtype=np.bool_)
     check_numeric(mask.dtype, "biu", "the bad-pixel mask values", where)
     if mask.shape != (N, N):
         raise DataError(
@@ -143,6 +157,10 @@ def check_bad_pixels(mask: NDArray[Any], N: int, where: str) -> NDArray[np.bool_
     return good
 
 
+_LARGEST = 2.0**64
+"""No detector counts further, and float32 holds the square of anything below."""
+
+
 def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> PatternStatistics:
     """Pass once over the patterns, a block at a time.
 
@@ -151,58 +169,37 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     """
     N = patterns.shape[1]
     sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros((N, N)), 0.0, 0
-    broken = _Broken(where)
+    wrong, first_wrong = 0, ""
     limit = np.iinfo(patterns.dtype).max if patterns.dtype.kind in "iu" else None
     for start, block in blocks(patterns):
         values = np.where(good, block, 0) if not good.all() else block
-        broken.inspect(start, values)
-        top = float(values.max(initial=0))
-        if limit is not None and top == limit:
-            saturated += int((values == limit).sum())
-        maximum = max(maximum, top)
-        if not broken.found:
+        if values.dtype == np.float16:  # in which the limits below are infinite
+            values = values.astype(np.float32)
+        # The minimum of an array with a NaN is NaN, which is not >= 0.
+        with np.errstate(invalid="ignore"):
+            low, top = (
+                values.min(initial=np.inf if values.dtype.kind == "f" else 0),
+                float(values.max(initial=0)),
+            )
+        if not (low >= 0 and top <= _LARGEST):
+            places = np.argwhere(~((values >= 0) & (values <= _LARGEST)))  # not a number fails both
+            wrong += len(places)
+            row, y, x = (int(i) for i in places[0])
+            first_wrong = first_wrong or f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
+        if not wrong:
+            maximum = max(maximum, top)
+            saturated += int((values == limit).sum()) if top == limit else 0
             sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=np.float64)
             mean += values.sum(axis=0, dtype=np.float64)
-    broken.raise_if_found()
+    if wrong:
+        raise DataError(
+            f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
+            where=where,
+            expected="counts, or their square roots, at good pixels",
+            fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
+        )
     if not sums.any():
         raise DataError(
             "all patterns are zero", where=where, expected="counts at the good pixels", fix=_EXPORT_FIX
         )
     return PatternStatistics(sums, mean / len(sums), maximum, saturated)
-
-
-_LARGEST = 2.0**64
-"""No detector counts further, and float32 holds the square of anything below."""
-
-
-class _Broken:
-    """Counts values that cannot be measured, and remembers the first."""
-
-    def __init__(self, where: str) -> None:
-        self._where, self.found, self._first, self._kind = where, 0, "", ""
-
-    def inspect(self, start: int, values: NDArray[Any]) -> None:
-        # The minimum of an array with a NaN is NaN, which is not >= 0.
-        with np.errstate(invalid="ignore"):
-            low, high = values.min(initial=np.inf if values.dtype.kind == "f" else 0), values.max(initial=0)
-        if low >= 0 and high <= _LARGEST:
-            return
-        wrong = ~((values >= 0) & (values <= _LARGEST))  # not a number fails both
-        self.found += int(wrong.sum())
-        if not self._first:
-            row, y, x = (int(i) for i in np.argwhere(wrong)[0])
-            self._first = f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
-
-    def raise_if_found(self) -> None:
-        if self.found:
-            raise DataError(
-                f"{self.found} pattern values are negative, NaN, infinite or above 2^64; {self._first}",
-                where=self._where,
-                expected="counts, or their square roots, at good pixels",
-                fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
-            )
-
-
-def count_duplicates(positions: NDArray[np.float64]) -> int:
-    """Return how many positions repeat an earlier one exactly."""
-    return len(positions) - len(np.unique(positions, axis=0))

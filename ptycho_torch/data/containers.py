@@ -100,9 +100,9 @@ def optics_of(container: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]
         return torch.from_numpy(container.probe), torch.from_numpy(container.good_pixels)
     if isinstance(container, PtychoDataset):
         return None, None
-    found = _as_mapping(container)
-    probe = next((found[key] for key in ("probe", "probeGuess") if found.get(key) is not None), None)
-    good = found.get("good_pixels")
+    arrays = _as_mapping(container)
+    probe = next((arrays[key] for key in ("probe", "probeGuess") if arrays.get(key) is not None), None)
+    good = arrays.get("good_pixels")
     return (
         None if probe is None else torch.as_tensor(np.asarray(probe), dtype=torch.complex64),
         None if good is None else torch.as_tensor(np.asarray(good), dtype=torch.bool),
@@ -115,11 +115,11 @@ _CONTAINER_KEYS = ("X", "Y", "coords_relative", "coords_nominal", "probe", "prob
 def _as_mapping(container: Any) -> Mapping[str, Any]:
     if isinstance(container, Mapping):
         return container
-    found = {name: getattr(container, name) for name in _CONTAINER_KEYS if hasattr(container, name)}
-    if not found:
+    arrays = {name: getattr(container, name) for name in _CONTAINER_KEYS if hasattr(container, name)}
+    if not arrays:
         raise DataError(
             f"cannot read data from a {type(container).__name__}",
             expected="a scan, or a container with X",
-            fix="pass what ptycho_torch.data.read_scan returns, or a dict with X",
+            fix="pass what ptycho_torch.read_scan returns, or a dict with X",
         )
-    return found
+    return arrays

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.formats import cxi, npz, ptychodus
+from ptycho_torch.data.formats.table import WRITERS
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
-
-WRITERS: dict[str, Callable[[ScanData, Path], Path]] = {
-    "npz": npz.write_npz,
-    "npz-amplitude": lambda scan, path: npz.write_npz(scan, path, "amplitude"),
-    "ptychodus": ptychodus.write_ptychodus,
-    "ptychodus-npz": lambda scan, path: ptychodus.write_ptychodus(scan, path, suffix=".npz"),
-    "ptychodus-training": ptychodus.write_training,
-    "cxi": cxi.write_cxi,
-}
-"""Format name -> writer; "ptychodus" and "ptychodus-npz" write two files into a directory."""
 
 
 def convert(
@@ -40,9 +29,9 @@ def convert(
         dst: target file, or directory for a format of two files.
         format: one of `WRITERS`.
         config: declarations for reading.
-        photon_energy_eV: of the beam, where the source does not say.
-        detector_distance_m: from sample to detector, where the source does not say.
-        pixel_size_m: side of an object pixel, where the source does not say.
+        photon_energy_eV: of the beam, where the source does not have it.
+        detector_distance_m: from sample to detector, where the source does not have it.
+        pixel_size_m: side of an object pixel, where the source does not have it.
 
     Raises:
         DataError: unknown format, unreadable source, geometry that the target needs, target exists or
@@ -53,9 +42,7 @@ def convert(
             f"unknown format {format!r}", expected=", ".join(WRITERS), fix="choose one of these formats"
         )
     target = Path(dst)
-    if target.exists() and not (
-        target.is_dir() and format.startswith("ptychodus") and not any(target.iterdir())
-    ):
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise DataError("the target exists", where=str(target), fix="choose another name, or remove it first")
     scan = read_scan(src, config)
     scan = replace(
@@ -71,12 +58,11 @@ def convert(
 
 def complete_geometry(scan: ScanData) -> ScanData:
     """Work out the one of object pixel and detector pixel that is unknown: dx = wavelength z / (N dd)."""
-    wavelength, distance = scan.wavelength_m, scan.detector_distance_m
-    if not wavelength or not distance:
+    if not scan.wavelength_m or not scan.detector_distance_m:
         return scan
-    reach = wavelength * distance / scan.n_pixels
+    product = scan.wavelength_m * scan.detector_distance_m / scan.n_pixels
     if scan.pixel_size_m and not scan.detector_pixel_size_m:
-        return replace(scan, detector_pixel_size_m=reach / scan.pixel_size_m)
+        return replace(scan, detector_pixel_size_m=product / scan.pixel_size_m)
     if scan.detector_pixel_size_m and not scan.pixel_size_m:
-        return replace(scan, pixel_size_m=reach / scan.detector_pixel_size_m)
+        return replace(scan, pixel_size_m=product / scan.detector_pixel_size_m)
     return scan

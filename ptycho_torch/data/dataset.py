@@ -35,7 +35,7 @@ class PtychoDataset(Dataset[Batch]):
             optionally `coords_relative`, `coords_nominal` ((n, 1, 2, C), (n, C, 2), (n, 2, C), (n, 1, 2)
             or (n, 2); [x, y] as in PtychoPINN) and `Y`, like `X` but complex. Other keys are left alone.
             `coords_relative` is a position minus its group's mean; where `coords_nominal` shows that it has
-            the opposite sign, it is turned around.
+            the opposite sign, its sign is changed.
         groups: (n, C) pattern indices of each sample, for a scan; none makes each pattern a sample. The
             samples of a mapping are its rows, and `groups` must be none.
         memory_budget_bytes: amplitudes of a scan are computed once and kept up to this size.
@@ -100,7 +100,7 @@ class PtychoDataset(Dataset[Batch]):
             )
         whole = np.zeros((n, C, 2)) if nominal is None else nominal
         centered = whole - whole.mean(axis=1, keepdims=True)
-        # Some programs store the mean minus the position; the positions beside it tell.
+        # Some programs store the mean minus the position; the nominal positions decide.
         opposite = C > 1 and relative is not None and np.allclose(relative, -centered, atol=1e-3)
         if relative is None or opposite:
             relative = centered
@@ -135,32 +135,24 @@ class PtychoDataset(Dataset[Batch]):
         """Return the batch of some samples; the loader calls this once per batch."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         rows = self._index[chosen]
-        flat = rows.reshape(-1)
+        flat, shape = rows.reshape(-1), (*rows.shape, self.n_pixels, self.n_pixels)
+        scan, labels = self._scan, self._labels
+        if self._amplitude is not None:
+            amplitude = self._amplitude[flat]
+        else:
+            assert scan is not None
+            amplitude = torch.from_numpy(scan.amplitude(flat.numpy()))
         batch = {
-            "amplitude": self._gather(flat, self._amplitude).reshape(*rows.shape, *self._frame),
+            "amplitude": amplitude.reshape(shape),
             "positions_px": self._positions[chosen],
             "offsets_px": self._offsets[chosen],
             "index": rows,
         }
-        if self._labels is not None or (self._scan is not None and self._scan.labels is not None):
-            batch["labels"] = self._gather_labels(flat).reshape(*rows.shape, *self._frame)
+        if labels is not None:
+            batch["labels"] = labels[flat].reshape(shape)
+        elif scan is not None and scan.labels is not None:
+            batch["labels"] = torch.from_numpy(scan.label_patches(flat.numpy())).reshape(shape)
         return batch
-
-    @property
-    def _frame(self) -> tuple[int, int]:
-        return (self.n_pixels, self.n_pixels)
-
-    def _gather(self, flat: torch.Tensor, held: torch.Tensor | None) -> torch.Tensor:
-        if held is not None:
-            return held[flat]
-        assert self._scan is not None
-        return torch.from_numpy(self._scan.amplitude(flat.numpy()))
-
-    def _gather_labels(self, flat: torch.Tensor) -> torch.Tensor:
-        if self._labels is not None:
-            return self._labels[flat]
-        assert self._scan is not None
-        return torch.from_numpy(self._scan.label_patches(flat.numpy()))
 
     def __getitem__(self, index: int) -> Batch:
         """Return one sample, without the batch axis."""
@@ -227,7 +219,7 @@ def _channels_first(container: Mapping[str, Any], key: str, dtype: type[Any]) ->
             f"the container has no {key}",
             where=f"container with keys {', '.join(map(str, container)) or 'none'}",
             expected=f"{key}: diffraction amplitude of shape (n, N, N, C) or (n, N, N)",
-            fix="pass the measured patterns; they are never made up",
+            fix="pass the measured patterns; they are never invented",
         )
     stack = _numeric(container[key], key, dtype)
     stack = stack[..., None] if stack.ndim == 3 else stack

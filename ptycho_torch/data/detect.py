@@ -5,6 +5,7 @@ Every decision carries its reason, which ends up in the detection report.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -17,19 +18,21 @@ from ptycho_torch.data.storage.patterns import Domain
 
 PatchCenter = Literal["half-pixel", "pixel"]
 
+PTYCHODUS_CENTER: tuple[PatchCenter, str] = (
+    "half-pixel",
+    "neither file nor settings declare it; files with bad_pixels come from Ptychodus, which means (N-1)/2",
+)
+PTYCHOPINN_CENTER: tuple[PatchCenter, str] = (
+    "pixel",
+    "neither file nor settings declare it; N/2 is the convention of PtychoPINN files",
+)
+
 _LATTICE_DIVISORS = (1, 2, 3, 4, 5, 6)
 _LATTICE_TOLERANCE = 0.02
 _LATTICE_MAX_COUNT = 4096
 _LATTICE_MIN_VALUES = 200
 _LATTICE_MIN_DISTINCT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Detected:
-    """A decision with its reason."""
-
-    value: str
-    why: str
+_DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on the command line)'
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +51,22 @@ class ForwardFit:
         return float(np.mean(self.errors))
 
 
-def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, Detected]:
-    """Return the scan axis of a pattern stack: the one axis as long as the positions, the others equal.
+def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, str]:
+    """Return the scan axis, as long as the positions where the others are equal, and the reason for it.
 
     Raises:
         DataError: wrong rank, no such axis, or more than one.
     """
-    if len(shape) != 3:
-        raise DataError(
-            f"the patterns have shape {shape}, {len(shape)} axes",
-            where=where,
-            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
-            fix="store one square pattern per scan position",
-        )
-    fits = [axis for axis in (0, 2) if shape[axis] == count and _square(shape, axis)]
+    sides = {0: shape[1:], 2: shape[:2]}
+    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y == x > 0]
     if declared in ("first", "last"):
         axis = 0 if declared == "first" else 2
         if axis not in fits:
             raise _axis_mismatch(shape, count, where, f"a scan axis declared {declared} and ")
-        return axis, Detected(declared, "declared")
+        return axis, "declared"
     if len(fits) == 1:
         name = "first" if fits[0] == 0 else "last"
-        return fits[0], Detected(name, f"the {name} axis is as long as the {count} positions")
+        return fits[0], f"the {name} axis is as long as the {count} positions"
     if fits:
         raise DataError(
             f"the scan axis is ambiguous: all axes of {shape} are as long as the {count} positions",
@@ -78,11 +75,6 @@ def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str
             fix='set pattern_axes = "first" for (M, N, N) or "last" for (N, N, M)',
         )
     raise _axis_mismatch(shape, count, where)
-
-
-def _square(shape: tuple[int, ...], axis: int) -> bool:
-    rest = [n for i, n in enumerate(shape) if i != axis]
-    return rest[0] == rest[1] and rest[0] > 0
 
 
 def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str = "") -> DataError:
@@ -117,14 +109,14 @@ def find_quantum(values: NDArray[np.float64]) -> float | None:
 
 def find_domain(
     *,
-    declared: str,
+    declared: tuple[str, str],
     dtype: np.dtype[Any],
     has_bad_pixels: bool,
     sample: NDArray[np.float64],
-    fits: dict[Domain, ForwardFit],
+    fit: Callable[[Domain], ForwardFit | None],
     where: str,
 ) -> tuple[Domain, str]:
-    """Return the domain and the reason for it.
+    """Return the domain and the reason for it; `declared` is such a pair, or begins with "auto".
 
     Order: declaration; integer dtype means counts; whole multiples of a quantum in x (intensity) or in x
     squared (amplitude); a bad-pixel mask means counts; the one domain that the file's probe and object
@@ -133,39 +125,36 @@ def find_domain(
     Raises:
         DataError: when none of these decides, or mask and values contradict each other.
     """
-    if declared in ("amplitude", "intensity"):
-        return cast(Domain, declared), "declared"
+    if declared[0] in ("amplitude", "intensity"):
+        return cast(Domain, declared[0]), declared[1] or "declared"
     if dtype.kind in "iu":
         return "intensity", f"{dtype} numbers are counts"
     if find_quantum(sample) is not None:
         return "intensity", "the values are whole multiples of one number: counts"
     roots_of_counts = find_quantum(sample * sample) is not None
     if roots_of_counts and has_bad_pixels:
-        raise _contradiction(where)
+        raise DataError(
+            "bad_pixels means counts (Ptychodus export), but the values are square roots of counts",
+            where=where,
+            expected="evidence that agrees, or a declaration",
+            fix=_DECLARE_DOMAIN,
+        )
     if roots_of_counts:
         return "amplitude", "the squared values are whole multiples of one number: counts"
     if has_bad_pixels:
         return "intensity", "a file with bad_pixels holds counts (Ptychodus export)"
-    if {"amplitude", "intensity"} <= fits.keys():
-        best: Domain
-        best, other = sorted(fits, key=lambda name: fits[name].error)
-        if fits[best].error < 0.3 and fits[best].error < 0.5 * fits[other].error:
-            share = f"{fits[best].error:.1%} against {fits[other].error:.1%}"
+    amplitude, intensity = fit("amplitude"), fit("intensity")
+    if amplitude is not None and intensity is not None:
+        best: Domain = "amplitude" if amplitude.error < intensity.error else "intensity"
+        low, high = sorted((amplitude.error, intensity.error))
+        if low < 0.3 and low < 0.5 * high:
+            share = f"{low:.1%} against {high:.1%}"
             return best, f"probe and object of the file explain the data as {best} ({share} error)"
     raise DataError(
-        "cannot tell whether the patterns are amplitude (square root of counts) or intensity",
+        "cannot decide whether the patterns are amplitude (square root of counts) or intensity",
         where=where,
         expected="whole counts, or their square roots, or a declaration",
-        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
-    )
-
-
-def _contradiction(where: str) -> DataError:
-    return DataError(
-        "bad_pixels speaks for counts (Ptychodus export), the values for square roots of counts",
-        where=where,
-        expected="evidence that agrees, or a declaration",
-        fix='set domain = "amplitude" or domain = "intensity" (--domain on the command line)',
+        fix=_DECLARE_DOMAIN,
     )
 
 
@@ -227,17 +216,16 @@ def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64]
 
 
 def find_patch_center(
-    *, declared: str, default: PatchCenter, default_why: str, fits: dict[PatchCenter, ForwardFit]
+    declared: str, default: tuple[PatchCenter, str], half: ForwardFit | None, pixel: ForwardFit | None
 ) -> tuple[PatchCenter, str]:
     """Return which patch index a position of the file means, and why.
 
     A declaration wins. Otherwise the file is asked: with its own probe and object, the right convention
-    explains the data better in nearly every pattern (a sign test). Without such evidence the habit of
-    the program that wrote the file decides.
+    explains the data better in nearly every pattern (a sign test). Without such evidence the convention
+    of the program that wrote the file decides.
     """
     if declared in ("half-pixel", "pixel"):
         return cast(PatchCenter, declared), "declared"
-    half, pixel = fits.get("half-pixel"), fits.get("pixel")
     if half is not None and pixel is not None and len(half.errors) == len(pixel.errors):
         better = np.mean(half.errors < pixel.errors)
         best: PatchCenter = "half-pixel" if better > 0.5 else "pixel"
@@ -245,4 +233,4 @@ def find_patch_center(
         if share >= 0.9 and min(half.error, pixel.error) < 0.3:
             errors = f"{half.error:.2%} with half-pixel, {pixel.error:.2%} with pixel"
             return best, f"measured with the file's probe and object: error {errors}"
-    return default, default_why
+    return default

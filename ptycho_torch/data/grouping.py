@@ -2,7 +2,7 @@
 
 Neighbors come from a k-d tree; everything is vectorized over the groups.
 
-Shape legend: M positions, G groups, C members of a group, K candidates per leading pattern.
+Shape legend: M positions, G groups, C members of a group, K candidates per seed pattern.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def group_neighbors(
     max_distance_px: float | None = None,
     sequential: bool = False,
 ) -> NDArray[np.int64]:
-    """Return (G, C) indices of the patterns of each training group; the leading pattern comes first.
+    """Return (G, C) indices of the patterns of each training group; the seed pattern comes first.
 
-    Every pattern leads once, unless `n_groups` asks for fewer (a seeded draw, or the first ones when
-    sequential) or for more (whole rounds over all patterns plus a seeded draw). The other C - 1 members
-    are drawn without repetition from K candidates, so that repeated leaders get different company.
+    Every pattern is the seed of one group, unless `n_groups` asks for fewer (a random choice, or the first
+    ones when sequential) or for more (whole rounds over all patterns plus a random choice). The other C - 1
+    members are chosen at random, without repetition, from K candidates, so that groups of one seed differ.
 
     Args:
         positions_px: (M, 2) [y, x].
         gridsize: g, C = g * g.
         neighbor_count: K; none takes the larger of 6 and C - 1.
         n_groups: G; none makes one group per pattern.
-        seed: of every random choice made here.
+        seed: of every random choice.
         method: candidates are the K nearest; the K nearest in a distance window; or the K nearest taken
-            in turn from the four quadrants around the leader.
+            in turn from the four quadrants around the seed pattern.
         min_distance_px: lower end of the window, for method "distance" only.
         max_distance_px: upper end of the window, for method "distance" only.
-        sequential: take leaders in scan order.
+        sequential: take seed patterns in scan order.
 
     Raises:
         DataError: fewer patterns than members, or too few candidates around a pattern.
@@ -56,25 +56,35 @@ def group_neighbors(
     """
     positions = np.asarray(positions_px, dtype=np.float64)
     size = gridsize * gridsize
-    count = _candidate_count(size, neighbor_count)
-    _check_window(method, min_distance_px, max_distance_px)
+    count = max(_DEFAULT_CANDIDATES, size - 1) if neighbor_count is None else neighbor_count
+    if count < size - 1:
+        raise ValueError(f"a group of {size} needs {size - 1} neighbors; neighbor_count is {count}")
+    if method not in ("nearest", "distance", "quadrant"):
+        raise ValueError(f"unknown grouping method {method!r}; choose nearest, distance or quadrant")
+    low, high = min_distance_px, np.inf if max_distance_px is None else max_distance_px
+    if method != "distance" and (low > 0 or high < np.inf):
+        raise ValueError(f"a distance window has no effect with method {method!r}; choose 'distance'")
+    if high <= low:
+        raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
     _check_enough(len(positions), size)
     rng = np.random.default_rng(seed)
-    leaders = _choose_leaders(len(positions), n_groups, sequential, rng)
+    seeds = _choose_seeds(len(positions), n_groups, sequential, rng)
     if size == 1:
-        return leaders[:, None]
+        return seeds[:, None]
     if method == "quadrant":
-        members = _quadrant_members(positions, leaders, size, count, rng)
+        members = _quadrant_members(positions, seeds, size, count, rng)
     else:
-        candidates = _candidates(positions, count, min_distance_px, max_distance_px, size - 1)
-        members = _draw(candidates[leaders], size - 1, rng)
-    return np.concatenate([leaders[:, None], members], axis=1)
+        candidates = _candidates(positions, count, low, high, size - 1)[seeds]
+        keys = np.where(candidates >= 0, rng.random(candidates.shape), np.inf)
+        chosen = np.sort(np.argsort(keys, axis=1)[:, : size - 1], axis=1)  # candidates stay nearest first
+        members = np.take_along_axis(candidates, chosen, axis=1)
+    return np.concatenate([seeds[:, None], members], axis=1)
 
 
 def inference_groups(positions_px: ArrayLike, *, gridsize: int) -> NDArray[np.int64]:
-    """Return (M, C) groups in which pattern i leads group i, with its C - 1 nearest neighbors.
+    """Return (M, C) groups: pattern i is the seed of group i, with its C - 1 nearest neighbors.
 
-    Nothing is drawn: the same scan always gives the same groups, and every pattern is predicted.
+    Nothing is random: the same scan always gives the same groups, and every pattern is predicted.
 
     Raises:
         DataError: fewer patterns than members of a group.
@@ -82,10 +92,10 @@ def inference_groups(positions_px: ArrayLike, *, gridsize: int) -> NDArray[np.in
     positions = np.asarray(positions_px, dtype=np.float64)
     size = gridsize * gridsize
     _check_enough(len(positions), size)
-    leaders = np.arange(len(positions), dtype=np.int64)[:, None]
+    seeds = np.arange(len(positions), dtype=np.int64)[:, None]
     if size == 1:
-        return leaders
-    return np.concatenate([leaders, _candidates(positions, size - 1, 0.0, None, size - 1)], axis=1)
+        return seeds
+    return np.concatenate([seeds, _candidates(positions, size - 1, 0.0, np.inf, size - 1)], axis=1)
 
 
 def select_patterns(
@@ -96,20 +106,13 @@ def select_patterns(
     n_patterns: int | None = None,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Return the sorted indices of the patterns within fractions of the scan's extent, thinned by a draw.
+    """Return the sorted indices of the patterns within fractions of the scan's extent, thinned at random.
 
     Raises:
         DataError: nothing is left, or fewer patterns are there than asked.
     """
     positions = np.asarray(positions_px, dtype=np.float64)
-    low, span = positions.min(axis=0), np.ptp(positions, axis=0)
-    bounds = np.array([y_bounds, x_bounds])
-    # The ends of the extent belong to it, whatever the rounding.
-    slack = 1e-9 * np.maximum(span, 1.0)
-    inside = (positions >= low + bounds[:, 0] * span - slack) & (
-        positions <= low + bounds[:, 1] * span + slack
-    )
-    kept = np.flatnonzero(inside.all(axis=1)).astype(np.int64)
+    kept = np.flatnonzero(_within(positions, np.array([y_bounds, x_bounds]))).astype(np.int64)
     if len(kept) == 0 or (n_patterns is not None and n_patterns > len(kept)):
         raise DataError(
             f"{len(kept)} of {len(positions)} patterns lie within the bounds",
@@ -122,21 +125,13 @@ def select_patterns(
     return np.sort(np.random.default_rng(seed).choice(kept, n_patterns, replace=False))
 
 
-def _candidate_count(size: int, asked: int | None) -> int:
-    if asked is None:
-        return max(_DEFAULT_CANDIDATES, size - 1)
-    if asked < size - 1:
-        raise ValueError(f"a group of {size} needs {size - 1} neighbors; neighbor_count is {asked}")
-    return asked
-
-
-def _check_window(method: Method, low: float, high: float | None) -> None:
-    if method not in ("nearest", "distance", "quadrant"):
-        raise ValueError(f"unknown grouping method {method!r}; choose nearest, distance or quadrant")
-    if method != "distance" and (low > 0 or high is not None):
-        raise ValueError(f"a distance window has no effect with method {method!r}; choose 'distance'")
-    if high is not None and high <= low:
-        raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
+def _within(positions: NDArray[np.float64], bounds: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which positions lie within [y, x] bounds, (2, 2) fractions of their extent."""
+    low, span = positions.min(axis=0), np.ptp(positions, axis=0)
+    # The ends of the extent belong to it, whatever the rounding.
+    slack = 1e-9 * np.maximum(span, 1.0)
+    first, last = low + bounds[:, 0] * span - slack, low + bounds[:, 1] * span + slack
+    return np.asarray(((positions >= first) & (positions <= last)).all(axis=1))
 
 
 def _check_enough(count: int, size: int) -> None:
@@ -149,7 +144,7 @@ def _check_enough(count: int, size: int) -> None:
         )
 
 
-def _choose_leaders(
+def _choose_seeds(
     count: int, n_groups: int | None, sequential: bool, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     total = count if n_groups is None else n_groups
@@ -157,84 +152,64 @@ def _choose_leaders(
         return np.arange(total, dtype=np.int64) % count
     rounds, rest = divmod(total, count)
     whole = np.tile(np.arange(count, dtype=np.int64), rounds)
-    drawn = np.sort(rng.choice(count, rest, replace=False)).astype(np.int64)
-    return np.concatenate([whole, drawn])
-
-
-def _query(positions: NDArray[np.float64], tree: cKDTree, rows: NDArray[np.int64], k: int) -> tuple[
-    NDArray[np.float64], NDArray[np.int64]
-]:  # fmt: skip
-    """Return distances and indices of the k nearest others of some patterns, nearest first."""
-    distance, index = tree.query(positions[rows], k=min(k + 1, len(positions)))
-    distance = np.atleast_2d(distance)
-    index = np.atleast_2d(index).astype(np.int64)
-    own = index == rows[:, None]
-    # Among repeated positions the pattern itself may be listed late, or not at all: drop the last then.
-    own[~own.any(axis=1), -1] = True
-    keep = ~own
-    shape = (len(rows), index.shape[1] - 1)
-    return distance[keep].reshape(shape), index[keep].reshape(shape)
+    random = np.sort(rng.choice(count, rest, replace=False)).astype(np.int64)
+    return np.concatenate([whole, random])
 
 
 def _candidates(
-    positions: NDArray[np.float64], count: int, low: float, high: float | None, needed: int
+    positions: NDArray[np.float64], count: int, low: float, high: float, needed: int
 ) -> NDArray[np.int64]:
     """Return (M, K) candidates of every pattern, nearest first; -1 where the window holds fewer than K."""
-    tree = cKDTree(positions)
-    total = len(positions)
-    found = np.full((total, count), -1, dtype=np.int64)
-    rows, width = np.arange(total, dtype=np.int64), count
+    tree, total = cKDTree(positions), len(positions)
+    candidates = np.full((total, count), -1, dtype=np.int64)
+    rows, width = np.arange(total, dtype=np.int64), min(count, total - 1)
     while len(rows):
-        distance, index = _query(positions, tree, rows, width)
-        fits = (distance >= low) & (distance <= (np.inf if high is None else high))
+        away, near = (np.asarray(values) for values in tree.query(positions[rows], k=width + 1))
+        own = near == rows[:, None]
+        # Among repeated positions the pattern itself may be listed late, or not at all: drop the last then.
+        own[~own.any(axis=1), -1] = True
+        distance, index = (values[~own].reshape(len(rows), width) for values in (away, near))
+        fits = (distance >= low) & (distance <= high)
         order = np.argsort(~fits, axis=1, kind="stable")[:, :count]
-        chosen = np.take_along_axis(np.where(fits, index, -1), order, axis=1)
-        found[rows, : chosen.shape[1]] = chosen
+        candidates[rows, : order.shape[1]] = np.take_along_axis(np.where(fits, index, -1), order, axis=1)
         # Look further where the window is not full yet and its far end was not reached.
-        open_ended = (fits.sum(axis=1) < count) & (distance[:, -1] <= (np.inf if high is None else high))
+        open_ended = (fits.sum(axis=1) < count) & (distance[:, -1] <= high)
         if width >= total - 1:
             break
         rows, width = rows[open_ended], min(2 * width, total - 1)
-    _check_candidates(found, needed, low, high)
-    return found
+    _check_full(candidates, needed, low, high)
+    return candidates
 
 
-def _check_candidates(found: NDArray[np.int64], needed: int, low: float, high: float | None) -> None:
-    short = (found >= 0).sum(axis=1) < needed
+def _check_full(candidates: NDArray[np.int64], needed: int, low: float, high: float) -> None:
+    short = (candidates >= 0).sum(axis=1) < needed
     if short.any():
         raise DataError(
-            f"{int(short.sum())} of {len(found)} patterns have fewer than {needed} neighbors in the window",
-            where=f"grouping, from {low} to {'any number of' if high is None else high} pixels; "
+            f"{int(short.sum())} of {len(short)} patterns have fewer than {needed} neighbors in the window",
+            where=f"grouping, from {low} to {'any number of' if high == np.inf else high} pixels; "
             f"the first is pattern {int(np.argmax(short))}",
             expected=f"{needed} neighbors within the distance window for each pattern",
             fix="widen the window, or use a smaller gridsize",
         )
 
 
-def _draw(candidates: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw `size` different candidates per row, keeping them nearest first."""
-    keys = np.where(candidates >= 0, rng.random(candidates.shape), np.inf)
-    chosen = np.sort(np.argsort(keys, axis=1)[:, :size], axis=1)
-    return np.take_along_axis(candidates, chosen, axis=1)
-
-
 def _quadrant_members(
     positions: NDArray[np.float64],
-    leaders: NDArray[np.int64],
+    seeds: NDArray[np.int64],
     size: int,
     count: int,
     rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Take neighbors in turn from the quadrants around each leader, in a drawn order of quadrants.
+    """Take neighbors in turn from the quadrants around each seed pattern, in a random order of quadrants.
 
     At the border of a scan, where a quadrant is empty, the others fill in.
     """
-    candidates = _candidates(positions, min(count, len(positions) - 1), 0.0, None, size - 1)[leaders]
-    offset = positions[candidates] - positions[leaders][:, None]
+    candidates = _candidates(positions, min(count, len(positions) - 1), 0.0, np.inf, size - 1)[seeds]
+    offset = positions[candidates] - positions[seeds][:, None]
     quadrant = 2 * (offset[..., 0] >= 0) + (offset[..., 1] >= 0)
     member = quadrant[..., None] == np.arange(4)
     rank = np.take_along_axis(np.cumsum(member, axis=1), quadrant[..., None], axis=2)[..., 0] - 1
-    turn = np.argsort(rng.random((len(leaders), 4)), axis=1)
+    turn = np.argsort(rng.random((len(seeds), 4)), axis=1)
     key = 4 * rank + np.take_along_axis(turn, quadrant, axis=1)
     order = np.argsort(key, axis=1, kind="stable")[:, : size - 1]
     return np.take_along_axis(candidates, order, axis=1)

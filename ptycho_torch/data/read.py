@@ -3,139 +3,124 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.assemble import RawScan, assemble
-from ptycho_torch.data.formats import cxi, npz, ptychodus
-from ptycho_torch.data.formats.paired import Diffraction, Product, pair
+from ptycho_torch.data.assemble import assemble
+from ptycho_torch.data.formats.paired import pair
+from ptycho_torch.data.formats.table import FORMATS, Format, Halves
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, list_names
 from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
+_STEMS = {"patterns": "diffraction", "positions": "product"}
+"""What the two files of a pair are called, by the part that each holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanFile:
+    """An open file that holds a scan or a part of one."""
+
+    archive: Archive
+    format: Format
 
 
 def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
-    """Read a scan, check it, and bring it to this package's conventions.
+    """Read a scan, check it, bring it to this package's conventions, and report how that was decided.
 
     Args:
         path: NPZ file, Ptychodus training file, or CXI file; a Ptychodus product or diffraction file, whose
             other half lies beside it; or a directory with both halves.
         config: declarations that win over what is detected; none detects everything.
 
-    Returns:
-        The scan, with a report of what was found and why. Its `sha256` is that of the file; of a pair, that
-        of the two files' names and hashes.
-
     Raises:
         DataError: the file is missing, damaged, incomplete, ambiguous or physically impossible.
     """
     settings = config or DataConfig()
-    with ExitStack() as stack:
-        archives = [_open(file, settings, stack) for file in _files(Path(path))]
-        if len(archives) == 1:
-            archives += _partner(archives[0], settings, stack)
-        scan = assemble(_collect(archives, settings), settings)
-    return _with_hashes(scan, [archive.path for archive in archives])
+    with open_scan(Path(path), allow_pickle=settings.allow_pickle) as files:
+        positions, patterns = files["positions"], files["patterns"]
+        left, right = positions.format.read, patterns.format.read
+        if isinstance(left, Halves):
+            assert isinstance(right, Halves)
+            product = left.positions(positions.archive, patterns.archive, settings)
+            raw = pair(product, right.patterns(patterns.archive))
+        else:
+            raw = left(positions.archive, settings)
+        raw.format = positions.format.name
+        scan = assemble(raw, settings)
+    return _with_hashes(scan, patterns.archive.path, positions.archive.path)
 
 
-def _open(path: Path, config: DataConfig, stack: ExitStack) -> Archive:
-    archive = open_archive(path, allow_pickle=config.allow_pickle)
-    stack.callback(archive.close)
-    return archive
-
-
-def _files(path: Path) -> list[Path]:
-    """Return the file itself, or both halves of a pair in a directory."""
-    if not path.is_dir():
-        return [path]
-    halves = [_first_existing(path, [half]) for half in ("diffraction", "product")]
-    found = [half for half in halves if half is not None]
-    return found or [path]
-
-
-def _first_existing(directory: Path, stems: list[str]) -> Path | None:
-    candidates = (directory / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES)
-    return next((file for file in candidates if file.is_file()), None)
-
-
-def _is_diffraction_half(archive: Archive) -> bool:
-    if cxi.is_cxi(archive):
-        return cxi.has_patterns(archive) and not cxi.has_positions(archive)
-    return ptychodus.is_diffraction(archive)
-
-
-def _is_product_half(archive: Archive) -> bool:
-    if cxi.is_cxi(archive):
-        return cxi.has_positions(archive) and not cxi.has_patterns(archive)
-    return ptychodus.is_product(archive)
-
-
-def _partner(archive: Archive, config: DataConfig, stack: ExitStack) -> list[Archive]:
-    """Open the other half of a pair, found beside the one that was named; nothing for a single file."""
-    if npz.is_npz_scan(archive):
-        return []
-    if _is_diffraction_half(archive):
-        mine, other = "diffraction", "product"
-    elif _is_product_half(archive):
-        mine, other = "product", "diffraction"
-    else:
-        return []
-    stems = [archive.path.stem.replace(mine, other), other]
-    found = _first_existing(archive.path.parent, [stem for stem in stems if stem != archive.path.stem])
-    if found is None:
-        raise DataError(
-            f"this is the {mine} half of a scan, and its {other} half is not there",
-            where=str(archive.path),
-            expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it",
-            fix=f"copy the {other} file into {archive.path.parent}",
-        )
-    return [_open(found, config, stack)]
-
-
-def _collect(archives: list[Archive], config: DataConfig) -> RawScan:
-    """Return the parts of a scan from one file, or from the two halves in either order."""
-    first = archives[0]
-    if len(archives) == 1 and npz.is_npz_scan(first):
-        return npz.read_npz(first, config)
-    if len(archives) == 1 and ptychodus.is_training(first):
-        return ptychodus.read_training(first)
-    if len(archives) == 1 and cxi.is_cxi(first) and cxi.has_patterns(first) and cxi.has_positions(first):
-        return _pair(first, first, config)
-    product = next((archive for archive in archives if _is_product_half(archive)), None)
-    diffraction = next((archive for archive in archives if _is_diffraction_half(archive)), None)
-    if product is None or diffraction is None:
-        listed = "; ".join(f"{a.path.name} has {', '.join(a.names()[:12]) or 'no arrays'}" for a in archives)
-        raise DataError(
-            "no scan is in here",
-            where=" and ".join(str(archive.path) for archive in archives),
-            expected=f"patterns, positions and a probe as in PtychoPINN, Ptychodus or CXI files; {listed}",
-            fix="name the file of the scan, or add what is missing",
-        )
-    return _pair(product, diffraction, config)
-
-
-def _pair(product: Archive, diffraction: Archive, config: DataConfig) -> RawScan:
-    right: Diffraction = (
-        cxi.read_cxi_diffraction(diffraction)
-        if cxi.is_cxi(diffraction)
-        else ptychodus.read_diffraction(diffraction)
-    )
-    left: Product = (
-        cxi.read_cxi_product(product, diffraction, config)
-        if cxi.is_cxi(product)
-        else ptychodus.read_product(product)
-    )
-    return pair(left, right, "CXI" if cxi.is_cxi(product) else "Ptychodus product and diffraction")
-
-
-def _with_hashes(scan: ScanData, files: list[Path]) -> ScanData:
+def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
+    """Add the SHA-256 of the file; of a pair, that of the two files' names and hashes."""
     hashes = {file.name: file_sha256(file) for file in dict.fromkeys(files)}
     lines = "".join(f"{name}:{value}\n" for name, value in sorted(hashes.items()))
     whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
+
+
+@contextmanager
+def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, ScanFile]]:
+    """Open the file of a scan, or both files of a pair, and recognise their formats.
+
+    Yields:
+        the file with the "patterns" and the file with the "positions", often the same.
+
+    Raises:
+        DataError: a file is missing or damaged, or there is no scan in it.
+    """
+    opened: dict[Path, str] = {}
+    parts: dict[str, ScanFile] = {}
+    with ExitStack() as stack:
+
+        def add(file: Path, *, alone: bool) -> None:
+            archive = open_archive(file, allow_pickle=allow_pickle)
+            stack.callback(archive.close)
+            opened[file] = list_names(archive)
+            for row in FORMATS:
+                if held := row.parts(archive):
+                    if alone or isinstance(row.read, Halves):
+                        parts.update(dict.fromkeys(held, ScanFile(archive, row)))
+                    return
+
+        halves = [half for stem in _STEMS.values() if (half := _with_any_suffix(path / stem))]
+        for file in halves or [path]:
+            add(file, alone=len(halves) < 2)
+        if len(opened) == len(parts) == 1:
+            add(_partner(file, next(iter(parts))), alone=False)
+        if len(parts) < 2:
+            raise DataError(
+                "no scan is in here",
+                where=" and ".join(map(str, opened)),
+                expected="patterns, positions and a probe as in PtychoPINN, Ptychodus or CXI files; "
+                + "; ".join(f"{file.name} has {names}" for file, names in opened.items()),
+                fix="name the file of the scan, or add what is missing",
+            )
+        yield parts
+
+
+def _with_any_suffix(path: Path) -> Path | None:
+    files = (path.with_name(path.name + suffix) for suffix in _SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _partner(file: Path, part: str) -> Path:
+    """Return the other half of a pair, which lies beside the one that was named."""
+    mine = _STEMS[part]
+    (other,) = set(_STEMS.values()) - {mine}
+    stems = [stem for stem in (file.stem.replace(mine, other), other) if stem != file.stem]
+    for stem in stems:
+        if (partner := _with_any_suffix(file.with_name(stem))) is not None:
+            return partner
+    raise DataError(
+        f"this is the {mine} half of a scan, and its {other} half is not there",
+        where=str(file),
+        expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it",
+        fix=f"copy the {other} file into {file.parent}",
+    )

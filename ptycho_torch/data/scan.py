@@ -27,7 +27,7 @@ class ScanData:
     index `position - (N-1)/2 + k`. The zero frequency of a pattern is at index N/2.
 
     Attributes:
-        patterns: (M, N, N) in the stored dtype, an array or a stack that is read by the batch.
+        patterns: (M, N, N) in the stored dtype, an array or a stack that is read one batch at a time.
         domain: what the stored numbers are; amplitude is the square root of intensity (counts).
         positions_px: (M, 2) float64, [y, x] in pixels of the object canvas.
         probe: (P, N, N) complex64 or none.
@@ -37,7 +37,7 @@ class ScanData:
         position_shift_px: [y, x] that was added to the file's positions to get `positions_px`.
         labels: (M, N, N) complex truth of each patch, or none.
         scan_index: (M,) int64, the index of each pattern in its file's own numbering.
-        report: what was found and why, JSON-able.
+        report: what was detected and why, JSON-able.
     """
 
     patterns: Patterns

@@ -1,4 +1,4 @@
-"""The detection report of a scan: what was found, why, and what looks odd. Plain JSON-able values."""
+"""The detection report of a scan: what was detected, why, and what looks odd. Plain JSON-able values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from ptycho_torch.data import checks
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
 from ptycho_torch.data.scan import ScanData
+
+_GEOMETRY = (
+    "pixel_size_m",
+    "wavelength_m",
+    "photon_energy_eV",
+    "detector_distance_m",
+    "detector_pixel_size_m",
+)
 
 
 def describe_scan(
@@ -36,6 +43,12 @@ def describe_scan(
         warnings: what the reader of the format noticed.
         notes: further facts of the format.
     """
+    extent, spacing = np.ptp(scan.positions_px, axis=0), None
+    if len(scan) > 1:
+        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
+        spacing = float(np.mean(np.asarray(distances)[:, 1]))
+    diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
+    overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
     report: dict[str, Any] = {
         "source": str(scan.source) if scan.source else "",
         **decisions,
@@ -47,14 +60,18 @@ def describe_scan(
         "bad_pixels": int((~scan.good_pixels).sum()),
         "canvas_px": list(scan.canvas_shape),
         "position_shift_px": list(scan.position_shift_px),
-        **_scan_geometry(scan),
+        "scan_extent_px": [float(extent[0]), float(extent[1])],
+        "mean_neighbor_distance_px": spacing,
+        "probe_diameter_px": diameter,
+        "overlap_ratio": overlap,
+        "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
         **_counts(scan, statistics, sample),
-        "geometry": _physical_geometry(scan),
+        "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
         "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
         **notes,
         "warnings": [],
     }
-    report["warnings"] = warnings + _oddities(scan, statistics, report)
+    report["warnings"] = warnings + _oddities(scan, statistics.mean_pattern, report)
     return replace(scan, report=report)
 
 
@@ -68,23 +85,6 @@ def probe_diameter_px(probe: NDArray[np.complex64]) -> float:
     return 2.0 * math.sqrt(area / math.pi)
 
 
-def _scan_geometry(scan: ScanData) -> dict[str, Any]:
-    extent = np.ptp(scan.positions_px, axis=0)
-    spacing = None
-    if len(scan) > 1:
-        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
-        spacing = float(np.mean(np.atleast_2d(distances)[:, 1]))
-    diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
-    overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
-    return {
-        "scan_extent_px": [float(extent[0]), float(extent[1])],
-        "mean_neighbor_distance_px": spacing,
-        "probe_diameter_px": diameter,
-        "overlap_ratio": overlap,
-        "duplicate_positions": checks.count_duplicates(scan.positions_px),
-    }
-
-
 def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.float64]) -> dict[str, Any]:
     """Photons per pattern are known when the values are whole multiples of one count."""
     values = sample[:, scan.good_pixels]
@@ -93,6 +93,9 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         mean_sum, peak = float(statistics.frame_sum.mean()), statistics.maximum
     else:
         mean_sum, peak = float(np.sum(values * values) / len(sample)), statistics.maximum**2
+    mean = statistics.mean_pattern
+    index = np.arange(len(mean))
+    center_of_mass = [float(mean.sum(axis=axis) @ index / mean.sum()) for axis in (1, 0)]
     return {
         "mean_intensity_per_pattern": mean_sum,
         "max_intensity": peak,
@@ -100,61 +103,32 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         "photons_per_pattern": None if quantum is None else mean_sum / quantum,
         "zero_patterns": int((statistics.frame_sum == 0).sum()),
         "saturated_values": statistics.saturated,
-        "brightest_px": _center_of_mass(statistics.mean_pattern),
+        "brightest_px": center_of_mass,
     }
 
 
-def _center_of_mass(mean_pattern: NDArray[np.float64]) -> list[float]:
-    total = mean_pattern.sum()
-    index = np.arange(len(mean_pattern))
-    return [float(mean_pattern.sum(axis=1) @ index / total), float(mean_pattern.sum(axis=0) @ index / total)]
-
-
-def _physical_geometry(scan: ScanData) -> dict[str, Any]:
-    return {
-        "pixel_size_m": scan.pixel_size_m,
-        "wavelength_m": scan.wavelength_m,
-        "photon_energy_eV": scan.photon_energy_eV,
-        "detector_distance_m": scan.detector_distance_m,
-        "detector_pixel_size_m": scan.detector_pixel_size_m,
-    }
-
-
-def _oddities(scan: ScanData, statistics: PatternStatistics, report: dict[str, Any]) -> list[str]:
+def _oddities(scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[str, Any]) -> list[str]:
     """Return what is not wrong enough to refuse but is worth a look."""
-    found = []
+    warnings = []
     if report["duplicate_positions"]:
-        found.append(f"{report['duplicate_positions']} positions repeat an earlier one exactly")
+        warnings.append(f"{report['duplicate_positions']} positions repeat an earlier one exactly")
     if report["zero_patterns"]:
-        found.append(f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?)")
+        warnings.append(f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?)")
     if report["saturated_values"]:
         count = report["saturated_values"]
-        found.append(f"{count} values are at the largest number of {report['dtype']}: mark bad pixels")
+        warnings.append(f"{count} values are at the largest number of {report['dtype']}: mark bad pixels")
     if report["overlap_ratio"] is not None and report["overlap_ratio"] < 0.4:
-        found.append(f"neighboring probes overlap by only {report['overlap_ratio']:.0%} of their diameter")
-    found += _overhang(scan) + _uncentered(statistics.mean_pattern)
-    return found
-
-
-def _overhang(scan: ScanData) -> list[str]:
-    low = -scan.origins_px
-    high = scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
-    reach = np.maximum(low, high).max(axis=1)
-    count = int((reach > 0).sum())
-    if not count:
-        return []
-    return [f"{count} patches reach beyond the canvas, by up to {reach.max():.1f} pixels"]
-
-
-def _uncentered(mean_pattern: NDArray[np.float64]) -> list[str]:
-    """Compare the middle of the mean pattern with its corners, where an unshifted FFT has its zero."""
-    N = len(mean_pattern)
-    quarter = N // 4
-    if quarter == 0:
-        return []
-    middle = float(mean_pattern[quarter : N - quarter, quarter : N - quarter].sum())
-    shifted = np.fft.fftshift(mean_pattern)
-    corners = float(shifted[quarter : N - quarter, quarter : N - quarter].sum())
-    if corners > 4 * middle:
-        return ["the patterns are bright in the corners: their zero frequency is not at N/2 (fftshift them)"]
-    return []
+        warnings.append(f"neighboring probes overlap by only {report['overlap_ratio']:.0%} of their diameter")
+    below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
+    reach = np.maximum(below, above).max(axis=1)
+    if reach.max() > 0:
+        count = int((reach > 0).sum())
+        warnings.append(f"{count} patches reach beyond the canvas, by up to {reach.max():.1f} pixels")
+    quarter = scan.n_pixels // 4
+    middle = (slice(quarter, scan.n_pixels - quarter),) * 2
+    # An unshifted FFT has its zero frequency in the corners.
+    if quarter and np.fft.fftshift(mean_pattern)[middle].sum() > 4 * mean_pattern[middle].sum():
+        warnings.append(
+            "the patterns are bright in the corners: their zero frequency is not at N/2 (fftshift them)"
+        )
+    return warnings

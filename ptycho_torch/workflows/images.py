@@ -30,7 +30,7 @@ def picture_callbacks(container: Any, gridsize: int, plan: Plan) -> tuple[Callba
         raise SettingsError(
             "no picture can be made of a container without scan positions",
             where=plan.requested.origins["log_images_every_n_epochs"].describe(),
-            expected="a scan, as ptycho_torch.data.read_scan returns it",
+            expected="a scan, as ptycho_torch.read_scan returns it",
             fix="pass a scan, or set log_images_every_n_epochs=none",
         )
     size = plan.settings.inference_batch_size or plan.settings.batch_size

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError
@@ -23,7 +24,7 @@ from ptycho_exec.plan import Plan
 from ptycho_exec.record import manifest_parts, new_run_dir, read_manifest, write_manifest, write_settings_toml
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
-from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.html_report import write_report
@@ -272,15 +273,15 @@ def _reconstruction_hashes(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def has_truth(scan_file: Path) -> bool:
-    """Tell whether a scan holds an object to compare with, without reading its patterns."""
-    from contextlib import closing
+    """Return whether a scan has an object to compare with, without reading its patterns.
 
-    from ptycho_torch.data.storage.open_file import open_archive
-
-    if scan_file.is_dir():
-        return False
-    with closing(open_archive(scan_file)) as archive:
-        return "objectGuess" in archive or "object" in archive
+    The same number everywhere, which formats that require an object hold for an unknown one, is none.
+    """
+    with open_scan(scan_file) as files:
+        product = files["positions"]
+        name = product.format.truth(product.archive)
+        values = np.empty(0) if name is None else product.archive.array(name)
+    return bool((values != values.flat[0]).any()) if values.size else False
 
 
 def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:

@@ -87,9 +87,12 @@ def test_probe_size_without_reading_patterns(scan_file: Path, tmp_path: Path) ->
     for shape in ((48, 48), (48, 48, 1), (3, 48, 48)):
         np.savez(tmp_path / "probe.npz", probeGuess=np.ones(shape, complex))
         assert infer_probe_size(tmp_path / "probe.npz") == 48
-    np.savez(tmp_path / "none.npz", other=np.ones(3))
-    with pytest.raises(DataError, match="no probe"):
+    np.savez(tmp_path / "none.npz", diff3d=np.ones(3))
+    with pytest.raises(DataError, match="there is no probe"):
         infer_probe_size(tmp_path / "none.npz")
+    np.savez(tmp_path / "other.npz", other=np.ones(3))
+    with pytest.raises(DataError, match="no scan is in here"):
+        infer_probe_size(tmp_path / "other.npz")
 
 
 def test_missing_files_are_told(scan_file: Path, tmp_path: Path) -> None:

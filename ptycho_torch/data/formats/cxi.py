@@ -8,6 +8,7 @@ Shape legend: M patterns, N x N pixels, P probe modes, H x W object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
-from ptycho_torch.data.formats.writing import StackOut, require_geometry, write_hdf5_arrays
+from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
+from ptycho_torch.data.formats.writing import StackOut, require_geometry, scan_indexes, write_hdf5_arrays
 from ptycho_torch.data.scan import HC_EV_M, ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, first_present
 
 _ENTRY = "entry_1"
 _DETECTOR = "entry_1/instrument_1/detector_1"
@@ -31,71 +32,85 @@ _TRANSLATION = ("entry_1/sample_1/geometry_1/translation", "entry_1/data_1/trans
 _PROBE = ("entry_1/image_1/data", f"{_SOURCE}/illumination")
 _OBJECT = "entry_1/image_2/data"
 _PTYCHODUS = "entry_1/ptychodus"
+_INDEXES = f"{_PTYCHODUS}/probe_position_indexes"
 _JOULE_PER_EV = 1.602176634e-19
 _CXI_VERSION = 160
 
 
-def is_cxi(archive: Archive) -> bool:
-    """Return whether an archive is a CXI file."""
-    return _ENTRY in archive.names()
+def parts(archive: Archive) -> set[str]:
+    """Return which of "patterns" and "positions" a CXI file holds; nothing for another file."""
+    if _ENTRY not in archive.names():
+        return set()
+    names = {"patterns": _DATA, "positions": _TRANSLATION}
+    return {part for part, of_part in names.items() if first_present(archive, *of_part)}
 
 
-def has_patterns(archive: Archive) -> bool:
-    """Return whether a CXI file holds diffraction patterns."""
-    return any(path in archive for path in _DATA)
+def probe_name(archive: Archive) -> str | None:
+    """Return where the probe is; only Ptychodus stores it as an image."""
+    return first_present(archive, *(_PROBE if _INDEXES in archive else _PROBE[1:]))
 
 
-def has_positions(archive: Archive) -> bool:
-    """Return whether a CXI file holds translations."""
-    return any(path in archive for path in _TRANSLATION)
+def object_name(archive: Archive) -> str | None:
+    """Return where the object is; which image that would be is known in Ptychodus files only."""
+    return _OBJECT if _INDEXES in archive and _OBJECT in archive else None
 
 
-def read_cxi_diffraction(archive: Archive) -> Diffraction:
+def read_diffraction(archive: Archive) -> Diffraction:
     """Locate the patterns of a CXI file and its mask, in which 0 means good."""
-    name = next(path for path in _DATA if path in archive)
     mask = f"{_DETECTOR}/mask"
-    size = _scalar(archive, f"{_DETECTOR}/x_pixel_size")
     return Diffraction(
         archive=archive,
-        stack_name=name,
+        stack_name=next(path for path in _DATA if path in archive),
         bad_pixels=archive.array(mask) != 0 if mask in archive else None,
-        detector_pixel_size_m=size,
+        detector_pixel_size_m=_positive(archive, f"{_DETECTOR}/x_pixel_size"),
     )
 
 
-def read_cxi_product(archive: Archive, detector: Archive, config: DataConfig) -> Product:
+def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Product:
     """Collect positions, probe, object and geometry.
 
     Args:
         archive: file with the translations.
         detector: file with the patterns, often the same; its detector geometry completes a product's.
-        config: says what the translations move.
+        config: declares what the translations move.
 
     Raises:
         DataError: translations of another shape, or a pixel size that cannot be worked out.
     """
     translation = _translation(archive)
-    mine = f"{_PTYCHODUS}/probe_position_indexes" in archive
-    moved = config.translation if config.translation != "auto" else ("probe" if mine else "sample")
+    ptychodus = _INDEXES in archive
+    moved, why = ("probe", "a Ptychodus file") if ptychodus else ("sample", "the CXI standard")
+    if config.translation != "auto":
+        moved, why = config.translation, "declared"
     sign = 1.0 if moved == "probe" else -1.0
     rows, columns = _axes(detector)
     positions = sign * np.stack([translation @ rows, translation @ columns], axis=1)
-    geometry = _geometry(archive, detector)
-    probe, canvas, warnings = _images(archive, mine)
-    indexes = archive.array(f"{_PTYCHODUS}/probe_position_indexes") if mine else np.arange(len(positions))
-    why = "declared" if config.translation != "auto" else ("a Ptychodus file" if mine else "the CXI standard")
-    warnings.append(f"the translations are taken to move the {moved} ({why})")
-    center = [_scalar_any(archive, f"{_PTYCHODUS}/object_center_{axis}_m") or 0.0 for axis in "yx"]
+
+    def first(name: str, read: Callable[[Archive, str], float | None]) -> float | None:
+        return next(filter(None, (read(file, name) for file in (archive, detector))), None)
+
+    joule, wavelength = first(f"{_SOURCE}/energy", _positive), first(f"{_SOURCE}/wavelength", _positive)
+    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
+    distance = first(f"{_DETECTOR}/distance", _number)
+    geometry = {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
+    probe, canvas = None, None
+    warnings: list[str] = []
+    if (name := probe_name(archive)) is not None:
+        probe, warnings = first_of(archive.array(name), 3, "probes (orthogonal relaxation)")
+    if (name := object_name(archive)) is not None:
+        canvas, layers = first_of(archive.array(name), 2, "object layers")
+        warnings += layers
+    center = [_number(archive, f"{_PTYCHODUS}/object_center_{axis}_m") or 0.0 for axis in "yx"]
     return Product(
         path=archive.path,
-        indexes=indexes,
+        indexes=archive.array(_INDEXES) if ptychodus else np.arange(len(positions)),
         positions_m=positions,
         pixel_size_m=_pixel_size(archive, detector, geometry),
         center_m=(center[0], center[1]),
         probe=probe,
         object_guess=canvas,
         geometry=geometry,
-        warnings=warnings,
+        warnings=[*warnings, f"the translations are taken to move the {moved} ({why})"],
     )
 
 
@@ -136,23 +151,14 @@ def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return unit[0], unit[1]
 
 
-def _geometry(archive: Archive, detector: Archive) -> dict[str, Any]:
-    files = (archive, detector)
-    joule = next(filter(None, (_scalar(file, f"{_SOURCE}/energy") for file in files)), None)
-    wavelength = next(filter(None, (_scalar(file, f"{_SOURCE}/wavelength") for file in files)), None)
-    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
-    distance = next(filter(None, (_scalar(file, f"{_DETECTOR}/distance") for file in files)), None)
-    return {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
-
-
 def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -> tuple[float, float]:
     """Return the object pixel (height, width): stored, or wavelength * distance / (N * detector pixel)."""
-    stored = [_scalar(archive, f"{_PTYCHODUS}/object_pixel_{side}_m") for side in ("height", "width")]
+    stored = [_positive(archive, f"{_PTYCHODUS}/object_pixel_{side}_m") for side in ("height", "width")]
     if stored[0] and stored[1]:
         return stored[0], stored[1]
     name = next(path for path in _DATA if path in detector)
     shape = detector.member(name).shape
-    sizes = [_scalar(detector, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx"]
+    sizes = [_positive(detector, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx"]
     energy, distance = geometry["photon_energy_eV"], geometry["detector_distance_m"]
     if len(shape) != 3 or not (sizes[0] and sizes[1] and energy and distance):
         known = {"energy": energy, "distance": distance, "y_pixel_size": sizes[0], "x_pixel_size": sizes[1]}
@@ -167,35 +173,14 @@ def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -
     return reach / (shape[1] * sizes[0]), reach / (shape[2] * sizes[1])
 
 
-def _images(archive: Archive, mine: bool) -> tuple[NDArray[Any] | None, NDArray[Any] | None, list[str]]:
-    """Return probe and object; which image is the object is known in Ptychodus files only."""
-    probe, canvas, warnings = None, None, []
-    name = next((path for path in (_PROBE if mine else _PROBE[1:]) if path in archive), None)
-    if name is not None:
-        probe, note = first_of(archive.array(name), 3, "probes (orthogonal relaxation)")
-        warnings += note
-    if mine and _OBJECT in archive:
-        canvas, note = first_of(archive.array(_OBJECT), 2, "object layers")
-        warnings += note
-    return probe, canvas, warnings
+def _positive(archive: Archive, name: str) -> float | None:
+    """Return a positive number; none when it is 0 or not there."""
+    value = _number(archive, name)
+    return positive(value, name, str(archive.path)) if value else None
 
 
-def _scalar(archive: Archive, name: str) -> float | None:
-    """Return a number other than 0, or none when it is not there."""
-    value = _scalar_any(archive, name)
-    return None if not value else (value if "distance" in name else positive(value, name, str(archive.path)))
-
-
-def _scalar_any(archive: Archive, name: str) -> float | None:
-    if name not in archive:
-        return None
-    value = archive.array(name)
-    if value.size != 1 or value.dtype.kind not in "iuf" or not np.isfinite(value).all():
-        raise DataError(
-            f"{name} is {value.ravel()[:3].tolist()}", where=str(archive.path), expected="one finite number",
-            fix="correct the file",
-        )  # fmt: skip
-    return float(value.reshape(()))
+def _number(archive: Archive, name: str) -> float | None:
+    return finite(archive.array(name), name, str(archive.path)) if name in archive else None
 
 
 def write_cxi(scan: ScanData, path: Path) -> Path:
@@ -220,9 +205,7 @@ def write_cxi(scan: ScanData, path: Path) -> Path:
         _DATA[1]: StackOut(scan, "intensity"),
         _TRANSLATION[0]: translation,
         _OBJECT: canvas.astype(np.complex128)[None],
-        f"{_PTYCHODUS}/probe_position_indexes": (
-            np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
-        ),
+        _INDEXES: scan_indexes(scan),
         f"{_PTYCHODUS}/object_center_x_m": scan.object_center_m[1],
         f"{_PTYCHODUS}/object_center_y_m": scan.object_center_m[0],
     }

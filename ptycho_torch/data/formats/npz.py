@@ -2,13 +2,12 @@
 
 Keys: `xcoords`, `ycoords` (M,) in object pixels; `diff3d` or `diffraction`, (M, N, N) or (N, N, M);
 `probeGuess`; optional `objectGuess`, `bad_pixels`, `Y` or `label_amp` and `label_phase`, `scan_index`,
-`_metadata`. Files of this package also say what they mean: `domain`, `pattern_axes`, `patch_center`.
+`_metadata`. Files of this package also declare what they mean: `domain`, `pattern_axes`, `patch_center`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
+from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER
 from ptycho_torch.data.formats.paired import positive
 from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, list_names, required
 from ptycho_torch.data.storage.patterns import Patterns
 
 STACK_NAMES = ("diff3d", "diffraction")
@@ -36,7 +36,7 @@ _GEOMETRY = ("pixel_size_m", "photon_energy_eV", "detector_distance_m", "detecto
 
 
 def is_npz_scan(archive: Archive) -> bool:
-    """Return whether an archive looks like this dialect, complete or not."""
+    """Return whether an archive looks like this format, complete or not."""
     return any(name in archive for name in (*STACK_NAMES, "xcoords", "ycoords", "probeGuess"))
 
 
@@ -46,74 +46,46 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
     Raises:
         DataError: a key is missing, pickled, or of the wrong rank.
     """
-    name = _stack_name(archive)
-    member = archive.member(name)
+    where = str(archive.path)
+    names = [name for name in STACK_NAMES if name in archive]
+    if len(names) != 1:
+        raise DataError(
+            "both diff3d and diffraction are there" if names else "the patterns are missing",
+            where=where,
+            expected=f"one of the keys {' or '.join(STACK_NAMES)}; the file has {list_names(archive)}",
+            fix="keep the one that holds the measurement" if names else "add the patterns under diff3d",
+        )
+    (name,) = names
     declared = {key: _declaration(archive, key) for key in _DECLARATIONS}
     metadata, notes = _metadata(archive, config.allow_pickle)
     domain, why = declared["domain"], "declared in the file"
     if domain == "auto" and metadata.get("domain") in _DECLARATIONS["domain"]:
         domain, why = metadata["domain"], "declared in the file's _metadata"
     exported = "bad_pixels" in archive
+    labeled = "Y" in archive or ("label_amp" in archive and "label_phase" in archive)
     return RawScan(
         path=archive.path,
-        dialect="npz",
-        stack_name=name,
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=archive.member(name),
         read_stack=lambda axis: archive.stack(name, axis),
         positions_px=_positions(archive),
         domain=domain,
         domain_why=why,
         axes=declared["pattern_axes"],
         center=declared["patch_center"],
-        default_center="half-pixel" if exported else "pixel",
-        default_center_why=(
-            "neither file nor settings say; files with bad_pixels come from Ptychodus, which means (N-1)/2"
-            if exported
-            else "neither file nor settings say; N/2 is the habit of PtychoPINN files"
-        ),
-        probe=_required(archive, "probeGuess", "the probe, (N, N) or (P, N, N) complex"),
+        default_center=PTYCHODUS_CENTER if exported else PTYCHOPINN_CENTER,
+        probe=required(archive, "probeGuess", "the probe, (N, N) or (P, N, N) complex"),
         object_guess=archive.array("objectGuess") if "objectGuess" in archive else None,
         bad_pixels=archive.array("bad_pixels") if exported else None,
-        read_labels=_labels(archive),
-        geometry=_geometry(archive),
+        read_labels=(lambda axis: _read_labels(archive, axis)) if labeled else None,
+        geometry={key: positive(archive.array(key), key, where) for key in _GEOMETRY if key in archive},
         notes=notes,
     )
-
-
-def _stack_name(archive: Archive) -> str:
-    found = [name for name in STACK_NAMES if name in archive]
-    if len(found) == 1:
-        return found[0]
-    raise DataError(
-        "both diff3d and diffraction are there" if found else "the patterns are missing",
-        where=str(archive.path),
-        expected=f"one of the keys {' or '.join(STACK_NAMES)}; the file has {_listed(archive)}",
-        fix="keep the one that holds the measurement" if found else "add the patterns under diff3d",
-    )
-
-
-def _listed(archive: Archive) -> str:
-    names = archive.names()
-    shown = ", ".join(name[:40] for name in names[:12])
-    return (shown + ", ..." if len(names) > 12 else shown) or "no arrays"
-
-
-def _required(archive: Archive, name: str, meaning: str) -> NDArray[Any]:
-    if name not in archive:
-        raise DataError(
-            f"the key {name} is missing",
-            where=str(archive.path),
-            expected=f"{name}: {meaning}; the file has {_listed(archive)}",
-            fix=f"add {name} to the file",
-        )
-    return archive.array(name)
 
 
 def _positions(archive: Archive) -> NDArray[Any]:
     columns = {}
     for name in ("ycoords", "xcoords"):
-        column = _required(archive, name, "(M,) positions in object pixels")
+        column = required(archive, name, "(M,) positions in object pixels")
         if column.ndim != 1:
             raise DataError(
                 f"{name} has shape {column.shape}",
@@ -159,29 +131,22 @@ def _metadata(archive: Archive, allow_pickle: bool) -> tuple[dict[str, Any], dic
     return (parsed, {"metadata": parsed}) if isinstance(parsed, dict) else ({}, {})
 
 
-def _labels(archive: Archive) -> Callable[[int], Patterns] | None:
-    if "Y" in archive:
-        return lambda axis: archive.stack("Y", _label_axis(archive, "Y", axis))
-    if "label_amp" in archive and "label_phase" in archive:
-        return lambda axis: _polar_labels(archive, axis)
-    return None
-
-
-def _label_axis(archive: Archive, name: str, axis: int) -> int:
-    shape = archive.member(name).shape
-    if len(shape) != 3:
-        raise DataError(
-            f"{name} has shape {shape}",
-            where=f"{archive.path}, {name}",
-            expected="three axes, as the patterns",
-            fix="leave the labels out unless the training is supervised",
-        )
-    return axis
-
-
-def _polar_labels(archive: Archive, axis: int) -> Patterns:
-    amplitude = archive.stack("label_amp", _label_axis(archive, "label_amp", axis))[:]
-    phase = archive.stack("label_phase", _label_axis(archive, "label_phase", axis))[:]
+def _read_labels(archive: Archive, axis: int) -> Patterns:
+    """Return the true patches, stored as complex numbers or as amplitude and phase."""
+    stacks = []
+    for name in ("Y",) if "Y" in archive else ("label_amp", "label_phase"):
+        shape = archive.member(name).shape
+        if len(shape) != 3:
+            raise DataError(
+                f"{name} has shape {shape}",
+                where=f"{archive.path}, {name}",
+                expected="three axes, as the patterns",
+                fix="leave the labels out unless the training is supervised",
+            )
+        stacks.append(archive.stack(name, axis))
+    if len(stacks) == 1:
+        return stacks[0]
+    amplitude, phase = (stack[:] for stack in stacks)
     if amplitude.shape != phase.shape:
         raise DataError(
             f"label_amp has shape {amplitude.shape}, label_phase {phase.shape}",
@@ -192,21 +157,11 @@ def _polar_labels(archive: Archive, axis: int) -> Patterns:
     return np.asarray(amplitude * np.exp(1j * phase), dtype=np.complex64)
 
 
-def _geometry(archive: Archive) -> dict[str, Any]:
-    return {key: positive(archive.array(key), key, str(archive.path)) for key in _GEOMETRY if key in archive}
-
-
 def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress: bool = False) -> Path:
-    """Write a scan under PtychoPINN's keys, patterns uncompressed unless asked, to be read by the batch.
+    """Write a scan under PtychoPINN's keys, by way of a temporary file that is renamed.
 
-    Args:
-        scan: what to write.
-        path: target, replaced in one step when it is complete.
-        domain: "intensity" keeps counts as they are stored; "amplitude" writes float32 square roots.
-        compress: smaller file, but it must be unpacked before use.
-
-    Raises:
-        DataError: the target cannot be written.
+    Domain "intensity" keeps counts as they are stored, "amplitude" writes float32 square roots. A file that
+    is compressed is smaller, but must be unpacked before use.
     """
     arrays: dict[str, Any] = {
         "xcoords": scan.positions_px[:, 1],
@@ -220,11 +175,9 @@ def write_npz(scan: ScanData, path: Path, domain: str = "intensity", *, compress
         "pattern_axes": np.array("first"),
         "patch_center": np.array("half-pixel"),
     }
-    optional = {"probeGuess": scan.probe, "objectGuess": scan.object_guess}
+    optional = {"probeGuess": scan.probe, "objectGuess": scan.object_guess, "Y": scan.labels}
     optional |= {key: getattr(scan, key) for key in _GEOMETRY}
     arrays |= {key: np.asarray(value) for key, value in optional.items() if value is not None}
-    if scan.labels is not None:
-        arrays["Y"] = np.asarray(scan.labels[:])
     with atomic_path(path) as temporary:
         write_npz_arrays(temporary, arrays, compress=compress)
     return path

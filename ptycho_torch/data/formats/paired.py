@@ -24,7 +24,7 @@ from ptycho_torch.data.storage.archive import Archive
 
 @dataclass
 class Product:
-    """What a product says, in meters; y before x everywhere."""
+    """What a product holds, in meters; y before x everywhere."""
 
     path: Path
     indexes: NDArray[Any]
@@ -48,7 +48,7 @@ class Diffraction:
     detector_pixel_size_m: float | None = None
 
 
-def pair(product: Product, diffraction: Diffraction, dialect: str) -> RawScan:
+def pair(product: Product, diffraction: Diffraction) -> RawScan:
     """Match positions to patterns by index value and map them to pixels.
 
     The patterns' indexes lead: repeated positions are averaged, positions missing between others are
@@ -69,17 +69,15 @@ def pair(product: Product, diffraction: Diffraction, dialect: str) -> RawScan:
     rows, matched, warnings = match_indexes(indexes, product.indexes, positions_m, where)
     shape = (1, 1) if product.object_guess is None else product.object_guess.shape[-2:]
     pixels = to_pixels(matched, product.pixel_size_m, product.center_m, (int(shape[0]), int(shape[1])))
-    geometry = dict(product.geometry)
-    geometry["pixel_size_m"] = float(np.mean(product.pixel_size_m))
-    geometry["object_center_m"] = product.center_m
+    height, width = product.pixel_size_m
+    if abs(height - width) > 1e-3 * max(height, width):
+        warnings = [f"object pixels are not square: {height:.4g} m high, {width:.4g} m wide", *warnings]
+    geometry = {**product.geometry, "pixel_size_m": (height + width) / 2, "object_center_m": product.center_m}
     if diffraction.detector_pixel_size_m is not None:
         geometry["detector_pixel_size_m"] = diffraction.detector_pixel_size_m
     return RawScan(
         path=archive.path,
-        dialect=dialect,
-        stack_name=name,
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=member,
         read_stack=lambda axis: archive.stack(name, axis),
         positions_px=pixels,
         domain="intensity",
@@ -93,7 +91,7 @@ def pair(product: Product, diffraction: Diffraction, dialect: str) -> RawScan:
         scan_index=np.asarray(indexes, dtype=np.int64)[rows],
         geometry=geometry,
         center_px=((shape[0] - 1) / 2, (shape[1] - 1) / 2),
-        warnings=product.warnings + _aspect(product.pixel_size_m) + warnings,
+        warnings=product.warnings + warnings,
     )
 
 
@@ -108,7 +106,7 @@ def match_indexes(
         if values.ndim != 1 or values.dtype.kind not in "iu":
             raise DataError(
                 f"the {what} indexes have shape {values.shape} and dtype {values.dtype}", where=where,
-                expected="one whole number per entry", fix="export the scan again",
+                expected="one integer per entry", fix="export the scan again",
             )  # fmt: skip
     anchors, inverse = np.unique(position_indexes, return_inverse=True)
     weight = np.bincount(inverse, minlength=len(anchors))
@@ -161,14 +159,18 @@ def to_meters(
     return np.asarray((positions_px - middle) * pixel_size_m + np.array(center_m))
 
 
+def finite(value: Any, what: str, where: str, *, above: float = -np.inf) -> float:
+    """Return a finite number, or refuse."""
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "iuf" or not above < number.reshape(()) < np.inf:
+        expected = "a positive number" if above == 0 else "one finite number"
+        raise DataError(f"{what} is {value!r}", where=where, expected=expected, fix="export the scan again")
+    return float(number.reshape(()))
+
+
 def positive(value: Any, what: str, where: str) -> float:
     """Return a finite positive number, or refuse."""
-    number = np.asarray(value)
-    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all() or number <= 0:
-        raise DataError(
-            f"{what} is {value!r}", where=where, expected="a positive number", fix="export the scan again"
-        )
-    return float(number.reshape(()))
+    return finite(value, what, where, above=0.0)
 
 
 def first_of(array: NDArray[Any], ndim: int, what: str) -> tuple[NDArray[Any], list[str]]:
@@ -181,10 +183,3 @@ def first_of(array: NDArray[Any], ndim: int, what: str) -> tuple[NDArray[Any], l
         )
     first = array[(0,) * len(extra)]
     return first, [] if count == 1 else [f"the file has {count} {what}; the first is used"]
-
-
-def _aspect(pixel_size_m: tuple[float, float]) -> list[str]:
-    height, width = pixel_size_m
-    if abs(height - width) <= 1e-3 * max(height, width):
-        return []
-    return [f"object pixels are not square: {height:.4g} m high, {width:.4g} m wide"]

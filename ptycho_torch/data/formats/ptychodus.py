@@ -12,24 +12,32 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.data.assemble import RawScan
-from ptycho_torch.data.formats.paired import Diffraction, Product, first_of, positive, to_meters
-from ptycho_torch.data.formats.writing import StackOut, require_geometry, write_hdf5_arrays, write_npz_arrays
+from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
+from ptycho_torch.data.formats.writing import (
+    StackOut,
+    require_geometry,
+    scan_indexes,
+    write_hdf5_arrays,
+    write_npz_arrays,
+)
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive
+from ptycho_torch.data.storage.archive import Archive, first_present, required
 
 # Newest name first; the others are names of earlier releases.
 _ENERGY = ("photon_energy_eV", "probe_energy_eV")
-_TRAINING = ("patterns", "bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
+_OF_TRAINING = "part of a Ptychodus training file"
+_TRAINING = ("bad_pixels", "probe", "object", "probe_position_x_px", "probe_position_y_px")
+_SCALARS = {
+    "pixel_size_m": "object_pixel_width_m",
+    "photon_energy_eV": "photon_energy_eV",
+    "detector_distance_m": "detector_object_distance_m",
+}
 
 
-def is_product(archive: Archive) -> bool:
-    """Return whether an archive is a Ptychodus product."""
-    return "probe_position_x_m" in archive or "probe_position_indexes" in archive
-
-
-def is_diffraction(archive: Archive) -> bool:
-    """Return whether an archive is a Ptychodus diffraction file."""
-    return "patterns" in archive and not is_training(archive)
+def parts(archive: Archive) -> set[str]:
+    """Return "patterns" for a diffraction file, "positions" for a product."""
+    names = {"patterns": ("patterns",), "positions": ("probe_position_x_m", "probe_position_indexes")}
+    return {part for part, of_part in names.items() if first_present(archive, *of_part)}
 
 
 def is_training(archive: Archive) -> bool:
@@ -44,24 +52,27 @@ def read_product(archive: Archive) -> Product:
         DataError: a dataset or attribute without which positions have no meaning is missing.
     """
     parts = {
-        name: _required(archive, name)
+        name: required(archive, name, "part of a Ptychodus product")
         for name in ("probe_position_indexes", "probe_position_y_m", "probe_position_x_m", "object", "probe")
     }
     canvas, layers = first_of(parts["object"], 2, "object layers")
     probe, opr = first_of(parts["probe"], 3, "probes (orthogonal relaxation)")
-    columns = [np.asarray(parts[f"probe_position_{axis}_m"]) for axis in "yx"]
-    _equal_columns(columns, archive)
     geometry = {"photon_energy_eV": next(filter(None, (_number(archive, key) for key in _ENERGY)), None)}
     geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
+    where = f"{archive.path}, object"
+    sizes = {key: archive.attribute("object", key) for key in ("pixel_height_m", "pixel_width_m")}
+    pixel = [positive(value, f"the object's {key}", where) for key, value in sizes.items()]
+    middle = {key: archive.attribute("object", key) for key in ("center_y_m", "center_x_m")}
+    center = [0.0 if v is None else finite(v, f"the object's {key}", where) for key, v in middle.items()]
     name = archive.attribute("", "name")
     far_field = archive.attribute("", "far_field")
     near = [] if far_field is None or bool(far_field) else ["the product declares near-field propagation"]
     return Product(
         path=archive.path,
         indexes=parts["probe_position_indexes"],
-        positions_m=np.stack(columns, axis=1),
-        pixel_size_m=(_pixel(archive, "pixel_height_m"), _pixel(archive, "pixel_width_m")),
-        center_m=(_center(archive, "center_y_m"), _center(archive, "center_x_m")),
+        positions_m=_positions(parts["probe_position_y_m"], parts["probe_position_x_m"], archive),
+        pixel_size_m=(pixel[0], pixel[1]),
+        center_m=(center[0], center[1]),
         probe=probe,
         object_guess=canvas,
         geometry=geometry | {"name": str(name) if name is not None else ""},
@@ -69,25 +80,15 @@ def read_product(archive: Archive) -> Product:
     )
 
 
-def _required(archive: Archive, name: str) -> NDArray[Any]:
-    if name not in archive:
+def _positions(y: NDArray[Any], x: NDArray[Any], archive: Archive) -> NDArray[Any]:
+    if any(c.ndim != 1 or c.dtype.kind not in "iuf" for c in (y, x)) or len(y) != len(x):
         raise DataError(
-            f"{name} is missing",
-            where=str(archive.path),
-            expected=f"a Ptychodus file with {name}; it has {', '.join(archive.names()[:12])}",
-            fix="save the product again with Ptychodus",
-        )
-    return archive.array(name)
-
-
-def _equal_columns(columns: list[NDArray[Any]], archive: Archive) -> None:
-    if any(c.ndim != 1 or c.dtype.kind not in "iuf" for c in columns) or len(columns[0]) != len(columns[1]):
-        raise DataError(
-            f"the positions have shapes {columns[0].shape} and {columns[1].shape}",
+            f"the positions have shapes {y.shape} and {x.shape}",
             where=str(archive.path),
             expected="as many y as x, one number each",
             fix="save the product again with Ptychodus",
         )
+    return np.stack([y, x], axis=1)
 
 
 def _number(archive: Archive, key: str) -> float | None:
@@ -96,22 +97,6 @@ def _number(archive: Archive, key: str) -> float | None:
         return None
     number = np.asarray(value)
     return float(number) if number.size == 1 and number.dtype.kind in "iuf" and number > 0 else None
-
-
-def _pixel(archive: Archive, key: str) -> float:
-    where = f"{archive.path}, object"
-    return positive(archive.attribute("object", key), f"the object's {key}", where)
-
-
-def _center(archive: Archive, key: str) -> float:
-    value = archive.attribute("object", key)
-    number = np.asarray(0.0 if value is None else value)
-    if number.size != 1 or number.dtype.kind not in "iuf" or not np.isfinite(number).all():
-        raise DataError(
-            f"the object's {key} is {value!r}", where=str(archive.path), expected="a finite number",
-            fix="save the product again with Ptychodus",
-        )  # fmt: skip
-    return float(number)
 
 
 def read_diffraction(archive: Archive) -> Diffraction:
@@ -132,26 +117,16 @@ def read_training(archive: Archive) -> RawScan:
     Raises:
         DataError: a dataset is missing.
     """
-    parts = {name: _required(archive, name) for name in _TRAINING if name != "patterns"}
     if "patterns" not in archive:
-        _required(archive, "patterns")
-    columns = [parts["probe_position_y_px"], parts["probe_position_x_px"]]
-    _equal_columns(columns, archive)
+        required(archive, "patterns", _OF_TRAINING)
+    parts = {name: required(archive, name, _OF_TRAINING) for name in _TRAINING}
     member = archive.member("patterns")
-    scalars = {
-        "pixel_size_m": "object_pixel_width_m",
-        "photon_energy_eV": "photon_energy_eV",
-        "detector_distance_m": "detector_object_distance_m",
-    }
-    present = {field: archive.array(name) for field, name in scalars.items() if name in archive}
+    scalars = {field: archive.array(name) for field, name in _SCALARS.items() if name in archive}
     return RawScan(
         path=archive.path,
-        dialect="Ptychodus training data",
-        stack_name="patterns",
-        stack_shape=member.shape,
-        stack_dtype=member.dtype,
+        stack=member,
         read_stack=lambda axis: archive.stack("patterns", axis),
-        positions_px=np.stack(columns, axis=1),
+        positions_px=_positions(parts["probe_position_y_px"], parts["probe_position_x_px"], archive),
         domain="intensity",
         domain_why="the format stores counts",
         axes="first",
@@ -159,7 +134,7 @@ def read_training(archive: Archive) -> RawScan:
         probe=parts["probe"],
         object_guess=parts["object"],
         bad_pixels=parts["bad_pixels"],
-        geometry={key: positive(value, key, str(archive.path)) for key, value in present.items()},
+        geometry={key: positive(value, key, str(archive.path)) for key, value in scalars.items()},
     )
 
 
@@ -176,12 +151,12 @@ def write_product(
 
     Args:
         scan: gives positions, geometry, and whatever is not passed.
-        path: target, replaced in one step when it is complete; NPZ when it ends in .npz, else HDF5.
+        path: target, written to a temporary file and renamed; NPZ when it ends in .npz, else HDF5.
         object_array: (H, W) on the scan's canvas, such as a reconstruction; none takes the scan's own
             object, or ones.
         probe: (P, N, N); none takes the scan's own.
         losses: (E,) loss per epoch.
-        comments: free text.
+        comments: any string.
 
     Raises:
         DataError: no probe, or geometry that Ptychodus needs is unknown, or the target cannot be written.
@@ -189,13 +164,13 @@ def write_product(
     arrays, attributes = _product_parts(scan, object_array, probe, losses, comments)
     with atomic_path(path) as temporary:
         if path.suffix == ".npz":
-            flat = {f"{owner}_{key}" if owner else key: v for owner, key, v in attributes}
-            write_npz_arrays(temporary, {**arrays, **flat})
+            write_npz_arrays(temporary, arrays | {key.replace("/", "_"): v for key, v in attributes.items()})
         else:
             with h5py.File(temporary, "w") as file:
                 write_hdf5_arrays(file, arrays)
-                for owner, key, value in attributes:
-                    (file[owner] if owner else file).attrs[key] = value
+                for key, value in attributes.items():
+                    owner, _, name = key.rpartition("/")
+                    file[owner or "/"].attrs[name] = value
     return path
 
 
@@ -205,8 +180,8 @@ def _product_parts(
     probe: NDArray[Any] | None,
     losses: NDArray[Any] | None,
     comments: str,
-) -> tuple[dict[str, Any], list[tuple[str, str, Any]]]:
-    """Return the product's arrays, and its attributes as (owner, name, value)."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the product's arrays, and its attributes by name, behind that of the array they belong to."""
     energy, distance, pixel = require_geometry(
         scan, "photon_energy_eV", "detector_distance_m", "pixel_size_m"
     )
@@ -218,7 +193,7 @@ def _product_parts(
     positions = to_meters(scan.positions_px, pixel, scan.object_center_m, scan.canvas_shape)
     values = np.zeros(0) if losses is None else np.asarray(losses, dtype=np.float64)
     arrays = {
-        "probe_position_indexes": _indexes(scan),
+        "probe_position_indexes": scan_indexes(scan),
         "probe_position_x_m": positions[:, 1],
         "probe_position_y_m": positions[:, 0],
         "probe": np.asarray(wave, dtype=np.complex128)[None],
@@ -227,27 +202,25 @@ def _product_parts(
         "loss_epochs": np.arange(len(values)),
         "loss_values": values,
     }
-    attributes: list[tuple[str, str, Any]] = [
-        ("", "name", scan.name or "scan"),
-        ("", "comments", comments),
-        ("", "detector_object_distance_m", distance),
-        ("", "focus_object_distance_m", 0.0),
-        ("", "photon_energy_eV", energy),
-        ("", "probe_photon_count", float(np.sum(np.abs(wave) ** 2))),
-        ("", "exposure_time_s", 0.0),
-        ("", "mass_attenuation_m2_per_kg", 0.0),
-        ("", "tomography_angle_deg", 0.0),
-        ("", "tilt_angle_deg", 0.0),
-        ("", "far_field", True),
-    ]
-    for owner in ("probe", "object"):
-        attributes += [(owner, "pixel_width_m", pixel), (owner, "pixel_height_m", pixel)]
     center_y, center_x = scan.object_center_m
-    return arrays, [*attributes, ("object", "center_x_m", center_x), ("object", "center_y_m", center_y)]
-
-
-def _indexes(scan: ScanData) -> NDArray[np.int64]:
-    return np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
+    attributes = {
+        "name": scan.name or "scan",
+        "comments": comments,
+        "detector_object_distance_m": distance,
+        "focus_object_distance_m": 0.0,
+        "photon_energy_eV": energy,
+        "probe_photon_count": float(np.sum(np.abs(wave) ** 2)),
+        "exposure_time_s": 0.0,
+        "mass_attenuation_m2_per_kg": 0.0,
+        "tomography_angle_deg": 0.0,
+        "tilt_angle_deg": 0.0,
+        "far_field": True,
+        "object/center_x_m": center_x,
+        "object/center_y_m": center_y,
+    }
+    for owner in ("probe", "object"):
+        attributes |= {f"{owner}/pixel_{side}_m": pixel for side in ("width", "height")}
+    return arrays, attributes
 
 
 def write_diffraction(scan: ScanData, path: Path) -> Path:
@@ -258,7 +231,7 @@ def write_diffraction(scan: ScanData, path: Path) -> Path:
     """
     (size,) = require_geometry(scan, "detector_pixel_size_m")
     arrays = {
-        "indexes": _indexes(scan),
+        "indexes": scan_indexes(scan),
         "patterns": StackOut(scan, "intensity"),
         "bad_pixels": ~scan.good_pixels,
     }

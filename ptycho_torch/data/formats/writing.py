@@ -1,4 +1,4 @@
-"""Write files in one step: complete under their name, or not there at all."""
+"""Arrays into files, without a stack in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ptycho_torch.data.storage.patterns import blocks, to_amplitude
 class StackOut:
     """The patterns of a scan on their way into a file, a block at a time: (M, N, N) in the asked domain.
 
-    Counts stay in their stored dtype; intensity made from amplitudes is float32, and so are amplitudes.
+    Counts stay in their stored dtype; intensity computed from amplitudes is float32, and so are amplitudes.
     """
 
     scan: ScanData
@@ -94,6 +94,11 @@ def write_hdf5_arrays(file: h5py.File, arrays: Mapping[str, Any], *, compression
             file.create_dataset(name, data=value, compression=compression if np.ndim(value) else None)
 
 
+def scan_indexes(scan: ScanData) -> NDArray[np.int64]:
+    """Return (M,) numbers of the patterns: those of the file they came from, else 0 to M - 1."""
+    return np.arange(len(scan)) if scan.scan_index is None else scan.scan_index
+
+
 def require_geometry(scan: ScanData, *names: str) -> list[float]:
     """Return the named lengths and energies of a scan.
 
@@ -103,7 +108,7 @@ def require_geometry(scan: ScanData, *names: str) -> list[float]:
     missing = [name for name in names if not getattr(scan, name)]
     if missing:
         raise DataError(
-            f"the target format needs {', '.join(missing)}, and the source does not say",
+            f"the target format needs {', '.join(missing)}, and the source does not have it",
             where=str(scan.source or "scan"),
             expected="physical geometry",
             fix="pass it to convert, for example --photon-energy-ev 8333 --detector-distance-m 1 "

@@ -1,4 +1,4 @@
-"""Named arrays in a file: what the readers of the file dialects ask for, whatever holds the arrays.
+"""Named arrays in a file: what the formats ask for, whatever holds the arrays.
 
 Nothing is allocated before the declared shape has been compared with what the file can hold, nothing is
 unpickled unless asked for, and every failure is one `DataError`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
     struct.error,
+    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
 )
@@ -69,7 +71,7 @@ class Member:
 
 
 class Archive(Protocol):
-    """What the readers of the file dialects need from a file."""
+    """What a format needs from a file."""
 
     path: Path
 
@@ -85,13 +87,41 @@ class Archive(Protocol):
         """Return a small array (positions, probe, object, mask) in full."""
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
-        """Return a 3-D array with its scan axis first, in memory up to the budget, else by the row."""
+        """Return a 3-D array with its scan axis first, in memory up to the budget, else read on demand."""
 
     def attribute(self, name: str, key: str) -> Any:
         """Return an attribute of an array ("" is the root), or none when there is none."""
 
     def close(self) -> None:
         """Release the file."""
+
+
+def first_present(archive: Archive, *names: str) -> str | None:
+    """Return the first of some names that the archive has."""
+    return next((name for name in names if name in archive), None)
+
+
+def list_names(archive: Archive) -> str:
+    """Return the first names of an archive, for a message."""
+    names = archive.names()
+    shown = ", ".join(name[:40] for name in names[:12])
+    return (shown + ", ..." if len(names) > 12 else shown) or "no arrays"
+
+
+def required(archive: Archive, name: str, meaning: str) -> NDArray[Any]:
+    """Return a small array.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    if name not in archive:
+        raise DataError(
+            f"{name} is missing",
+            where=str(archive.path),
+            expected=f"{name}: {meaning}; the file has {list_names(archive)}",
+            fix=f"add {name} to the file, or export it again",
+        )
+    return archive.array(name)
 
 
 def refuse_large(member: Member, path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,6 @@ from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refu
 from ptycho_torch.data.storage.hdf5_limits import check_storage
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
-
-_ATTRIBUTE_LIMIT_BYTES = 2**20
 
 
 class Hdf5Archive:
@@ -41,15 +37,10 @@ class Hdf5Archive:
             return self._lookup(name) is not None
 
     def _lookup(self, name: str) -> h5py.Dataset | None:
-        self._refuse_links_outside(name)
-        found = self._file.get(name)
-        return found if isinstance(found, h5py.Dataset) else None
-
-    def _refuse_links_outside(self, name: str) -> None:
-        """A crafted file must not pull in another file that the user can read."""
         parts = name.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             link = self._file.get("/".join(parts[:depth]), getlink=True)
+            # A hostile file must not include another file that the user can read.
             if isinstance(link, h5py.ExternalLink):
                 raise DataError(
                     f"the data are a link to another file, {link.filename!r}",
@@ -57,6 +48,8 @@ class Hdf5Archive:
                     expected="data inside the file itself",
                     fix="export the scan to one file (h5repack keeps links; h5copy -p resolves them)",
                 )
+        dataset = self._file.get(name)
+        return dataset if isinstance(dataset, h5py.Dataset) else None
 
     def names(self) -> list[str]:
         """Return the names at the root, sorted."""
@@ -88,7 +81,7 @@ class Hdf5Archive:
             return np.asarray(dataset[()])
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
-        """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, by the block."""
+        """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, block by block."""
         with self._guard(name):
             dataset = self._dataset(name)
             member = self._describe(dataset)
@@ -97,7 +90,10 @@ class Hdf5Archive:
             offset = dataset.id.get_offset()
             if offset is not None and scan_axis == 0 and dataset.chunks is None:
                 return FilePatterns(self.path, int(offset), member.shape, member.dtype)
-            slabs = _dataset_slabs(dataset)
+            row_bytes, chunk = member.nbytes // member.shape[0], dataset.chunks[0] if dataset.chunks else 1
+            step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk  # whole chunks
+            starts = range(0, member.shape[0], step)
+            slabs = ((start, np.asarray(dataset[start : start + step])) for start in starts)
             return unpack(slabs, member.shape, member.dtype, scan_axis, False, self.path)
 
     def attribute(self, name: str, key: str) -> Any:
@@ -106,20 +102,8 @@ class Hdf5Archive:
             owner = self._file if not name else self._file.get(name)
             if owner is None or key not in owner.attrs:
                 return None
-            self._refuse_large_attribute(owner, name, key)
             value = owner.attrs[key]
             return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-
-    def _refuse_large_attribute(self, owner: h5py.Group | h5py.Dataset, name: str, key: str) -> None:
-        attribute = owner.attrs.get_id(key)
-        nbytes = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
-        if nbytes > _ATTRIBUTE_LIMIT_BYTES:
-            raise DataError(
-                f"the attribute {key!r} has {nbytes} bytes",
-                where=f"{self.path}, {name or '/'!r}",
-                expected="a number or a short text",
-                fix="export the file again; such a size is usually a damaged header",
-            )
 
     def close(self) -> None:
         """Release the file.
@@ -129,12 +113,3 @@ class Hdf5Archive:
         """
         with self._guard():
             self._file.close()
-
-
-def _dataset_slabs(dataset: h5py.Dataset) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (start, slab) along the first axis, whole chunks at a time."""
-    row_bytes = math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
-    chunk = dataset.chunks[0] if dataset.chunks else 1
-    step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk
-    for start in range(0, dataset.shape[0], step):
-        yield start, np.asarray(dataset[start : start + step])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import struct
 import zipfile
 from pathlib import Path
@@ -17,35 +16,26 @@ from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_m
 from ptycho_torch.data.storage.scratch import read_exactly, scan_first, slabs_of_stream, unpack
 
 _HEADER_LIMIT_BYTES = 10_000
-_NPY_MAGIC = b"\x93NUMPY"
-_LENGTH_FORMATS = {b"\x01\x00": "<H", b"\x02\x00": "<I", b"\x03\x00": "<I"}
 
 
 def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return (shape, Fortran order, dtype) of an .npy stream, left at the first byte of the data.
 
-    Stricter than numpy's own reader, which also tries to repair headers of Python 2.
-
     Raises:
-        ValueError, TypeError, SyntaxError, EOFError, RecursionError: not such a header.
+        ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError: not such a header.
     """
-    start = bytes(read_exactly(stream, 8))
-    if start[:6] != _NPY_MAGIC or start[6:] not in _LENGTH_FORMATS:
-        raise ValueError(f"no .npy header of version 1.0, 2.0 or 3.0 but {start!r}")
-    length_format = _LENGTH_FORMATS[start[6:]]
-    (length,) = struct.unpack(length_format, read_exactly(stream, struct.calcsize(length_format)))
-    if length > _HEADER_LIMIT_BYTES:
-        raise ValueError(f"the header is {length} bytes long; {_HEADER_LIMIT_BYTES} are plenty")
-    text = read_exactly(stream, length).decode("utf-8" if start[6] == 3 else "latin-1")
-    header = ast.literal_eval(text)
-    if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:
-        raise ValueError("the header does not hold descr, fortran_order and shape, and nothing else")
-    shape, fortran = header["shape"], header["fortran_order"]
-    if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
-        raise ValueError("the shape in the header is no tuple of sizes")
-    if type(fortran) is not bool:
-        raise ValueError("fortran_order in the header is neither True nor False")
-    return shape, fortran, np.lib.format.descr_to_dtype(header["descr"])
+    assert isinstance(stream, zipfile.ZipExtFile)
+    start = stream.peek(12)
+    major = start[6] if start[6:8] in (b"\x01\x00", b"\x02\x00", b"\x03\x00") else 0
+    # numpy would read the whole header before it compares its length with the limit.
+    if not major or (major > 1 and int.from_bytes(start[8:12], "little") > _HEADER_LIMIT_BYTES):
+        raise ValueError(f"no .npy header of version 1.0, 2.0 or 3.0 and at most {_HEADER_LIMIT_BYTES} bytes")
+    np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream, max_header_size=_HEADER_LIMIT_BYTES)
+    if min(shape, default=0) < 0:
+        raise ValueError("the shape in the header has negative sizes")
+    return shape, fortran, dtype
 
 
 class NpzArchive:
@@ -90,7 +80,7 @@ class NpzArchive:
             raise DataError(
                 f"the header declares {member.shape} {dtype}, {member.nbytes} bytes; {stored} are there",
                 where=f"{self.path}, key {name!r}",
-                expected="as many bytes as shape and dtype say",
+                expected="as many bytes as shape and dtype need",
                 fix="export the file again; it is truncated, or its header was altered",
             )
         return member, fortran, offset
@@ -103,18 +93,15 @@ class NpzArchive:
         """
         with self._guard(name), self._zip.open(self._infos[name]) as stream:
             member, fortran, _ = self._header(name, stream)
-            if member.dtype.hasobject:
-                return self._pickled(name)
-            refuse_large(member, self.path)
-            data = read_exactly(stream, member.nbytes)
-            flat = np.frombuffer(data, dtype=member.dtype)
-            return flat.reshape(member.shape, order="F" if fortran else "C")
-
-    def _pickled(self, name: str) -> NDArray[Any]:
+            if not member.dtype.hasobject:
+                refuse_large(member, self.path)
+                flat = np.frombuffer(read_exactly(stream, member.nbytes), dtype=member.dtype)
+                return flat.reshape(member.shape, order="F" if fortran else "C")
+        where = f"{self.path}, key {name!r}"
         if not self._allow_pickle:
             raise DataError(
                 "this key holds Python objects (a pickle), which can run code when it is read",
-                where=f"{self.path}, key {name!r}",
+                where=where,
                 expected="a plain array of numbers",
                 fix="save it as numbers, or set allow_pickle if you trust the file",
             )
@@ -122,9 +109,7 @@ class NpzArchive:
             with self._zip.open(self._infos[name]) as stream:
                 return np.lib.format.read_array(stream, allow_pickle=True)
         except Exception as error:
-            raise DataError(
-                f"the pickled key cannot be read: {error}", where=f"{self.path}, key {name!r}"
-            ) from error
+            raise DataError(f"the pickled key cannot be read: {error}", where=where) from error
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
         """Return a 3-D array with its scan axis first; an uncompressed one is read where it lies."""

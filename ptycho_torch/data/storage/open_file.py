@@ -11,6 +11,15 @@ from ptycho_torch.data.storage.archive import Archive
 from ptycho_torch.data.storage.hdf5 import Hdf5Archive
 from ptycho_torch.data.storage.npz import NpzArchive
 
+_PICKLE = "a Python pickle, which is never loaded (it can run code)"
+_OTHER_KINDS = {
+    b"\x93NUMPY": "a single .npy array, not an archive",
+    **{bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)},
+    b"MATLAB": "a MATLAB file",
+    b"\x1f\x8b": "a gzip file",
+}
+"""What other files begin with."""
+
 
 def open_archive(path: Path, *, allow_pickle: bool = False) -> Archive:
     """Open a file by its content: NPZ or HDF5.
@@ -23,8 +32,9 @@ def open_archive(path: Path, *, allow_pickle: bool = False) -> Archive:
         return NpzArchive(path, allow_pickle=allow_pickle)
     if h5py.is_hdf5(str(path)):
         return Hdf5Archive(path)
+    kinds = (kind for start, kind in _OTHER_KINDS.items() if head.startswith(start))
     raise DataError(
-        _name_content(head),
+        f"this is {next(kinds, 'neither an NPZ archive nor an HDF5 file')}",
         where=str(path),
         expected="an NPZ archive, a Ptychodus product.h5 / diffraction.h5 pair, or a CXI file",
         fix="check the path; an interrupted copy is often the reason",
@@ -55,15 +65,3 @@ def _read_head(path: Path) -> bytes:
     if not head:
         raise DataError("the file is empty (0 bytes)", where=str(path), fix="copy or export it again")
     return head
-
-
-def _name_content(head: bytes) -> str:
-    if head.startswith(b"\x93NUMPY"):
-        return "this is a single .npy array, not an archive"
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "this is a Python pickle, which is never loaded (it can run code)"
-    if head.startswith(b"MATLAB"):
-        return "this is a MATLAB file"
-    if head.startswith(b"\x1f\x8b"):
-        return "this is a gzip file"
-    return "this is neither an NPZ archive nor an HDF5 file"

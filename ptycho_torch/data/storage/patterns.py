@@ -24,7 +24,7 @@ from ptycho_exec.errors import DataError
 Domain = Literal["amplitude", "intensity"]
 
 MEMORY_BUDGET_BYTES = 32 * 2**20
-"""A stack up to this size is held in memory; a larger one stays in its file and is read by the batch."""
+"""A stack up to this size is held in memory; of a larger one, each batch is read from its file."""
 
 _BLOCK_BYTES = 8 * 2**20
 _FREE_RESERVE_BYTES = 64 * 2**20
@@ -198,7 +198,7 @@ class ScratchFile:
             raise DataError(
                 f"the patterns unpack to {nbytes / 2**30:.2f} GiB and only {free / 2**30:.2f} GiB are free",
                 where=f"{source}, unpacked to {directory}",
-                expected="room for one uncompressed copy of the patterns",
+                expected="space for one uncompressed copy of the patterns",
                 fix="set TMPDIR to a larger disk, or store the patterns uncompressed (np.savez)",
             )
         descriptor, name = tempfile.mkstemp(prefix="ptycho-", suffix=".patterns", dir=directory)

@@ -1,4 +1,4 @@
-"""Bring a stack that is compressed, transposed or in chunks into a form that can be read by the row.
+"""Bring a stack that is compressed, transposed or in chunks into a form of which single rows can be read.
 
 A small one stays in memory; a large one is written once to a scratch file, a slab at a time.
 """
@@ -20,7 +20,7 @@ BLOCK_BYTES = 8 * 2**20
 
 
 def read_exactly(stream: IO[bytes], nbytes: int) -> bytearray:
-    """Read by the block, so that memory is taken only as data really arrive."""
+    """Read block by block, so that memory is taken only as data really arrive."""
     data = bytearray()
     while len(data) < nbytes:
         piece = stream.read(min(BLOCK_BYTES, nbytes - len(data)))

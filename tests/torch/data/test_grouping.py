@@ -65,7 +65,7 @@ def test_gridsize_1_gives_each_pattern_once() -> None:
 
 
 @pytest.mark.parametrize("gridsize", [1, 2])
-def test_oversampling_repeats_every_leader_and_is_seeded(gridsize: int) -> None:
+def test_oversampling_repeats_every_seed_pattern_and_is_repeatable(gridsize: int) -> None:
     points = positions(30)
     groups = group_neighbors(points, gridsize=gridsize, n_groups=75, seed=4)
     counts = np.bincount(groups[:, 0], minlength=30)
@@ -115,7 +115,7 @@ def test_quadrants_are_taken_in_turn() -> None:
     assert all(len(set(row)) == 3 for row in quadrant)
 
 
-def test_inference_groups_lead_with_every_pattern_once() -> None:
+def test_every_pattern_is_the_seed_of_one_inference_group() -> None:
     points = positions(40)
     groups = inference_groups(points, gridsize=2)
     np.testing.assert_array_equal(groups[:, 0], np.arange(40))

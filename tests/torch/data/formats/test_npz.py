@@ -108,7 +108,7 @@ def test_ambiguous_domain_is_refused_and_a_declaration_decides(scan: ScanData, t
 def test_a_mask_beside_square_roots_of_counts_is_refused(scan: ScanData, tmp_path: Path) -> None:
     """The mask says Ptychodus, which stores counts; the numbers say amplitude: no guess."""
     path = save(tmp_path / "scan.npz", keys(scan, diff3d=scan.amplitude(np.arange(len(scan)))))
-    with pytest.raises(DataError, match="bad_pixels speaks for counts"):
+    with pytest.raises(DataError, match="bad_pixels means counts"):
         read_scan(path)
     assert read_scan(path, DataConfig(domain="amplitude")).domain == "amplitude"
 
@@ -117,7 +117,7 @@ def test_metadata_needs_allow_pickle(scan: ScanData, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).random((len(scan), 32, 32))
     note = np.array(json.dumps({"domain": "amplitude", "nphotons": 1e5}), dtype=object)
     path = save(tmp_path / "meta.npz", keys(scan, diff3d=noise, bad_pixels=None, _metadata=note))
-    with pytest.raises(DataError, match="cannot tell"):
+    with pytest.raises(DataError, match="cannot decide"):
         read_scan(path)
     read = read_scan(path, DataConfig(allow_pickle=True))
     assert read.domain == "amplitude"
@@ -168,7 +168,7 @@ def test_center_is_measured_with_the_files_own_probe_and_object(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_center_falls_back_to_the_habit_of_the_writing_program(
+def test_center_falls_back_to_the_convention_of_the_writing_program(
     scan: ScanData, tmp_path: Path, mask: bool
 ) -> None:
     flat = np.ones_like(scan.object_guess)
@@ -178,7 +178,7 @@ def test_center_falls_back_to_the_habit_of_the_writing_program(
     )
     center = read_scan(path).report["patch_center"]
     assert center["value"] == ("half-pixel" if mask else "pixel")
-    assert "neither file nor settings say" in center["why"]
+    assert "neither file nor settings declare it" in center["why"]
 
 
 @pytest.mark.parametrize("domain", ["intensity", "amplitude"])

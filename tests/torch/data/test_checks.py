@@ -1,0 +1,24 @@
+"""Checks of the parts of a scan."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.checks import scan_patterns
+
+GOOD = np.ones((4, 4), bool)
+
+
+def test_half_precision_is_checked_without_overflow() -> None:
+    """2^64, above which no detector counts, is no float16; the largest float16 is 65504."""
+    patterns = np.full((3, 4, 4), 1000, np.float16)
+    patterns[1, 2, 3] = 65504
+    statistics = scan_patterns(patterns, GOOD, "here")
+    assert statistics.maximum == 65504
+    assert statistics.frame_sum.tolist() == [16000, 15000 + 65504, 16000]
+    for bad, text in ((np.inf, "inf"), (np.nan, "nan"), (-1, "-1.0")):
+        patterns[1, 2, 3] = bad
+        with pytest.raises(DataError, match=rf"pattern 1, pixel \[2, 3\] is {text}"):
+            scan_patterns(patterns, GOOD, "here")
