@@ -388,6 +388,32 @@ def test_flags_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (os.environ["PL_GLOBAL_SEED"], os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ("7", ":16:8")
 
 
+TRAIN_ONCE = """
+from pathlib import Path
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_build
+test_build.fit(test_build.settings(enable_progress_bar=False))
+"""
+
+
+def test_srun_on_the_path_is_no_warning(tmp_path: Path) -> None:
+    """Lightning would advise every run on a login node to start its command with srun."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    options = ["-W", "error", "-W", "ignore:.*LeafSpec.*:FutureWarning"]
+    done = subprocess.run(
+        [sys.executable, *options, "-c", TRAIN_ONCE, str(Path(__file__).parent)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_next_trainer_inherits_nothing() -> None:
     _, first = fit(settings(deterministic=True))
     _, second = fit(settings(deterministic=False))
