@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,6 +25,12 @@ from pydantic_core import ErrorDetails
 
 from ptycho_exec.errors import Finding, SettingsError
 
+LOGGER_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb",),
+}
+"""Logger backend -> packages of which one must be installed; any other backend needs none."""
 PACKAGES = (
     "ptycho-exec",
     "torch",
@@ -36,11 +43,7 @@ PACKAGES = (
     "scikit-image",
     "matplotlib",
     "rich",
-    "tensorboard",
-    "tensorboardX",
-    "mlflow",
-    "mlflow-skinny",
-    "wandb",
+    *chain.from_iterable(LOGGER_PACKAGES.values()),
     "deepspeed",
     "triton",
     "ptychodus",
