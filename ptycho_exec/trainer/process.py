@@ -11,7 +11,13 @@ from contextlib import contextmanager
 
 from ptycho_exec.settings import ExecutionSettings
 
-RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "WANDB_CACHE_DIR")
+RUN_VARIABLES = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "WANDB_CACHE_DIR",
+    "MLFLOW_ALLOW_FILE_STORE",
+)
 # Warnings of Lightning about choices that the plan has already checked and reported, as patterns.
 ANSWERED_WARNINGS = (
     ".*does not have many workers.*",

@@ -76,8 +76,12 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
-        done = trainer.current_epoch * int(trainer.num_training_batches)
-        self._start(trainer, "training", self._total(trainer), done)
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        if batches == float("inf"):
+            self._start(trainer, "training", None)
+        else:
+            total = batches * epochs if epochs > 0 else None
+            self._start(trainer, "training", total, trainer.current_epoch * int(batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         del pl_module
@@ -90,26 +94,15 @@ class TrainingProgress(ProgressBar):
             self._task = self._progress.add_task(what, total=total, completed=done, metrics="")
             self._progress.start()
 
-    def _total(self, trainer: Trainer) -> float | None:
-        batches, epochs = trainer.num_training_batches, trainer.max_epochs
-        finite = epochs is not None and epochs > 0 and batches != float("inf")
-        return batches * epochs if finite and epochs is not None else None
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         del pl_module, outputs, batch, batch_idx
         if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, advance=1, description=self._epoch(trainer), metrics=self._metrics(trainer)
-            )
-
-    def _epoch(self, trainer: Trainer) -> str:
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-
-    def _metrics(self, trainer: Trainer) -> str:
-        found = trainer.callback_metrics
-        return "  ".join(f"{name} {float(found[name]):.4g}" for name in self.METRICS if name in found)
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            logged = trainer.callback_metrics
+            metrics = [f"{name} {float(logged[name]):.4g}" for name in self.METRICS if name in logged]
+            self._progress.update(self._task, advance=1, description=epoch, metrics="  ".join(metrics))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         del trainer, pl_module, batch
