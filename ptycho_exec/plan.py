@@ -99,22 +99,14 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
+        parts = ("requested", "value", "reason", "changed")
         rows = {
-            name: {
-                "requested": redact(row.requested),
-                "value": redact(row.value),
-                "reason": row.reason,
-                "changed": row.changed,
-            }
-            for name, row in self.effective.items()
+            name: {part: redact(getattr(row, part)) for part in parts} for name, row in self.effective.items()
         }
         notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]
         problems = [
             {
-                "field": row.field,
-                "what": row.what,
-                "expected": row.expected,
-                "fix": row.fix,
+                **{part: getattr(row, part) for part in ("field", "what", "expected", "fix")},
                 "origin": row.where,
                 "refused_by_trainer": row in self.refused_by_trainer,
             }

@@ -120,16 +120,6 @@ def _decided(name: str) -> Callable[[ExecutionSettings], Any]:
     return wanted
 
 
-def _ranked(name: str) -> Callable[[ExecutionSettings], Any]:
-    """Expect an option of ranking only where checkpoints are written and ranked."""
-
-    def wanted(settings: ExecutionSettings) -> Any:
-        written = settings.enable_checkpointing and not settings.fast_dev_run
-        return getattr(settings, name) if written and settings.checkpoint_save_top_k != 0 else None
-
-    return wanted
-
-
 def _logger_word(settings: ExecutionSettings) -> str | None:
     return None if settings.fast_dev_run else settings.logger_backend
 
@@ -140,13 +130,6 @@ def _logger_word(settings: ExecutionSettings) -> str | None:
 def attribute(target: Any, name: str) -> Any:
     """Return an attribute, or UNKNOWN where it is missing."""
     return getattr(target, name, UNKNOWN)
-
-
-def is_real(trainer: Any) -> bool:
-    """Tell Lightning's own Trainer from a stand-in."""
-    from lightning.pytorch.trainer.trainer import Trainer
-
-    return isinstance(trainer, Trainer)
 
 
 def _class_of(name: str, words: Mapping[str, str]) -> Callable[[Any], Any]:
@@ -172,8 +155,15 @@ def _of_callback(kind: str, read: Callable[[Any], Any], absent: Any = None) -> C
     return seen
 
 
-def _ranking(name: str) -> Callable[[Any], Any]:
-    return _of_callback("ModelCheckpoint", lambda row: getattr(row, name) if row.monitor else None)
+def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
+    """An option of ranking: asked for only where checkpoints are written and ranked."""
+
+    def value(settings: ExecutionSettings) -> Any:
+        written = settings.enable_checkpointing and not settings.fast_dev_run
+        return getattr(settings, field or name) if written and settings.checkpoint_save_top_k != 0 else None
+
+    seen = _of_callback("ModelCheckpoint", lambda row: getattr(row, option) if row.monitor else None)
+    return _setting(name, why, value, field=field, seen=seen, writes=True)
 
 
 def _of_process(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -181,8 +171,9 @@ def _of_process(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     def seen(trainer: Any) -> Any:
         import torch
+        from lightning.pytorch.trainer.trainer import Trainer
 
-        return read(torch) if is_real(trainer) else UNKNOWN
+        return read(torch) if isinstance(trainer, Trainer) else UNKNOWN
 
     return seen
 
@@ -367,28 +358,9 @@ CALLBACK_VALUES: tuple[Parameter, ...] = (
         seen=_of_callback("Images", lambda row: row.every_n_epochs),
         writes=True,
     ),
-    _setting(
-        "checkpoint_save_top_k",
-        "BestCheckpoints keeps them",
-        _ranked("checkpoint_save_top_k"),
-        seen=_ranking("save_top_k"),
-        writes=True,
-    ),
-    _setting(
-        "checkpoint_monitor",
-        "BestCheckpoints ranks by it",
-        _ranked("checkpoint_monitor_metric"),
-        field="checkpoint_monitor_metric",
-        seen=_ranking("monitor"),
-        writes=True,
-    ),
-    _setting(
-        "checkpoint_mode",
-        "BestCheckpoints ranks by it",
-        _ranked("checkpoint_mode"),
-        seen=_ranking("mode"),
-        writes=True,
-    ),
+    _ranking("checkpoint_save_top_k", "save_top_k", "BestCheckpoints keeps so many"),
+    _ranking("checkpoint_monitor", "monitor", "BestCheckpoints ranks by it", "checkpoint_monitor_metric"),
+    _ranking("checkpoint_mode", "mode", "BestCheckpoints ranks by it"),
 )
 
 PROCESS_FLAGS: tuple[Parameter, ...] = (
