@@ -130,14 +130,13 @@ class Draft:
     settings: ExecutionSettings
     facts: MachineFacts
     traits: ModuleTraits
-    values: dict[str, Any]
-    reasons: dict[str, str] = field(default_factory=dict)
+    effective: dict[str, Effective]
     notices: list[Finding] = field(default_factory=list)
     problems: list[Finding] = field(default_factory=list)
     refused_by_trainer: list[Finding] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+        return self.effective[name].value
 
     @property
     def kind(self) -> Literal["cpu", "cuda", "mps"]:
@@ -162,7 +161,7 @@ class Draft:
 
     def decide(self, name: str, value: Any, reason: str) -> None:
         """Give a definite value to an `auto`, or to what follows from another value."""
-        self.values[name], self.reasons[name] = value, reason
+        self.effective[name] = Effective(self.effective[name].requested, value, reason)
 
     def note(self, code: str, name: str, text: str, level: Level = "note") -> None:
         """Leave the value; its user should know this."""
@@ -198,23 +197,16 @@ class Draft:
             self.refused_by_trainer.append(problem)
 
 
-Rule = Callable[[Draft], None]
-
-
 def resolve_plan(
     settings: ExecutionSettings, facts: MachineFacts, traits: ModuleTraits | None = None
 ) -> Plan:
     """Work out what `settings` mean on a machine with these `facts` for a module with these `traits`."""
-    requested = {name: getattr(settings, name) for name in type(settings).model_fields}
-    draft = Draft(settings, facts, traits or ModuleTraits(), dict(requested))
+    requested = {name: Effective(value, value) for name, value in settings}
+    draft = Draft(settings, facts, traits or ModuleTraits(), requested)
     for rule in RULES:
         rule(draft)
-    effective = {
-        name: Effective(value, draft[name], draft.reasons.get(name, "as requested"))
-        for name, value in requested.items()
-    }
     findings = (tuple(draft.notices), tuple(draft.problems), tuple(draft.refused_by_trainer))
-    return Plan(settings, effective, *findings, facts)
+    return Plan(settings, draft.effective, *findings, facts)
 
 
 # --- where it computes --------------------------------------------------------------------------------------
@@ -490,7 +482,7 @@ def choose_monitor(draft: Draft) -> None:
     monitor, known = draft[name], traits.logged_metrics
     unvalidated = monitor.startswith("val_") and not traits.has_validation
     missing = unvalidated or (known is not None and monitor not in known)
-    if missing and monitor_readers(draft.values):
+    if missing and monitor_readers({field_name: row.value for field_name, row in draft.effective.items()}):
         logged = [metric for metric in known or () if traits.has_validation or not metric.startswith("val_")]
         nearest = next((metric for metric in ("val_loss", "train_loss") if metric in logged), NOTHING_NEAR)
         draft.unsupported(
@@ -588,7 +580,7 @@ def choose_progress_bar(draft: Draft) -> None:
         draft.decide("enable_progress_bar", watched, f"auto: {where}")
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Callable[[Draft], None], ...] = (
     choose_accelerator,
     count_devices,
     match_nodes,

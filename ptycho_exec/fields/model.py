@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ptycho_exec.fields.choices import LoggerWord
+
 ENV_PREFIX = "PTYCHO_EXEC_"
 
 
@@ -195,9 +197,7 @@ class ExecutionFields(BaseModel):
     # --- what is shown and recorded
     enable_progress_bar: Annotated[Literal["auto"] | bool, Effect.UI] = "auto"
     """Show progress with the remaining time; auto does so when attached to a terminal."""
-    logger_backend: Annotated[
-        Literal["csv", "tensorboard", "mlflow", "wandb"] | None, NoneWord, Effect.IO
-    ] = "csv"
+    logger_backend: Annotated[LoggerWord | None, NoneWord, Effect.IO] = "csv"
     """Where metrics go; none writes none. All but csv need the extra of the same name."""
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10
     """Optimizer steps between two rows of step metrics."""

@@ -26,8 +26,7 @@ class Throughput(Callback):
         self._start = 0.0
         self._steady: tuple[float, int] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_start(self, *_: Any) -> None:
         self._start, self._steady, self.samples = time.perf_counter(), None, 0
 
     def on_train_batch_end(
@@ -38,8 +37,7 @@ class Throughput(Callback):
         if self._steady is None:
             self._steady = (time.perf_counter(), self.samples)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_end(self, *_: Any) -> None:
         now = time.perf_counter()
         self.seconds = now - self._start
         if self._steady and self.samples > self._steady[1]:
@@ -74,8 +72,7 @@ class TrainingProgress(ProgressBar):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_progress": None, "_task": None}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
         if batches == float("inf"):
             self._start(trainer, "training", None)
@@ -83,8 +80,7 @@ class TrainingProgress(ProgressBar):
             total = batches * epochs if epochs > 0 else None
             self._start(trainer, "training", total, trainer.current_epoch * int(batches))
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_predict_start(self, trainer: Trainer, *_: Any) -> None:
         batches: Any = trainer.num_predict_batches
         self._start(trainer, "reconstructing", sum(batches) if isinstance(batches, list) else batches)
 
@@ -94,10 +90,7 @@ class TrainingProgress(ProgressBar):
             self._task = self._progress.add_task(what, total=total, completed=done, metrics="")
             self._progress.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        del pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._progress is not None and self._task is not None:
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             logged = trainer.callback_metrics
@@ -109,16 +102,13 @@ class TrainingProgress(ProgressBar):
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_end(self, *_: Any) -> None:
         self._stop()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_predict_end(self, *_: Any) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        del trainer, pl_module, exception
+    def on_exception(self, *_: Any) -> None:
         self._stop()
 
     def _stop(self) -> None:

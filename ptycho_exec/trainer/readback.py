@@ -41,8 +41,7 @@ class ReadBack(Callback):
         if trainer.world_size > 1:
             agree_on_settings(trainer, self.plan)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         loaders = {"train": trainer.train_dataloader, "validation": trainer.val_dataloaders}
         requested = self.plan.requested
         report = requested_and_effective(
@@ -58,21 +57,14 @@ class ReadBack(Callback):
         for logger in trainer.loggers:
             log_settings(logger, self.plan.settings)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._batches = self._steps_this_epoch = 0
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        del trainer, pl_module, optimizer
+    def on_before_optimizer_step(self, *_: Any) -> None:
         self.optimizer_steps += 1
         self._steps_this_epoch += 1
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        del trainer, pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, *_: Any) -> None:
         self._batches += 1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,8 +79,7 @@ class ReadBack(Callback):
         if not is_overridden("on_train_epoch_end", pl_module):
             require_monitor(trainer, self.plan)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.current_epoch:
             require_monitor(trainer, self.plan)
 

@@ -25,8 +25,7 @@ class ResumePoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "last.ckpt"
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         trainer.save_checkpoint(self.path)
 
 
@@ -43,8 +42,7 @@ class Continuity(Callback):
         self._resumed = False
         self._missed: dict[str, float] = {}
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
 
     def on_train_batch_start(
@@ -70,9 +68,8 @@ class Continuity(Callback):
         self._resumed = True
         self._missed = checkpoint.get(PLATEAU_METRICS, {})
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Take the plateau step that the interrupted run was about to take, and begin the epoch anew."""
-        del pl_module
         if self._resumed:
             for config in trainer.lr_scheduler_configs:
                 due = trainer.current_epoch % config.frequency == 0

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.choices import CHOICES, LoggerWord
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, PACKAGES, MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.settings import ExecutionSettings
@@ -151,7 +151,7 @@ def test_credentials_are_not_sent(tmp_path: Path) -> None:
 
 def test_every_backend_has_a_row_and_its_packages_are_recorded() -> None:
     words = [row.word for row in BACKENDS]
-    assert set(words) == set(CHOICES["logger_backend"])
+    assert set(words) == set(CHOICES["logger_backend"]) == set(get_args(LoggerWord))
     assert len(words) == len(set(words))
     assert set(LOGGER_PACKAGES) <= set(words)
     assert {name for names in LOGGER_PACKAGES.values() for name in names} <= set(PACKAGES)
