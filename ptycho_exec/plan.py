@@ -156,7 +156,7 @@ class Draft:
         return self.processes_per_node * int(self["num_nodes"])
 
     def was_set(self, name: str) -> bool:
-        """Tell whether somebody asked for another value than the default."""
+        """Return whether somebody asked for another value than the default."""
         return bool(self[name] != type(self.settings).model_fields[name].default)
 
     def decide(self, name: str, value: Any, reason: str) -> None:
@@ -352,29 +352,25 @@ def choose_strategy(draft: Draft) -> None:
     asked, facts, kind = draft["strategy"], draft.facts, draft.kind
     fallback = "auto" if draft.world_size == 1 else "ddp_notebook" if facts.notebook else "ddp"
     forks = asked in ("ddp_fork", "ddp_notebook")
+    nearest, fix = fallback, ""
     if asked == "auto":
         processes = f"{draft.world_size} processes" if draft.world_size > 1 else "one process on one device"
         draft.decide("strategy", fallback, f"auto: {processes}")
         return
     if asked in SHARDED and kind != "cuda":
         what = f"it shards over CUDA devices, and this run computes on {kind}"
-        fix, nearest = "set strategy=auto", fallback
     elif asked.startswith("deepspeed") and not facts.has("deepspeed"):
         what, fix = "the package deepspeed is not installed", "pip install deepspeed, or strategy=auto"
-        nearest = fallback
     elif asked.startswith("ddp") and kind == "mps":
-        what, fix, nearest = "Apple GPUs work alone, without ddp", "set strategy=auto", "auto"
+        what, nearest = "Apple GPUs work alone, without ddp", "auto"
     elif forks and facts.platform.startswith("Windows"):
         what, nearest = "this platform cannot fork processes", "ddp_spawn"
-        fix = "set strategy=ddp_spawn"
     elif facts.notebook and not forks:
         what, nearest = "it cannot start processes from a notebook", "ddp_notebook"
-        fix = "set strategy=ddp_notebook"
     else:
         return
-    draft.unsupported(
-        "no-such-strategy", "strategy", what, f"{fallback} here", fix, nearest, refused_by_trainer=True
-    )
+    expected, fix = f"{fallback} here", fix or f"set strategy={nearest}"
+    draft.unsupported("no-such-strategy", "strategy", what, expected, fix, nearest, refused_by_trainer=True)
 
 
 def check_precision(draft: Draft) -> None:

@@ -199,7 +199,7 @@ def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
-    """Write every value as a TOML settings file that loads again; optional fields that are none say so."""
+    """Write every value as a TOML settings file that loads again; none is written as a word."""
     import tomli_w
 
     rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}

@@ -31,36 +31,13 @@ LOGGER_PACKAGES = {
     "wandb": ("wandb",),
 }
 """Logger backend -> packages of which one must be installed; any other backend needs none."""
-PACKAGES = (
-    "ptycho-exec",
-    "torch",
-    "lightning",
-    "pydantic",
-    "pydantic-settings",
-    "numpy",
-    "scipy",
-    "h5py",
-    "scikit-image",
-    "matplotlib",
-    "rich",
-    *chain.from_iterable(LOGGER_PACKAGES.values()),
-    "deepspeed",
-    "triton",
-    "ptychodus",
-)
+PACKAGES = ("ptycho-exec", "torch", "lightning", "pydantic", "pydantic-settings", "numpy", "scipy", "h5py",
+            "scikit-image", "matplotlib", "rich", *chain.from_iterable(LOGGER_PACKAGES.values()), "deepspeed",
+            "triton", "ptychodus")  # fmt: skip
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-SLURM_VARIABLES = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NAME",
-    "SLURM_STEP_ID",
-    "SLURM_NTASKS",
-    "SLURM_NTASKS_PER_NODE",
-    "SLURM_NNODES",
-    "SLURM_NODEID",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_CPUS_PER_TASK",
-)
+SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
+                   "SLURM_NNODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID",
+                   "SLURM_CPUS_PER_TASK")  # fmt: skip
 # Under these job names Lightning takes an allocation for an interactive shell and ignores SLURM.
 SLURM_INTERACTIVE_NAMES = ("bash", "interactive")
 
@@ -102,7 +79,7 @@ class Launcher(_Plain):
     kind: Literal["none", "torchrun", "slurm"] = "none"
     world_size: int = 1
     tasks_per_node: int | None = None
-    """Processes on each node; None when the launcher does not say, or says different numbers."""
+    """Processes on each node; None when the launcher gives no number, or several."""
     nodes: int = 1
     variables: dict[str, str] = {}
 
@@ -202,7 +179,7 @@ class MachineFacts(_Plain):
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     def has(self, *packages: str) -> bool:
-        """Tell whether any of `packages` is installed."""
+        """Return whether any of `packages` is installed."""
         return any(name in self.packages for name in packages)
 
 
@@ -210,7 +187,7 @@ class MachineFacts(_Plain):
 
 
 def affinity_cpus() -> int | None:
-    """Return how many processors this process is bound to; None where the system does not tell."""
+    """Return how many processors this process is bound to; None where the system has no such call."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -299,28 +276,24 @@ def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
         return {"gpu_note": f"a GPU is there, but torch could not be asked about it: {type(error).__name__}"}
     facts["gpus"] = tuple(Gpu(**gpu) for gpu in facts["gpus"])
     if not facts["gpus"] and not facts["mps"]:
-        version = package_versions()["torch"]
-        facts["gpu_note"] = (
-            f"a GPU is there, but torch {version} cannot use it (driver, or a build without it)"
-        )
+        torch = f"torch {package_versions()['torch']}"
+        facts["gpu_note"] = f"a GPU is there, but {torch} cannot use it (driver, or a build without it)"
     return facts
 
 
 def _shows_gpu(environ: Mapping[str, str]) -> bool:
-    """Tell cheaply whether asking torch is worth its seconds: is there any device file of a GPU?"""
+    """Return whether asking torch is worth its seconds: whether there is any device file of a GPU."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
-    if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    nodes = ("nvidia[0-9]*", "dxg", "kfd")
-    return any(next(Path("/dev").glob(node), None) for node in nodes)
+    hidden = environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(any(Path("/dev").glob(node)) for node in ("nvidia[0-9]*", "dxg", "kfd"))
 
 
 # --- launcher -----------------------------------------------------------------------------------------------
 
 
 def detect_launcher(environ: Mapping[str, str]) -> Launcher:
-    """Tell from its variables who started this process. torchrun wins over SLURM, as in Lightning."""
+    """Return who started this process, from its variables. torchrun wins over SLURM, as in Lightning."""
 
     def count(name: str) -> int:
         return _whole(environ.get(name)) or 1

@@ -54,9 +54,8 @@ def trainer_kwargs(
 
     With a `plan`, its effective values are used; without, the settings' own (`auto` included).
     """
-    where = Path(run_dir) if run_dir is not None else None
     effective = plan.settings if plan else settings
-    inputs = TrainerInputs(effective, max_epochs, where, tuple(callbacks), logger, tuple(plugins), profiler)
+    inputs = TrainerInputs(effective, max_epochs, run_dir, tuple(callbacks), logger, tuple(plugins), profiler)
     return {parameter.name: parameter.value(inputs) for parameter in TRAINER_PARAMETERS}
 
 
@@ -89,7 +88,7 @@ def _loader_kwargs(effective: ExecutionSettings) -> dict[str, Any]:
         names += ["persistent_workers", "prefetch_factor"]
     kwargs = {name: getattr(effective, name) for name in names}
     if effective.num_workers and effective.accelerator == "mps":
-        # Forked children cannot use Metal, and macOS spawns by default; say so for everyone.
+        # Forked children cannot use Metal, and macOS spawns by default; this holds everywhere.
         kwargs["multiprocessing_context"] = "spawn"
     return kwargs
 

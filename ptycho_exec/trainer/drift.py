@@ -115,7 +115,7 @@ def _loader_rows(role: str, loader: Any, asked: ExecutionSettings) -> Iterator[D
 
 
 def apply_drift_policy(report: DriftReport, settings: ExecutionSettings) -> None:
-    """Raise DriftError, warn, or do nothing about differing rows, as `settings.drift` says."""
+    """Raise DriftError, warn, or do nothing about differing rows, as `settings.drift` has it."""
     if not report.differing or settings.drift == "allow":
         return
     findings = []

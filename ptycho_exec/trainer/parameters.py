@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
@@ -34,7 +35,7 @@ class TrainerInputs:
 
     settings: ExecutionSettings
     max_epochs: int | None = None
-    run_dir: Path | None = None
+    run_dir: str | Path | None = None
     callbacks: tuple[Any, ...] = ()
     logger: Any = None
     plugins: tuple[Any, ...] = ()
@@ -167,7 +168,7 @@ def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
 
 
 def _of_process(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Read a flag of the whole process through `read(torch)`; beside a stand-in it says nothing."""
+    """Read a flag of the whole process through `read(torch)`; beside a stand-in it is unknown."""
 
     def seen(trainer: Any) -> Any:
         import torch
@@ -183,16 +184,8 @@ def _duration(timer: Any) -> str | None:
     seconds = getattr(timer, "_duration", None)
     if seconds is None:
         return None
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    day, hour = divmod(hours, 24)
-    return f"{day:02d}:{hour:02d}:{minute:02d}:{second:02d}"
-
-
-def _smoke_test(trainer: Any) -> Any:
-    """Lightning turns a fast_dev_run of 1 into True."""
-    batches = attribute(trainer, "fast_dev_run")
-    return 1 if batches is True else batches
+    days, rest = divmod(int(seconds), 24 * 60 * 60)
+    return f"{days:02d}:{time.strftime('%H:%M:%S', time.gmtime(rest))}"
 
 
 def _logger(trainer: Any) -> Any:
@@ -254,9 +247,9 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     Parameter("callbacks", "built for the settings, with the caller's own", lambda i: list(i.callbacks)),
     _setting(
         "fast_dev_run",
-        "none is False in Lightning's words",
+        "none is False in Lightning's words, and 1 becomes True in them",
         lambda s: s.fast_dev_run or False,
-        seen=_smoke_test,
+        seen=lambda trainer: 1 if (n := attribute(trainer, "fast_dev_run")) is True else n,
     ),
     Parameter("max_epochs", "the length of training belongs to the science config", lambda i: i.max_epochs),
     _fixed(
@@ -332,7 +325,9 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     _fixed("sync_batchnorm", False, "the network has no batch normalization across devices"),
     _fixed("reload_dataloaders_every_n_epochs", 0, "the data do not change during training"),
     Parameter(
-        "default_root_dir", "the run directory, if any", lambda i: str(i.run_dir) if i.run_dir else None
+        "default_root_dir",
+        "the run directory, if any",
+        lambda i: None if i.run_dir is None else str(i.run_dir),
     ),
     _fixed("enable_autolog_hparams", False, "the manifest and the logger's own config record the settings"),
     _fixed("model_registry", None, "nothing is uploaded to a model registry"),

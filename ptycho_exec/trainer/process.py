@@ -32,7 +32,7 @@ ANSWERED_WARNINGS = (
     ".*LeafSpec.*",
 )
 
-# They report hardware and tips as a run starts; the run's own table says what matters.
+# They report hardware and tips as a run starts; the run's own table has what matters.
 LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 

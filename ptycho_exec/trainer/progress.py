@@ -45,7 +45,7 @@ class Throughput(Callback):
 
 
 def batch_length(batch: Any) -> int:
-    """Return the length of the first tensor found in a batch of nested dicts and sequences; 0 without one."""
+    """Return the length of the first tensor in a batch of nested dicts and sequences; 0 without one."""
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0]) if batch.ndim else 0
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
@@ -74,11 +74,9 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
-        if batches == float("inf"):
-            self._start(trainer, "training", None)
-        else:
-            total = batches * epochs if epochs > 0 else None
-            self._start(trainer, "training", total, trainer.current_epoch * int(batches))
+        finite = batches != float("inf")
+        total = batches * epochs if finite and epochs > 0 else None
+        self._start(trainer, "training", total, trainer.current_epoch * int(batches) if finite else 0)
 
     def on_predict_start(self, trainer: Trainer, *_: Any) -> None:
         batches: Any = trainer.num_predict_batches

@@ -1,4 +1,4 @@
-"""Check inside fit that the run is what the plan says."""
+"""Check inside fit that the run is what was planned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ReadBack(Callback):
-    """Check inside fit that the run is what the plan says: drift, optimizer steps, and that all ranks agree.
+    """Check inside fit that the run is what was planned: drift, optimizer steps, and that all ranks agree.
 
     `report` holds the latest comparison; its rows land in the manifest.
     """

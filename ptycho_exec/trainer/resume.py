@@ -80,7 +80,7 @@ class Continuity(Callback):
         self._resumed, self._missed = False, {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let a terminated run end with the usual status; Lightning's own exception says success."""
+        """Let a terminated run end with the usual status; Lightning's own exception means success."""
         del trainer, pl_module
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
