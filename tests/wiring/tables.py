@@ -264,7 +264,8 @@ WIRES: tuple[Wire, ...] = (
         "drift",
         "whether a run with a Trainer other than asked stops or warns",
         (
-            CALLBACKS + "test_a_plateau_on_another_metric_than_asked_is_drift",
+            CALLBACKS + "test_a_plateau_on_another_metric_than_asked_is_drift[ReduceLROnPlateau]",
+            CALLBACKS + "test_a_plateau_on_another_metric_than_asked_is_drift[Adaptive]",
             FACADE + "test_drift_can_warn_or_be_allowed",
         ),
     ),

@@ -408,7 +408,7 @@ def test_optimizer_steps_are_counted(accumulated: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("scheduler", sorted(METRIC_DRIVEN))
-def test_a_scheduler_that_follows_another_metric_than_asked_is_drift(scheduler: str) -> None:
+def test_a_plateau_on_another_metric_than_asked_is_drift(scheduler: str) -> None:
     wanted = settings(scheduler=scheduler, checkpoint_monitor_metric="train_loss", drift="warn")
     with pytest.warns(UserWarning, match="scheduler_monitor=train_loss, but the Trainer has val_loss"):
         fit(wanted, None, epochs=1)

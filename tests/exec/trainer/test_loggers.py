@@ -197,12 +197,14 @@ except SettingsError as error:
     sys.exit(str(error))
 """
 NEEDS_PACKAGE = pytest.mark.parametrize(
-    ("backend", "packages"), [(word, ",".join(names)) for word, names in LOGGER_PACKAGES.items()]
+    ("backend", "packages"),
+    [(word, ",".join(names)) for word, names in LOGGER_PACKAGES.items()],
+    ids=LOGGER_PACKAGES,
 )
 
 
 @NEEDS_PACKAGE
-def test_a_logger_of_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path: Path) -> None:
+def test_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HIDDEN + LOGGER, packages, backend]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert f"logger_backend={backend}: its package is not installed" in done.stderr
