@@ -31,21 +31,25 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows import components
-from ptycho_torch.workflows.times import watch
+from ptycho_torch.workflows.times import PartTimes
 
 Fit = Callable[[Any, Any, Plan, int, Path | None], None]
 
 
 def by_facade(module: Any, loader: Any, plan: Plan, epochs: int, run_dir: Path | None) -> None:
     """Train as the workflow does: built, read back, watched, checked."""
-    history = components.History()
+    history, times = components.History(), PartTimes()
     trainer = build_trainer(
-        plan.requested, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=(history,)
+        plan.requested,
+        max_epochs=epochs,
+        run_dir=run_dir,
+        plan=plan,
+        extra_callbacks=(history,),
+        profiler=times,
     )
     components.requested_and_effective(
-        trainer, plan.requested, plan, loaders={"train": loader}, writes=run_dir is not None
+        trainer, plan.requested, plan, loaders={"train": loader}, writes=run_dir is not None, profiler=times
     )
-    watch(trainer)
     trainer.fit(module, loader)
 
 

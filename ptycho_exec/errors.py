@@ -34,7 +34,7 @@ Level = Literal["error", "adapted", "note", "ok"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to tell the user, in the order a reader asks: what, where, what was expected, what to do.
+    """Something to report, in the order a reader asks: what, where, what was expected, what to do.
 
     Attributes:
         level: how much it stops.
@@ -78,14 +78,14 @@ class Finding:
 
     def annotation(self) -> str:
         """Return a GitHub workflow command, which marks the file and line in a pull request."""
-        place = f" file={_escaped(_in_workspace(self.file), True)},line={self.line or 1}" if self.file else ""
+        file, place = self.file, ""
+        if file:
+            # GitHub wants paths relative to the checkout.
+            top = os.environ.get("GITHUB_WORKSPACE") or os.getcwd()
+            inside = file.startswith(top.rstrip(os.sep) + os.sep)
+            path = _escaped(os.path.relpath(file, top) if inside else file, True)
+            place = f" file={path},line={self.line or 1}"
         return f"::error{place}::{_escaped(self.render(), False)}"
-
-
-def _in_workspace(path: str) -> str:
-    """GitHub wants paths relative to the checkout."""
-    top = os.environ.get("GITHUB_WORKSPACE") or os.getcwd()
-    return os.path.relpath(path, top) if path.startswith(top.rstrip(os.sep) + os.sep) else path
 
 
 def _escaped(text: str, in_property: bool) -> str:
@@ -118,11 +118,7 @@ class UserError(Exception):
         return error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.findings))
-
-
-def _rebuild(cls: type[UserError], findings: tuple[Finding, ...]) -> UserError:
-    return cls.from_findings(findings)
+        return type(self).from_findings, (self.findings,)
 
 
 class SettingsError(UserError, ValueError):

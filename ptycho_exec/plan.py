@@ -1,29 +1,26 @@
 """Settings + a machine's facts + what the module can do -> a plan: every effective value with its reason.
 
-A rule is a small generator that looks at the draft and yields decisions; `RULES` is their order. A rule sees
-what earlier rules decided. Options that cost or save time and cannot be used here are left out with a notice;
+A rule is a small function that looks at the draft and decides; `RULES` is their order. A rule sees what
+earlier rules decided. Options that cost or save time and cannot be used here are left out with a notice;
 options that change results or the world size become a problem with a remedy, or, under
 `on_unsupported="adapt"`, the nearest value this machine can do, with a warning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ptycho_exec.errors import Finding, SettingsError, redact
+from ptycho_exec.errors import Finding, Level, SettingsError, redact
+from ptycho_exec.fields.model import SHARDED, monitor_readers
 from ptycho_exec.fields.spec import format_value
-from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.settings import ExecutionSettings
 
 MAX_AUTO_WORKERS = 8
-LOGGER_PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "wandb": ("wandb",),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,46 +57,32 @@ class Effective:
         return f"Effective({redact(self.requested)!r} -> {redact(self.value)!r}, {self.reason})"
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something to know that stops nothing; `adapted` marks a value that can change results."""
-
-    field: str
-    text: str
-    kind: Literal["note", "adapted"] = "note"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A value this machine cannot honor. `refused_by_trainer`: a real Trainer would itself refuse it."""
-
-    field: str
-    what: str
-    expected: str
-    fix: str
-    origin: str = ""
-    refused_by_trainer: bool = False
-
-    def finding(self) -> Finding:
-        return Finding(self.what, where=self.origin, expected=self.expected, fix=self.fix)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """What will run: a value and a reason for every field, what to know, and what cannot be."""
+    """What will run: a value and a reason for every field, what to know, and what cannot be.
+
+    Attributes:
+        notices: findings that stop nothing; the level `adapted` marks a value that can change results.
+        problems: values that this machine cannot honor.
+        refused_by_trainer: those of the problems that a real Trainer would itself refuse.
+    """
 
     requested: ExecutionSettings
     effective: Mapping[str, Effective]
-    notices: tuple[Notice, ...] = ()
-    problems: tuple[Problem, ...] = ()
+    notices: tuple[Finding, ...] = ()
+    problems: tuple[Finding, ...] = ()
+    refused_by_trainer: tuple[Finding, ...] = ()
     facts: MachineFacts = field(default_factory=MachineFacts)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "effective", MappingProxyType(dict(self.effective)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to spawned processes; a read-only mapping cannot by itself."""
-        parts = (self.requested, dict(self.effective), self.notices, self.problems, self.facts)
-        return _rebuild, parts
+        parts = (dict(self.effective), self.notices, self.problems, self.refused_by_trainer, self.facts)
+        return Plan, (self.requested, *parts)
 
-    @property
+    @cached_property
     def settings(self) -> ExecutionSettings:
         """The effective values as settings, not validated again: a plan with problems has them too."""
         values = {name: row.value for name, row in self.effective.items()}
@@ -108,98 +91,52 @@ class Plan:
         return effective
 
     def raise_if_blocked(self, *, include_trainer_refusals: bool = True) -> None:
-        """Raise one SettingsError with every problem; leave the Trainer's own refusals to it if told so."""
-        blocking = [row for row in self.problems if include_trainer_refusals or not row.refused_by_trainer]
+        """Raise one SettingsError with every problem, or with those that no Trainer would refuse itself."""
+        left_out = () if include_trainer_refusals else self.refused_by_trainer
+        blocking = [problem for problem in self.problems if problem not in left_out]
         if blocking:
-            raise SettingsError.from_findings([row.finding() for row in blocking])
+            raise SettingsError.from_findings(blocking)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
+        parts = ("requested", "value", "reason", "changed")
         rows = {
-            name: {
-                "requested": redact(row.requested),
-                "value": redact(row.value),
-                "reason": row.reason,
-                "changed": row.changed,
-            }
-            for name, row in self.effective.items()
+            name: {part: redact(getattr(row, part)) for part in parts} for name, row in self.effective.items()
         }
-        notices = [{"field": row.field, "text": row.text, "kind": row.kind} for row in self.notices]
-        problems = [{name: getattr(row, name) for name in Problem.__slots__} for row in self.problems]
+        notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]
+        problems = [
+            {
+                **{part: getattr(row, part) for part in ("field", "what", "expected", "fix")},
+                "origin": row.where,
+                "refused_by_trainer": row in self.refused_by_trainer,
+            }
+            for row in self.problems
+        ]
         return {"effective": rows, "notices": notices, "problems": problems}
-
-
-def _rebuild(
-    requested: ExecutionSettings,
-    effective: dict[str, Effective],
-    notices: tuple[Notice, ...],
-    problems: tuple[Problem, ...],
-    facts: MachineFacts,
-) -> Plan:
-    return Plan(requested, MappingProxyType(effective), notices, problems, facts)
 
 
 # --- decisions ----------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """An `auto`, or a value that follows from another, became a definite one."""
-
-    field: str
-    value: Any
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """An option that cannot act here and changes no result: replaced, with a notice."""
-
-    field: str
-    value: Any
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """The value stays, but its user should know this."""
-
-    field: str
-    text: str
-
-
 NOTHING_NEAR: Any = object()
-
-
-@dataclass(frozen=True, slots=True)
-class Unsupported:
-    """A value that cannot be honored and changes results or world size; `nearest` is what can, if any is."""
-
-    field: str
-    what: str
-    expected: str
-    fix: str
-    nearest: Any = NOTHING_NEAR
-    refused_by_trainer: bool = False
-
-
-Decision = Decided | Ignored | Note | Unsupported
 
 
 @dataclass
 class Draft:
-    """The plan while rules work on it: `draft["field"]` is the value decided so far."""
+    """The plan while rules work on it: `draft["field"]` is the value decided so far.
+
+    A rule decides in one of four ways: `decide`, `ignore`, `note`, `unsupported`.
+    """
 
     settings: ExecutionSettings
     facts: MachineFacts
     traits: ModuleTraits
-    values: dict[str, Any]
-    reasons: dict[str, str] = field(default_factory=dict)
-    notices: list[Notice] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    effective: dict[str, Effective]
+    notices: list[Finding] = field(default_factory=list)
+    problems: list[Finding] = field(default_factory=list)
+    refused_by_trainer: list[Finding] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+        return self.effective[name].value
 
     @property
     def kind(self) -> Literal["cpu", "cuda", "mps"]:
@@ -219,446 +156,432 @@ class Draft:
         return self.processes_per_node * int(self["num_nodes"])
 
     def was_set(self, name: str) -> bool:
-        """Tell whether somebody asked for another value than the default."""
+        """Return whether somebody asked for another value than the default."""
         return bool(self[name] != type(self.settings).model_fields[name].default)
 
-    def apply(self, decision: Decision) -> None:
-        match decision:
-            case Decided(name, value, reason):
-                self.values[name], self.reasons[name] = value, reason
-            case Ignored(name, value, reason):
-                text = f"{name}={format_value(self[name])} has no effect: {reason}"
-                self.notices.append(Notice(name, text))
-                self.values[name], self.reasons[name] = value, reason
-            case Note(name, text):
-                self.notices.append(Notice(name, text))
-            case Unsupported():
-                self._apply_unsupported(decision)
+    def decide(self, name: str, value: Any, reason: str) -> None:
+        """Give a definite value to an `auto`, or to what follows from another value."""
+        self.effective[name] = Effective(self.effective[name].requested, value, reason)
 
-    def _apply_unsupported(self, found: Unsupported) -> None:
-        adapt = self["on_unsupported"] == "adapt" and found.nearest is not NOTHING_NEAR
-        if adapt:
-            change = f"{found.field}: {format_value(self[found.field])} became {format_value(found.nearest)}"
-            self.notices.append(Notice(found.field, f"{change}, because {found.what}", "adapted"))
-            self.values[found.field], self.reasons[found.field] = found.nearest, found.what
+    def note(self, code: str, name: str, text: str, level: Level = "note") -> None:
+        """Leave the value; its user should know this."""
+        self.notices.append(Finding(text, level=level, code=code, field=name))
+
+    def ignore(self, code: str, name: str, value: Any, reason: str) -> None:
+        """Replace an option that cannot act here and changes no result."""
+        self.note(code, name, f"{name}={format_value(self[name])} has no effect: {reason}")
+        self.decide(name, value, reason)
+
+    def unsupported(
+        self,
+        code: str,
+        name: str,
+        what: str,
+        expected: str,
+        fix: str,
+        nearest: Any = NOTHING_NEAR,
+        *,
+        refused_by_trainer: bool = False,
+    ) -> None:
+        """Report a value that cannot be honored and changes results or world size, or take the nearest."""
+        asked = format_value(redact(self[name]))
+        if self["on_unsupported"] == "adapt" and nearest is not NOTHING_NEAR:
+            change = f"{name}: {asked} became {format_value(nearest)}"
+            self.note(code, name, f"{change}, because {what}", "adapted")
+            self.decide(name, nearest, what)
             return
-        origin = self.settings.origins.get(found.field)
-        self.problems.append(
-            Problem(
-                found.field,
-                f"{found.field}={format_value(redact(self[found.field]))}: {found.what}",
-                found.expected,
-                found.fix,
-                origin.describe() if origin else "",
-                found.refused_by_trainer,
-            )
-        )
-
-
-Rule = Callable[[Draft], Iterator[Decision]]
+        where = self.settings.origin_of(name)
+        problem = Finding(f"{name}={asked}: {what}", where, expected, fix, code=code, field=name)
+        self.problems.append(problem)
+        if refused_by_trainer:
+            self.refused_by_trainer.append(problem)
 
 
 def resolve_plan(
     settings: ExecutionSettings, facts: MachineFacts, traits: ModuleTraits | None = None
 ) -> Plan:
     """Work out what `settings` mean on a machine with these `facts` for a module with these `traits`."""
-    names = type(settings).model_fields
-    requested = {name: getattr(settings, name) for name in names}
-    draft = Draft(settings, facts, traits or ModuleTraits(), dict(requested))
+    requested = {name: Effective(value, value) for name, value in settings}
+    draft = Draft(settings, facts, traits or ModuleTraits(), requested)
     for rule in RULES:
-        for decision in rule(draft):
-            draft.apply(decision)
-    effective = {
-        name: Effective(requested[name], draft[name], draft.reasons.get(name, "as requested"))
-        for name in names
-    }
-    return Plan(settings, MappingProxyType(effective), tuple(draft.notices), tuple(draft.problems), facts)
+        rule(draft)
+    findings = (tuple(draft.notices), tuple(draft.problems), tuple(draft.refused_by_trainer))
+    return Plan(settings, draft.effective, *findings, facts)
 
 
 # --- where it computes --------------------------------------------------------------------------------------
 
 
-def choose_accelerator(draft: Draft) -> Iterator[Decision]:
+def choose_accelerator(draft: Draft) -> None:
     """`auto` takes the best there is; a GPU that is not there is refused."""
     facts, asked = draft.facts, draft["accelerator"]
     there = {"cpu": True, "cuda": bool(facts.gpus), "mps": facts.mps, "gpu": bool(facts.gpus) or facts.mps}
     if asked == "auto":
         best = "mps" if facts.mps else "cuda" if facts.gpus else "cpu"
-        found = "Apple GPU" if facts.mps else facts.gpus[0].name if facts.gpus else "no usable GPU"
-        yield Decided(
-            "accelerator", best, f"auto: {found}" + (f"; {facts.gpu_note}" if facts.gpu_note else "")
-        )
+        device = "Apple GPU" if facts.mps else facts.gpus[0].name if facts.gpus else "no usable GPU"
+        note = f"; {facts.gpu_note}" if facts.gpu_note else ""
+        draft.decide("accelerator", best, f"auto: {device}{note}")
     elif not there[asked]:
-        yield Unsupported(
+        draft.unsupported(
+            "no-such-gpu",
             "accelerator",
             f"this machine has no such GPU ({facts.gpu_note or 'none found'})",
             "one of: " + ", ".join(["auto", *(name for name, usable in there.items() if usable)]),
             "set accelerator=auto or cpu, or run on a machine with that GPU",
-            nearest="cpu",
+            "cpu",
             refused_by_trainer=True,
         )
 
 
-def count_devices(draft: Draft) -> Iterator[Decision]:
+def count_devices(draft: Draft) -> None:
     """`auto` takes all; more devices than there are, and indices on a CPU, are refused."""
-    asked = draft["devices"]
+    asked, facts, kind = draft["devices"], draft.facts, draft.kind
+    there = len(facts.gpus) if kind == "cuda" else int(facts.mps)
     if asked == "auto":
-        yield _all_devices(draft)
-    elif draft.kind == "cpu":
-        yield from _cpu_devices(draft, asked)
-    else:
-        yield from _gpu_devices(draft, asked)
-
-
-def _all_devices(draft: Draft) -> Decided:
-    facts = draft.facts
-    if draft.kind == "cuda" and facts.gpus:
-        if facts.notebook:
-            return Decided("devices", 1, "auto: one device in a notebook")
-        return Decided("devices", len(facts.gpus), f"auto: {len(facts.gpus)} GPUs found")
-    tasks = facts.launcher.tasks_per_node
-    if draft.kind == "cpu" and tasks:
-        return Decided("devices", tasks, f"auto: {facts.launcher.kind} starts {tasks} tasks per node")
-    return Decided("devices", 1, f"auto: one {draft.kind} device")
-
-
-def _cpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
-    if isinstance(asked, tuple):
-        yield Unsupported(
+        tasks = facts.launcher.tasks_per_node
+        if kind == "cuda" and facts.gpus and facts.notebook:
+            draft.decide("devices", 1, "auto: one device in a notebook")
+        elif kind == "cuda" and facts.gpus:
+            draft.decide("devices", there, f"auto: {there} GPUs found")
+        elif kind == "cpu" and tasks:
+            draft.decide("devices", tasks, f"auto: {facts.launcher.kind} starts {tasks} tasks per node")
+        else:
+            draft.decide("devices", 1, f"auto: one {kind} device")
+    elif kind == "cpu" and isinstance(asked, tuple):
+        draft.unsupported(
+            "cpu-indices",
             "devices",
             "CPU devices have no indices",
             "a number of processes, or auto",
             "set devices=1, or an accelerator with numbered devices",
-            nearest=1,
+            1,
             refused_by_trainer=True,
         )
-    elif asked > draft.facts.usable_cpus:
-        text = f"devices={asked} starts {asked} processes on {draft.facts.usable_cpus} usable CPUs"
-        yield Note("devices", text)
-
-
-def _gpu_devices(draft: Draft, asked: Any) -> Iterator[Decision]:
-    there = len(draft.facts.gpus) if draft.kind == "cuda" else int(draft.facts.mps)
-    missing = (
-        [index for index in asked if index >= there] if isinstance(asked, tuple) else range(there, asked)
-    )
-    if missing and there:
-        kept = tuple(index for index in asked if index < there) if isinstance(asked, tuple) else there
-        yield Unsupported(
+    elif kind == "cpu":
+        if asked > facts.usable_cpus:
+            text = f"devices={asked} starts {asked} processes on {facts.usable_cpus} usable CPUs"
+            draft.note("more-processes-than-cpus", "devices", text)
+    elif there and (max(asked) if isinstance(asked, tuple) else asked - 1) >= there:
+        usable = tuple(index for index in asked if index < there) if isinstance(asked, tuple) else there
+        draft.unsupported(
+            "too-many-devices",
             "devices",
-            f"this machine has {there} {draft.kind} device{'s' if there > 1 else ''}",
+            f"this machine has {there} {kind} device{'s' if there > 1 else ''}",
             f"at most {there}, or indices below {there}",
             f"set devices={there} or auto",
-            nearest=kept or 1,
+            usable or 1,
             refused_by_trainer=True,
         )
 
 
-def match_nodes(draft: Draft) -> Iterator[Decision]:
+def match_nodes(draft: Draft) -> None:
     """Several nodes need a launcher that started them all; without one the run waits for ever."""
     asked, launcher = draft["num_nodes"], draft.facts.launcher
     if asked > 1 and launcher.kind == "none":
-        yield Unsupported(
+        draft.unsupported(
+            "no-launcher",
             "num_nodes",
             "no launcher started this process, so the run would wait for ever for the other nodes",
             "1 without a launcher",
             "start the run with srun or torchrun on every node, or set num_nodes=1",
-            nearest=1,
+            1,
         )
     elif launcher.kind != "none" and asked != launcher.nodes:
-        yield Unsupported(
+        draft.unsupported(
+            "other-nodes-than-launcher",
             "num_nodes",
             f"{launcher.kind} started this run on {launcher.nodes} node(s)",
             f"{launcher.nodes}, as in the launcher's own options",
             f"set num_nodes={launcher.nodes}, or change the launcher's number of nodes",
-            nearest=launcher.nodes,
+            launcher.nodes,
             refused_by_trainer=draft.world_size > 1,
         )
 
 
-def match_tasks(draft: Draft) -> Iterator[Decision]:
+def match_tasks(draft: Draft) -> None:
     """One process per device: a launcher that starts another number makes unconnected or stuck runs."""
     launcher, processes = draft.facts.launcher, draft.processes_per_node
-    if launcher.kind == "none":
-        return
     tasks = launcher.tasks_per_node
-    if tasks is not None and tasks != processes:
-        consequence = "each task would train alone, all writing the same files" if processes == 1 else ""
-        yield Unsupported(
+    if launcher.kind != "none" and tasks is not None and tasks != processes:
+        alone = ", so each task would train alone, all writing the same files" if processes == 1 else ""
+        draft.unsupported(
+            "other-tasks-than-launcher",
             "devices",
-            f"{launcher.kind} starts {tasks} task(s) per node"
-            + (f", so {consequence}" if consequence else ""),
+            f"{launcher.kind} starts {tasks} task(s) per node{alone}",
             f"{tasks}, one task per device",
             f"set devices={tasks}, or let the launcher start {processes} task(s) per node",
-            nearest=tasks if draft.kind == "cpu" or tasks <= len(draft.facts.gpus) else NOTHING_NEAR,
+            tasks if draft.kind == "cpu" or tasks <= len(draft.facts.gpus) else NOTHING_NEAR,
             refused_by_trainer=draft.world_size > 1,
         )
-    elif launcher.kind == "slurm" and launcher.world_size > 1:
-        yield from _slurm_traps(draft, launcher.variables)
 
 
-def _slurm_traps(draft: Draft, variables: Mapping[str, str]) -> Iterator[Decision]:
-    def trap(what: str, fix: str, refused: bool = True) -> Unsupported:
-        return Unsupported("devices", what, "a job that every task can join", fix, refused_by_trainer=refused)
+def check_slurm(draft: Draft) -> None:
+    """Lightning cannot join every job that SLURM starts; which options it reads, and how, is its own."""
+    launcher = draft.facts.launcher
+    variables, tasks = launcher.variables, launcher.tasks_per_node
+    if launcher.kind != "slurm" or launcher.world_size == 1 or tasks not in (None, draft.processes_per_node):
+        return
 
-    text, tasks = variables.get("SLURM_NTASKS_PER_NODE"), draft.facts.launcher.tasks_per_node
+    def refuse(what: str, fix: str, refused: bool = True) -> None:
+        expected = "a job that every task can join"
+        draft.unsupported("slurm-job", "devices", what, expected, fix, refused_by_trainer=refused)
+
+    text = variables.get("SLURM_NTASKS_PER_NODE")
     if text is None:
-        ntasks = variables.get("SLURM_NTASKS")
-        yield trap(
-            f"SLURM was given --ntasks={ntasks}, which Lightning does not understand",
+        refuse(
+            f"SLURM was given --ntasks={variables.get('SLURM_NTASKS')}, which Lightning does not understand",
             "give --nodes and --ntasks-per-node instead of --ntasks",
         )
     elif tasks is None:
-        yield trap(f"SLURM_NTASKS_PER_NODE={text} differs between nodes", "give every node the same tasks")
+        refuse(f"SLURM_NTASKS_PER_NODE={text} differs between nodes", "give every node the same tasks")
     elif not text.isdigit():
-        yield trap(
+        refuse(
             f"Lightning cannot read SLURM_NTASKS_PER_NODE={text}",
             f"give --ntasks-per-node={tasks}, or export SLURM_NTASKS_PER_NODE={tasks}",
         )
     absent = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in variables]
     if absent:
-        yield trap(f"{', '.join(absent)} not set: this is not a task of a job step", "start it with srun")
+        refuse(f"{', '.join(absent)} not set: this is not a task of a job step", "start it with srun")
     elif "SLURM_STEP_ID" not in variables:
         why = "srun did not start this process, so the run would wait for ever for the other tasks"
-        yield trap(why, "start the command with srun", refused=False)
+        refuse(why, "start the command with srun", refused=False)
 
 
-def choose_strategy(draft: Draft) -> Iterator[Decision]:
+def choose_strategy(draft: Draft) -> None:
     """`auto` is one process, or ddp for several; a strategy that this machine lacks is refused."""
-    asked = draft["strategy"]
-    fallback = "auto" if draft.world_size == 1 else "ddp_notebook" if draft.facts.notebook else "ddp"
-    if asked == "auto":
-        one = "auto: one process on one device"
-        yield Decided(
-            "strategy", fallback, one if fallback == "auto" else f"auto: {draft.world_size} processes"
-        )
-        return
-    for what, fix, nearest in _strategy_obstacles(draft, asked, fallback):
-        yield Unsupported("strategy", what, f"{fallback} here", fix, nearest=nearest, refused_by_trainer=True)
-        return
-
-
-def _strategy_obstacles(draft: Draft, asked: str, fallback: str) -> Iterator[tuple[str, str, str]]:
-    facts, kind = draft.facts, draft.kind
-    shards = asked.startswith(("fsdp", "deepspeed"))
-    if shards and kind != "cuda":
-        yield f"it shards over CUDA devices, and this run computes on {kind}", "set strategy=auto", fallback
-    if asked.startswith("deepspeed") and not facts.has("deepspeed"):
-        yield "the package deepspeed is not installed", "pip install deepspeed, or strategy=auto", fallback
-    if asked.startswith("ddp") and kind == "mps":
-        yield "Apple GPUs work alone, without ddp", "set strategy=auto", "auto"
+    asked, facts, kind = draft["strategy"], draft.facts, draft.kind
+    fallback = "auto" if draft.world_size == 1 else "ddp_notebook" if facts.notebook else "ddp"
     forks = asked in ("ddp_fork", "ddp_notebook")
-    if forks and facts.platform.startswith("Windows"):
-        yield "this platform cannot fork processes", "set strategy=ddp_spawn", "ddp_spawn"
-    if facts.notebook and not forks:
-        yield "it cannot start processes from a notebook", "set strategy=ddp_notebook", "ddp_notebook"
-
-
-def check_precision(draft: Draft) -> Iterator[Decision]:
-    """Lightning changes or accepts what the hardware has not; here it is a problem with a remedy."""
-    asked, kind, facts = draft["precision"], draft.kind, draft.facts
-    lacking = kind == "cuda" and any(not gpu.bf16 for gpu in facts.gpus)
-    sharded = draft["strategy"].startswith(("fsdp", "deepspeed"))
-
-    def impossible(what: str, nearest: str, refused: bool = False) -> Unsupported:
-        fix = f"set precision={nearest}"
-        return Unsupported("precision", what, f"{nearest} here", fix, nearest, refused)
-
-    if asked == "16-mixed" and kind == "cpu":
-        yield impossible("a CPU has no fp16 autocast; Lightning would silently use bf16-mixed", "bf16-mixed")
-    elif asked == "64-true" and kind == "mps":
-        yield impossible("Apple GPUs have no 64-bit floats", "32-true")
-    elif asked == "64-true" and sharded:
-        yield impossible(f"{draft['strategy']} has no 64-bit mode", "32-true", refused=True)
-    elif asked.startswith("bf16") and lacking:
-        yield impossible("not every GPU here computes in bfloat16; torch would emulate it", "32-true")
-    elif asked == "16-true" and kind == "cpu":
-        yield Note("precision", "precision=16-true on a CPU is slow, and not every operation exists in it")
-
-
-def check_compile(draft: Draft) -> Iterator[Decision]:
-    """torch.compile writes code, so it needs a C++ compiler on a CPU and Triton on CUDA."""
-    if not draft["compile"]:
+    nearest, fix = fallback, ""
+    if asked == "auto":
+        processes = f"{draft.world_size} processes" if draft.world_size > 1 else "one process on one device"
+        draft.decide("strategy", fallback, f"auto: {processes}")
         return
+    if asked in SHARDED and kind != "cuda":
+        what = f"it shards over CUDA devices, and this run computes on {kind}"
+    elif asked.startswith("deepspeed") and not facts.has("deepspeed"):
+        what, fix = "the package deepspeed is not installed", "pip install deepspeed, or strategy=auto"
+    elif asked.startswith("ddp") and kind == "mps":
+        what, nearest = "Apple GPUs work alone, without ddp", "auto"
+    elif forks and facts.platform.startswith("Windows"):
+        what, nearest = "this platform cannot fork processes", "ddp_spawn"
+    elif facts.notebook and not forks:
+        what, nearest = "it cannot start processes from a notebook", "ddp_notebook"
+    else:
+        return
+    expected, fix = f"{fallback} here", fix or f"set strategy={nearest}"
+    draft.unsupported("no-such-strategy", "strategy", what, expected, fix, nearest, refused_by_trainer=True)
+
+
+def check_precision(draft: Draft) -> None:
+    """Lightning changes or accepts what the hardware has not; here it is a problem with a remedy."""
+    asked, kind, strategy = draft["precision"], draft.kind, draft["strategy"]
+    what, nearest, refused = "", "32-true", False
+    if asked == "16-mixed" and kind == "cpu":
+        what, nearest = "a CPU has no fp16 autocast; Lightning would silently use bf16-mixed", "bf16-mixed"
+    elif asked == "64-true" and kind == "mps":
+        what = "Apple GPUs have no 64-bit floats"
+    elif asked == "64-true" and strategy in SHARDED:
+        what, refused = f"{strategy} has no 64-bit mode", True
+    elif asked.startswith("bf16") and kind == "cuda" and any(not gpu.bf16 for gpu in draft.facts.gpus):
+        what = "not every GPU here computes in bfloat16; torch would emulate it"
+    elif asked == "16-true" and kind == "cpu":
+        text = "precision=16-true on a CPU is slow, and not every operation exists in it"
+        draft.note("slow-precision", "precision", text)
+    if what:
+        expected, fix = f"{nearest} here", f"set precision={nearest}"
+        draft.unsupported(
+            "no-such-precision", "precision", what, expected, fix, nearest, refused_by_trainer=refused
+        )
+
+
+def check_compile(draft: Draft) -> None:
+    """torch.compile writes code, so it needs a C++ compiler on a CPU and Triton on CUDA."""
     facts = draft.facts
     missing = (
         "a C++ compiler" if draft.kind == "cpu" and facts.compiler is None
         else "the package triton" if draft.kind == "cuda" and not facts.has("triton")
         else ""
     )  # fmt: skip
-    if missing:
-        yield Unsupported(
+    if draft["compile"] and missing:
+        draft.unsupported(
+            "no-compiler",
             "compile",
             f"torch.compile needs {missing}, and there is none",
             f"false, or {missing}",
             f"install {missing.removeprefix('a ')}, or set compile=false",
-            nearest=False,
+            False,
         )
 
 
-def check_speed_flags(draft: Draft) -> Iterator[Decision]:
-    """Flags of CUDA libraries say so when there is no CUDA; threads are compared with CPUs."""
+def check_speed_flags(draft: Draft) -> None:
+    """Flags of CUDA libraries are reported where there is no CUDA; threads are compared with CPUs."""
     facts = draft.facts
     if draft["benchmark"] and draft.kind != "cuda":
-        yield Ignored("benchmark", False, f"cuDNN is not used on {draft.kind}")
+        draft.ignore("no-cudnn", "benchmark", False, f"cuDNN is not used on {draft.kind}")
     old = draft.kind == "cuda" and facts.gpus and all(float(gpu.capability) < 8 for gpu in facts.gpus)
     if draft["matmul_precision"] != "highest" and old:
-        yield Note("matmul_precision", "matmul_precision has no effect: no GPU here has TF32")
+        draft.note("no-tf32", "matmul_precision", "matmul_precision has no effect: no GPU here has TF32")
     threads = draft["num_threads"]
     if threads and threads > facts.usable_cpus:
         text = f"num_threads={threads} is more than the {facts.usable_cpus} CPUs this job may use"
-        yield Note("num_threads", text)
+        draft.note("more-threads-than-cpus", "num_threads", text)
 
 
 # --- how it optimizes ---------------------------------------------------------------------------------------
 
 
-def check_optimization(draft: Draft) -> Iterator[Decision]:
+def check_optimization(draft: Draft) -> None:
     """A module that steps its optimizer by itself clips and accumulates by itself, too."""
-    if draft.traits.automatic_optimization:
-        return
     for name, off in (("gradient_clip_val", None), ("accum_steps", 1)):
-        if draft[name] != off:
-            yield Unsupported(
+        if not draft.traits.automatic_optimization and draft[name] != off:
+            draft.unsupported(
+                "manual-optimization",
                 name,
                 "the module steps its optimizer itself (manual optimization), where this does not act",
                 format_value(off),
                 f"set {name}={format_value(off)}, or use automatic optimization",
-                nearest=off,
+                off,
             )
 
 
-def check_amounts(draft: Draft) -> Iterator[Decision]:
+def check_amounts(draft: Draft) -> None:
     """Batches, accumulation and limits against the number of training samples."""
     samples, batch, limit = draft.traits.train_samples, draft["batch_size"], draft["limit_train_batches"]
     if not samples:
         return
     batches = -(-samples // (batch * draft.world_size))
     if batch > samples:
-        yield Note("batch_size", f"batch_size={batch} is more than the {samples} training samples")
+        text = f"batch_size={batch} is more than the {samples} training samples"
+        draft.note("batch-larger-than-data", "batch_size", text)
     if isinstance(limit, float) and int(batches * limit) == 0:
-        yield Unsupported(
+        draft.unsupported(
+            "no-batches",
             "limit_train_batches",
             f"that fraction of {batches} batches is no batch at all",
-            "a whole number, or a larger fraction",
+            "an integer, or a larger fraction",
             "set limit_train_batches=1 for one batch",
-            nearest=1,
+            1,
             refused_by_trainer=True,
         )
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"
-        yield Note("accum_steps", f"{text}; the optimizer steps once per epoch")
+        text += "; the optimizer steps once per epoch"
+        draft.note("accumulates-beyond-epoch", "accum_steps", text)
 
 
-def choose_monitor(draft: Draft) -> Iterator[Decision]:
+def choose_monitor(draft: Draft) -> None:
     """Without validation data val_loss is never logged, so train_loss ranks; unknown names are refused."""
-    asked, traits = draft["checkpoint_monitor_metric"], draft.traits
-    if asked == "val_loss" and not traits.has_validation:
-        yield Decided("checkpoint_monitor_metric", "train_loss", "there is no validation data")
-    monitor, known = draft["checkpoint_monitor_metric"], traits.logged_metrics
+    name, traits = "checkpoint_monitor_metric", draft.traits
+    if draft[name] == "val_loss" and not traits.has_validation:
+        draft.decide(name, "train_loss", "there is no validation data")
+    monitor, known = draft[name], traits.logged_metrics
     unvalidated = monitor.startswith("val_") and not traits.has_validation
-    if _uses_monitor(draft) and (unvalidated or (known is not None and monitor not in known)):
-        names = [name for name in known or () if traits.has_validation or not name.startswith("val_")]
-        nearest = next((name for name in ("val_loss", "train_loss") if name in names), NOTHING_NEAR)
-        yield Unsupported(
-            "checkpoint_monitor_metric",
+    missing = unvalidated or (known is not None and monitor not in known)
+    if missing and monitor_readers({field_name: row.value for field_name, row in draft.effective.items()}):
+        logged = [metric for metric in known or () if traits.has_validation or not metric.startswith("val_")]
+        nearest = next((metric for metric in ("val_loss", "train_loss") if metric in logged), NOTHING_NEAR)
+        draft.unsupported(
+            "metric-not-logged",
+            name,
             "there is no validation data" if unvalidated else "the module never logs it",
-            f"one of: {', '.join(names)}" if names else "a metric that training logs, such as train_loss",
-            "set checkpoint_monitor_metric to a logged metric",
-            nearest="train_loss" if known is None else nearest,
+            f"one of: {', '.join(logged)}" if logged else "a metric that training logs, such as train_loss",
+            f"set {name} to a logged metric",
+            "train_loss" if known is None else nearest,
         )
     if draft["checkpoint_mode"] == "max" and monitor.endswith("loss"):
-        yield Note("checkpoint_mode", f"checkpoint_mode=max keeps the checkpoints with the worst {monitor}")
-
-
-def _uses_monitor(draft: Draft) -> bool:
-    ranks = draft["enable_checkpointing"] and draft["checkpoint_save_top_k"] != 0
-    return bool(ranks or draft["early_stop_patience"] or draft["scheduler"] == "ReduceLROnPlateau")
+        text = f"checkpoint_mode=max keeps the checkpoints with the worst {monitor}"
+        draft.note("largest-loss-ranks-first", "checkpoint_mode", text)
 
 
 # --- loaders ------------------------------------------------------------------------------------------------
 
 
-def choose_workers(draft: Draft) -> Iterator[Decision]:
+def choose_workers(draft: Draft) -> None:
     """`auto` leaves one CPU to each training process; options of workers need workers."""
     usable, processes = draft.facts.usable_cpus, draft.processes_per_node
     if draft["num_workers"] == "auto":
         share = min(MAX_AUTO_WORKERS, max(0, usable // processes - 1))
-        yield Decided("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")
+        draft.decide("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")
     workers = draft["num_workers"]
     if workers * processes > usable:
         total = f"{workers} x {processes}" if processes > 1 else f"{workers}"
-        yield Note("num_workers", f"num_workers={total} is more than the {usable} CPUs this job may use")
-    if workers == 0:
-        if draft["persistent_workers"]:
-            yield Ignored("persistent_workers", False, "num_workers is 0")
-        if draft["prefetch_factor"] is not None:
-            yield Ignored("prefetch_factor", None, "num_workers is 0")
+        text = f"num_workers={total} is more than the {usable} CPUs this job may use"
+        draft.note("more-workers-than-cpus", "num_workers", text)
+    for name, off in (("persistent_workers", False), ("prefetch_factor", None)):
+        if workers == 0 and draft[name] != off:
+            draft.ignore("no-workers", name, off, "num_workers is 0")
 
 
-def choose_pinning(draft: Draft) -> Iterator[Decision]:
+def choose_pinning(draft: Draft) -> None:
     """Page-locked memory speeds up copies to a CUDA device and does nothing elsewhere."""
     asked, cuda = draft["pin_memory"], draft.kind == "cuda"
     if asked == "auto":
-        yield Decided("pin_memory", cuda, f"auto: batches go to {'a GPU' if cuda else f'the {draft.kind}'}")
+        draft.decide("pin_memory", cuda, f"auto: batches go to {'a GPU' if cuda else f'the {draft.kind}'}")
     elif asked and not cuda:
-        yield Ignored("pin_memory", False, f"it speeds up copies to a CUDA device, and this is {draft.kind}")
+        reason = f"it speeds up copies to a CUDA device, and this is {draft.kind}"
+        draft.ignore("no-cuda", "pin_memory", False, reason)
 
 
-def choose_inference_batch(draft: Draft) -> Iterator[Decision]:
-    """Inference uses the training batch size unless told otherwise."""
+def choose_inference_batch(draft: Draft) -> None:
+    """Inference uses the training batch size where it has none of its own."""
     if draft["inference_batch_size"] is None:
-        yield Decided("inference_batch_size", draft["batch_size"], "none: the same as batch_size")
+        draft.decide("inference_batch_size", draft["batch_size"], "none: the same as batch_size")
 
 
 # --- what is written and shown ------------------------------------------------------------------------------
 
 
-def check_writing(draft: Draft) -> Iterator[Decision]:
+def check_writing(draft: Draft) -> None:
     """A smoke test writes nothing; ranking options need checkpoints."""
-    if draft["fast_dev_run"]:
-        for name, off in (("enable_checkpointing", False), ("logger_backend", None)):
-            if draft[name] != off:
-                yield Decided(name, off, "fast_dev_run writes no checkpoint and no metrics")
+    for name, off in (("enable_checkpointing", False), ("logger_backend", None)):
+        if draft["fast_dev_run"] and draft[name] != off:
+            draft.decide(name, off, "fast_dev_run writes no checkpoint and no metrics")
     if not draft["enable_checkpointing"] and draft.was_set("checkpoint_save_top_k"):
         reason = "no checkpoints are written" + (" in a fast_dev_run" if draft["fast_dev_run"] else "")
-        yield Note("checkpoint_save_top_k", f"checkpoint_save_top_k has no effect: {reason}")
+        text = f"checkpoint_save_top_k has no effect: {reason}"
+        draft.note("no-checkpoints", "checkpoint_save_top_k", text)
 
 
-def check_logger(draft: Draft) -> Iterator[Decision]:
+def check_logger(draft: Draft) -> None:
     """A logger needs its package; options of a logger need that logger."""
     backend = draft["logger_backend"]
     packages = LOGGER_PACKAGES.get(backend, ())
     if packages and not draft.facts.has(*packages):
-        yield Unsupported(
+        draft.unsupported(
+            "logger-not-installed",
             "logger_backend",
             f"the package {packages[0]} is not installed",
             "csv, none, or an installed logger",
             f"pip install 'ptycho-exec[{backend}]', or set logger_backend=csv",
-            nearest="csv",
+            "csv",
         )
     backend = draft["logger_backend"]
     if draft["tracking_uri"] and backend != "mlflow":
-        yield Note("tracking_uri", f"tracking_uri has no effect: logger_backend is {format_value(backend)}")
+        text = f"tracking_uri has no effect: logger_backend is {format_value(backend)}"
+        draft.note("not-this-logger", "tracking_uri", text)
     if draft.was_set("experiment_name") and backend not in ("mlflow", "wandb"):
-        yield Note("experiment_name", f"experiment_name has no effect with logger {format_value(backend)}")
+        text = f"experiment_name has no effect with logger {format_value(backend)}"
+        draft.note("not-this-logger", "experiment_name", text)
     if draft["log_images_every_n_epochs"] and backend is None:
-        yield Ignored("log_images_every_n_epochs", None, "there is no logger to send pictures to")
+        reason = "there is no logger to send images to"
+        draft.ignore("no-logger", "log_images_every_n_epochs", None, reason)
 
 
-def choose_progress_bar(draft: Draft) -> Iterator[Decision]:
+def choose_progress_bar(draft: Draft) -> None:
     """`auto` shows progress where somebody can watch it."""
     if draft["enable_progress_bar"] == "auto":
         watched = draft.facts.terminal or draft.facts.notebook
         where = "output is a terminal" if draft.facts.terminal else "a notebook" if watched else "no terminal"
-        yield Decided("enable_progress_bar", watched, f"auto: {where}")
+        draft.decide("enable_progress_bar", watched, f"auto: {where}")
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[Callable[[Draft], None], ...] = (
     choose_accelerator,
     count_devices,
     match_nodes,
     match_tasks,
+    check_slurm,
     choose_strategy,
     check_precision,
     check_compile,

@@ -1,4 +1,4 @@
-"""What ran, with what, from where: run directories, manifests, fingerprints, and differences of settings."""
+"""What ran, with what, from where: run directories, manifests, fingerprints."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptycho_exec.errors import SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
@@ -26,16 +26,13 @@ SETTINGS_FILE = "settings.toml"
 MANIFEST_VERSION = 1
 
 
-# --- fingerprint and difference -----------------------------------------------------------------------------
+# --- fingerprint --------------------------------------------------------------------------------------------
 
 
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
     """Return every field's value as plain JSON data."""
-    return {name: _listed(getattr(settings, name)) for name in field_specs()}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    values = {name: getattr(settings, name) for name in field_specs()}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def numerics(settings: ExecutionSettings) -> dict[str, Any]:
@@ -56,36 +53,6 @@ def fingerprint(settings: ExecutionSettings | Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Difference(NamedTuple):
-    """One field in which two settings differ, and what such a difference can change."""
-
-    field: str
-    left: Any
-    right: Any
-    effect: Effect
-
-    def __repr__(self) -> str:
-        """Values as text without credentials; the attributes hold them whole."""
-        left, right = (redact(repr(value)) for value in (self.left, self.right))
-        return f"Difference({self.field}: {left} -> {right}, {self.effect.value})"
-
-
-def diff_settings(
-    left: ExecutionSettings,
-    right: ExecutionSettings,
-    only: Iterable[Effect | str] | Effect | str | None = None,
-) -> tuple[Difference, ...]:
-    """Return the fields that differ, all or those of the effect classes in `only`."""
-    wanted = (
-        set(Effect) if only is None else {Effect(only)} if isinstance(only, str) else set(map(Effect, only))
-    )
-    return tuple(
-        Difference(name, getattr(left, name), getattr(right, name), spec.effect)
-        for name, spec in field_specs().items()
-        if spec.effect in wanted and getattr(left, name) != getattr(right, name)
-    )
-
-
 # --- run directory ------------------------------------------------------------------------------------------
 
 
@@ -104,26 +71,22 @@ def new_run_dir(path: str | Path) -> Path:
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"the output path is a file: {folder}", fix="choose the name of a new directory")
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        _remove(made)
+        for parent in created:
+            with suppress(OSError):
+                parent.rmdir()
         raise UserError(
             f"cannot write the output directory: {error.strerror}",
             where=str(folder),
             fix="choose a place that you may write to",
         ) from None
     return folder
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 # --- manifest -----------------------------------------------------------------------------------------------
@@ -135,7 +98,10 @@ def manifest_parts(
     """Return the parts of a manifest that the settings, the plan and this process know."""
     parts: dict[str, Any] = {
         "intent": values_of(settings),
-        "origins": {name: _origin(origin) for name, origin in settings.origins.items()},
+        "origins": {
+            name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
+            for name, origin in settings.origins.items()
+        },
         "fingerprint": fingerprint(settings),
         "versions": {"python": sys.version.split()[0], **package_versions()},
         "git": git_state(),
@@ -149,10 +115,6 @@ def manifest_parts(
     if known is not None:
         parts["facts"] = known.model_dump(mode="json")
     return parts
-
-
-def _origin(origin: Any) -> dict[str, Any]:
-    return {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
 
 
 def write_manifest(path: str | Path, /, **parts: Any) -> None:
@@ -197,7 +159,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     target = _manifest_path(path)
     try:
-        found = json.loads(target.read_text())
+        manifest = json.loads(target.read_text())
     except OSError as error:
         raise UserError(
             f"cannot read the manifest: {error.strerror}",
@@ -206,9 +168,9 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise UserError(f"the manifest is not JSON: {error}", where=str(target)) from None
-    if not isinstance(found, dict) or "manifest_version" not in found:
+    if not isinstance(manifest, dict) or "manifest_version" not in manifest:
         raise UserError("this JSON file is not a manifest", where=str(target))
-    return found
+    return manifest
 
 
 def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ExecutionSettings:
@@ -237,7 +199,7 @@ def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
-    """Write every value as a TOML settings file that loads again; optional fields that are none say so."""
+    """Write every value as a TOML settings file that loads again; none is written as a word."""
     import tomli_w
 
     rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}

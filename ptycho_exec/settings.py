@@ -103,6 +103,11 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
         """Where each value came from, by field name, with what it shadowed."""
         return MappingProxyType(self._origins)
 
+    def origin_of(self, name: str) -> str:
+        """Return where the value of a field came from, as text; empty where that is not known."""
+        origin = self._origins.get(name)
+        return origin.describe() if origin else ""
+
     def with_overrides(self, **overrides: Any) -> Self:
         """Return a validated copy in which `overrides` win over everything that was resolved before."""
         return self.from_resolution(resolve_onto(self, overrides, place="with_overrides()"))

@@ -18,7 +18,6 @@ from ptycho_exec.cli.commands import resolve_from, table
 from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given, run
 from ptycho_exec.errors import SettingsError, UserError, redact
 from ptycho_exec.fields.spec import decode_text, field_specs, format_value
-from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
@@ -34,13 +33,7 @@ STARTED = time.perf_counter()
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ptycho-torch`; return its exit code."""
-    return run(build_parser(), argv, _handle)
-
-
-def _handle(args: argparse.Namespace) -> int:
-    choose_wait_policy()  # before the command imports torch
-    code: int = args.handler(args)
-    return code
+    return run(build_parser(), argv, lambda args: args.handler(args))
 
 
 def build_parser() -> Parser:

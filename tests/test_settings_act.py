@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -233,7 +234,7 @@ def test_compile_reaches_the_network(
     scan: ScanData, watch: Watch, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr("ptycho_exec.machine.facts._compiler", lambda environ: "g++")
+    monkeypatch.setenv("CXX", sys.executable)  # any program: nothing is compiled here
     seen = Forward()
     watch(seen)
     _train_with_lightning(scan, None, science(), settings(compile=asked))
@@ -553,7 +554,6 @@ def test_mlflow_is_told_experiment_and_address(
         raise Told(options)
 
     monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", build)
-    monkeypatch.setattr("ptycho_exec.trainer.loggers._need", lambda *names: None)
     wanted = settings(logger_backend="mlflow", **asked)
     plan = resolve_plan(wanted, CPU.model_copy(update={"packages": {"mlflow": "3"}}))
     with process_flags(wanted), pytest.raises(Told) as caught:

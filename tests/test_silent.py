@@ -54,7 +54,7 @@ def test_two_processes_on_a_cpu_are_announced() -> None:
     wanted = settings(accelerator="cpu", devices=2)
     plan = resolve_plan(wanted, MachineFacts(cpus_logical=1))
     assert (plan.settings.strategy, plan.effective["strategy"].reason) == ("ddp", "auto: 2 processes")
-    assert "devices=2 starts 2 processes on 1 usable CPUs" in {notice.text for notice in plan.notices}
+    assert "devices=2 starts 2 processes on 1 usable CPUs" in {notice.what for notice in plan.notices}
     with process_flags(wanted):
         trainer = build_trainer(wanted, max_epochs=1, plan=plan)
     report = requested_and_effective(trainer, wanted, plan, writes=False)

@@ -205,7 +205,7 @@ def check(args: argparse.Namespace) -> int:
         annotate(error)
         return error.exit_code
     plan = _plan_for(settings, args.facts)
-    problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
+    problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
     steps = _trial(args, settings) if args.probe is not None and not problems else ()
     failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
     if args.json:
@@ -294,7 +294,7 @@ def _fail_line(finding: Finding) -> str:
 def _check_lines(plan: Plan) -> Iterator[str]:
     failed = {problem.field for problem in plan.problems}
     for notice in plan.notices:
-        yield f"note  {notice.field}: {notice.text}"
+        yield f"note  {notice.field}: {notice.what}"
     chosen = [
         ("OK  ", name, shown(row.value), row.reason)
         for name, row in plan.effective.items()

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, UserError, redact
 from ptycho_exec.files import write_atomically
-from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
 
 PROGRAM = "ptycho_torch.tools.probe_run"
@@ -115,7 +114,6 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "MPL
 def _environ(folder: Path, home: Path) -> dict[str, str]:
     """Return the variables of the child: those of this process, with caches in the trial's own folder."""
     environ = {**os.environ, **{name: str(folder / "cache") for name in CACHES}}
-    choose_wait_policy(environ)
     if not {"site-packages", "dist-packages"} & set(home.parts):  # a checkout, which need not be installed
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
     return environ

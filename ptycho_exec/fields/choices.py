@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+LoggerWord = Literal["csv", "tensorboard", "mlflow", "wandb"]
+"""The logger backends. Each has a meaning below, a row in `ptycho_exec.trainer.loggers`, and its packages in
+`ptycho_exec.machine.facts` and in the extra of its name."""
+
 CHOICES: dict[str, dict[str, str]] = {
     "accelerator": {
         "auto": "the best there is: Apple GPU, CUDA GPU, else CPU",

@@ -24,6 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ptycho_exec.fields.choices import LoggerWord
+
 ENV_PREFIX = "PTYCHO_EXEC_"
 
 
@@ -195,9 +197,7 @@ class ExecutionFields(BaseModel):
     # --- what is shown and recorded
     enable_progress_bar: Annotated[Literal["auto"] | bool, Effect.UI] = "auto"
     """Show progress with the remaining time; auto does so when attached to a terminal."""
-    logger_backend: Annotated[
-        Literal["csv", "tensorboard", "mlflow", "wandb"] | None, NoneWord, Effect.IO
-    ] = "csv"
+    logger_backend: Annotated[LoggerWord | None, NoneWord, Effect.IO] = "csv"
     """Where metrics go; none writes none. All but csv need the extra of the same name."""
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10
     """Optimizer steps between two rows of step metrics."""
@@ -232,6 +232,22 @@ class ExecutionFields(BaseModel):
         return self
 
 
+METRIC_DRIVEN = frozenset({"ReduceLROnPlateau", "Adaptive"})
+"""Schedulers that follow the monitored metric."""
+
+
+def monitor_readers(values: Mapping[str, Any]) -> list[str]:
+    """Return what reads `checkpoint_monitor_metric` in a run with these values, `dict(settings)`."""
+    ranks = values["enable_checkpointing"] and values["checkpoint_save_top_k"] != 0
+    scheduler = values["scheduler"]
+    readers = {
+        "checkpoints": ranks and not values["fast_dev_run"],
+        "early stopping": values["early_stop_patience"] is not None,
+        f"scheduler {scheduler}": scheduler in METRIC_DRIVEN,
+    }
+    return [name for name, reads in readers.items() if reads]
+
+
 def malformed(values: Mapping[str, Any]) -> list[str]:
     """Return the names in `values` whose value their field does not accept, each looked at by itself."""
     try:
@@ -259,7 +275,7 @@ class Conflict(NamedTuple):
         return all(value in values or type(value) in values for value, values in given)
 
 
-_SHARDED = tuple(word for word in get_args(Strategy) if word.startswith(("fsdp", "deepspeed")))
+SHARDED = tuple(word for word in get_args(Strategy) if word.startswith(("fsdp", "deepspeed")))
 
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict(
@@ -278,7 +294,7 @@ CONFLICTS: tuple[Conflict, ...] = (
         "give a number of processes, such as devices=1",
     ),
     Conflict(
-        {"accelerator": ("cpu", "mps"), "strategy": _SHARDED},
+        {"accelerator": ("cpu", "mps"), "strategy": SHARDED},
         "fsdp and deepspeed shard over CUDA devices",
         "choose accelerator=cuda, or strategy=auto",
     ),

@@ -15,49 +15,29 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from ptycho_exec.errors import Finding, SettingsError
 
-PACKAGES = (
-    "ptycho-exec",
-    "torch",
-    "lightning",
-    "pydantic",
-    "pydantic-settings",
-    "numpy",
-    "scipy",
-    "h5py",
-    "scikit-image",
-    "matplotlib",
-    "rich",
-    "tensorboard",
-    "tensorboardX",
-    "mlflow",
-    "mlflow-skinny",
-    "wandb",
-    "deepspeed",
-    "triton",
-    "ptychodus",
-)
+LOGGER_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb",),
+}
+"""Logger backend -> packages of which one must be installed; any other backend needs none."""
+PACKAGES = ("ptycho-exec", "torch", "lightning", "pydantic", "pydantic-settings", "numpy", "scipy", "h5py",
+            "scikit-image", "matplotlib", "rich", *chain.from_iterable(LOGGER_PACKAGES.values()), "deepspeed",
+            "triton", "ptychodus")  # fmt: skip
 TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-SLURM_VARIABLES = (
-    "SLURM_JOB_ID",
-    "SLURM_JOB_NAME",
-    "SLURM_STEP_ID",
-    "SLURM_NTASKS",
-    "SLURM_NTASKS_PER_NODE",
-    "SLURM_NNODES",
-    "SLURM_NODEID",
-    "SLURM_PROCID",
-    "SLURM_LOCALID",
-    "SLURM_CPUS_PER_TASK",
-)
+SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
+                   "SLURM_NNODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID",
+                   "SLURM_CPUS_PER_TASK")  # fmt: skip
 # Under these job names Lightning takes an allocation for an interactive shell and ignores SLURM.
 SLURM_INTERACTIVE_NAMES = ("bash", "interactive")
 
@@ -99,7 +79,7 @@ class Launcher(_Plain):
     kind: Literal["none", "torchrun", "slurm"] = "none"
     world_size: int = 1
     tasks_per_node: int | None = None
-    """Processes on each node; None when the launcher does not say, or says different numbers."""
+    """Processes on each node; None when the launcher gives no number, or several."""
     nodes: int = 1
     variables: dict[str, str] = {}
 
@@ -147,8 +127,11 @@ class MachineFacts(_Plain):
     def probe(cls, *, ask_torch: bool = True, environ: Mapping[str, str] | None = None) -> Self:
         """Read this machine. `ask_torch=False` leaves GPUs out and never starts a child process."""
         variables = os.environ if environ is None else environ
-        total_mb, limit_mb = _memory_mb()
-        gpu = _gpu_facts(variables) if ask_torch else {}
+        compilers = (variables.get("CXX"), "g++", "clang++", "c++")
+        try:
+            memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+        except (AttributeError, ValueError, OSError):
+            memory_mb = None
         return cls(
             hostname=platform.node(),
             platform=f"{platform.system()}-{platform.release()}-{platform.machine()}",
@@ -157,14 +140,14 @@ class MachineFacts(_Plain):
             cpus_affinity=affinity_cpus(),
             cpus_cgroup=cgroup_cpus(),
             cpus_slurm=_whole(variables.get("SLURM_CPUS_PER_TASK")),
-            memory_mb=total_mb,
-            memory_limit_mb=limit_mb,
-            compiler=_compiler(variables),
+            memory_mb=memory_mb,
+            memory_limit_mb=cgroup_memory_mb(),
+            compiler=next((path for name in compilers if name and (path := shutil.which(name))), None),
             packages=package_versions(),
             launcher=detect_launcher(variables),
             notebook=hasattr(sys, "ps1"),
             terminal=sys.stdout is not None and sys.stdout.isatty(),
-            **gpu,
+            **(_gpu_facts(variables) if ask_torch else {}),
         )
 
     @classmethod
@@ -183,35 +166,41 @@ class MachineFacts(_Plain):
                 fix="write them on the machine they are about: ptycho-exec facts > FILE",
             ) from None
         except ValidationError as error:
-            raise SettingsError.from_findings([_finding(path, item) for item in error.errors()]) from None
+            fix = "write the file anew with: ptycho-exec facts > FILE"
+            findings = []
+            for item in error.errors():
+                key = ".".join(str(part) for part in item["loc"])
+                where = f"{path}, key {key}" if key else str(path)
+                findings.append(Finding(f"machine facts: {item['msg']}", where, fix=fix, code="bad-facts"))
+            raise SettingsError.from_findings(findings) from None
 
     def to_json(self) -> str:
         """Return the facts as indented JSON text that `load` reads back."""
         return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
 
     def has(self, *packages: str) -> bool:
-        """Tell whether any of `packages` is installed."""
+        """Return whether any of `packages` is installed."""
         return any(name in self.packages for name in packages)
-
-
-def _finding(path: str | Path, item: ErrorDetails) -> Finding:
-    key = ".".join(str(part) for part in item["loc"])
-    what = f"machine facts: {item['msg']}"
-    fix = "write the file anew with: ptycho-exec facts > FILE"
-    return Finding(what, where=f"{path}, key {key}" if key else str(path), fix=fix)
 
 
 # --- CPUs and memory ----------------------------------------------------------------------------------------
 
 
 def affinity_cpus() -> int | None:
-    """Return how many processors this process is bound to; None where the system does not tell."""
+    """Return how many processors this process is bound to; None where the system has no such call."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def cgroup_cpus(root: Path = Path("/")) -> float | None:
     """Return the smallest CPU quota on the way up from this process's control group, in CPUs (v1 and v2)."""
-    quotas = [quota for folder in _cgroup_folders(root, "cpu") if (quota := _quota(folder)) is not None]
+    quotas = []
+    for folder in _cgroup_folders(root, "cpu"):
+        words = (_text(folder / "cpu.max") or "").split()
+        quota, period = (_whole(_text(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
+        if len(words) == 2 and words[0].isdigit():
+            quotas.append(int(words[0]) / int(words[1]))
+        elif quota and period and quota > 0:
+            quotas.append(quota / period)
     return min(quotas, default=None)
 
 
@@ -240,22 +229,6 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
             yield from (place for place in (folder, *folder.parents) if place.is_relative_to(mount))
 
 
-def _quota(folder: Path) -> float | None:
-    words = (_text(folder / "cpu.max") or "").split()
-    if len(words) == 2 and words[0].isdigit():
-        return int(words[0]) / int(words[1])
-    quota, period = (_whole(_text(folder / f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
-    return quota / period if quota and period and quota > 0 else None
-
-
-def _memory_mb() -> tuple[int | None, int | None]:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-    except (AttributeError, ValueError, OSError):
-        total = None
-    return total, cgroup_memory_mb()
-
-
 def _text(path: Path) -> str | None:
     try:
         return path.read_text()
@@ -275,24 +248,17 @@ def _whole(text: str | None) -> int | None:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages that matter here and are installed, read from their metadata."""
-    found = {}
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = _version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = _version(name)
+    return versions
 
 
 @cache
 def _version(name: str) -> str:
     """Read a version once per process; what is missing is looked for again: notebooks install later."""
     return importlib.metadata.version(name)
-
-
-def _compiler(environ: Mapping[str, str]) -> str | None:
-    names = (environ.get("CXX"), "g++", "clang++", "c++")
-    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -305,59 +271,54 @@ def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=True
         )
         _, _, answer = done.stdout.partition("FACTS")
-        found: dict[str, Any] = json.loads(answer)
+        facts: dict[str, Any] = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"gpu_note": f"a GPU is there, but torch could not be asked about it: {type(error).__name__}"}
-    found["gpus"] = tuple(Gpu(**gpu) for gpu in found["gpus"])
-    if not found["gpus"] and not found["mps"]:
-        version = package_versions()["torch"]
-        found["gpu_note"] = (
-            f"a GPU is there, but torch {version} cannot use it (driver, or a build without it)"
-        )
-    return found
+    facts["gpus"] = tuple(Gpu(**gpu) for gpu in facts["gpus"])
+    if not facts["gpus"] and not facts["mps"]:
+        torch = f"torch {package_versions()['torch']}"
+        facts["gpu_note"] = f"a GPU is there, but {torch} cannot use it (driver, or a build without it)"
+    return facts
 
 
 def _shows_gpu(environ: Mapping[str, str]) -> bool:
-    """Tell cheaply whether asking torch is worth its seconds: is there any device file of a GPU?"""
+    """Return whether asking torch is worth its seconds: whether there is any device file of a GPU."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
-    if environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
-    nodes = ("nvidia[0-9]*", "dxg", "kfd")
-    return any(next(Path("/dev").glob(node), None) for node in nodes)
+    hidden = environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(any(Path("/dev").glob(node)) for node in ("nvidia[0-9]*", "dxg", "kfd"))
 
 
 # --- launcher -----------------------------------------------------------------------------------------------
 
 
 def detect_launcher(environ: Mapping[str, str]) -> Launcher:
-    """Tell from its variables who started this process. torchrun wins over SLURM, as in Lightning."""
+    """Return who started this process, from its variables. torchrun wins over SLURM, as in Lightning."""
+
+    def count(name: str) -> int:
+        return _whole(environ.get(name)) or 1
+
+    def present(names: tuple[str, ...]) -> dict[str, str]:
+        return {name: environ[name] for name in names if name in environ}
+
     if "TORCHELASTIC_RUN_ID" in environ:
-        return _torchrun(environ)
-    interactive = environ.get("SLURM_JOB_NAME") in SLURM_INTERACTIVE_NAMES
-    return _slurm(environ) if "SLURM_NTASKS" in environ and not interactive else Launcher()
-
-
-def _torchrun(environ: Mapping[str, str]) -> Launcher:
-    world, local = (_whole(environ.get(name)) or 1 for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    variables = {name: environ[name] for name in TORCHRUN_VARIABLES if name in environ}
-    return Launcher(
-        kind="torchrun",
-        world_size=world,
-        tasks_per_node=local,
-        nodes=max(1, world // local),
-        variables=variables,
-    )
-
-
-def _slurm(environ: Mapping[str, str]) -> Launcher:
-    return Launcher(
-        kind="slurm",
-        world_size=_whole(environ.get("SLURM_NTASKS")) or 1,
-        tasks_per_node=slurm_tasks_per_node(environ.get("SLURM_NTASKS_PER_NODE", "")),
-        nodes=_whole(environ.get("SLURM_NNODES")) or 1,
-        variables={name: environ[name] for name in SLURM_VARIABLES if name in environ},
-    )
+        world, local = count("WORLD_SIZE"), count("LOCAL_WORLD_SIZE")
+        return Launcher(
+            kind="torchrun",
+            world_size=world,
+            tasks_per_node=local,
+            nodes=max(1, world // local),
+            variables=present(TORCHRUN_VARIABLES),
+        )
+    if "SLURM_NTASKS" in environ and environ.get("SLURM_JOB_NAME") not in SLURM_INTERACTIVE_NAMES:
+        return Launcher(
+            kind="slurm",
+            world_size=count("SLURM_NTASKS"),
+            tasks_per_node=slurm_tasks_per_node(environ.get("SLURM_NTASKS_PER_NODE", "")),
+            nodes=count("SLURM_NNODES"),
+            variables=present(SLURM_VARIABLES),
+        )
+    return Launcher()
 
 
 def slurm_tasks_per_node(text: str) -> int | None:

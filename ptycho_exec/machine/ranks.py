@@ -6,6 +6,6 @@ import os
 
 
 def is_rank_zero() -> bool:
-    """Tell from the launcher's variables whether this process writes for all of them."""
+    """Return whether this process writes for all of them, from the launcher's variables."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((rank == "0" for rank in ranks if rank is not None), True)

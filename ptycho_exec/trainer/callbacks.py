@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptycho_exec.fields.model import SHARDED
 from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.profilers import Profiler
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_NAME = "epoch{epoch:04d}-step{step:07d}"
 
 
-def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool) -> list[Callback]:
+def build_callbacks(
+    plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool, profiler: Profiler | None = None
+) -> list[Callback]:
     """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files."""
     from ptycho_exec.trainer.progress import Throughput
     from ptycho_exec.trainer.readback import ReadBack
@@ -24,11 +28,22 @@ def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger
 
     settings = plan.settings
     callbacks: list[Callback] = [
-        ReadBack(plan, writes=run_dir is not None),
+        ReadBack(plan, writes=run_dir is not None, profiler=profiler),
         Continuity(settings.seed),
         Throughput(),
     ]
-    callbacks += early_stopping(settings)
+    if settings.early_stop_patience is not None:
+        from lightning.pytorch.callbacks import EarlyStopping
+
+        callbacks.append(
+            EarlyStopping(
+                monitor=settings.checkpoint_monitor_metric,
+                mode=settings.checkpoint_mode,
+                patience=settings.early_stop_patience,
+                check_on_train_epoch_end=True,
+                verbose=False,
+            )
+        )
     if has_logger:
         from lightning.pytorch.callbacks import LearningRateMonitor
 
@@ -40,22 +55,6 @@ def build_callbacks(plan: Plan, *, run_dir: str | Path | None = None, has_logger
     if run_dir is not None and settings.enable_checkpointing and not settings.fast_dev_run:
         callbacks += build_checkpoints(settings, Path(run_dir) / CHECKPOINT_FOLDER)
     return callbacks
-
-
-def early_stopping(settings: ExecutionSettings) -> list[Callback]:
-    """Return the callback that stops when the monitored metric no longer improves, if asked for."""
-    if settings.early_stop_patience is None:
-        return []
-    from lightning.pytorch.callbacks import EarlyStopping
-
-    stop = EarlyStopping(
-        monitor=settings.checkpoint_monitor_metric,
-        mode=settings.checkpoint_mode,
-        patience=settings.early_stop_patience,
-        check_on_train_epoch_end=True,
-        verbose=False,
-    )
-    return [stop]
 
 
 def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpoint]:
@@ -78,11 +77,11 @@ def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpo
 
 
 def build_plugins(plan: Plan) -> list[object]:
-    """Return the writer that gives a checkpoint its name only when it is complete.
+    """Return the writer of checkpoints: to a temporary file, renamed when it is complete.
 
     Sharded strategies write checkpoints of several files in their own way and keep it.
     """
-    if plan.settings.strategy.startswith(("fsdp", "deepspeed")):
+    if plan.settings.strategy in SHARDED:
         return []
     from ptycho_exec.trainer.checkpoints import AtomicCheckpointIO
 

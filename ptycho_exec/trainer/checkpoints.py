@@ -40,21 +40,15 @@ class BestCheckpoints(ModelCheckpoint):
         kept = {Path(path): score for path, score in state_dict.get("best_k_models", {}).items()}
         moved = self.dirpath is not None and state_dict.get("dirpath") != self.dirpath
         if moved and kept and all(path.exists() for path in kept):
-            state_dict = self._take_along(state_dict, kept)
+            folder = Path(str(self.dirpath))
+            for path in kept:
+                copy_once(path, folder / path.name)
+            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                before = state_dict.get(name)
+                state_dict = {**state_dict, name: str(folder / Path(before).name) if before else ""}
+            ranked = {str(folder / path.name): score for path, score in kept.items()}
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": ranked}
         super().load_state_dict(state_dict)
-
-    def _take_along(self, state: dict[str, Any], kept: dict[Path, torch.Tensor]) -> dict[str, Any]:
-        folder = Path(str(self.dirpath))
-        for path in kept:
-            copy_once(path, folder / path.name)
-
-        def here(name: str) -> str:
-            return str(folder / Path(state[name]).name) if state.get(name) else ""
-
-        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-        ranked = {str(folder / path.name): score for path, score in kept.items()}
-        moved = {name: here(name) for name in paths}
-        return {**state, **moved, "dirpath": self.dirpath, "best_k_models": ranked}
 
 
 @rank_zero_only

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec.trainer.loggers import log_picture
+from ptycho_exec.trainer.loggers import log_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Pictures(Callback):
-    """Send pictures to the loggers every so many epochs, and after the last one.
+class Images(Callback):
+    """Send images to the loggers every so many epochs, and after the last one.
 
     Args:
-        make: takes the module and returns pictures (H, W, 3) of bytes by name, such as `amplitude`.
+        render: takes the module and returns images (H, W, 3) in bytes by name, such as `amplitude`.
         every_n_epochs: `log_images_every_n_epochs`.
     """
 
     def __init__(
-        self, make: Callable[[LightningModule], dict[str, NDArray[np.uint8]]], every_n_epochs: int
+        self, render: Callable[[LightningModule], dict[str, NDArray[np.uint8]]], every_n_epochs: int
     ) -> None:
-        self.make, self.every_n_epochs = make, every_n_epochs
+        self.render, self.every_n_epochs = render, every_n_epochs
         self._sent = -1
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,8 +46,8 @@ class Pictures(Callback):
         training = pl_module.training
         pl_module.eval()
         with torch.no_grad():
-            pictures = self.make(pl_module)
+            images = self.render(pl_module)
         pl_module.train(training)
         for logger in trainer.loggers:
-            for name, picture in pictures.items():
-                log_picture(logger, name, picture, trainer.global_step)
+            for name, image in images.items():
+                log_image(logger, name, image, trainer.global_step)

@@ -1,18 +1,19 @@
-"""The logger that a plan asks for, and how settings and pictures reach it; all below the run directory."""
+"""The logger that a plan asks for, and how settings and images reach it; all below the run directory."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ptycho_exec.errors import SettingsError, redact
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan
+from ptycho_exec.record import values_of
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
@@ -21,8 +22,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LOG_FOLDER = "logs"
-PICTURE_FOLDER = "pictures"
+IMAGE_FOLDER = "pictures"
 SERVER_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LoggerBackend:
+    """One logger backend. The packages that it needs are in `LOGGER_PACKAGES`, where the plan reads them.
+
+    Attributes:
+        word: the settings' word for it.
+        kind: the name of Lightning's class.
+        build: takes that class, the settings and the run directory.
+        send_image: takes the logger, the image's name, the image (H, W, 3) in bytes, and the step.
+        finish: ends a run that is otherwise open until the process ends.
+    """
+
+    word: str
+    kind: str
+    build: Callable[[Any, ExecutionSettings, Path], Logger]
+    send_image: Callable[[Any, str, NDArray[np.uint8], int], object]
+    finish: Callable[[Any], object] | None = None
 
 
 def build_logger(plan: Plan, run_dir: str | Path) -> Logger | None:
@@ -35,165 +55,131 @@ def build_logger(plan: Plan, run_dir: str | Path) -> Logger | None:
     settings = plan.settings
     if settings.logger_backend is None or settings.fast_dev_run:
         return None
-    return BUILDERS[settings.logger_backend](settings, Path(run_dir))
+    from lightning.pytorch import loggers
 
-
-def _csv(settings: ExecutionSettings, run_dir: Path) -> Logger:
-    from lightning.pytorch.loggers import CSVLogger
-
-    every = settings.log_every_n_steps
-    return CSVLogger(save_dir=run_dir, name="", version=LOG_FOLDER, flush_logs_every_n_steps=every)
-
-
-def _tensorboard(settings: ExecutionSettings, run_dir: Path) -> Logger:
-    _need("tensorboard", settings, "tensorboard", "tensorboardX")
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    return TensorBoardLogger(save_dir=run_dir, name="", version=LOG_FOLDER, default_hp_metric=False)
-
-
-def _mlflow(settings: ExecutionSettings, run_dir: Path) -> Logger:
-    _need("mlflow", settings, "mlflow")
-    from lightning.pytorch.loggers import MLFlowLogger
-
-    uri = settings.tracking_uri or (run_dir.resolve() / LOG_FOLDER / "mlruns").as_uri()
-    _require_server(uri, settings)
-    with _file_store_allowed():
-        logger = MLFlowLogger(
-            experiment_name=settings.experiment_name, run_name=run_dir.name, tracking_uri=uri
-        )
-        logger.experiment  # noqa: B018 (creates the run while the file store is allowed)
-    return logger
-
-
-def _wandb(settings: ExecutionSettings, run_dir: Path) -> Logger:
-    _need("wandb", settings, "wandb")
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    folder = run_dir / LOG_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    # Its own logs would land in the home directory; `process_flags` puts the variable back.
-    os.environ["WANDB_CACHE_DIR"] = str(folder / "wandb" / "cache")
-    quiet = wandb.Settings(silent=True, console="off")
-    return WandbLogger(
-        project=settings.experiment_name, name=run_dir.name, save_dir=folder, offline=True, settings=quiet
-    )
-
-
-BUILDERS: dict[str, Callable[[ExecutionSettings, Path], Logger]] = {
-    "csv": _csv,
-    "tensorboard": _tensorboard,
-    "mlflow": _mlflow,
-    "wandb": _wandb,
-}
-
-
-def _origin(settings: ExecutionSettings, name: str) -> str:
-    origin = settings.origins.get(name)
-    return origin.describe() if origin else ""
-
-
-def _need(extra: str, settings: ExecutionSettings, *modules: str) -> None:
-    if any(importlib.util.find_spec(module) for module in modules):
-        return
-    raise SettingsError(
-        f"logger_backend={extra}: the package {modules[0]} is not installed",
-        where=_origin(settings, "logger_backend"),
-        expected="csv, none, or an installed logger",
-        fix=f"pip install 'ptycho-exec[{extra}]', or set logger_backend=csv",
-    )
-
-
-def _require_server(uri: str, settings: ExecutionSettings) -> None:
-    """Ask once whether anything listens; MLflow itself would retry for minutes."""
-    address = urlsplit(uri)
-    if address.scheme not in ("http", "https"):
-        return
-    port = address.port or (443 if address.scheme == "https" else 80)
+    backend = next(row for row in BACKENDS if row.word == settings.logger_backend)
     try:
-        socket.create_connection((address.hostname or "", port), timeout=SERVER_TIMEOUT_S).close()
-    except OSError as error:
+        return backend.build(getattr(loggers, backend.kind), settings, Path(run_dir))
+    except ModuleNotFoundError as error:
         raise SettingsError(
-            f"tracking_uri={redact(uri)}: no server answers ({error.strerror or error})",
-            where=_origin(settings, "tracking_uri"),
-            expected="the address of a running MLflow server, or none",
-            fix="start the server, correct the address, or set tracking_uri=none",
-        ) from None
+            f"logger_backend={backend.word}: its package is not installed ({error})",
+            where=settings.origin_of("logger_backend"),
+            expected="csv, none, or an installed logger",
+            fix=f"pip install 'ptycho-exec[{backend.word}]', or set logger_backend=csv",
+        ) from error
 
 
-@contextmanager
-def _file_store_allowed() -> Iterator[None]:
-    """MLflow 3.7 and later ask for this variable before they write a plain folder."""
-    before = os.environ.get("MLFLOW_ALLOW_FILE_STORE")
-    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-    try:
-        yield
-    finally:
-        del os.environ["MLFLOW_ALLOW_FILE_STORE"]
-        if before is not None:
-            os.environ["MLFLOW_ALLOW_FILE_STORE"] = before
-
-
-# --- what reaches it besides metrics ------------------------------------------------------------------------
+def backend_of(logger: Any) -> LoggerBackend | None:
+    """Return the backend of a logger, by its class or the first one in its ancestry that has one."""
+    kinds = {row.kind: row for row in BACKENDS}
+    return next((kinds[base.__name__] for base in type(logger).__mro__ if base.__name__ in kinds), None)
 
 
 def log_settings(logger: Logger, settings: ExecutionSettings) -> None:
     """Send every value, as text where a logger knows no lists or none; credentials are hidden."""
-    from ptycho_exec.record import values_of
-
     plain = {name: redact(value) for name, value in values_of(settings).items()}
     logger.log_hyperparams({name: str(v) if isinstance(v, list) else v for name, v in plain.items()})
 
 
-def log_picture(logger: Logger, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    """Send a picture (H, W, 3) of bytes; the CSV logger gets it as a PNG file in its folder."""
-    from ptycho_exec.machine.ranks import is_rank_zero
-
+def log_image(logger: Logger, name: str, image: NDArray[np.uint8], step: int) -> None:
+    """Send an image (H, W, 3) in bytes; the CSV logger gets it as a PNG file in its folder."""
+    backend = backend_of(logger)
+    if backend is None:
+        raise TypeError(f"{type(logger).__name__} is no logger that images can be sent to")
     if is_rank_zero():
-        kind = next(base.__name__ for base in type(logger).__mro__ if base.__name__ in PICTURE_SENDERS)
-        PICTURE_SENDERS[kind](logger, name, picture, step)
-
-
-def _to_file(logger: Any, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    from PIL import Image
-
-    folder = Path(logger.log_dir) / PICTURE_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(folder / f"{name}-{step:07d}.png")
-
-
-def _to_tensorboard(logger: Any, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    logger.experiment.add_image(name, picture, global_step=step, dataformats="HWC")
-
-
-def _to_mlflow(logger: Any, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    logger.experiment.log_image(
-        logger.run_id, picture, artifact_file=f"{PICTURE_FOLDER}/{name}-{step:07d}.png"
-    )
-
-
-def _to_wandb(logger: Any, name: str, picture: NDArray[np.uint8], step: int) -> None:
-    del step  # a picture belongs to the current step; an older one would be dropped
-    logger.log_image(name, [picture])
-
-
-PICTURE_SENDERS: dict[str, Callable[[Any, str, Any, int], None]] = {
-    "CSVLogger": _to_file,
-    "TensorBoardLogger": _to_tensorboard,
-    "MLFlowLogger": _to_mlflow,
-    "WandbLogger": _to_wandb,
-}
+        backend.send_image(logger, name, image, step)
 
 
 def close_logger(logger: Logger | None) -> None:
-    """Finish writing. Weights & Biases would otherwise hold its run open until the process ends.
+    """Finish writing.
 
     A logger that wrote in other processes has nothing open here; asking it to save would begin its file anew.
     """
     if logger is None or getattr(logger, "_experiment", logger) is None:
         return
     logger.save()
-    finish = getattr(getattr(logger, "_experiment", None), "finish", None)
-    if type(logger).__name__ == "WandbLogger" and finish is not None:
-        finish()
+    backend = backend_of(logger)
+    if backend is not None and backend.finish is not None:
+        backend.finish(logger)
+
+
+# --- the backends -------------------------------------------------------------------------------------------
+
+
+def _mlflow(kind: Any, settings: ExecutionSettings, run_dir: Path) -> Logger:
+    """Build it for a server that answers, else for a folder. MLflow itself would retry for minutes."""
+    uri = settings.tracking_uri or (run_dir.resolve() / LOG_FOLDER / "mlruns").as_uri()
+    address = urlsplit(uri)
+    if address.scheme in ("http", "https"):
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname or "", port), timeout=SERVER_TIMEOUT_S).close()
+        except OSError as error:
+            raise SettingsError(
+                f"tracking_uri={redact(uri)}: no server answers ({error.strerror or error})",
+                where=settings.origin_of("tracking_uri"),
+                expected="the address of a running MLflow server, or none",
+                fix="start the server, correct the address, or set tracking_uri=none",
+            ) from None
+    # MLflow 3.7 and later ask for this before they write a folder; `process_flags` puts the variable back.
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    logger: Logger = kind(experiment_name=settings.experiment_name, run_name=run_dir.name, tracking_uri=uri)
+    return logger
+
+
+def _wandb(kind: Any, settings: ExecutionSettings, run_dir: Path) -> Logger:
+    import wandb
+
+    folder = run_dir / LOG_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    # Its own logs would land in the home directory; `process_flags` puts the variable back.
+    os.environ["WANDB_CACHE_DIR"] = str(folder / "wandb" / "cache")
+    quiet = wandb.Settings(silent=True, console="off")
+    name, project = run_dir.name, settings.experiment_name
+    logger: Logger = kind(project=project, name=name, save_dir=folder, offline=True, settings=quiet)
+    return logger
+
+
+def _save_png(logger: Any, name: str, image: NDArray[np.uint8], step: int) -> None:
+    from PIL import Image
+
+    folder = Path(logger.log_dir) / IMAGE_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(folder / f"{name}-{step:07d}.png")
+
+
+BACKENDS: tuple[LoggerBackend, ...] = (
+    LoggerBackend(
+        "csv",
+        "CSVLogger",
+        lambda kind, settings, run_dir: kind(
+            save_dir=run_dir,
+            name="",
+            version=LOG_FOLDER,
+            flush_logs_every_n_steps=settings.log_every_n_steps,
+        ),
+        _save_png,
+    ),
+    LoggerBackend(
+        "tensorboard",
+        "TensorBoardLogger",
+        lambda kind, _, run_dir: kind(save_dir=run_dir, name="", version=LOG_FOLDER, default_hp_metric=False),
+        lambda logger, name, image, step: logger.experiment.add_image(name, image, step, dataformats="HWC"),
+    ),
+    LoggerBackend(
+        "mlflow",
+        "MLFlowLogger",
+        _mlflow,
+        lambda logger, name, image, step: logger.experiment.log_image(
+            logger.run_id, image, artifact_file=f"{IMAGE_FOLDER}/{name}-{step:07d}.png"
+        ),
+    ),
+    LoggerBackend(
+        "wandb",
+        "WandbLogger",
+        _wandb,
+        # An image belongs to the current step: one with the number of an older step would be dropped.
+        lambda logger, name, image, _: logger.log_image(name, [image]),
+        finish=lambda logger: logger.experiment.finish(),
+    ),
+)

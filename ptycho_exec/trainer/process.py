@@ -7,23 +7,33 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from ptycho_exec.settings import ExecutionSettings
 
-RUN_VARIABLES = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG", "WANDB_CACHE_DIR")
-# Warnings of Lightning about choices that the plan has already weighed and told the user about.
-WEIGHED_WARNINGS = (
+RUN_VARIABLES = (
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "WANDB_CACHE_DIR",
+    "MLFLOW_ALLOW_FILE_STORE",
+)
+# Warnings of Lightning about choices that the plan has already checked and reported, as patterns.
+ANSWERED_WARNINGS = (
     ".*does not have many workers.*",
     ".*This DataLoader will create .* worker processes.*",
     ".*is smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*The dirpath has changed from.*",
-    ".*defined a `validation_step` but have no `val_dataloader`.*",
+    # A launcher that is missing where it is needed is a problem of the plan.
+    ".*The `srun` command is available on your system but is not used.*",
     # torch 2.13 deprecates a pytree helper that lightning 2.6 still calls in every fit.
     ".*LeafSpec.*",
 )
+
+# They report hardware and tips as a run starts; the run's own table has what matters.
+LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 def seed_run(settings: ExecutionSettings) -> int:
@@ -55,13 +65,16 @@ def process_flags(settings: ExecutionSettings) -> Iterator[None]:
     """Set what is process-wide for the time of a run, and put all of it back afterwards, also on an error.
 
     Covers matrix product precision, deterministic algorithms, cuDNN's flags, threads, default dtype, the
-    random states, the variables that seeding and determinism set, and warnings the plan already answered.
+    random states, the variables that seeding and determinism set, Lightning's reports about hardware, and
+    warnings that the plan already answered.
     """
     import torch
 
-    with ExitStack() as undo:
-        for keep in (_keep_variables, _keep_torch, _keep_random, _quiet_warnings, _quiet_logs):
-            undo.enter_context(keep())
+    with _restored(), warnings.catch_warnings():
+        for message in ANSWERED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in map(logging.getLogger, LIGHTNING_LOGGERS):
+            logger.setLevel(max(logger.level, logging.WARNING))
         torch.set_float32_matmul_precision(settings.matmul_precision)
         torch.backends.cudnn.benchmark = settings.benchmark
         torch.use_deterministic_algorithms(
@@ -78,22 +91,16 @@ def process_flags(settings: ExecutionSettings) -> Iterator[None]:
 
 
 @contextmanager
-def _keep_variables() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in RUN_VARIABLES}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _restored() -> Iterator[None]:
+    """Remember all of the process that a run may change, and put it back."""
+    import random
 
-
-@contextmanager
-def _keep_torch() -> Iterator[None]:
+    import numpy as np
     import torch
 
+    variables = {name: os.environ.get(name) for name in RUN_VARIABLES}
+    levels = {name: logging.getLogger(name).level for name in LIGHTNING_LOGGERS}
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     matmul, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -104,6 +111,16 @@ def _keep_torch() -> Iterator[None]:
     try:
         yield
     finally:
+        for name, value in variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
         torch.set_float32_matmul_precision(matmul)
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
@@ -111,41 +128,3 @@ def _keep_torch() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.autograd.set_detect_anomaly(anomaly)
         torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _keep_random() -> Iterator[None]:
-    import random
-
-    import numpy as np
-    import torch
-
-    python, numpy, own = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(own)
-
-
-@contextmanager
-def _quiet_logs() -> Iterator[None]:
-    """Lightning reports hardware and tips as it starts; the run's own table says what matters."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(max(logger.level, logging.WARNING))
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@contextmanager
-def _quiet_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for message in WEIGHED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        yield

@@ -26,8 +26,7 @@ class Throughput(Callback):
         self._start = 0.0
         self._steady: tuple[float, int] | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_start(self, *_: Any) -> None:
         self._start, self._steady, self.samples = time.perf_counter(), None, 0
 
     def on_train_batch_end(
@@ -38,8 +37,7 @@ class Throughput(Callback):
         if self._steady is None:
             self._steady = (time.perf_counter(), self.samples)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_end(self, *_: Any) -> None:
         now = time.perf_counter()
         self.seconds = now - self._start
         if self._steady and self.samples > self._steady[1]:
@@ -47,7 +45,7 @@ class Throughput(Callback):
 
 
 def batch_length(batch: Any) -> int:
-    """Return the length of the first tensor found in a batch of nested dicts and sequences; 0 without one."""
+    """Return the length of the first tensor in a batch of nested dicts and sequences; 0 without one."""
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0]) if batch.ndim else 0
     parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
@@ -74,13 +72,13 @@ class TrainingProgress(ProgressBar):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_progress": None, "_task": None}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
-        done = trainer.current_epoch * int(trainer.num_training_batches)
-        self._start(trainer, "training", self._total(trainer), done)
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        finite = batches != float("inf")
+        total = batches * epochs if finite and epochs > 0 else None
+        self._start(trainer, "training", total, trainer.current_epoch * int(batches) if finite else 0)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_predict_start(self, trainer: Trainer, *_: Any) -> None:
         batches: Any = trainer.num_predict_batches
         self._start(trainer, "reconstructing", sum(batches) if isinstance(batches, list) else batches)
 
@@ -90,42 +88,25 @@ class TrainingProgress(ProgressBar):
             self._task = self._progress.add_task(what, total=total, completed=done, metrics="")
             self._progress.start()
 
-    def _total(self, trainer: Trainer) -> float | None:
-        batches, epochs = trainer.num_training_batches, trainer.max_epochs
-        finite = epochs is not None and epochs > 0 and batches != float("inf")
-        return batches * epochs if finite and epochs is not None else None
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        del pl_module, outputs, batch, batch_idx
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(
-                self._task, advance=1, description=self._epoch(trainer), metrics=self._metrics(trainer)
-            )
-
-    def _epoch(self, trainer: Trainer) -> str:
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-
-    def _metrics(self, trainer: Trainer) -> str:
-        found = trainer.callback_metrics
-        return "  ".join(f"{name} {float(found[name]):.4g}" for name in self.METRICS if name in found)
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            logged = trainer.callback_metrics
+            metrics = [f"{name} {float(logged[name]):.4g}" for name in self.METRICS if name in logged]
+            self._progress.update(self._task, advance=1, description=epoch, metrics="  ".join(metrics))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         del trainer, pl_module, batch
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=1)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_train_end(self, *_: Any) -> None:
         self._stop()
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del trainer, pl_module
+    def on_predict_end(self, *_: Any) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        del trainer, pl_module, exception
+    def on_exception(self, *_: Any) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -12,10 +12,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from ptycho_exec.trainer.drift import (
-    attribute,
-)
-
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -29,8 +25,7 @@ class ResumePoint(Checkpoint):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "last.ckpt"
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         trainer.save_checkpoint(self.path)
 
 
@@ -47,8 +42,7 @@ class Continuity(Callback):
         self._resumed = False
         self._missed: dict[str, float] = {}
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
 
     def on_train_batch_start(
@@ -74,37 +68,34 @@ class Continuity(Callback):
         self._resumed = True
         self._missed = checkpoint.get(PLATEAU_METRICS, {})
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        del pl_module
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Take the plateau step that the interrupted run was about to take, and begin the epoch anew."""
         if self._resumed:
-            self._step_plateaus(trainer)
+            for config in trainer.lr_scheduler_configs:
+                due = trainer.current_epoch % config.frequency == 0
+                if config.reduce_on_plateau and config.monitor in self._missed and due:
+                    config.scheduler.step(self._missed[config.monitor])  # type: ignore[arg-type]
             seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
             restart_loaders(trainer)
         self._resumed, self._missed = False, {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let a terminated run end with the usual status; Lightning's own exception says success."""
+        """Let a terminated run end with the usual status; Lightning's own exception means success."""
         del trainer, pl_module
         if isinstance(exception, SIGTERMException):
             exception.code = 128 + signal.SIGTERM
-
-    def _step_plateaus(self, trainer: Trainer) -> None:
-        """Take the plateau step that the interrupted run was about to take after its checkpoint."""
-        for config in trainer.lr_scheduler_configs:
-            due = trainer.current_epoch % config.frequency == 0
-            if config.reduce_on_plateau and config.monitor in self._missed and due:
-                config.scheduler.step(self._missed[config.monitor])  # type: ignore[arg-type]
 
 
 def restart_loaders(trainer: Trainer) -> None:
     """Begin the training loaders anew, in the order of the epoch that comes next.
 
-    Lightning makes their iterators before it tells the samplers the epoch; loader workers have by then
+    Lightning makes their iterators before it gives the samplers the epoch; loader workers have by then
     fetched ahead in the order of epoch 0.
     """
     loop = trainer.fit_loop
     for loader in loop._combined_loader.flattened if loop._combined_loader else ():
-        for sampler in (attribute(loader, "sampler"), attribute(loader, "batch_sampler", "sampler")):
+        for owner in (loader, getattr(loader, "batch_sampler", None)):
+            sampler: Any = getattr(owner, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(trainer.current_epoch)
     if loop._data_fetcher is not None:

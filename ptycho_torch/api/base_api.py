@@ -521,7 +521,7 @@ def tell(what: str, notes: Iterable[str]) -> str | None:
 
 
 def _adapted(plan: Plan) -> Iterable[str]:
-    return (notice.text for notice in plan.notices if notice.kind == "adapted")
+    return (notice.what for notice in plan.notices if notice.level == "adapted")
 
 
 def _record(folder: Path, about: Mapping[str, Any], told: str | None) -> None:

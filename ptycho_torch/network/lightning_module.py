@@ -25,11 +25,12 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.network.checkpoint import read_checkpoint
 from ptycho_torch.network.health import TrainingHealth, check_weights
-from ptycho_torch.network.schedulers import METRIC_DRIVEN, STEP_DRIVEN, build_scheduler
+from ptycho_torch.network.schedulers import STEP_DRIVEN, build_scheduler
 from ptycho_torch.network.unet import build_network
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.physics import losses

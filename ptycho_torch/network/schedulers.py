@@ -24,7 +24,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 WARMUP_PATTERNS = 2000
-METRIC_DRIVEN = frozenset({"ReduceLROnPlateau", "Adaptive"})
 STEP_DRIVEN = frozenset({"Exponential", "WarmupCosine", "MultiStage"})
 _STAGES = (0.5, 0.75, 0.9)
 

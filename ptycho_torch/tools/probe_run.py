@@ -21,6 +21,7 @@ import numpy as np
 
 from ptycho_exec.cli.probe import REQUEST, RUN, SIMULATED, Step, Trial, write_report
 from ptycho_exec.errors import Finding, UserError
+from ptycho_exec.fields.model import monitor_readers
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
@@ -177,23 +178,12 @@ def _peak_memory() -> str:
 # --- what was logged and written -------------------------------------------------------------------------
 
 
-def watchers(settings: ExecutionSettings) -> list[str]:
-    """Return what reads the monitored metric in a run with these effective settings."""
-    ranks = settings.enable_checkpointing and settings.checkpoint_save_top_k != 0
-    names = {
-        "checkpoints": ranks and not settings.fast_dev_run,
-        "early stopping": settings.early_stop_patience is not None,
-        f"scheduler {settings.scheduler}": settings.scheduler in ("ReduceLROnPlateau", "Adaptive"),
-    }
-    return [name for name, reads in names.items() if reads]
-
-
 def check_metrics(results: dict[str, Any], progress: Progress) -> None:
     """Compare what is monitored with what was really logged."""
     plan, trainer = results["plan"], results["models"]["trainer"]
     logged = sorted({*results["history"], *trainer.callback_metrics})
     monitor, row = plan.settings.checkpoint_monitor_metric, plan.effective["checkpoint_monitor_metric"]
-    name, reading = "checkpoint_monitor_metric", watchers(plan.settings)
+    name, reading = "checkpoint_monitor_metric", monitor_readers(dict(plan.settings))
     if row.changed:
         progress.say("note", "metrics", f"{row.requested} became {row.value}: {row.reason}", setting=name)
     if not reading:

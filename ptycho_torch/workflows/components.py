@@ -57,7 +57,7 @@ from ptycho_torch.reconstruction.r_factor import consistency
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.stitch import Stitcher, StitchResult, probe_weights
 from ptycho_torch.workflows.images import picture_callbacks
-from ptycho_torch.workflows.times import watch
+from ptycho_torch.workflows.times import PartTimes
 
 Samples = PtychoDataset | Subset[Batch]
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
@@ -159,12 +159,18 @@ def _fit(
     clock: Clock,
 ) -> dict[str, Any]:
     """Build the Trainer, read it back, and fit; return what only the Trainer knows."""
-    history, settings, writes = History(), plan.requested, run_dir is not None
+    history, times, settings = History(), PartTimes(), plan.requested
     trainer = build_trainer(
-        settings, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=(history, *callbacks)
+        settings,
+        max_epochs=epochs,
+        run_dir=run_dir,
+        plan=plan,
+        extra_callbacks=(history, *callbacks),
+        profiler=times,
     )
-    drift = requested_and_effective(trainer, settings, plan, loaders=loaders, writes=writes)
-    times = watch(trainer)
+    drift = requested_and_effective(
+        trainer, settings, plan, loaders=loaders, writes=run_dir is not None, profiler=times
+    )
     with clock.phase("fit"):
         trainer.fit(
             module,
@@ -387,10 +393,11 @@ def _predict_and_stitch(
         loader = _build_inference_dataloader(scan, _ungrouped(module, science), plan.requested, plan=plan)
         stitcher = _stitcher(scan, module, science.inference, plan.settings)
         writer = StitchWriter(stitcher, _aligner(scan, module, science.inference))
-        trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(writer,))
-        loaders = {"inference": loader}
-        drift = requested_and_effective(trainer, plan.requested, plan, loaders=loaders, writes=False)
-    times = watch(trainer)
+        times = PartTimes()
+        trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(writer,), profiler=times)
+        drift = requested_and_effective(
+            trainer, plan.requested, plan, loaders={"inference": loader}, writes=False, profiler=times
+        )
     with clock.phase("predict and stitch"), _evaluating(module):
         trainer.predict(module, loader, return_predictions=False)
         made = {"phases_turned_rad": writer.moved_rad, "drift": drift, "times": times}
@@ -459,7 +466,7 @@ def _refuse_spawning(plan: Plan) -> None:
     if strategy in SPAWNING and devices not in (1, (0,)):
         raise SettingsError(
             f"inference cannot run under strategy={strategy} on several devices",
-            where=plan.settings.origins["strategy"].describe(),
+            where=plan.settings.origin_of("strategy"),
             expected="ddp, whose processes can add up their parts of the object",
             fix="set strategy=ddp, or devices=1",
         )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.plan import Plan
-from ptycho_exec.trainer.images import Pictures
+from ptycho_exec.trainer.images import Images
 from ptycho_torch.data.dataset import PtychoDataset
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.scan import ScanData
@@ -29,12 +29,12 @@ def picture_callbacks(container: Any, gridsize: int, plan: Plan) -> tuple[Callba
     if not isinstance(container, ScanData):
         raise SettingsError(
             "no picture can be made of a container without scan positions",
-            where=plan.requested.origins["log_images_every_n_epochs"].describe(),
+            where=plan.requested.origin_of("log_images_every_n_epochs"),
             expected="a scan, as ptycho_torch.read_scan returns it",
             fix="pass a scan, or set log_images_every_n_epochs=none",
         )
     size = plan.settings.inference_batch_size or plan.settings.batch_size
-    return (Pictures(lambda module: draw(module, container, gridsize, size), every),)
+    return (Images(lambda module: draw(module, container, gridsize, size), every),)
 
 
 def draw(module: Any, scan: ScanData, gridsize: int, batch_size: int) -> dict[str, NDArray[np.uint8]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from lightning.pytorch.profilers import Profiler
 
@@ -14,7 +13,7 @@ PARTS = (
     ("compute", ("run_training_batch", ".predict_step")),
     ("stitch", ("[Callback]StitchWriter",)),
     ("checkpoint", ("[Callback]BestCheckpoints", "[Callback]ResumePoint", "save_checkpoint")),
-    ("pictures", ("[Callback]Pictures",)),
+    ("pictures", ("[Callback]Images",)),
 )
 """Part of a run, and what the names of Lightning's actions contain that belong to it."""
 
@@ -66,10 +65,3 @@ class PartTimes(Profiler):
             found = (part for part, words in PARTS if any(word in action for word in words))
             self._parts[action] = next(found, None)
         return self._parts[action]
-
-
-def watch(trainer: Any) -> PartTimes:
-    """Return the times that `trainer` will take from now on."""
-    times = PartTimes()
-    trainer.profiler = times
-    return times

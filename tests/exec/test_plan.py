@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts
-from ptycho_exec.plan import RULES, ModuleTraits, Plan, Problem, resolve_plan
+from ptycho_exec.plan import RULES, ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 
 A100 = Gpu(name="A100", memory_mb=40536, capability="8.0", bf16=True)
@@ -25,7 +27,7 @@ def plan_for(facts: MachineFacts = LAPTOP, traits: ModuleTraits | None = None, *
     return resolve_plan(ExecutionSettings.from_values(values), facts, traits)
 
 
-def only_problem(plan: Plan) -> Problem:
+def only_problem(plan: Plan) -> Finding:
     assert len(plan.problems) == 1, plan.problems
     return plan.problems[0]
 
@@ -95,7 +97,7 @@ def test_every_problem_is_raised_at_once_with_origin_and_remedy() -> None:
 
 def test_refusals_can_be_left_to_the_trainer() -> None:
     plan = plan_for(accelerator="gpu")
-    assert only_problem(plan).refused_by_trainer
+    assert only_problem(plan) in plan.refused_by_trainer
     plan.raise_if_blocked(include_trainer_refusals=False)
     with pytest.raises(SettingsError):
         plan.raise_if_blocked(include_trainer_refusals=True)
@@ -113,7 +115,7 @@ def test_adapting_warns_and_records_the_reason() -> None:
     assert (row.requested, row.value, row.changed) == ("16-mixed", "bf16-mixed", True)
     assert "fp16" in row.reason
     (notice,) = plan.notices
-    assert (notice.field, notice.kind) == ("precision", "adapted")
+    assert (notice.field, notice.level) == ("precision", "adapted")
     assert plan.problems == ()
 
 
@@ -198,7 +200,7 @@ def test_what_has_no_use_is_left_out(
     assert plan.effective[field].value == value
     (notice,) = plan.notices
     assert notice.field == field
-    assert "no effect" in notice.text
+    assert "no effect" in notice.what
     assert plan.problems == ()
 
 
@@ -228,7 +230,7 @@ def test_remarks_change_nothing(
 ) -> None:
     plan = plan_for(facts, traits, **asked)
     (notice,) = plan.notices
-    assert (notice.field, notice.kind) == (field, "note")
+    assert (notice.field, notice.level) == (field, "note")
     assert not plan.effective[field].changed
     assert plan.problems == ()
 
@@ -377,7 +379,7 @@ def test_what_cannot_be_is_a_problem_with_a_remedy(
     assert words in problem.what
     assert problem.expected
     assert problem.fix
-    assert problem.refused_by_trainer == refused
+    assert (problem in plan.refused_by_trainer) == refused
     assert not plan.effective[field].changed
 
 
@@ -397,7 +399,7 @@ def test_what_cannot_be_is_adapted_to_the_nearest_if_so_wished(
         return
     assert plan.problems == ()
     assert plan.effective[field].value == nearest
-    assert any(notice.field == field and notice.kind == "adapted" for notice in plan.notices)
+    assert any(notice.field == field and notice.level == "adapted" for notice in plan.notices)
 
 
 @pytest.mark.parametrize(
@@ -426,9 +428,9 @@ def test_what_can_be_has_no_problem(facts: MachineFacts, asked: Mapping[str, obj
 def test_a_task_outside_srun_would_wait_for_ever() -> None:
     launcher = slurm("2")
     del launcher.variables["SLURM_STEP_ID"]
-    problem = only_problem(plan_for(with_facts(LAPTOP, launcher=launcher), devices=2))
-    assert "srun did not start this process" in problem.what
-    assert not problem.refused_by_trainer
+    plan = plan_for(with_facts(LAPTOP, launcher=launcher), devices=2)
+    assert "srun did not start this process" in only_problem(plan).what
+    assert plan.refused_by_trainer == ()
 
 
 def test_a_notebook_job_without_a_step_is_refused() -> None:
@@ -442,7 +444,28 @@ def test_a_monitor_that_nothing_reads_is_no_problem() -> None:
     traits = ModuleTraits(logged_metrics=("train_loss",))
     asked = {"checkpoint_monitor_metric": "ssim", "early_stop_patience": None, "checkpoint_save_top_k": 0}
     assert plan_for(traits=traits, **asked).problems == ()
-    assert plan_for(traits=traits, **asked, scheduler="ReduceLROnPlateau").problems != ()
+
+
+@pytest.mark.parametrize("scheduler", sorted(METRIC_DRIVEN))
+def test_a_scheduler_that_follows_a_metric_needs_it_logged(scheduler: str) -> None:
+    traits = ModuleTraits(logged_metrics=("train_loss",))
+    asked = {"checkpoint_monitor_metric": "ssim", "early_stop_patience": None, "checkpoint_save_top_k": 0}
+    problem = only_problem(plan_for(traits=traits, **asked, scheduler=scheduler))
+    assert (problem.code, problem.field) == ("metric-not-logged", "checkpoint_monitor_metric")
+
+
+def test_every_finding_has_a_code() -> None:
+    plans = [plan_for(facts, traits, **asked) for facts, traits, asked, *_ in PROBLEMS]
+    assert all(row.code for plan in plans for row in (*plan.problems, *plan.notices))
+
+
+def test_the_effective_settings_are_made_once_and_travel_to_other_processes() -> None:
+    plan = plan_for(num_workers="auto", precision="16-mixed", accelerator="gpu")
+    assert plan.settings is plan.settings
+    copy = pickle.loads(pickle.dumps(plan))
+    assert copy == plan
+    assert copy.settings == plan.settings
+    assert copy.settings.origin_of("precision") == "argument from_values()"
 
 
 def test_rules_have_sentences() -> None:

@@ -15,7 +15,6 @@ from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.record import (
-    diff_settings,
     fingerprint,
     git_state,
     manifest_parts,
@@ -91,14 +90,6 @@ def test_fingerprint_changes_with_numerics_alone(name: str) -> None:
     is_numerics = field_specs()[name].effect is Effect.NUMERICS
     assert (fingerprint(before) != fingerprint(after)) == is_numerics
     assert fingerprint(after) == fingerprint(numerics(after))
-
-
-def test_diff_of_all_and_of_one_effect_class() -> None:
-    left, right = settings(), settings(batch_size=8, num_workers=2)
-    assert [row.field for row in diff_settings(left, right)] == ["batch_size", "num_workers"]
-    (row,) = diff_settings(left, right, only="numerics")
-    assert row == ("batch_size", 16, 8, Effect.NUMERICS)
-    assert diff_settings(left, right, only=[Effect.UI]) == ()
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -229,14 +220,3 @@ def test_file_sha256(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_the_repr_of_a_difference_shows_no_credential() -> None:
-    uris = ["http://user:hunter2@host:5000", "http://host:5000"]
-    left, right = (
-        ExecutionSettings.from_values({"logger_backend": "mlflow", "tracking_uri": u}) for u in uris
-    )
-    (found,) = diff_settings(left, right)
-    assert "hunter2" not in repr(found)
-    assert "tracking_uri" in repr(found)
-    assert found.left == uris[0]

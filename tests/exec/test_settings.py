@@ -266,6 +266,14 @@ def test_settings_cannot_be_changed() -> None:
     assert settings.batch_size == 16
 
 
+def test_the_origin_of_a_value_as_text(place: Place) -> None:
+    settings = make(batch_size=8)
+    assert settings.origin_of("batch_size") == settings.origins["batch_size"].describe()
+    assert settings.origin_of("seed") == "default"
+    assert settings.origin_of("no such field") == ""
+    assert ExecutionSettings.model_construct().origin_of("seed") == ""
+
+
 def test_origins_take_no_part_in_equality_hash_and_schema(place: Place) -> None:
     place.environ["PTYCHO_EXEC_BATCH_SIZE"] = "8"
     resolved, given = place.settings(), make(batch_size=8)

@@ -239,10 +239,3 @@ def test_a_failed_training_says_so_in_its_manifest(
     assert manifest["status"] == "failed"
     assert manifest["error"]
     assert not (out / "model.ckpt").exists()
-
-
-def test_a_command_chooses_how_threads_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "100000")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")
-    assert main(["inspect", str(tmp_path / "missing.npz")]) == 1
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

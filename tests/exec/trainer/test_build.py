@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -388,6 +389,32 @@ def test_flags_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (os.environ["PL_GLOBAL_SEED"], os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ("7", ":16:8")
 
 
+TRAIN_ONCE = """
+from pathlib import Path
+import sys
+sys.path.insert(0, sys.argv[1])
+import test_build
+test_build.fit(test_build.settings(enable_progress_bar=False))
+"""
+
+
+def test_srun_on_the_path_is_no_warning(tmp_path: Path) -> None:
+    """Lightning would advise every run on a login node to start its command with srun."""
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    options = ["-W", "error", "-W", "ignore:.*LeafSpec.*:FutureWarning"]
+    done = subprocess.run(
+        [sys.executable, *options, "-c", TRAIN_ONCE, str(Path(__file__).parent)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_next_trainer_inherits_nothing() -> None:
     _, first = fit(settings(deterministic=True))
     _, second = fit(settings(deterministic=False))
@@ -404,7 +431,7 @@ def test_seeding_repeats_every_generator() -> None:
 
 
 def test_import_of_the_facade_is_light() -> None:
-    light = ["build", "drift", "process", "callbacks", "loggers"]
+    light = ["build", "parameters", "drift", "process", "callbacks", "loggers"]
     modules = ["machine.facts", "plan", "record", *(f"trainer.{name}" for name in light)]
     names = ", ".join(f"ptycho_exec.{name}" for name in modules)
     code = f"import sys, {names}; print({{'torch', 'lightning', 'numpy'}} & set(sys.modules))"
@@ -426,6 +453,28 @@ def test_a_run_as_asked_has_no_drift(tmp_path: Path) -> None:
     assert unknown == set()
     assert rows(trainer)["max_time"].effective == "00:00:10:00"
     assert rows(trainer)["optimizer_steps_per_epoch"].effective == 3
+
+
+def test_the_callers_profiler_is_built_in_and_read_back() -> None:
+    own = SimpleProfiler()
+    wanted = settings()
+    plan = plan_of(wanted)
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan, profiler=own)
+        assert trainer.profiler is own
+        trainer.fit(Linear(), loader(wanted, plan), loader(wanted, plan))
+    row = rows(trainer)["profiler"]
+    assert (row.requested, row.effective, row.verdict) == ("SimpleProfiler", "SimpleProfiler", "same")
+    assert own.recorded_durations["run_training_batch"]
+
+
+@pytest.mark.parametrize("own", [SimpleProfiler(), None])
+def test_a_profiler_that_was_replaced_is_drift(own: SimpleProfiler | None) -> None:
+    wanted = settings()
+    with process_flags(wanted), pytest.raises(DriftError, match="asked for profiler="):  # noqa: PT012
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan_of(wanted), profiler=own)
+        trainer.profiler = AdvancedProfiler()
+        trainer.fit(Linear(), loader(wanted))
 
 
 def test_a_stand_in_is_read_tolerantly() -> None:

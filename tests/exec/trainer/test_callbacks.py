@@ -22,6 +22,7 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
@@ -81,7 +82,7 @@ class Net(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
         schedulers = torch.optim.lr_scheduler
-        if self.scheduler == "ReduceLROnPlateau":
+        if self.scheduler in METRIC_DRIVEN:
             plateau = schedulers.ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.5)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
         if self.scheduler == "Exponential":
@@ -425,10 +426,20 @@ def test_optimizer_steps_are_counted(accumulated: int, steps: int) -> None:
 
 
 @pytest.mark.acts("drift", "whether a run with a Trainer other than asked stops or warns")
-def test_a_plateau_on_another_metric_than_asked_is_drift() -> None:
-    wanted = settings(scheduler="ReduceLROnPlateau", checkpoint_monitor_metric="train_loss", drift="warn")
+@pytest.mark.parametrize("scheduler", sorted(METRIC_DRIVEN))
+def test_a_plateau_on_another_metric_than_asked_is_drift(scheduler: str) -> None:
+    wanted = settings(scheduler=scheduler, checkpoint_monitor_metric="train_loss", drift="warn")
     with pytest.warns(UserWarning, match="scheduler_monitor=train_loss, but the Trainer has val_loss"):
         fit(wanted, None, epochs=1)
+
+
+@pytest.mark.parametrize("scheduler", sorted(METRIC_DRIVEN))
+def test_a_metric_that_only_the_scheduler_reads_must_be_logged(scheduler: str) -> None:
+    wanted = settings(scheduler=scheduler, checkpoint_monitor_metric="ssim", early_stop_patience=None)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    plan = resolve_plan(wanted.with_overrides(checkpoint_save_top_k=0), FACTS)
+    with pytest.raises(SettingsError, match="checkpoint_monitor_metric=ssim: the module never logged it"):
+        readback.require_monitor(trainer, plan)
 
 
 class Ranks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from socket import socket
-from typing import Any
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,12 +22,21 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.fields.choices import CHOICES, LoggerWord
+from ptycho_exec.machine.facts import LOGGER_PACKAGES, PACKAGES, MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run, train_loader_kwargs
-from ptycho_exec.trainer.images import Pictures
-from ptycho_exec.trainer.loggers import build_logger, close_logger, log_settings
+from ptycho_exec.trainer.images import Images
+from ptycho_exec.trainer.loggers import (
+    BACKENDS,
+    LoggerBackend,
+    backend_of,
+    build_logger,
+    close_logger,
+    log_image,
+    log_settings,
+)
 
 FACTS = MachineFacts(cpus_logical=8, packages={"tensorboard": "2", "mlflow": "3", "wandb": "0"})
 DATA = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
@@ -58,7 +66,7 @@ def settings(**values: object) -> ExecutionSettings:
     return ExecutionSettings.from_values({**base, **values})
 
 
-def picture(module: pl.LightningModule) -> dict[str, NDArray[np.uint8]]:
+def image(module: pl.LightningModule) -> dict[str, NDArray[np.uint8]]:
     assert not module.training
     return {"amplitude": np.full((6, 8, 3), 100, np.uint8)}
 
@@ -69,7 +77,7 @@ def fit(wanted: ExecutionSettings, run_dir: Path, *, pictures: bool = True) -> p
     with process_flags(wanted):
         seed_run(wanted)
         every = plan.settings.log_images_every_n_epochs
-        extra = (Pictures(picture, every),) if pictures and every else ()
+        extra = (Images(image, every),) if pictures and every else ()
         trainer = build_trainer(wanted, max_epochs=3, run_dir=run_dir, plan=plan, extra_callbacks=extra)
         loader = DataLoader(TensorDataset(DATA), **train_loader_kwargs(wanted, plan))
         trainer.fit(Net(), loader, loader)
@@ -144,19 +152,27 @@ def test_credentials_are_not_sent(tmp_path: Path) -> None:
 # --- missing packages and servers -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["tensorboard", "mlflow", "wandb"])
-def test_a_missing_package_names_its_extra(
-    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    plan = resolve_plan(settings(logger_backend=backend), FACTS)
-    with pytest.raises(SettingsError) as caught:
-        build_logger(plan, tmp_path)
-    assert f"pip install 'ptycho-exec[{backend}]'" in str(caught.value)
-    assert "argument from_values()" in str(caught.value)
+def test_every_backend_has_a_row_and_its_packages_are_recorded() -> None:
+    words = [row.word for row in BACKENDS]
+    assert set(words) == set(CHOICES["logger_backend"]) == set(get_args(LoggerWord))
+    assert len(words) == len(set(words))
+    assert set(LOGGER_PACKAGES) <= set(words)
+    assert {name for names in LOGGER_PACKAGES.values() for name in names} <= set(PACKAGES)
 
 
-BLOCKED = """
+@pytest.mark.parametrize("row", BACKENDS, ids=lambda row: row.word)
+def test_a_row_names_a_logger_of_lightning(row: LoggerBackend) -> None:
+    kind = getattr(pl.loggers, row.kind)
+    assert backend_of(object.__new__(kind)) is row
+    assert backend_of(object()) is None
+
+
+def test_an_image_for_an_unknown_logger_is_an_error() -> None:
+    with pytest.raises(TypeError, match="object is no logger that images can be sent to"):
+        log_image(object(), "amplitude", np.zeros((2, 2, 3), np.uint8), 0)  # type: ignore[arg-type]
+
+
+HIDDEN = """
 import importlib.metadata as metadata, sys
 blocked = sys.argv[1].split(",")
 sys.modules.update(dict.fromkeys(blocked))  # importing them now fails, as where they are not installed
@@ -166,19 +182,41 @@ def hide(name):
         raise metadata.PackageNotFoundError(name)
     return version(name)
 metadata.version = hide
-from ptycho_torch.cli import main
-sys.exit(main(sys.argv[2:]))
 """
-
-
-@pytest.mark.parametrize(
+COMMAND = "from ptycho_torch.cli import main; sys.exit(main(sys.argv[2:]))"
+# The plan is of another machine, where the package is.
+LOGGER = """
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.loggers import build_logger
+settings = ExecutionSettings.from_values({"logger_backend": sys.argv[2]})
+plan = resolve_plan(settings, MachineFacts(packages=dict.fromkeys(blocked, "1")))
+assert not plan.problems
+try:
+    build_logger(plan, "run")
+except SettingsError as error:
+    sys.exit(str(error))
+"""
+NEEDS_PACKAGE = pytest.mark.parametrize(
     ("backend", "packages"),
-    [
-        ("tensorboard", "tensorboard,tensorboardX"),
-        ("mlflow", "mlflow,mlflow-skinny"),
-        ("wandb", "wandb"),
-    ],
+    [(word, ",".join(names)) for word, names in LOGGER_PACKAGES.items()],
+    ids=LOGGER_PACKAGES,
 )
+
+
+@NEEDS_PACKAGE
+def test_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HIDDEN + LOGGER, packages, backend]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"logger_backend={backend}: its package is not installed" in done.stderr
+    assert f"pip install 'ptycho-exec[{backend}]'" in done.stderr
+    assert "argument from_values()" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@NEEDS_PACKAGE
 def test_training_where_the_package_is_missing_stops_before_anything_is_written(
     backend: str, packages: str, tmp_path: Path
 ) -> None:
@@ -186,7 +224,7 @@ def test_training_where_the_package_is_missing_stops_before_anything_is_written(
     words = ["train", "scan.npz", "--out", "run", f"--logger-backend={backend}"]
     words += ["--n=32"]  # the scan need not be read to know that its metrics could not be logged
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, packages, *words],
+        [sys.executable, "-c", HIDDEN + COMMAND, packages, *words],
         cwd=tmp_path,
         env={**os.environ, "XDG_CONFIG_HOME": str(tmp_path)},
         capture_output=True,
@@ -209,7 +247,6 @@ def free_port() -> int:
 def test_a_server_that_does_not_answer_is_an_error_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", None)
     uri = f"http://me:hunter2@127.0.0.1:{free_port()}"
     plan = resolve_plan(settings(logger_backend="mlflow", tracking_uri=uri), FACTS)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.network import schedulers
 
@@ -108,7 +109,7 @@ def test_every_name_of_the_settings_is_known() -> None:
     names = ExecutionSettings.model_fields["scheduler"].annotation.__args__
     for name in names:
         make(name)
-    assert set(names) == schedulers.METRIC_DRIVEN | schedulers.STEP_DRIVEN | {"Default"}
+    assert set(names) == METRIC_DRIVEN | schedulers.STEP_DRIVEN | {"Default"}
 
 
 def test_an_unknown_name_is_refused() -> None:

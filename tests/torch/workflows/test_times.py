@@ -64,6 +64,9 @@ def test_a_real_run_fills_every_part(tmp_path: Path) -> None:
         1, abs=0.01
     )
     assert trained["first_step_at"] > 1.7e9
+    read_back = {"name": "profiler", "requested": "PartTimes", "effective": "PartTimes", "verdict": "same"}
+    assert read_back in trained["drift"]
+    assert read_back in inferred["drift"]
 
 
 def test_the_machine_is_asked_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

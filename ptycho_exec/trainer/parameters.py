@@ -1,0 +1,380 @@
+"""Everything that a run asks of Lightning: what decides each value, why, and how it is read back.
+
+`TRAINER_PARAMETERS` has every parameter of `lightning.Trainer`: all are passed, because Lightning fills each
+one that is not passed from a `PL_TRAINER_*` variable. `CALLBACK_VALUES` and `PROCESS_FLAGS` are what it has
+no parameter for.
+
+Reading back is tolerant: a stand-in for the Trainer that lacks an attribute gives `UNKNOWN`, never an error.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.loggers import backend_of
+
+
+class _Unknown(enum.Enum):
+    UNKNOWN = "unknown"
+
+
+UNKNOWN = _Unknown.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerInputs:
+    """What a Trainer is built from: effective settings, and what the caller brings."""
+
+    settings: ExecutionSettings
+    max_epochs: int | None = None
+    run_dir: str | Path | None = None
+    callbacks: tuple[Any, ...] = ()
+    logger: Any = None
+    plugins: tuple[Any, ...] = ()
+    profiler: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One value: who decides it, how, why, and how it is read back.
+
+    Attributes:
+        name: of the Trainer's parameter, or of the value where there is none.
+        value: what the Trainer is given.
+        field: the settings field that decides it; empty where the caller or nobody does.
+        seen: reads it from the Trainer; None where it is not read back.
+        wanted: what must be seen; None where that is `value`.
+        row: its name in the report; empty where that is `name`.
+        writes: only a run with a directory has it.
+    """
+
+    name: str
+    why: str
+    value: Callable[[TrainerInputs], Any]
+    field: str = ""
+    seen: Callable[[Any], Any] | None = None
+    wanted: Callable[[TrainerInputs], Any] | None = None
+    row: str = ""
+    writes: bool = False
+
+
+def _setting(
+    name: str,
+    why: str,
+    value: Callable[[ExecutionSettings], Any] | None = None,
+    *,
+    field: str = "",
+    wanted: Callable[[ExecutionSettings], Any] | None = None,
+    seen: Callable[[Any], Any] | None = None,
+    **more: Any,
+) -> Parameter:
+    """A value that the settings decide: by default the field of that name, read back as it is."""
+    value = value or attrgetter(field or name)
+    expected = wanted or value
+    return Parameter(
+        name,
+        why,
+        lambda inputs: value(inputs.settings),
+        field or name,
+        seen or (lambda trainer: attribute(trainer, name)),
+        lambda inputs: expected(inputs.settings),
+        **more,
+    )
+
+
+def _fixed(name: str, value: Any, why: str) -> Parameter:
+    return Parameter(name, why, lambda _: value)
+
+
+# --- what must be seen --------------------------------------------------------------------------------------
+
+
+def clip_word(settings: ExecutionSettings) -> str | None:
+    """Return the clipping algorithm in Lightning's words; agc is the module's hook and goes as norm."""
+    if settings.gradient_clip_val is None:
+        return None
+    return "norm" if settings.gradient_clip_algorithm == "agc" else settings.gradient_clip_algorithm
+
+
+def _world_size(settings: ExecutionSettings) -> Any:
+    devices = settings.devices
+    if devices == "auto":
+        return UNKNOWN
+    return (len(devices) if isinstance(devices, tuple) else devices) * settings.num_nodes
+
+
+def _decided(name: str) -> Callable[[ExecutionSettings], Any]:
+    """Expect the field's value; which one `auto` and `gpu` become is not known before."""
+
+    def wanted(settings: ExecutionSettings) -> Any:
+        value = getattr(settings, name)
+        return UNKNOWN if value in ("auto", "gpu") else value
+
+    return wanted
+
+
+def _logger_word(settings: ExecutionSettings) -> str | None:
+    return None if settings.fast_dev_run else settings.logger_backend
+
+
+# --- how it is read -----------------------------------------------------------------------------------------
+
+
+def attribute(target: Any, name: str) -> Any:
+    """Return an attribute, or UNKNOWN where it is missing."""
+    return getattr(target, name, UNKNOWN)
+
+
+def _class_of(name: str, words: Mapping[str, str]) -> Callable[[Any], Any]:
+    """Read an attribute as the word for its class, or for the first one in its ancestry that has a word."""
+
+    def seen(trainer: Any) -> Any:
+        ancestry = type(attribute(trainer, name)).__mro__
+        return next((words[kind.__name__] for kind in ancestry if kind.__name__ in words), UNKNOWN)
+
+    return seen
+
+
+def _of_callback(kind: str, read: Callable[[Any], Any], absent: Any = None) -> Callable[[Any], Any]:
+    """Read from the first callback of a kind for which `read` gives a value."""
+
+    def seen(trainer: Any) -> Any:
+        callbacks = attribute(trainer, "callbacks")
+        if not isinstance(callbacks, (list, tuple)):
+            return UNKNOWN
+        rows = (row for row in callbacks if any(base.__name__ == kind for base in type(row).__mro__))
+        return next((value for row in rows if (value := read(row)) is not None), absent)
+
+    return seen
+
+
+def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
+    """An option of ranking: asked for only where checkpoints are written and ranked."""
+
+    def value(settings: ExecutionSettings) -> Any:
+        written = settings.enable_checkpointing and not settings.fast_dev_run
+        return getattr(settings, field or name) if written and settings.checkpoint_save_top_k != 0 else None
+
+    seen = _of_callback("ModelCheckpoint", lambda row: getattr(row, option) if row.monitor else None)
+    return _setting(name, why, value, field=field, seen=seen, writes=True)
+
+
+def _of_process(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Read a flag of the whole process through `read(torch)`; beside a stand-in it is unknown."""
+
+    def seen(trainer: Any) -> Any:
+        import torch
+        from lightning.pytorch.trainer.trainer import Trainer
+
+        return read(torch) if isinstance(trainer, Trainer) else UNKNOWN
+
+    return seen
+
+
+def _duration(timer: Any) -> str | None:
+    """Return the time after which a Timer stops, as DD:HH:MM:SS."""
+    seconds = getattr(timer, "_duration", None)
+    if seconds is None:
+        return None
+    days, rest = divmod(int(seconds), 24 * 60 * 60)
+    return f"{days:02d}:{time.strftime('%H:%M:%S', time.gmtime(rest))}"
+
+
+def _logger(trainer: Any) -> Any:
+    loggers = attribute(trainer, "loggers")
+    if not isinstance(loggers, (list, tuple)):
+        return UNKNOWN
+    backend = backend_of(loggers[0]) if loggers else None
+    return backend.word if backend else UNKNOWN if loggers else None
+
+
+def _profiler(trainer: Any) -> Any:
+    """Return the class of the profiler; none is Lightning's PassThroughProfiler."""
+    names = [kind.__name__ for kind in type(attribute(trainer, "profiler")).__mro__]
+    return UNKNOWN if "Profiler" not in names else None if names[0] == "PassThroughProfiler" else names[0]
+
+
+# --- the tables ---------------------------------------------------------------------------------------------
+
+ACCELERATORS = {"CPUAccelerator": "cpu", "CUDAAccelerator": "cuda", "MPSAccelerator": "mps"}
+STRATEGIES = {
+    "SingleDeviceStrategy": "auto",
+    "DDPStrategy": "ddp",
+    "FSDPStrategy": "fsdp",
+    "DeepSpeedStrategy": "deepspeed",
+}
+
+TRAINER_PARAMETERS: tuple[Parameter, ...] = (
+    _setting(
+        "accelerator",
+        "the settings' word",
+        wanted=_decided("accelerator"),
+        seen=_class_of("accelerator", ACCELERATORS),
+    ),
+    _setting(
+        "strategy",
+        "the settings' word",
+        wanted=lambda s: next((w for w in ("ddp", "fsdp", "deepspeed") if s.strategy.startswith(w)), "auto"),
+        seen=_class_of("strategy", STRATEGIES),
+    ),
+    _setting(
+        "devices",
+        "a number, or a list of indices",
+        lambda s: list(s.devices) if isinstance(s.devices, tuple) else s.devices,
+        row="world_size",
+        wanted=_world_size,
+        seen=lambda trainer: attribute(trainer, "world_size"),
+    ),
+    _setting("num_nodes", "the settings' number"),
+    _setting("precision", "the settings' word"),
+    Parameter(
+        "logger",
+        "built for logger_backend; False keeps the default logger out",
+        lambda inputs: inputs.logger or False,
+        field="logger_backend",
+        wanted=lambda inputs: _logger_word(inputs.settings),
+        seen=_logger,
+        writes=True,
+    ),
+    Parameter("callbacks", "built for the settings, with the caller's own", lambda i: list(i.callbacks)),
+    _setting(
+        "fast_dev_run",
+        "none is False in Lightning's words, and 1 becomes True in them",
+        lambda s: s.fast_dev_run or False,
+        seen=lambda trainer: 1 if (n := attribute(trainer, "fast_dev_run")) is True else n,
+    ),
+    Parameter("max_epochs", "the length of training belongs to the science config", lambda i: i.max_epochs),
+    _fixed(
+        "min_epochs", None, "training stops at max_epochs, max_time or early stopping; nothing overrides them"
+    ),
+    _fixed("max_steps", -1, "training is counted in epochs; -1 sets no limit on steps"),
+    _fixed("min_steps", None, "as min_epochs"),
+    _setting("max_time", "the settings' duration", seen=_of_callback("Timer", _duration)),
+    _setting(
+        "limit_train_batches",
+        "none is all, in Lightning too; a smoke test has its own limit",
+        wanted=lambda s: (
+            UNKNOWN if s.fast_dev_run else 1.0 if s.limit_train_batches is None else s.limit_train_batches
+        ),
+    ),
+    _fixed("limit_val_batches", None, "none is all: metrics compare only on the same validation data"),
+    _fixed("limit_test_batches", None, "as limit_val_batches"),
+    _fixed("limit_predict_batches", None, "none is all: part of the scan would leave holes in the object"),
+    _fixed("overfit_batches", 0.0, "it would replace the shuffled training loader"),
+    _fixed("val_check_interval", None, "none is 1.0: validation runs once, at the end of an epoch"),
+    _fixed("check_val_every_n_epoch", 1, "checkpoints and early stopping need the metric of every epoch"),
+    _fixed("num_sanity_val_steps", 0, "it would use up random numbers and log metrics before training"),
+    _setting("log_every_n_steps", "the settings' number"),
+    _setting(
+        "enable_checkpointing",
+        "a smoke test writes no checkpoint",
+        lambda s: s.enable_checkpointing and not s.fast_dev_run,
+        seen=_of_callback("Checkpoint", lambda _: True, absent=False),
+        writes=True,
+    ),
+    _setting(
+        "enable_progress_bar",
+        "auto was decided by the plan",
+        lambda s: s.enable_progress_bar is True,
+        wanted=_decided("enable_progress_bar"),
+        seen=_of_callback("ProgressBar", lambda _: True, absent=False),
+    ),
+    _fixed("enable_model_summary", False, "the run's own opening table has what a user needs"),
+    _setting("accumulate_grad_batches", "the settings' number", field="accum_steps"),
+    _setting("gradient_clip_val", "the settings' number"),
+    _setting(
+        "gradient_clip_algorithm",
+        "none without a value; agc is the module's own hook, and Lightning is given norm",
+        clip_word,
+    ),
+    _setting(
+        "deterministic",
+        "the settings' word",
+        seen=_of_process(
+            lambda torch: (
+                torch.are_deterministic_algorithms_enabled()
+                and ("warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True)
+            )
+        ),
+    ),
+    _setting(
+        "benchmark",
+        "passed even when false, so that no earlier Trainer leaks in",
+        seen=_of_process(lambda torch: torch.backends.cudnn.benchmark),
+    ),
+    _fixed("inference_mode", True, "nothing needs gradients in validation and prediction"),
+    _fixed("use_distributed_sampler", True, "each process must see its own part of the data"),
+    Parameter(
+        "profiler",
+        "the caller's, which measures where the seconds go; none measures nothing",
+        lambda inputs: inputs.profiler,
+        wanted=lambda i: i.profiler if i.profiler in (None, UNKNOWN) else type(i.profiler).__name__,
+        seen=_profiler,
+    ),
+    _fixed("detect_anomaly", False, "it slows every step; the module checks its loss for NaN itself"),
+    _fixed("barebones", False, "it would switch checkpoints, logging and progress off"),
+    Parameter("plugins", "atomic checkpoint writing", lambda inputs: list(inputs.plugins) or None),
+    _fixed("sync_batchnorm", False, "the network has no batch normalization across devices"),
+    _fixed("reload_dataloaders_every_n_epochs", 0, "the data do not change during training"),
+    Parameter(
+        "default_root_dir",
+        "the run directory, if any",
+        lambda i: None if i.run_dir is None else str(i.run_dir),
+    ),
+    _fixed("enable_autolog_hparams", False, "the manifest and the logger's own config record the settings"),
+    _fixed("model_registry", None, "nothing is uploaded to a model registry"),
+)
+
+CALLBACK_VALUES: tuple[Parameter, ...] = (
+    _setting(
+        "early_stop_patience",
+        "EarlyStopping stops",
+        seen=_of_callback("EarlyStopping", lambda row: row.patience),
+    ),
+    _setting(
+        "early_stop_monitor",
+        "EarlyStopping watches the metric that ranks",
+        lambda s: s.checkpoint_monitor_metric if s.early_stop_patience else None,
+        field="checkpoint_monitor_metric",
+        seen=_of_callback("EarlyStopping", lambda row: row.monitor),
+    ),
+    _setting(
+        "log_images_every_n_epochs",
+        "Images sends them, where there is a logger",
+        lambda s: s.log_images_every_n_epochs if _logger_word(s) else None,
+        seen=_of_callback("Images", lambda row: row.every_n_epochs),
+        writes=True,
+    ),
+    _ranking("checkpoint_save_top_k", "save_top_k", "BestCheckpoints keeps so many"),
+    _ranking("checkpoint_monitor", "monitor", "BestCheckpoints ranks by it", "checkpoint_monitor_metric"),
+    _ranking("checkpoint_mode", "mode", "BestCheckpoints ranks by it"),
+)
+
+PROCESS_FLAGS: tuple[Parameter, ...] = (
+    _setting(
+        "matmul_precision",
+        "`process_flags` sets it",
+        seen=_of_process(lambda torch: torch.get_float32_matmul_precision()),
+    ),
+    _setting(
+        "num_threads",
+        "`process_flags` sets it; none is torch's own choice",
+        lambda s: s.num_threads or UNKNOWN,
+        seen=_of_process(lambda torch: torch.get_num_threads()),
+    ),
+    _setting(
+        "seed",
+        "`seed_run` sets it, for workers in a variable",
+        seen=_of_process(
+            lambda _: int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdigit() else UNKNOWN
+        ),
+    ),
+)
