@@ -14,16 +14,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.cli.commands import resolve_from, table
 from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given, run
-from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import decode_text, field_specs, format_value
 from ptycho_exec.machine.openmp import choose_wait_policy
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.messages import bad_value
 from ptycho_exec.sources.origins import Kind
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_exec.sources.resolve import flag_origin
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.factory import (
+    INFERENCE_DEFAULTS,
+    TRAINING_DEFAULTS,
+    create_inference_payload,
+    create_training_payload,
+    split_overrides,
+)
 from ptycho_torch.quick_start import import_lightning
-from ptycho_torch.science_flags import add_science_flags, science_given
 
 if TYPE_CHECKING:
     from ptycho_torch.tools.rerun import Compared
@@ -64,6 +75,35 @@ def _command(
     )
     command.set_defaults(handler=handler)
     return command
+
+
+SCIENCE = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
+
+
+def add_science_flags(parser: Parser, *configs: type[BaseModel], but: Sequence[str] = ()) -> None:
+    """Add one flag per field of `configs`, except those in `but`, which the command has in its own way."""
+    specs = [spec for config in configs for spec in field_specs(config).values() if spec.name not in but]
+    parser.add_fields(parser.add_argument_group("what to run (science)"), specs)
+
+
+def science_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the science flags that were typed: field -> value.
+
+    Raises:
+        SettingsError: one finding per text that its field does not accept.
+    """
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for config in SCIENCE:
+        for name, texts in flags_given(args, config).items():
+            spec = field_specs(config)[name]
+            origin = flag_origin(spec, texts)
+            values[name] = origin.value
+            typed = (origin, *origin.shadowed)
+            findings += [bad_value(spec, given) for given in typed if not spec.accepts(given.value)]
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return values
 
 
 # --- simulate and inspect --------------------------------------------------------------------------------
@@ -150,7 +190,8 @@ def inspect(args: argparse.Namespace) -> int:
     """Print a scan's detection report."""
     from ptycho_torch.data.read import read_scan
 
-    scan = read_scan(args.file, DataConfig(**science_given(args)))
+    science, _ = split_overrides(science_given(args), ScienceConfig())
+    scan = read_scan(args.file, science.data)
     if args.json:
         print(json.dumps(scan.report, indent=2))
         return 0
@@ -191,11 +232,12 @@ def convert(args: argparse.Namespace) -> int:
     """Convert a scan, and print what was written."""
     from ptycho_torch.data.convert import convert as write
 
+    science, _ = split_overrides(science_given(args), ScienceConfig())
     path = write(
         args.source,
         args.target,
         args.to,
-        DataConfig(**science_given(args)),
+        science.data,
         photon_energy_eV=args.photon_energy_ev,
         detector_distance_m=args.detector_distance_m,
         pixel_size_m=args.pixel_size_m,
@@ -222,8 +264,6 @@ def _add_train(commands: Any) -> Parser:
 
 def train(args: argparse.Namespace) -> int:
     """Train, and leave a run directory."""
-    from ptycho_torch.factory import TRAINING_DEFAULTS, create_training_payload
-
     settings = ExecutionSettings.from_resolution(resolve_from(args, dict(TRAINING_DEFAULTS)))
     overrides = science_given(args) | ({"test_data_file": args.test} if args.test else {})
     payload = create_training_payload(args.scan, args.out, overrides, settings)
@@ -255,8 +295,6 @@ def _add_infer(commands: Any) -> Parser:
 
 def infer(args: argparse.Namespace) -> int:
     """Reconstruct, and leave an output directory."""
-    from ptycho_torch.factory import INFERENCE_DEFAULTS, create_inference_payload
-
     settings = ExecutionSettings.from_resolution(resolve_from(args, dict(INFERENCE_DEFAULTS)))
     *trained, scan = args.paths
     if len(trained) > 1:
@@ -341,7 +379,6 @@ def _add_tune(commands: Any) -> Parser:
 def tune(args: argparse.Namespace) -> int:
     """Print a table of trials, and write a settings file with each value's reason."""
     from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
     from ptycho_torch.tools import tune as tuner
 
     settings = ExecutionSettings.from_resolution(
@@ -396,7 +433,7 @@ def _add_rerun(commands: Any) -> Parser:
 
 def rerun(args: argparse.Namespace) -> int:
     """Repeat a run; files and variables of this place take no part, flags typed here do."""
-    given = {name: decode_text(field_specs()[name], text) for name, text in flags_given(args).items()}
+    given = {name: decode_text(field_specs()[name], texts[-1]) for name, texts in flags_given(args).items()}
     if args.settings or args.profile:
         raise SettingsError(
             "a rerun takes its settings from the manifest",
@@ -468,10 +505,13 @@ def _free_name(base: str) -> Path:
 
 def _typed(args: argparse.Namespace) -> list[str]:
     """Return the science and settings flags of a command line, to be handed on."""
-    words = [f"{field_specs()[name].flag}={text}" for name, text in flags_given(args).items()]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in science_given(args, text=True).items()]
-    words += [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(args, name))]
-    return words
+    words = [
+        f"{field_specs(model)[name].flag}={text}"
+        for model in (ExecutionFields, *SCIENCE)
+        for name, texts in flags_given(args, model).items()
+        for text in texts
+    ]
+    return words + [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(args, name))]
 
 
 ADD_COMMANDS = (

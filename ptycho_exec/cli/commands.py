@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.cli.flags import Parser, add_settings_flags, all_flags_given, annotate, run
+from ptycho_exec.cli.flags import Parser, add_settings_flags, annotate, flags_given, run
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-from ptycho_exec.sources.profiles import Profile, find_profile, profile_names
+from ptycho_exec.sources.profiles import find_profile, profile_names
 from ptycho_exec.sources.resolve import Reader, Request, resolve, resolve_profile
 from ptycho_exec.sources.suggestions import unknown_name
 
@@ -51,7 +51,7 @@ def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | No
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            flags=all_flags_given(args),
+            flags=flags_given(args),
             profile=args.profile,
             settings_file=args.settings,
             factory_defaults=factory_defaults or {},
@@ -67,7 +67,14 @@ def show(args: argparse.Namespace) -> int:
     resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
     if args.trainer or args.loader:
-        return _show_kwargs(settings, trainer=args.trainer, loader=args.loader)
+        from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
+
+        kwargs = {"trainer": trainer_kwargs(settings)} if args.trainer else {}
+        if args.loader:
+            kwargs["train_loader"] = train_loader_kwargs(settings)
+            kwargs["inference_loader"] = inference_loader_kwargs(settings)
+        print(json.dumps(kwargs, indent=2, default=str))
+        return 0
     if args.json:
         print(json.dumps(settings_json(settings), indent=2))
         return 0
@@ -99,22 +106,9 @@ def settings_json(settings: ExecutionSettings) -> dict[str, Any]:
     }
 
 
-def _show_kwargs(settings: ExecutionSettings, *, trainer: bool, loader: bool) -> int:
-    from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
-
-    shown: dict[str, Any] = {}
-    if trainer:
-        shown["trainer"] = trainer_kwargs(settings)
-    if loader:
-        shown["train_loader"] = train_loader_kwargs(settings)
-        shown["inference_loader"] = inference_loader_kwargs(settings)
-    print(json.dumps(shown, indent=2, default=str))
-    return 0
-
-
 def _print_notices(resolution: Resolution) -> None:
     for notice in resolution.notices:
-        print(f"note: {notice}", file=sys.stderr)
+        print(f"note: {notice.what}", file=sys.stderr)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -127,7 +121,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Tell all about one field, or, without a name, where every value was looked for."""
+    """Print everything about one field, or, without a name, about every value that is not its default."""
     if args.field and args.field not in field_specs():
         raise SettingsError.from_findings(
             [unknown_name(args.field, tuple(field_specs()), where="command line")]
@@ -142,7 +136,11 @@ def explain(args: argparse.Namespace) -> int:
     for name in names:
         print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
         print()
-    print("\n".join(_searched_places(resolution)))
+    if resolution.profile:
+        print(f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}")
+    print("looked for, highest precedence first:")
+    for file in resolution.searched:
+        print(f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}")
     _print_notices(resolution)
     return 0
 
@@ -151,15 +149,15 @@ def _changed(settings: ExecutionSettings) -> list[str]:
     return [name for name in field_specs() if settings.origins[name].kind is not Kind.DEFAULT]
 
 
-def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[str]) -> Iterator[str]:
+def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[Finding]) -> Iterator[str]:
     origin = settings.origins[spec.name]
     yield f"{spec.name} = {shown(getattr(settings, spec.name))}"
-    yield f"  from      {_told(origin)}"
+    yield f"  from      {_given_as(origin)}"
     for other in origin.shadowed:
-        yield f"  shadows   {shown(other.value)} from {_told(other)}"
+        yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
     for notice in notices:
-        if notice.startswith(f"{spec.variable} "):
-            yield f"  unset     {notice}"
+        if notice.field == spec.name:
+            yield f"  unset     {notice.what}"
     yield f"  meaning   {spec.sentence}"
     yield f"  accepts   {spec.expected()}"
     meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
@@ -168,32 +166,29 @@ def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[s
     yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
 
 
-def _told(origin: Origin) -> str:
+def _given_as(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
     given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
     return origin.describe() + given
-
-
-def _searched_places(resolution: Resolution) -> Iterator[str]:
-    if resolution.profile:
-        yield f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}"
-    yield "looked for, highest precedence first:"
-    for file in resolution.searched:
-        yield f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}"
 
 
 # --- check, facts, diff ----------------------------------------------------------------------------------
 
 
 def check(args: argparse.Namespace) -> int:
-    """Say whether these settings can run on this machine, or on the one whose facts are given.
+    """Report whether these settings can run on this machine, or on the one whose facts are given.
 
     With `--probe` one batch is trained and predicted too.
 
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    _check_usage(args)
+    if args.test is not None and args.probe is None:
+        fix = "give --probe, or leave out --test"
+        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
+    if args.probe is not None and args.facts:
+        what = "--probe runs a batch on this machine, --facts asks about another one"
+        raise SettingsError(what, where="command line", fix="choose one of the two")
     plain = not args.json and not args.annotations
     try:
         resolution = resolve_from(args)
@@ -204,42 +199,37 @@ def check(args: argparse.Namespace) -> int:
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
-    plan = _plan_for(settings, args.facts)
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import ModuleTraits, resolve_plan
+
+    facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
+    plan = resolve_plan(settings, facts, ModuleTraits())
     problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
-    steps = _trial(args, settings) if args.probe is not None and not problems else ()
+    steps: Sequence[Step] = ()
+    if args.probe is not None and not problems:
+        from ptycho_exec.cli.probe import Trial, run_trial
+
+        report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+        validation = None if args.test is None else _scan(args.test)
+        steps = run_trial(Trial(settings, _scan(args.probe), validation), say=report)
     failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
+    findings = [*problems, *failed]
     if args.json:
-        print(json.dumps(_verdict_json(args, plan, steps, [*problems, *failed]), indent=2, default=str))
+        verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
+        probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
+        print(json.dumps({**verdict, **plan.to_json(), **probe}, indent=2, default=str))
     elif plain:
-        notes = [f"note  {notice}" for notice in resolution.notices]
+        notes = [f"note  {notice.what}" for notice in resolution.notices]
         if problems and args.probe is not None:
             notes.append("note  probe was not run, because of the problems above")
-        lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *(step.line() for step in steps)]
-        print("\n".join([*lines, _verdict(plan, steps)]))
-    if not problems and not failed:
+        print("\n".join([*map(_fail_line, problems), *notes, *_check_lines(plan, steps)]))
+    if not findings:
         return 0
-    return _blocked(args, SettingsError if problems else UserError, [*problems, *failed])
-
-
-def _check_usage(args: argparse.Namespace) -> None:
-    if args.test is not None and args.probe is None:
-        raise SettingsError(
-            "--test is part of --probe", where="command line", fix="give --probe, or leave out --test"
-        )
-    if args.probe is not None and args.facts:
-        raise SettingsError(
-            "--probe runs a batch on this machine, --facts asks about another one",
-            where="command line",
-            fix="choose one of the two",
-        )
-
-
-def _trial(args: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
-    from ptycho_exec.cli.probe import Trial, run_trial
-
-    say = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
-    validation = None if args.test is None else _scan(args.test)
-    return run_trial(Trial(settings, _scan(args.probe), validation), say=say)
+    blocked = (SettingsError if problems else UserError).from_findings(findings)
+    if args.annotations:
+        raise blocked
+    annotate(blocked)
+    return blocked.exit_code
 
 
 def _scan(word: str) -> str:
@@ -255,31 +245,6 @@ def _scan(word: str) -> str:
     return str(path)
 
 
-def _verdict_json(
-    args: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
-) -> dict[str, Any]:
-    verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
-    probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
-    return {**verdict, **plan.to_json(), **probe}
-
-
-def _blocked(args: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
-    """Return the exit code of a check that failed, after marking its findings in a pull request."""
-    blocked = kind.from_findings(findings)
-    if args.annotations:
-        raise blocked
-    annotate(blocked)
-    return blocked.exit_code
-
-
-def _plan_for(settings: ExecutionSettings, facts_file: str | None) -> Plan:
-    from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_exec.plan import ModuleTraits, resolve_plan
-
-    facts = MachineFacts.load(facts_file) if facts_file else MachineFacts.probe()
-    return resolve_plan(settings, facts, ModuleTraits())
-
-
 def _placed(finding: Finding, origin: Origin | None) -> Finding:
     if origin is None or not origin.file:
         return finding
@@ -291,7 +256,7 @@ def _fail_line(finding: Finding) -> str:
     return f"FAIL  {finding.what}{place} -> {finding.fix or f'expected {finding.expected}'}"
 
 
-def _check_lines(plan: Plan) -> Iterator[str]:
+def _check_lines(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
     failed = {problem.field for problem in plan.problems}
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.text}"
@@ -308,14 +273,12 @@ def _check_lines(plan: Plan) -> Iterator[str]:
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
-
-
-def _verdict(plan: Plan, steps: Sequence[Step]) -> str:
+    yield from (step.line() for step in steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.failed)]
     notes = [*plan.notices, *(step for step in steps if step.level == "note")]
     counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
-    return f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
+    yield f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
 
 
 def _count(things: Sequence[object], noun: str) -> str:
@@ -348,17 +311,14 @@ def diff(args: argparse.Namespace) -> int:
     else:
         names = (redact(args.a), redact(args.b))
         print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
-        print(_verdict_on_results(a, b))
+        from ptycho_exec.record import fingerprint
+
+        left, right = fingerprint(a)[:12], fingerprint(b)[:12]
+        if left == right:
+            print(f"same numerics, so the same results can be expected (fingerprint {left})")
+        else:
+            print(f"numerics differ, so results can differ (fingerprints {left}, {right})")
     return 1 if rows else 0
-
-
-def _verdict_on_results(a: ExecutionSettings, b: ExecutionSettings) -> str:
-    from ptycho_exec.record import fingerprint
-
-    left, right = fingerprint(a)[:12], fingerprint(b)[:12]
-    if left == right:
-        return f"same numerics, so the same results can be expected (fingerprint {left})"
-    return f"numerics differ, so results can differ (fingerprints {left}, {right})"
 
 
 def settings_of(what: str) -> ExecutionSettings:
@@ -440,9 +400,20 @@ def profiles(args: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request())
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
-    if reader.findings:
-        raise SettingsError.from_findings(reader.findings)
-    rows = [_profile_json(profile) for profile in found if profile is not None]
+    errors = [finding for finding in reader.findings if finding.level == "error"]
+    if errors:
+        raise SettingsError.from_findings(errors)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": profile.name,
+            "extends": profile.extends,
+            "description": profile.description,
+            "values": {name: redact(o.value) for name, o in profile.entries(reader.specs).items()},
+            "file": profile.document.path,
+        }
+        for profile in found
+        if profile is not None
+    ]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -451,16 +422,6 @@ def profiles(args: argparse.Namespace) -> int:
         values = ", ".join(f"{name}={format_value(value)}" for name, value in row["values"].items())
         print(f"{row['name']}{base}: {row['description']}\n    {values}\n    {row['file']}")
     return 0
-
-
-def _profile_json(profile: Profile) -> dict[str, Any]:
-    return {
-        "name": profile.name,
-        "extends": profile.extends,
-        "description": profile.description,
-        "values": {name: redact(origin.value) for name, origin in profile.entries().items()},
-        "file": profile.document.path,
-    }
 
 
 _JSON = (("--json",), {"action": "store_true", "help": "print stable JSON"})
@@ -503,7 +464,7 @@ _COMMANDS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]
     ),
     "explain": (
         explain,
-        "tell all about a field: value, origin, what it shadowed, where it was looked for",
+        "print everything about a field: value, origin, what it shadowed, where it was looked for",
         [
             (("field",), {"nargs": "?", "help": "a field; without it, every value that is not the default"}),
             _JSON,
@@ -512,7 +473,7 @@ _COMMANDS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]
     ),
     "check": (
         check,
-        "say whether these settings can run on this machine or another",
+        "report whether these settings can run on this machine or another",
         [
             _JSON,
             _ANNOTATIONS,
