@@ -14,12 +14,12 @@ import pytest
 from ptycho_exec.cli.commands import build_parser as exec_parser
 from ptycho_exec.cli.flags import Parser
 from ptycho_exec.fields.spec import field_specs, format_value
-from ptycho_torch.cli import SCIENCE, add_science_flags, science_given
+from ptycho_torch.cli import SCIENCE, science_given
 from ptycho_torch.cli import build_parser as torch_parser
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
-BOOLEANS = {name for config in SCIENCE for name, spec in field_specs(config).items() if spec.boolean}
+BOOLEANS = {name: spec for config in SCIENCE for name, spec in field_specs(config).items() if spec.boolean}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -108,6 +108,6 @@ def test_switches_that_the_guide_names_act_as_typed_there() -> None:
     assert "--refine-probe" in named
     for flag in named:
         parser = Parser(prog="p")
-        add_science_flags(parser, *SCIENCE)
+        parser.add_fields(parser.add_argument_group("science"), BOOLEANS.values())
         for words, value in (([flag], True), ([f"--no-{flag[2:]}"], False), ([flag, "false"], False)):
             assert science_given(parser.parse(words)) == {flag[2:].replace("-", "_"): value}

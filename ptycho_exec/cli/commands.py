@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.cli.flags import Parser, add_settings_flags, annotate, flags_given, run
+from ptycho_exec.cli.flags import JSON, Command, Parser, add_commands, annotate, argument, flags_given, run
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
@@ -35,15 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(prog="ptycho-exec", description="Execution settings of a ptychographic reconstruction.")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name, (handler, help_text, extras) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        command.set_defaults(handler=handler)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        for words, options in extras:
-            command.add_argument(*words, **options)
-        if name in ("show", "explain", "check"):
-            add_settings_flags(command)
+    add_commands(parser, _COMMANDS)
     return parser
 
 
@@ -424,89 +416,82 @@ def profiles(args: argparse.Namespace) -> int:
     return 0
 
 
-_JSON = (("--json",), {"action": "store_true", "help": "print stable JSON"})
-_ANNOTATIONS = (
-    ("--annotations",),
-    {
-        "action": "store_true",
-        "help": "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
-    },
+_ANNOTATIONS = argument(
+    "--annotations",
+    action="store_true",
+    help="print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
 )
-_PROBE = (
-    ("--probe",),
-    {
-        "nargs": "?",
-        "const": "simulated",
-        "metavar": "SCAN",
-        "help": "also run one batch through fit and predict, of this scan or of a simulated one",
-    },
-)
-_TEST = (
-    ("--test",),
-    {
-        "nargs": "?",
-        "const": "simulated",
-        "metavar": "SCAN",
-        "help": "with --probe: validate too, on this scan or on a simulated one",
-    },
-)
-_COMMANDS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
-    "show": (
+_COMMANDS = (
+    Command(
         show,
         "print every value and where it came from",
         [
-            _JSON,
+            JSON,
             _ANNOTATIONS,
-            (("--changed",), {"action": "store_true", "help": "only values that are not the default"}),
-            (("--trainer",), {"action": "store_true", "help": "print the Trainer's arguments"}),
-            (("--loader",), {"action": "store_true", "help": "print the loaders' arguments"}),
+            argument("--changed", action="store_true", help="only values that are not the default"),
+            argument("--trainer", action="store_true", help="print the Trainer's arguments"),
+            argument("--loader", action="store_true", help="print the loaders' arguments"),
         ],
+        settings=True,
     ),
-    "explain": (
+    Command(
         explain,
         "print everything about a field: value, origin, what it shadowed, where it was looked for",
         [
-            (("field",), {"nargs": "?", "help": "a field; without it, every value that is not the default"}),
-            _JSON,
+            argument("field", nargs="?", help="a field; without it, every value that is not the default"),
+            JSON,
             _ANNOTATIONS,
         ],
+        settings=True,
     ),
-    "check": (
+    Command(
         check,
         "report whether these settings can run on this machine or another",
         [
-            _JSON,
+            JSON,
             _ANNOTATIONS,
-            (("--facts",), {"metavar": "FILE", "help": "facts of another machine"}),
-            _PROBE,
-            _TEST,
+            argument("--facts", metavar="FILE", help="facts of another machine"),
+            argument(
+                "--probe",
+                nargs="?",
+                const="simulated",
+                metavar="SCAN",
+                help="also run one batch through fit and predict, of this scan or of a simulated one",
+            ),
+            argument(
+                "--test",
+                nargs="?",
+                const="simulated",
+                metavar="SCAN",
+                help="with --probe: validate too, on this scan or on a simulated one",
+            ),
         ],
+        settings=True,
     ),
-    "facts": (facts, "print the facts of this machine as JSON", []),
-    "diff": (
+    Command(facts, "print the facts of this machine as JSON"),
+    Command(
         diff,
         "compare two settings: FILE, RUN, profile:NAME or env; exit code 1 when they differ",
         [
-            (("a",), {"metavar": "A", "help": "file, manifest, run directory, profile:NAME or env"}),
-            (("b",), {"metavar": "B", "help": "the other one"}),
-            (
-                ("--only",),
-                {"choices": [effect.value for effect in Effect], "help": "only fields of this effect"},
+            argument("a", metavar="A", help="file, manifest, run directory, profile:NAME or env"),
+            argument("b", metavar="B", help="the other one"),
+            argument(
+                "--only", choices=[effect.value for effect in Effect], help="only fields of this effect"
             ),
-            _JSON,
+            JSON,
             _ANNOTATIONS,
         ],
     ),
-    "schema": (schema, "print the JSON schema of a settings file", []),
-    "init": (
+    Command(schema, "print the JSON schema of a settings file"),
+    Command(
         init,
         "write a starter settings file",
-        [(("path",), {"nargs": "?", "default": "ptycho_exec.toml", "help": "where to write it"})],
+        [argument("path", nargs="?", default="ptycho_exec.toml", help="where to write it")],
     ),
-    "docs": (
+    Command(
         docs,
         "regenerate schema, settings reference and .env.example",
-        [(("--root",), {"default": ".", "metavar": "DIR", "help": "top of the checkout"})],
+        [argument("--root", default=".", metavar="DIR", help="top of the checkout")],
     ),
-    "profiles": (profiles, "list the profiles that can be asked for here", [_JSON, _ANNOTATIONS]),
-}
+    Command(profiles, "list the profiles that can be asked for here", [JSON, _ANNOTATIONS]),
+)

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 
@@ -119,6 +119,48 @@ def add_settings_flags(parser: Parser) -> None:
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
     parser.add_fields(group, field_specs().values())
+
+
+class Argument(NamedTuple):
+    """One argument of a command, as `argparse.ArgumentParser.add_argument` takes it."""
+
+    names: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    return Argument(names, options)
+
+
+JSON = argument("--json", action="store_true", help="print stable JSON")
+
+
+class Command(NamedTuple):
+    """One command of a program, named as the function that runs it; `settings` adds the settings' flags."""
+
+    handler: Callable[[argparse.Namespace], int]
+    help: str
+    arguments: Sequence[Argument] = ()
+    usage: str | None = None
+    science: Sequence[FieldSpec] = ()
+    settings: bool = False
+
+
+def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
+    """Give a parser one subcommand for each row of `commands`."""
+    group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for row in commands:
+        name = row.handler.__name__
+        usage = row.usage and f"{parser.prog} {name} {row.usage} [options]"
+        command = group.add_parser(name, help=row.help, description=row.help, usage=usage)
+        command.set_defaults(handler=row.handler)
+        for names, options in row.arguments:
+            command.add_argument(*names, **options)
+        if row.science:
+            command.add_fields(command.add_argument_group("what to run (science)"), row.science)
+        if row.settings:
+            add_settings_flags(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def flags_given(

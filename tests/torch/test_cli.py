@@ -17,7 +17,7 @@ from ptycho_exec.cli.flags import Parser
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.record import settings_from_manifest
-from ptycho_torch.cli import SCIENCE, add_science_flags, main, science_given
+from ptycho_torch.cli import SCIENCE, main, science_given
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -264,7 +264,7 @@ SCIENCE_SPECS = {name: spec for config in SCIENCE for name, spec in field_specs(
 def science(*words: str) -> dict[str, object]:
     parser = Parser(prog="p")
     parser.add_argument("scan", nargs="?")
-    add_science_flags(parser, *SCIENCE)
+    parser.add_fields(parser.add_argument_group("science"), SCIENCE_SPECS.values())
     return science_given(parser.parse(list(words)))
 
 
