@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache, lru_cache
 
 from pydantic import BaseModel
@@ -29,27 +30,22 @@ def variables_layer(
     model: type[BaseModel], kind: Kind, rows: Iterable[Row], file: str | None = None
 ) -> Layer:
     """Return the values among `rows`, and findings about names that are misspelt or have no effect."""
-    layer, stray = Layer(), list[str]()
-    specs, prefix = _by_variable(model), str(model.model_config.get("env_prefix", ""))
+    layer, stray, variables = Layer(), list[str](), _by_variable(model)
     for name, text, line in rows:
-        where = f"{file}:{line}" if file else f"{kind.value} variable"
-        if name in specs:
-            spec = specs[name]
-            if spec is not None and text.strip():
-                value = decode_text(spec, text)
-                layer.entries[spec.name] = Origin(kind, name, value, text, file=file, line=line)
-            elif not text.strip():
-                what = f"{name} is empty{f' ({where})' if file else ''} and counts as unset"
+        if name in variables:
+            spec = variables[name]
+            if not text.strip():
+                what = f"{name} is empty{f' ({file}:{line})' if file else ''} and counts as unset"
                 field = spec.name if spec else ""
                 layer.findings.append(Finding(what, level="note", code="empty-variable", field=field))
+            elif spec is not None:
+                value = decode_text(spec, text)
+                layer.entries[spec.name] = Origin(kind, name, value, text, file=file, line=line)
         elif name.startswith(_STRAY):
             stray.append(name)
-        elif _folded(name).startswith(prefix):
-            if not _SERVICE_LINK.search(name.removeprefix(prefix)):
-                layer.findings.append(unknown_name(name, tuple(specs), where=where, file=file, line=line))
-        elif MAY_BE_OURS.search(name) and (meant := misspelt_prefix(name, model)):
-            what = f"{name} is ignored: its prefix is misspelt"
-            layer.findings.append(_rename(what, meant, where, file, line))
+        elif finding := _misspelt(name, model):
+            where = f"{file}:{line}" if file else f"{kind.value} variable"
+            layer.findings.append(replace(finding, where=where, file=file or "", line=line or 0))
     if stray:
         names = ", ".join(sorted(stray))
         what = f"no effect here, the Trainer is built from these settings alone: {names}"
@@ -63,16 +59,15 @@ def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> I
     for name, _, line in rows:
         spec = field_specs(model).get(_folded(name).lower())
         if spec is not None:
-            what = f"{name} in .env is ignored: it lacks the prefix"
-            yield _rename(what, spec.variable, f"{file}:{line}", file, line)
+            finding = _rename(f"{name} in .env is ignored: it lacks the prefix", spec.variable)
+            yield replace(finding, where=f"{file}:{line}", file=file, line=line or 0)
         if name in lines and name in _by_variable(model):
             yield duplicate_key(name, file, line or 0, lines[name])
         lines[name] = line
 
 
-def _rename(what: str, meant: str, where: str, file: str | None, line: int | None) -> Finding:
-    fix = f"rename it to {meant}"
-    return Finding(what, where, meant, fix, file=file or "", line=line or 0, code="wrong-prefix")
+def _rename(what: str, meant: str) -> Finding:
+    return Finding(what, expected=meant, fix=f"rename it to {meant}", code="wrong-prefix")
 
 
 def _folded(name: str) -> str:
@@ -86,13 +81,18 @@ def _by_variable(model: type[BaseModel]) -> dict[str, FieldSpec | None]:
     return {**specs, SETTINGS_FILE_VARIABLE: None, PROFILE_VARIABLE: None}
 
 
-@lru_cache(maxsize=1024)
-def misspelt_prefix(name: str, model: type[BaseModel]) -> str | None:
-    """Return the variable that was meant by a name whose prefix is wrong: `PTYCHO_BATCH_SIZE`."""
-    folded = _folded(name)
-    for variable in _by_variable(model):
-        if folded == variable.replace("_EXEC_", "_", 1):
-            return variable
-    near = (variable for variable in _by_variable(model) if abs(len(variable) - len(folded)) <= 3)
-    score, meant = min(((distance(folded, variable), variable) for variable in near), default=(99, ""))
-    return meant if score <= 3 else None
+@lru_cache(maxsize=4096)
+def _misspelt(name: str, model: type[BaseModel]) -> Finding | None:
+    """Return a finding, without its place, when a name was meant to be a variable of ours but is none."""
+    folded, prefix = _folded(name), str(model.model_config.get("env_prefix", ""))
+    variables = tuple(_by_variable(model))
+    if folded.startswith(prefix):
+        foreign = _SERVICE_LINK.search(name.removeprefix(prefix))
+        return None if foreign else unknown_name(name, variables, where="")
+    if not MAY_BE_OURS.search(name):
+        return None
+    unfinished = (variable for variable in variables if folded == variable.replace("_EXEC_", "_", 1))
+    near = ((distance(folded, word), word) for word in variables if abs(len(word) - len(folded)) <= 3)
+    score, meant = min(near, default=(99, ""))
+    meant = next(unfinished, meant if score <= 3 else "")
+    return _rename(f"{name} is ignored: its prefix is misspelt", meant) if meant else None
