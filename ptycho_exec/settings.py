@@ -1,4 +1,4 @@
-"""`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from everywhere a value can stand.
+"""`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from every place that can set them.
 
 Where values come from, and in which order, is decided in `ptycho_exec.sources.resolve` alone.
 """
@@ -35,7 +35,7 @@ def _own_validation() -> Iterator[None]:
 
 
 class ExecutionSettings(ExecutionFields, BaseSettings):
-    """How to run, for any machine: validated, frozen, and able to say where each value came from.
+    """How to run, for any machine: validated, frozen, with the origin of each value.
 
     `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
     documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
@@ -78,7 +78,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
-        """Build from what `ptycho_exec.sources.resolve.resolve` found; nothing else is read."""
+        """Build from what `ptycho_exec.sources.resolve.resolve` returned; nothing else is read."""
         settings = cls.__new__(cls)
         settings._fill(resolution)
         return settings
@@ -119,7 +119,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _by_itself(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Inside another model, or in a TypeAdapter, take a mapping as it stands, as `model_validate` does.
+        """Inside another model, or in a TypeAdapter, take a mapping by itself, as `model_validate` does.
 
         pydantic would call the constructor, which resolves environment and files: settings that were written
         on one machine would silently become others where they are read.

@@ -416,7 +416,7 @@ def _science(*configs: type[BaseModel]) -> list[FieldSpec]:
 
 
 _path = partial(argument, type=Path)
-_UNSAID = "where the source does not say"
+_WHERE_UNKNOWN = "where the source has none"
 COMMANDS = (
     Command(
         simulate,
@@ -446,9 +446,9 @@ COMMANDS = (
             _path("source", metavar="SOURCE", help="file, or directory of a pair of files"),
             _path("target", metavar="TARGET", help="new file, or directory for a pair"),
             argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"),
-            argument("--photon-energy-ev", type=float, help=_UNSAID),
-            argument("--detector-distance-m", type=float, help=_UNSAID),
-            argument("--pixel-size-m", type=float, help=f"side of an object pixel, {_UNSAID}"),
+            argument("--photon-energy-ev", type=float, help=_WHERE_UNKNOWN),
+            argument("--detector-distance-m", type=float, help=_WHERE_UNKNOWN),
+            argument("--pixel-size-m", type=float, help=f"side of an object pixel, {_WHERE_UNKNOWN}"),
         ],
         usage="SOURCE TARGET --to FORMAT",
         science=_science(DataConfig),

@@ -268,13 +268,13 @@ def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
 def _attributes(config: object) -> dict[str, Any]:
     names = {name for section in _SECTIONS.values() for name in section.model_fields}
     names |= set(ALIASES) | set(field_specs())
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
         for name in names:
             value = getattr(part, name, None)
             if isinstance(value, (bool, int, float, str, tuple, list)):
-                found[name] = value
-    return found
+                values[name] = value
+    return values
 
 
 def execution_settings(
@@ -306,12 +306,12 @@ def execution_settings(
 
 
 def _existing(path: str | Path, what: str) -> Path:
-    found = Path(path)
-    if not found.exists():
+    existing = Path(path)
+    if not existing.exists():
         raise DataError(
-            f"{what} not found", where=str(found), expected="an existing file", fix="correct the path"
+            f"{what} not found", where=str(existing), expected="an existing file", fix="correct the path"
         )
-    return found
+    return existing
 
 
 def _applied(

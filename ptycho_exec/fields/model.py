@@ -187,7 +187,7 @@ class ExecutionFields(BaseModel):
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10
     """Optimizer steps between two rows of step metrics."""
     log_images_every_n_epochs: Annotated[Positive | None, NoneWord, Effect.IO] = None
-    """Epochs between two reconstruction pictures sent to the logger; none sends none during training."""
+    """Epochs between two reconstruction images sent to the logger; none sends none during training."""
     experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
     tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, NoneWord, Effect.IO] = (
@@ -205,7 +205,7 @@ class ExecutionFields(BaseModel):
 
     # --- when a machine cannot do what was asked
     on_unsupported: Literal["error", "adapt"] = "error"
-    """What to do with a value this machine cannot honor: stop, or take the nearest it can and say so."""
+    """What to do with a value this machine cannot honor: stop, or take the nearest it can and warn."""
     drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
     """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
 
@@ -228,8 +228,10 @@ def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionField
 
 
 class Conflict(NamedTuple):
-    """Values that cannot be meant together: each field in `when` has one of its values there (`tuple`
-    stands for any list); and how to choose. The JSON schema forbids the same."""
+    """Values that contradict each other, and how to choose; the JSON schema forbids the same.
+
+    Each field in `when` has one of its values there; `tuple` matches any list.
+    """
 
     when: Mapping[str, tuple[Any, ...]]
     why: str

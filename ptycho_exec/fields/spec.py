@@ -20,7 +20,7 @@ NONE_WORDS = frozenset({"none", "null"})
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field of a model as the other modules need it; `words` says what it takes beside its choices."""
+    """One field of a model; `words` describes what it takes beside its choices."""
 
     model: type[BaseModel]
     name: str
@@ -52,7 +52,7 @@ class FieldSpec:
         return not malformed({self.name: value}, self.model)
 
     def expected(self) -> str:
-        """Say in words what the field takes: `an integer > 0, or none`."""
+        """Return in words what the field takes: `an integer > 0, or none`."""
         words = [format_value(choice) for choice in self.choices]
         parts = [f"one of: {', '.join(words)}"] if len(words) > 2 else [" or ".join(words)] if words else []
         return ", or ".join([*parts, *self.words, *(["none"] if self.optional else [])])
@@ -141,7 +141,7 @@ def format_value(value: Any) -> str:
 
 
 def decode_text(spec: FieldSpec, text: str) -> Any:
-    """Turn the text of a variable or flag into the field's own type; text that fits nothing stays text.
+    """Turn the text of a variable or flag into the field's own type; text that fits nothing stays a string.
 
     Validation follows, so this only decides the type: `8` is a number, `none` is None for an optional
     field, `0,1` and `[0, 1]` are lists, and the boolean words of pydantic are understood in any case.

@@ -145,13 +145,13 @@ class Reader:
         return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
 
     def _note_odd(self, path: Path) -> None:
-        """Note what bears the name of a settings file and is none: a folder, a pipe, a link to nothing."""
+        """Note what has the name of a settings file and is none: a folder, a pipe, a link to nothing."""
         environment = path.name == ".env" and path.is_dir()  # a usual name of virtual environments
         if os.path.lexists(path) and not is_file(path) and not environment:
             self.note(f"{path} is not read: it is no file, or a link to none")
 
     def _note_misnamed(self, folder: Path, name: str) -> None:
-        """Note files that look like a settings file but bear another name; the one that was named is read."""
+        """Note files that look like a settings file but have another name, except one that was named."""
         stem = name.removesuffix(".toml")
         words = dict.fromkeys((stem, stem.replace("_", "-"), stem.replace("_", ""), f".{stem}"))
         names = [f"{word}.{ending}" for word in words for ending in ("toml", "yaml", "yml", "json")]

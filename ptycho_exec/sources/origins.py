@@ -1,6 +1,6 @@
 """Where a value came from: its kind, its place, its text, and what it shadowed. And the line finders.
 
-The engine in `sources` resolves once and hands these records to values, errors, `show`, `explain`,
+The engine in `sources` resolves once and passes these records to values, errors, `show`, `explain`,
 the manifest and the docs, so that none of them derives a source again.
 """
 
@@ -41,7 +41,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place that supplied a value: `value` as given, `raw` as text where the place holds text."""
+    """One place that supplied a value: `value` as given, `raw` as a string where the place holds text."""
 
     kind: Kind
     place: str

@@ -13,7 +13,7 @@
 9. the model's own defaults
 
 One pass reads every source, checks every name in it, and keeps for each value its origin and what it
-shadowed. pydantic-settings is handed the merged result, because its own merge keeps no provenance.
+shadowed. pydantic-settings gets the merged result, because its own merge keeps no provenance.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ SCIENCE = {
     "n_groups": "DataConfig.n_groups",
     "loss": "TrainingConfig.loss",
 }
-"""Names that say WHAT to run: they belong to the science configs, not here."""
+"""Names of WHAT to run: they belong to the science configs, not here."""
 
 
 def distance(a: str, b: str) -> int:
