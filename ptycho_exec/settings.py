@@ -18,8 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError, redact
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
+from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.origins import Origin, Resolution
-from ptycho_exec.sources.resolve import Request, check, resolve, resolve_onto, resolve_under, resolve_values
+from ptycho_exec.sources.resolve import check, resolve, resolve_onto, resolve_under, resolve_values
 
 _filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
 

@@ -12,14 +12,23 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from ptycho_exec.cli.commands import resolve_from, table
-from ptycho_exec.cli.flags import JSON, Argument, Command, Parser, add_commands, argument, flags_given, run
+from ptycho_exec.cli.flags import (
+    JSON,
+    Argument,
+    Command,
+    Parser,
+    add_commands,
+    argument,
+    flags_given,
+    run,
+    switch,
+)
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
@@ -88,7 +97,7 @@ def science_given(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-# --- simulate and inspect --------------------------------------------------------------------------------
+# --- simulate, inspect, convert ------------------------------------------------------------------------
 
 
 SIMULATION = {
@@ -131,10 +140,8 @@ def simulate(args: argparse.Namespace) -> int:
     )
     path = save(scan, args.out, domain=args.domain)
     height, width = scan.canvas_shape
-    print(
-        f"wrote {path}: {len(scan)} patterns of {args.n} x {args.n} ({args.domain}), "
-        f"object {height} x {width}"
-    )
+    patterns = f"{len(scan)} patterns of {args.n} x {args.n} ({args.domain})"
+    print(f"wrote {path}: {patterns}, object {height} x {width}")
     return 0
 
 
@@ -208,9 +215,8 @@ def infer(args: argparse.Namespace) -> int:
     settings = ExecutionSettings.from_resolution(resolve_from(args, dict(INFERENCE_DEFAULTS)))
     *trained, scan = args.paths
     if len(trained) > 1:
-        raise UserError(
-            f"{len(args.paths)} paths are given", expected="RUN SCAN", fix="name one run and one scan"
-        )
+        what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
+        raise UserError(what, expected="RUN SCAN", fix=fix)
     model = trained[0] if trained else None
     payload = create_inference_payload(model, scan, args.out, science_given(args), settings)
     _print_settings(settings)
@@ -239,7 +245,7 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- tune ------------------------------------------------------------------------------------------------
+# --- tune, rerun, demo --------------------------------------------------------------------------------
 
 
 def tune(args: argparse.Namespace) -> int:
@@ -247,9 +253,8 @@ def tune(args: argparse.Namespace) -> int:
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_torch.tools import tune as tuner
 
-    settings = ExecutionSettings.from_resolution(
-        resolve_from(args, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
-    )
+    defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
+    settings = ExecutionSettings.from_resolution(resolve_from(args, defaults))
     if args.out.exists():
         raise tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, science_given(args), settings)
@@ -271,9 +276,6 @@ def tune(args: argparse.Namespace) -> int:
     tuner.write_profile(args.out, tuner.profile_text(tuning))
     print(f"wrote {args.out}: use it with --settings {args.out}")
     return 0
-
-
-# --- rerun -----------------------------------------------------------------------------------------------
 
 
 def rerun(args: argparse.Namespace) -> int:
@@ -299,17 +301,13 @@ def rerun(args: argparse.Namespace) -> int:
     return 0 if again.repeated(rows) else 1
 
 
-# --- demo ------------------------------------------------------------------------------------------------
-
-
 def demo(args: argparse.Namespace) -> int:
     """Do everything once on a simulated scan, with the commands a user would type."""
     names = (Path(f"demo_run_{number}" if number > 1 else "demo_run") for number in itertools.count(1))
     folder: Path = args.out or next(path for path in names if not path.exists())
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} exists and is not empty", expected="a new directory", fix="choose another --out"
-        )
+        what, fix = f"{folder} exists and is not empty", "choose another --out"
+        raise UserError(what, expected="a new directory", fix=fix)
     folder.mkdir(parents=True, exist_ok=True)
     scan, trained, out, refined = (str(folder / name) for name in ("scan.npz", "train", "infer", "refine"))
     given = {name: getattr(args, name) for name in SIMULATION}
@@ -415,14 +413,17 @@ def _science(*configs: type[BaseModel]) -> list[FieldSpec]:
     return [spec for config in configs for spec in field_specs(config).values()]
 
 
-_path = partial(argument, type=Path)
+def _path(name: str, metavar: str, help_text: str, **options: Any) -> Argument:
+    return argument(name, type=Path, metavar=metavar, help=help_text, **options)
+
+
 _WHERE_UNKNOWN = "where the source has none"
 COMMANDS = (
     Command(
         simulate,
         "make a scan with a known object, Poisson noise included",
         [
-            _path("--out", required=True, metavar="FILE", help="NPZ file to write"),
+            _path("--out", "FILE", "NPZ file to write", required=True),
             *_simulation("star_and_leaves", {}),
             argument("--scan", choices=["raster", "fermat"], default="raster", help="path of the scan"),
             argument("--modes", type=int, default=1, help="incoherent probe modes [1]"),
@@ -435,7 +436,7 @@ COMMANDS = (
     Command(
         inspect,
         "print what a scan file holds, and how that was recognised",
-        [_path("file", metavar="FILE", help="NPZ, HDF5 or CXI file"), JSON],
+        [_path("file", "FILE", "NPZ, HDF5 or CXI file"), JSON],
         usage="FILE",
         science=_science(DataConfig),
     ),
@@ -443,8 +444,8 @@ COMMANDS = (
         convert,
         "write a scan in another format",
         [
-            _path("source", metavar="SOURCE", help="file, or directory of a pair of files"),
-            _path("target", metavar="TARGET", help="new file, or directory for a pair"),
+            _path("source", "SOURCE", "file, or directory of a pair of files"),
+            _path("target", "TARGET", "new file, or directory for a pair"),
             argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"),
             argument("--photon-energy-ev", type=float, help=_WHERE_UNKNOWN),
             argument("--detector-distance-m", type=float, help=_WHERE_UNKNOWN),
@@ -457,10 +458,10 @@ COMMANDS = (
         train,
         "train the network on a scan",
         [
-            _path("scan", metavar="SCAN", help="the scan to learn from"),
-            _path("--out", required=True, metavar="RUN", help="new directory for the run"),
-            _path("--test", metavar="SCAN", help="another scan, for validation"),
-            _path("--resume", metavar="RUN", help="continue from this run's last checkpoint"),
+            _path("scan", "SCAN", "the scan to learn from"),
+            _path("--out", "RUN", "new directory for the run", required=True),
+            _path("--test", "SCAN", "another scan, for validation"),
+            _path("--resume", "RUN", "continue from this run's last checkpoint"),
         ],
         usage="SCAN --out RUN",
         science=_science(DataConfig, ModelConfig, TrainingConfig),
@@ -472,12 +473,11 @@ COMMANDS = (
         [
             _path(
                 "paths",
+                "RUN SCAN",
+                "run directory or model file of a training, and the scan; with --start flat only the scan",
                 nargs="+",
-                metavar="RUN SCAN",
-                help="run directory or model file of a training, and the scan; "
-                "with --start flat only the scan",
             ),
-            _path("--out", required=True, metavar="OUT", help="new directory for the result"),
+            _path("--out", "OUT", "new directory for the result", required=True),
         ],
         usage="RUN SCAN --out OUT",
         science=_science(DataConfig, InferenceConfig),
@@ -487,16 +487,9 @@ COMMANDS = (
         evaluate,
         "compare reconstructions with a known object",
         [
-            _path(
-                "outs",
-                nargs="+",
-                metavar="OUT",
-                help="output directories of `ptycho-torch infer`; several are put side by side",
-            ),
-            _path("--truth", required=True, metavar="SCAN", help="scan with the true object"),
-            _path(
-                "--picture", metavar="FILE", help="also write an image of truth and all reconstructions (PNG)"
-            ),
+            _path("outs", "OUT", "outputs of `ptycho-torch infer`; several are put side by side", nargs="+"),
+            _path("--truth", "SCAN", "scan with the true object", required=True),
+            _path("--picture", "FILE", "also write an image of truth and all reconstructions (PNG)"),
         ],
         usage="OUT [OUT ...] --truth SCAN",
     ),
@@ -504,15 +497,11 @@ COMMANDS = (
         tune,
         "measure which settings are fastest for a scan on this machine",
         [
-            _path("scan", metavar="SCAN", help="the scan to work on"),
-            _path("--out", default=Path("tuned.toml"), metavar="FILE", help="[tuned.toml]"),
+            _path("scan", "SCAN", "the scan to work on"),
+            _path("--out", "FILE", "[tuned.toml]", default=Path("tuned.toml")),
             argument("--budget", default="60s", metavar="TIME", help="for all trials, as 60s or 5m [60s]"),
             argument("--memory", metavar="SIZE", help="for each trial, as 800M or 2G; none sets no limit"),
-            argument(
-                "--numerics",
-                action="store_true",
-                help="also try what can change results: threads, precision ...",
-            ),
+            switch("--numerics", "also try what can change results: threads, precision ..."),
         ],
         usage="SCAN",
         science=_science(DataConfig, ModelConfig, TrainingConfig),
@@ -522,17 +511,13 @@ COMMANDS = (
         rerun,
         "repeat a training or inference from its manifest alone",
         [
-            _path("run", metavar="RUN", help="run directory, or its manifest.json alone"),
-            _path("--out", metavar="NEW", help="new directory [RUN-rerun, RUN-rerun-2, ...]"),
-            argument(
-                "--verify",
-                action="store_true",
-                help="compare data and results with the run; exit 1 if they differ",
-            ),
-            _path("--data", metavar="SCAN", help="where the scan is now, if it was moved"),
-            _path("--test", metavar="SCAN", help="the same for the validation scan"),
-            _path("--model", metavar="RUN", help="the same for the model of an inference"),
-            _path("--resume", metavar="RUN", help="the same for the checkpoint it went on from"),
+            _path("run", "RUN", "run directory, or its manifest.json alone"),
+            _path("--out", "NEW", "new directory [RUN-rerun, RUN-rerun-2, ...]"),
+            switch("--verify", "compare data and results with the run; exit 1 if they differ"),
+            _path("--data", "SCAN", "where the scan is now, if it was moved"),
+            _path("--test", "SCAN", "the same for the validation scan"),
+            _path("--model", "RUN", "the same for the model of an inference"),
+            _path("--resume", "RUN", "the same for the checkpoint it went on from"),
         ],
         usage="RUN [--verify]",
         settings=True,
@@ -541,7 +526,7 @@ COMMANDS = (
         demo,
         "simulate, train, infer, refine and evaluate, with images",
         [
-            _path("--out", metavar="DIR", help="new directory [demo_run, demo_run_2, ...]"),
+            _path("--out", "DIR", "new directory [demo_run, demo_run_2, ...]"),
             *_simulation("siemens_star", DEMO),
         ],
         usage="[--out DIR]",

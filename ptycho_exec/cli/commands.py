@@ -8,18 +8,30 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.cli.flags import JSON, Command, Parser, add_commands, annotate, argument, flags_given, run
+from ptycho_exec.cli.flags import (
+    JSON,
+    Command,
+    Parser,
+    add_commands,
+    annotate,
+    argument,
+    flags_given,
+    run,
+    switch,
+)
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_names
-from ptycho_exec.sources.resolve import Reader, Request, resolve, resolve_profile
+from ptycho_exec.sources.resolve import resolve, resolve_profile
 from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
@@ -115,9 +127,8 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 def explain(args: argparse.Namespace) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
     if args.field and args.field not in field_specs():
-        raise SettingsError.from_findings(
-            [unknown_name(args.field, tuple(field_specs()), where="command line")]
-        )
+        finding = unknown_name(args.field, tuple(field_specs()), where="command line")
+        raise SettingsError.from_findings([finding])
     resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
     names = [args.field] if args.field else _changed(settings)
@@ -277,11 +288,10 @@ def _count(things: Sequence[object], noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def facts(args: argparse.Namespace) -> int:
+def facts(_: argparse.Namespace) -> int:
     """Print the facts of this machine as JSON, for `check --facts` elsewhere."""
     from ptycho_exec.machine.facts import MachineFacts
 
-    del args
     print(MachineFacts.probe().to_json())
     return 0
 
@@ -350,11 +360,10 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(args: argparse.Namespace) -> int:
+def schema(_: argparse.Namespace) -> int:
     """Print the JSON schema of a settings file."""
     from ptycho_exec.cli.reference import schema_text
 
-    del args
     print(schema_text(), end="")
     return 0
 
@@ -416,11 +425,10 @@ def profiles(args: argparse.Namespace) -> int:
     return 0
 
 
-_ANNOTATIONS = argument(
-    "--annotations",
-    action="store_true",
-    help="print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
+_ANNOTATIONS = switch(
+    "--annotations", "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)"
 )
+_scan_option = partial(argument, nargs="?", const="simulated", metavar="SCAN")
 _COMMANDS = (
     Command(
         show,
@@ -428,9 +436,9 @@ _COMMANDS = (
         [
             JSON,
             _ANNOTATIONS,
-            argument("--changed", action="store_true", help="only values that are not the default"),
-            argument("--trainer", action="store_true", help="print the Trainer's arguments"),
-            argument("--loader", action="store_true", help="print the loaders' arguments"),
+            switch("--changed", "only values that are not the default"),
+            switch("--trainer", "print the Trainer's arguments"),
+            switch("--loader", "print the loaders' arguments"),
         ],
         settings=True,
     ),
@@ -451,20 +459,10 @@ _COMMANDS = (
             JSON,
             _ANNOTATIONS,
             argument("--facts", metavar="FILE", help="facts of another machine"),
-            argument(
-                "--probe",
-                nargs="?",
-                const="simulated",
-                metavar="SCAN",
-                help="also run one batch through fit and predict, of this scan or of a simulated one",
+            _scan_option(
+                "--probe", help="also fit and predict one batch of this scan, or of a simulated one"
             ),
-            argument(
-                "--test",
-                nargs="?",
-                const="simulated",
-                metavar="SCAN",
-                help="with --probe: validate too, on this scan or on a simulated one",
-            ),
+            _scan_option("--test", help="with --probe: validate too, on this scan or on a simulated one"),
         ],
         settings=True,
     ),
@@ -475,9 +473,7 @@ _COMMANDS = (
         [
             argument("a", metavar="A", help="file, manifest, run directory, profile:NAME or env"),
             argument("b", metavar="B", help="the other one"),
-            argument(
-                "--only", choices=[effect.value for effect in Effect], help="only fields of this effect"
-            ),
+            argument("--only", choices=[str(effect) for effect in Effect], help="only fields of this effect"),
             JSON,
             _ANNOTATIONS,
         ],

@@ -121,18 +121,19 @@ def add_settings_flags(parser: Parser) -> None:
     parser.add_fields(group, field_specs().values())
 
 
-class Argument(NamedTuple):
-    """One argument of a command, as `argparse.ArgumentParser.add_argument` takes it."""
-
-    names: tuple[str, ...]
-    options: Mapping[str, Any]
+Argument = tuple[str, Mapping[str, Any]]
 
 
-def argument(*names: str, **options: Any) -> Argument:
-    return Argument(names, options)
+def argument(name: str, **options: Any) -> Argument:
+    """Return one argument of a command, as `argparse.ArgumentParser.add_argument` takes it."""
+    return name, options
 
 
-JSON = argument("--json", action="store_true", help="print stable JSON")
+def switch(name: str, help_text: str) -> Argument:
+    return argument(name, action="store_true", help=help_text)
+
+
+JSON = switch("--json", "print stable JSON")
 
 
 class Command(NamedTuple):
@@ -154,8 +155,8 @@ def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
         usage = row.usage and f"{parser.prog} {name} {row.usage} [options]"
         command = group.add_parser(name, help=row.help, description=row.help, usage=usage)
         command.set_defaults(handler=row.handler)
-        for names, options in row.arguments:
-            command.add_argument(*names, **options)
+        for argument_name, options in row.arguments:
+            command.add_argument(argument_name, **options)
         if row.science:
             command.add_fields(command.add_argument_group("what to run (science)"), row.science)
         if row.settings:

@@ -13,7 +13,7 @@ from ptycho_exec.errors import UserError
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import CONFLICTS, ExecutionFields
 from ptycho_exec.fields.spec import NONE_WORDS, FieldSpec, field_specs, format_value
-from ptycho_exec.sources.resolve import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
+from ptycho_exec.sources.discovery import PROFILE_VARIABLE, PROJECT_FILE, SETTINGS_FILE_VARIABLE
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
 _NONE_PATTERN = (

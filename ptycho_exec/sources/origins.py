@@ -71,16 +71,8 @@ class Origin:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
-        record: dict[str, Any] = {
-            "kind": self.kind.value,
-            "place": self.place,
-            "file": self.file,
-            "line": self.line,
-            "raw": redact(self.raw),
-        }
-        if self.reason:
-            record["reason"] = self.reason
-        return record
+        place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
+        return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +124,6 @@ class Layer:
 # --- line finders: path of keys -> 1-based line -------------------------------------------------------------
 
 KeyPath = tuple[str, ...]
-
-
-@dataclass
-class _Lines:
-    found: dict[KeyPath, int] = field(default_factory=dict)
-    duplicates: list[tuple[KeyPath, int]] = field(default_factory=list)
-
-    def add(self, path: KeyPath, line: int) -> None:
-        if path in self.found:
-            self.duplicates.append((path, line))
-        self.found.setdefault(path, line)
 
 
 # Most rows are a header or an assignment of one line with a plain name; they need no parser.
@@ -215,11 +196,10 @@ def _leaf_paths(node: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPa
             yield (*prefix, key)
 
 
-def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
-    """Return the line of each key of a YAML document, and the keys that are defined twice."""
+def yaml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Yield each key of a YAML document with its line; one that is defined twice comes twice."""
     import yaml
 
-    lines = _Lines()
     seen: set[int] = set()  # an alias can lead back to a node above it
     pending: list[tuple[Any, KeyPath]] = [(yaml.compose(text, Loader=yaml.SafeLoader), ())]
     while pending:
@@ -229,20 +209,18 @@ def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
             inner: list[tuple[Any, KeyPath]] = []
             for key, value in node.value:
                 path = (*prefix, str(key.value))
-                lines.add(path, text.count("\n", 0, key.start_mark.index) + 1)
+                yield path, text.count("\n", 0, key.start_mark.index) + 1
                 inner.append((value, path))
             pending += reversed(inner)
-    return lines.found, lines.duplicates
 
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+|\n')
 
 
-def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
-    """Return the line of each key of a valid JSON document, and the keys that are defined twice."""
+def json_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Yield each key of a valid JSON document with its line; one that is defined twice comes twice."""
     import json
 
-    lines = _Lines()
     stack: list[str | None] = []  # the key of each open object, None for an array
     last, number = ("", 1), 1  # the last token and its line, which may not be the colon's
     for match in _JSON_TOKEN.finditer(text):
@@ -251,10 +229,9 @@ def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
             number += 1
         elif token == ":" and stack:
             stack[-1] = json.loads(last[0])
-            lines.add(tuple(key for key in stack if key is not None), last[1])
+            yield tuple(key for key in stack if key is not None), last[1]
         elif token in "{[":
             stack.append(None)
         elif token in "}]":
             stack.pop()
         last = (token, number) if token != "\n" else last
-    return lines.found, lines.duplicates

@@ -30,13 +30,7 @@ from pydantic import BaseModel, ValidationError
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
-from ptycho_exec.sources.discovery import (
-    PROFILE_VARIABLE,
-    PROJECT_FILE,
-    SETTINGS_FILE_VARIABLE,
-    Reader,
-    Request,
-)
+from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
@@ -50,25 +44,6 @@ class Resolved(Protocol):
     @property
     def origins(self) -> Mapping[str, Origin]: ...
 
-
-__all__ = [
-    "PROFILE_VARIABLE",
-    "PROJECT_FILE",
-    "SETTINGS_FILE_VARIABLE",
-    "SOURCES",
-    "Factory",
-    "Layer",
-    "Reader",
-    "Request",
-    "check",
-    "flag_origin",
-    "override_settings",
-    "resolve",
-    "resolve_onto",
-    "resolve_profile",
-    "resolve_under",
-    "resolve_values",
-]
 
 # Words that a call takes beside the settings; a misspelt one is reported as such.
 CONTROLS = ("profile", "settings_file", "overrides", "factory_defaults")
@@ -125,11 +100,9 @@ def from_environment(reader: Reader) -> Layer:
 
 
 def from_dotenv(reader: Reader) -> Layer:
-    file = str(reader.cwd / ".env")
-    layer = variables_layer(reader.request.model, Kind.DOTENV, reader.dotenv, file)
-    return replace(
-        layer, findings=[*layer.findings, *dotenv_findings(reader.request.model, reader.dotenv, file)]
-    )
+    model, rows, file = reader.request.model, reader.dotenv, str(reader.cwd / ".env")
+    layer = variables_layer(model, Kind.DOTENV, rows, file)
+    return replace(layer, findings=[*layer.findings, *dotenv_findings(model, rows, file)])
 
 
 def _from_document(kind: Kind) -> Callable[[Reader], Layer]:

@@ -32,7 +32,8 @@ class Document:
     @cached_property
     def lines(self) -> Mapping[KeyPath, int]:
         """The line of every key, found when the first one is asked for."""
-        return _line_finder(self.path)(self.text)[0]
+        lines = _KEY_LINES.get(syntax(self.path))
+        return dict(reversed(list(lines(self.text)))) if lines else toml_lines(self.text)
 
     def value_at(self, path: KeyPath) -> Any:
         node: Any = self.data
@@ -103,8 +104,12 @@ def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPat
         findings.append(Finding(what, str(path), expected, fix, file=str(path), code="broken-file"))
         return None
     extra: list[Finding] = []
-    if syntax(path) != "TOML":  # TOML forbids duplicates itself; the other parsers keep the last one
-        extra += [duplicate_key(".".join(key), str(path), line) for key, line in _line_finder(path)(text)[1]]
+    first: dict[KeyPath, int] = {}
+    # TOML forbids duplicates itself; the other parsers keep the last one.
+    for key, line in _KEY_LINES[syntax(path)](text) if syntax(path) in _KEY_LINES else ():
+        if key in first:
+            extra.append(duplicate_key(".".join(key), str(path), line, first[key]))
+        first.setdefault(key, line)
     for key in near_tables(data, table) if table else ():
         what, line = f"table [{'.'.join(key)}] is not read", toml_lines(text).get(key, 1)
         fix, where = f"rename the table to [{header}]", f"{path}:{line}"
@@ -172,10 +177,10 @@ def _yaml(text: str) -> Any:
 _PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _parsed_toml, "YAML": _yaml, "JSON": json.loads}
 
 
-def _line_finder(
-    path: str | Path,
-) -> Callable[[str], tuple[Mapping[KeyPath, int], list[tuple[KeyPath, int]]]]:
-    return {"JSON": json_lines, "YAML": yaml_lines}.get(syntax(path), lambda text: (toml_lines(text), []))
+_KEY_LINES = {
+    "YAML": yaml_lines,
+    "JSON": json_lines,
+}
 
 
 @cache

@@ -355,7 +355,7 @@ def test_lines_of_json(data: st.DataObject, value: dict[str, Any]) -> None:
     _json_rows(value, data.draw, rows, (), entries)
     text = "\n".join(rows)
     assert json.loads(text) == value
-    lines, _ = json_lines(text)
+    lines = dict(json_lines(text))
     outside_lists = {path: line for path, line in entries if not any(key.startswith("[") for key in path)}
     assert {path: lines[path] for path in outside_lists} == outside_lists
 
@@ -382,7 +382,7 @@ def _yaml_rows(
 def test_lines_of_yaml(data: st.DataObject, value: dict[str, Any]) -> None:
     rows, entries = list[str](), list[Entry]()
     _yaml_rows(value, data.draw, rows, (), entries)
-    lines, _ = yaml_lines("\n".join(rows) + "\n")
+    lines = dict(yaml_lines("\n".join(rows) + "\n"))
     outside_lists = dict(entries)
     assert {path: lines[path] for path in outside_lists} == outside_lists
 
