@@ -1,4 +1,4 @@
-"""`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from everywhere a value can stand.
+"""`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from every place that can set them.
 
 Where values come from, and in which order, is decided in `ptycho_exec.sources.resolve` alone.
 """
@@ -18,8 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError, redact
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
+from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.origins import Origin, Resolution
-from ptycho_exec.sources.resolve import Request, check, resolve, resolve_onto, resolve_under, resolve_values
+from ptycho_exec.sources.resolve import check, resolve, resolve_onto, resolve_under, resolve_values
 
 _filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
 
@@ -35,7 +36,7 @@ def _own_validation() -> Iterator[None]:
 
 
 class ExecutionSettings(ExecutionFields, BaseSettings):
-    """How to run, for any machine: validated, frozen, and able to say where each value came from.
+    """How to run, for any machine: validated, frozen, with the origin of each value.
 
     `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
     documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
@@ -78,7 +79,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
-        """Build from what `ptycho_exec.sources.resolve.resolve` found; nothing else is read."""
+        """Build from what `ptycho_exec.sources.resolve.resolve` returned; nothing else is read."""
         settings = cls.__new__(cls)
         settings._fill(resolution)
         return settings
@@ -124,7 +125,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _by_itself(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Inside another model, or in a TypeAdapter, take a mapping as it stands, as `model_validate` does.
+        """Inside another model, or in a TypeAdapter, take a mapping by itself, as `model_validate` does.
 
         pydantic would call the constructor, which resolves environment and files: settings that were written
         on one machine would silently become others where they are read.

@@ -7,22 +7,44 @@ needs them, after its arguments and settings are known to be right.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.cli.commands import resolve_from, table
-from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given, run
-from ptycho_exec.errors import SettingsError, UserError, redact
-from ptycho_exec.fields.spec import decode_text, field_specs, format_value
+from ptycho_exec.cli.flags import (
+    JSON,
+    Argument,
+    Command,
+    Parser,
+    add_commands,
+    argument,
+    flags_given,
+    run,
+    switch,
+)
+from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.fields.model import ExecutionFields
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.messages import bad_value
 from ptycho_exec.sources.origins import Kind
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_exec.sources.resolve import flag_origin
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.factory import (
+    INFERENCE_DEFAULTS,
+    TRAINING_DEFAULTS,
+    create_inference_payload,
+    create_training_payload,
+    split_overrides,
+)
 from ptycho_torch.quick_start import import_lightning
-from ptycho_torch.science_flags import add_science_flags, science_given
 
 if TYPE_CHECKING:
     from ptycho_torch.tools.rerun import Compared
@@ -41,25 +63,34 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="ptycho-torch", description="Physics-informed reconstruction of ptychographic scans."
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for add in ADD_COMMANDS:
-        command = add(commands)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_commands(parser, COMMANDS)
     return parser
 
 
-def _command(
-    commands: Any, handler: Callable[[argparse.Namespace], int], help_text: str, usage: str
-) -> Parser:
-    usage = f"ptycho-torch {handler.__name__} {usage} [options]"
-    command: Parser = commands.add_parser(
-        handler.__name__, help=help_text, description=help_text, usage=usage
-    )
-    command.set_defaults(handler=handler)
-    return command
+SCIENCE = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
 
 
-# --- simulate and inspect --------------------------------------------------------------------------------
+def science_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the science flags that were typed: field -> value.
+
+    Raises:
+        SettingsError: one finding per text that its field does not accept.
+    """
+    values: dict[str, Any] = {}
+    findings: list[Finding] = []
+    for config in SCIENCE:
+        for name, texts in flags_given(args, config).items():
+            spec = field_specs(config)[name]
+            origin = flag_origin(spec, texts)
+            values[name] = origin.value
+            typed = (origin, *origin.shadowed)
+            findings += [bad_value(spec, given) for given in typed if not spec.accepts(given.value)]
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return values
+
+
+# --- simulate, inspect, convert ------------------------------------------------------------------------
 
 
 SIMULATION = {
@@ -81,31 +112,9 @@ DEMO = {
     "probe_curvature_rad": 12.0,
     "probe_aberration_rad": 1.5,
 }
-"""A test chart under a structured beam, densely scanned: what a network alone reconstructs in a minute."""
+"""A test chart under a structured probe, densely scanned: a network alone reconstructs it in a minute."""
 DEMO_REFINEMENT = 5
 """Epochs of refinement in the demo: seconds, and the network's object becomes sharp."""
-
-
-def _add_simulate_flags(command: Parser, kind: str, changed: Mapping[str, float]) -> None:
-    for name, (parse, default, sentence) in SIMULATION.items():
-        value = changed.get(name, default)
-        flag = "--" + name.replace("_", "-")
-        command.add_argument(flag, type=parse, default=value, help=f"{sentence} [{format_value(value)}]")
-    command.add_argument("--object", choices=OBJECTS, default=kind, help=f"what is scanned [{kind}]")
-
-
-def _add_simulate(commands: Any) -> Parser:
-    command = _command(
-        commands, simulate, "make a scan with a known object, Poisson noise included", "--out FILE"
-    )
-    command.add_argument("--out", type=Path, required=True, metavar="FILE", help="NPZ file to write")
-    _add_simulate_flags(command, "star_and_leaves", {})
-    command.add_argument("--scan", choices=["raster", "fermat"], default="raster", help="path of the scan")
-    command.add_argument("--modes", type=int, default=1, help="incoherent probe modes [1]")
-    command.add_argument("--bad-pixels", type=int, default=0, help="detector pixels that read nonsense [0]")
-    command.add_argument("--domain", choices=["intensity", "amplitude"], default="intensity")
-    command.add_argument("--seed", type=int, default=0, help="seed of object, jitter and noise [0]")
-    return command
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -124,26 +133,17 @@ def simulate(args: argparse.Namespace) -> int:
     )
     path = save(scan, args.out, domain=args.domain)
     height, width = scan.canvas_shape
-    print(
-        f"wrote {path}: {len(scan)} patterns of {args.n} x {args.n} ({args.domain}), "
-        f"object {height} x {width}"
-    )
+    patterns = f"{len(scan)} patterns of {args.n} x {args.n} ({args.domain})"
+    print(f"wrote {path}: {patterns}, object {height} x {width}")
     return 0
-
-
-def _add_inspect(commands: Any) -> Parser:
-    command = _command(commands, inspect, "tell what a scan file holds, and how that was found out", "FILE")
-    command.add_argument("file", type=Path, metavar="FILE", help="NPZ, HDF5 or CXI file")
-    command.add_argument("--json", action="store_true", help="print stable JSON")
-    add_science_flags(command, DataConfig)
-    return command
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a scan's detection report."""
     from ptycho_torch.data.read import read_scan
 
-    scan = read_scan(args.file, DataConfig(**science_given(args)))
+    science, _ = split_overrides(science_given(args), ScienceConfig())
+    scan = read_scan(args.file, science.data)
     if args.json:
         print(json.dumps(scan.report, indent=2))
         return 0
@@ -164,31 +164,16 @@ def _plain_text(value: Any) -> str:
     return format_value(value)
 
 
-def _add_convert(commands: Any) -> Parser:
-    command = _command(commands, convert, "write a scan in another format", "SOURCE TARGET --to FORMAT")
-    command.add_argument("source", type=Path, metavar="SOURCE", help="file, or directory of a pair of files")
-    command.add_argument("target", type=Path, metavar="TARGET", help="new file, or directory for a pair")
-    command.add_argument(
-        "--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"
-    )
-    command.add_argument("--photon-energy-ev", type=float, help="where the source does not say")
-    command.add_argument("--detector-distance-m", type=float, help="where the source does not say")
-    command.add_argument(
-        "--pixel-size-m", type=float, help="side of an object pixel, where the source does not say"
-    )
-    add_science_flags(command, DataConfig)
-    return command
-
-
 def convert(args: argparse.Namespace) -> int:
     """Convert a scan, and print what was written."""
     from ptycho_torch.data.convert import convert as write
 
+    science, _ = split_overrides(science_given(args), ScienceConfig())
     path = write(
         args.source,
         args.target,
         args.to,
-        DataConfig(**science_given(args)),
+        science.data,
         photon_energy_eV=args.photon_energy_ev,
         detector_distance_m=args.detector_distance_m,
         pixel_size_m=args.pixel_size_m,
@@ -200,23 +185,8 @@ def convert(args: argparse.Namespace) -> int:
 # --- train, infer, evaluate ------------------------------------------------------------------------------
 
 
-def _add_train(commands: Any) -> Parser:
-    command = _command(commands, train, "train the network on a scan", "SCAN --out RUN")
-    command.add_argument("scan", type=Path, metavar="SCAN", help="the scan to learn from")
-    command.add_argument("--out", type=Path, required=True, metavar="RUN", help="new directory for the run")
-    command.add_argument("--test", type=Path, metavar="SCAN", help="another scan, for validation")
-    command.add_argument(
-        "--resume", type=Path, metavar="RUN", help="continue from this run's last checkpoint"
-    )
-    add_science_flags(command, DataConfig, ModelConfig, TrainingConfig)
-    add_settings_flags(command)
-    return command
-
-
 def train(args: argparse.Namespace) -> int:
     """Train, and leave a run directory."""
-    from ptycho_torch.factory import TRAINING_DEFAULTS, create_training_payload
-
     settings = ExecutionSettings.from_resolution(resolve_from(args, dict(TRAINING_DEFAULTS)))
     overrides = science_given(args) | ({"test_data_file": args.test} if args.test else {})
     payload = create_training_payload(args.scan, args.out, overrides, settings)
@@ -225,37 +195,21 @@ def train(args: argparse.Namespace) -> int:
     from ptycho_torch.workflows import runs
 
     finished = runs.train(payload, resume=args.resume, say=print)
-    _print_training(finished)
+    history = finished.results["history"]
+    for name in ("train_loss", "val_loss"):
+        if values := history.get(name):
+            print(f"{name}: {values[0]:.4g} -> {values[-1]:.4g} in {len(values)} epochs")
+    _print_end(finished)
     return 0
-
-
-def _add_infer(commands: Any) -> Parser:
-    command = _command(commands, infer, "reconstruct a scan with a trained network", "RUN SCAN --out OUT")
-    command.add_argument(
-        "paths",
-        type=Path,
-        nargs="+",
-        metavar="RUN SCAN",
-        help="run directory or model file of a training, and the scan; with --start flat only the scan",
-    )
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="OUT", help="new directory for the result"
-    )
-    add_science_flags(command, DataConfig, InferenceConfig)
-    add_settings_flags(command)
-    return command
 
 
 def infer(args: argparse.Namespace) -> int:
     """Reconstruct, and leave an output directory."""
-    from ptycho_torch.factory import INFERENCE_DEFAULTS, create_inference_payload
-
     settings = ExecutionSettings.from_resolution(resolve_from(args, dict(INFERENCE_DEFAULTS)))
     *trained, scan = args.paths
     if len(trained) > 1:
-        raise UserError(
-            f"{len(args.paths)} paths are given", expected="RUN SCAN", fix="name one run and one scan"
-        )
+        what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
+        raise UserError(what, expected="RUN SCAN", fix=fix)
     model = trained[0] if trained else None
     payload = create_inference_payload(model, scan, args.out, science_given(args), settings)
     _print_settings(settings)
@@ -263,29 +217,12 @@ def infer(args: argparse.Namespace) -> int:
     from ptycho_torch.workflows import runs
 
     finished = runs.infer(payload, say=print)
-    scored = _print_scores(finished.folder, payload.test_data_file)
-    _print_end(finished, scored)
+    written: Sequence[Path] = ()
+    if runs.has_truth(payload.test_data_file):  # a measured scan has no known object, which is no error
+        result, written = runs.score(finished.folder, payload.test_data_file)
+        _print_metrics({"reconstruction": result.to_json()})
+    _print_end(finished, written)
     return 0
-
-
-def _add_evaluate(commands: Any) -> Parser:
-    command = _command(
-        commands, evaluate, "compare reconstructions with a known object", "OUT [OUT ...] --truth SCAN"
-    )
-    command.add_argument(
-        "outs",
-        type=Path,
-        nargs="+",
-        metavar="OUT",
-        help="output directories of `ptycho-torch infer`; several are put side by side",
-    )
-    command.add_argument(
-        "--truth", type=Path, required=True, metavar="SCAN", help="scan with the true object"
-    )
-    command.add_argument(
-        "--picture", type=Path, metavar="FILE", help="also draw truth and all reconstructions in one PNG"
-    )
-    return command
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -301,45 +238,16 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_scores(folder: Path, scan: Path) -> Sequence[Path]:
-    """Score at once where the scan knows its object; a measured scan has none, which is no error."""
-    from ptycho_torch.workflows.runs import has_truth, score
-
-    if not has_truth(scan):
-        return ()
-    result, written = score(folder, scan)
-    _print_metrics({"reconstruction": result.to_json()})
-    return written
-
-
-# --- tune ------------------------------------------------------------------------------------------------
-
-
-def _add_tune(commands: Any) -> Parser:
-    command = _command(
-        commands, tune, "measure which settings are fastest for a scan on this machine", "SCAN"
-    )
-    command.add_argument("scan", type=Path, metavar="SCAN", help="the scan to work on")
-    command.add_argument("--out", type=Path, default=Path("tuned.toml"), metavar="FILE", help="[tuned.toml]")
-    command.add_argument("--budget", default="60s", metavar="TIME", help="for all trials, as 60s or 5m [60s]")
-    command.add_argument("--memory", metavar="SIZE", help="for each trial, as 800M or 2G; none sets no limit")
-    command.add_argument(
-        "--numerics", action="store_true", help="also try what can change results: threads, precision ..."
-    )
-    add_science_flags(command, DataConfig, ModelConfig, TrainingConfig)
-    add_settings_flags(command)
-    return command
+# --- tune, rerun, demo --------------------------------------------------------------------------------
 
 
 def tune(args: argparse.Namespace) -> int:
     """Print a table of trials, and write a settings file with each value's reason."""
     from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, create_training_payload
     from ptycho_torch.tools import tune as tuner
 
-    settings = ExecutionSettings.from_resolution(
-        resolve_from(args, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
-    )
+    defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
+    settings = ExecutionSettings.from_resolution(resolve_from(args, defaults))
     if args.out.exists():
         raise tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, science_given(args), settings)
@@ -363,33 +271,9 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- rerun -----------------------------------------------------------------------------------------------
-
-
-def _add_rerun(commands: Any) -> Parser:
-    command = _command(
-        commands, rerun, "repeat a training or inference from its manifest alone", "RUN [--verify]"
-    )
-    command.add_argument("run", type=Path, metavar="RUN", help="run directory, or its manifest.json alone")
-    command.add_argument(
-        "--out", type=Path, metavar="NEW", help="new directory [RUN-rerun, RUN-rerun-2, ...]"
-    )
-    command.add_argument(
-        "--verify", action="store_true", help="compare data and results with the run; exit 1 if they differ"
-    )
-    command.add_argument("--data", type=Path, metavar="SCAN", help="where the scan is now, if it was moved")
-    command.add_argument("--test", type=Path, metavar="SCAN", help="the same for the validation scan")
-    command.add_argument("--model", type=Path, metavar="RUN", help="the same for the model of an inference")
-    command.add_argument(
-        "--resume", type=Path, metavar="RUN", help="the same for the checkpoint it went on from"
-    )
-    add_settings_flags(command)
-    return command
-
-
 def rerun(args: argparse.Namespace) -> int:
     """Repeat a run; files and variables of this place take no part, flags typed here do."""
-    given = {name: decode_text(field_specs()[name], text) for name, text in flags_given(args).items()}
+    given = {name: decode_text(field_specs()[name], texts[-1]) for name, texts in flags_given(args).items()}
     if args.settings or args.profile:
         raise SettingsError(
             "a rerun takes its settings from the manifest",
@@ -410,74 +294,44 @@ def rerun(args: argparse.Namespace) -> int:
     return 0 if again.repeated(rows) else 1
 
 
-# --- demo ------------------------------------------------------------------------------------------------
-
-
-def _add_demo(commands: Any) -> Parser:
-    command = _command(commands, demo, "simulate, train, infer, refine and evaluate, with pictures", "")
-    command.add_argument("--out", type=Path, metavar="DIR", help="new directory [demo_run, demo_run_2, ...]")
-    _add_simulate_flags(command, "siemens_star", DEMO)
-    add_science_flags(command, DataConfig, ModelConfig, TrainingConfig, but=("N",))
-    add_settings_flags(command)
-    return command
-
-
 def demo(args: argparse.Namespace) -> int:
     """Do everything once on a simulated scan, with the commands a user would type."""
-    folder: Path = args.out or _free_name("demo_run")
+    names = (Path(f"demo_run_{number}" if number > 1 else "demo_run") for number in itertools.count(1))
+    folder: Path = args.out or next(path for path in names if not path.exists())
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} exists and is not empty", expected="a new directory", fix="choose another --out"
-        )
+        what, fix = f"{folder} exists and is not empty", "choose another --out"
+        raise UserError(what, expected="a new directory", fix=fix)
     folder.mkdir(parents=True, exist_ok=True)
-    for step in _demo_steps(args, folder):
+    scan, trained, out, refined = (str(folder / name) for name in ("scan.npz", "train", "infer", "refine"))
+    given = {name: getattr(args, name) for name in SIMULATION}
+    simulation = [
+        f"--{name.replace('_', '-')}={value:g}" for name, value in given.items() if value is not None
+    ]
+    image = folder / "comparison.png"
+    for step in (
+        ["simulate", "--out", scan, *simulation, "--object", args.object],
+        ["train", scan, "--out", trained, "--epochs=20", *_typed(args)],
+        ["infer", trained, scan, "--out", out],
+        ["infer", trained, scan, "--out", refined, f"--refine={DEMO_REFINEMENT}"],
+        ["evaluate", out, refined, "--truth", scan, "--picture", str(image)],
+    ):
         print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
         code = main(step)
         if code:
             return code
-    print(f"\nlook at {folder / 'comparison.png'} and {folder / 'infer' / 'report.html'}")
+    print(f"\nlook at {image} and {folder / 'infer' / 'report.html'}")
     return 0
 
 
-def _demo_steps(args: argparse.Namespace, folder: Path) -> list[list[str]]:
-    """Return the demo's commands: the network alone, the network refined, and both beside the truth."""
-    scan, trained, out, refined = (str(folder / name) for name in ("scan.npz", "train", "infer", "refine"))
-    given = {name: getattr(args, name) for name in SIMULATION}
-    made = [f"--{name.replace('_', '-')}={value:g}" for name, value in given.items() if value is not None]
-    picture = str(folder / "comparison.png")
-    return [
-        ["simulate", "--out", scan, *made, "--object", args.object],
-        ["train", scan, "--out", trained, "--epochs=20", *_typed(args)],
-        ["infer", trained, scan, "--out", out],
-        ["infer", trained, scan, "--out", refined, f"--refine={DEMO_REFINEMENT}"],
-        ["evaluate", out, refined, "--truth", scan, "--picture", picture],
-    ]
-
-
-def _free_name(base: str) -> Path:
-    names = (Path(base if number == 1 else f"{base}_{number}") for number in range(1, 10_000))
-    return next(path for path in names if not path.exists())
-
-
 def _typed(args: argparse.Namespace) -> list[str]:
-    """Return the science and settings flags of a command line, to be handed on."""
-    words = [f"{field_specs()[name].flag}={text}" for name, text in flags_given(args).items()]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in science_given(args, text=True).items()]
-    words += [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(args, name))]
-    return words
-
-
-ADD_COMMANDS = (
-    _add_simulate,
-    _add_inspect,
-    _add_convert,
-    _add_train,
-    _add_infer,
-    _add_evaluate,
-    _add_tune,
-    _add_rerun,
-    _add_demo,
-)
+    """Return the science and settings flags of a command line, to be passed on."""
+    words = [
+        f"{field_specs(model)[name].flag}={text}"
+        for model in (ExecutionFields, *SCIENCE)
+        for name, texts in flags_given(args, model).items()
+        for text in texts
+    ]
+    return words + [f"--{name}={value}" for name in ("settings", "profile") if (value := getattr(args, name))]
 
 
 # --- what is printed -------------------------------------------------------------------------------------
@@ -494,14 +348,6 @@ def _print_settings(settings: ExecutionSettings) -> None:
         print("settings that are not the default:")
         print("\n".join(f"  {line}" for line in table(rows)))
     sys.stdout.flush()
-
-
-def _print_training(finished: Run) -> None:
-    trained = finished.results["history"]
-    for name in ("train_loss", "val_loss"):
-        if trained.get(name):
-            print(f"{name}: {trained[name][0]:.4g} -> {trained[name][-1]:.4g} in {len(trained[name])} epochs")
-    _print_end(finished)
 
 
 def _print_metrics(scores: Mapping[str, Mapping[str, Any]]) -> None:
@@ -526,17 +372,158 @@ def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
 
 def _print_verification(rows: Sequence[Compared]) -> None:
     """Print every result, and of the surroundings what differs."""
-    told = [(row.name, "same" if row.same else f"DIFFERS: {row.before} -> {row.now}")
-            for row in rows if row.kind == "result"]  # fmt: skip
-    print("verified:\n" + "\n".join(f"  {line}" for line in table(told)))
-    changed = [
-        (row.name, f"{row.before} -> {row.now}") for row in rows if row.kind != "result" and not row.same
+    changes = [(row, "same" if row.same else f"{row.before} -> {row.now}") for row in rows]
+    results = [
+        (row.name, change if row.same else f"DIFFERS: {change}")
+        for row, change in changes
+        if row.kind == "result"
     ]
-    if changed:
-        print("what else is not as it was:\n" + "\n".join(f"  {line}" for line in table(changed)))
+    print("verified:\n" + "\n".join(f"  {line}" for line in table(results)))
+    others = [(row.name, change) for row, change in changes if row.kind != "result" and not row.same]
+    if others:
+        print("what else is not as it was:\n" + "\n".join(f"  {line}" for line in table(others)))
 
 
 def _print_written(paths: Sequence[Path]) -> None:
     folder = paths[0].parent
     names = ", ".join(str(path.relative_to(folder)) for path in paths)
     print(f"wrote {folder}: {names}")
+
+
+# --- the commands ----------------------------------------------------------------------------------------
+
+
+def _simulation(kind: str, changed: Mapping[str, float]) -> Iterator[Argument]:
+    """Yield the arguments that describe a simulated scan; `changed` has defaults that differ."""
+    for name, (parse, default, sentence) in SIMULATION.items():
+        value = changed.get(name, default)
+        flag, text = "--" + name.replace("_", "-"), f"{sentence} [{format_value(value)}]"
+        yield argument(flag, type=parse, default=value, help=text)
+    yield argument("--object", choices=OBJECTS, default=kind, help=f"what is scanned [{kind}]")
+
+
+def _science(*configs: type[BaseModel]) -> list[FieldSpec]:
+    return [spec for config in configs for spec in field_specs(config).values()]
+
+
+def _path(name: str, metavar: str, help_text: str, **options: Any) -> Argument:
+    return argument(name, type=Path, metavar=metavar, help=help_text, **options)
+
+
+_WHERE_UNKNOWN = "where the source has none"
+COMMANDS = (
+    Command(
+        simulate,
+        "make a scan with a known object, Poisson noise included",
+        [
+            _path("--out", "FILE", "NPZ file to write", required=True),
+            *_simulation("star_and_leaves", {}),
+            argument("--scan", choices=["raster", "fermat"], default="raster", help="path of the scan"),
+            argument("--modes", type=int, default=1, help="incoherent probe modes [1]"),
+            argument("--bad-pixels", type=int, default=0, help="detector pixels that read nonsense [0]"),
+            argument("--domain", choices=["intensity", "amplitude"], default="intensity"),
+            argument("--seed", type=int, default=0, help="seed of object, jitter and noise [0]"),
+        ],
+        usage="--out FILE",
+    ),
+    Command(
+        inspect,
+        "print what a scan file holds, and how that was recognised",
+        [_path("file", "FILE", "NPZ, HDF5 or CXI file"), JSON],
+        usage="FILE",
+        science=_science(DataConfig),
+    ),
+    Command(
+        convert,
+        "write a scan in another format",
+        [
+            _path("source", "SOURCE", "file, or directory of a pair of files"),
+            _path("target", "TARGET", "new file, or directory for a pair"),
+            argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"),
+            argument("--photon-energy-ev", type=float, help=_WHERE_UNKNOWN),
+            argument("--detector-distance-m", type=float, help=_WHERE_UNKNOWN),
+            argument("--pixel-size-m", type=float, help=f"side of an object pixel, {_WHERE_UNKNOWN}"),
+        ],
+        usage="SOURCE TARGET --to FORMAT",
+        science=_science(DataConfig),
+    ),
+    Command(
+        train,
+        "train the network on a scan",
+        [
+            _path("scan", "SCAN", "the scan to learn from"),
+            _path("--out", "RUN", "new directory for the run", required=True),
+            _path("--test", "SCAN", "another scan, for validation"),
+            _path("--resume", "RUN", "continue from this run's last checkpoint"),
+        ],
+        usage="SCAN --out RUN",
+        science=_science(DataConfig, ModelConfig, TrainingConfig),
+        settings=True,
+    ),
+    Command(
+        infer,
+        "reconstruct a scan with a trained network",
+        [
+            _path(
+                "paths",
+                "RUN SCAN",
+                "run directory or model file of a training, and the scan; with --start flat only the scan",
+                nargs="+",
+            ),
+            _path("--out", "OUT", "new directory for the result", required=True),
+        ],
+        usage="RUN SCAN --out OUT",
+        science=_science(DataConfig, InferenceConfig),
+        settings=True,
+    ),
+    Command(
+        evaluate,
+        "compare reconstructions with a known object",
+        [
+            _path("outs", "OUT", "outputs of `ptycho-torch infer`; several are put side by side", nargs="+"),
+            _path("--truth", "SCAN", "scan with the true object", required=True),
+            _path("--picture", "FILE", "also write an image of truth and all reconstructions (PNG)"),
+        ],
+        usage="OUT [OUT ...] --truth SCAN",
+    ),
+    Command(
+        tune,
+        "measure which settings are fastest for a scan on this machine",
+        [
+            _path("scan", "SCAN", "the scan to work on"),
+            _path("--out", "FILE", "[tuned.toml]", default=Path("tuned.toml")),
+            argument("--budget", default="60s", metavar="TIME", help="for all trials, as 60s or 5m [60s]"),
+            argument("--memory", metavar="SIZE", help="for each trial, as 800M or 2G; none sets no limit"),
+            switch("--numerics", "also try what can change results: threads, precision ..."),
+        ],
+        usage="SCAN",
+        science=_science(DataConfig, ModelConfig, TrainingConfig),
+        settings=True,
+    ),
+    Command(
+        rerun,
+        "repeat a training or inference from its manifest alone",
+        [
+            _path("run", "RUN", "run directory, or its manifest.json alone"),
+            _path("--out", "NEW", "new directory [RUN-rerun, RUN-rerun-2, ...]"),
+            switch("--verify", "compare data and results with the run; exit 1 if they differ"),
+            _path("--data", "SCAN", "where the scan is now, if it was moved"),
+            _path("--test", "SCAN", "the same for the validation scan"),
+            _path("--model", "RUN", "the same for the model of an inference"),
+            _path("--resume", "RUN", "the same for the checkpoint it went on from"),
+        ],
+        usage="RUN [--verify]",
+        settings=True,
+    ),
+    Command(
+        demo,
+        "simulate, train, infer, refine and evaluate, with images",
+        [
+            _path("--out", "DIR", "new directory [demo_run, demo_run_2, ...]"),
+            *_simulation("siemens_star", DEMO),
+        ],
+        usage="[--out DIR]",
+        science=[spec for spec in _science(DataConfig, ModelConfig, TrainingConfig) if spec.name != "N"],
+        settings=True,
+    ),
+)

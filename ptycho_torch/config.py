@@ -7,7 +7,7 @@ never share a field.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -18,6 +18,9 @@ class _Science(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
     )
+
+
+Extent = Annotated[tuple[float, float], "of two fractions with 0 <= low < high <= 1"]
 
 
 class DataConfig(_Science):
@@ -53,9 +56,9 @@ class DataConfig(_Science):
     """Number of training groups; none makes one per pattern. More than patterns oversamples."""
     sequential: bool = False
     """Lead the groups with the patterns in scan order; false draws them with the run's seed."""
-    x_bounds: tuple[float, float] = (0.0, 1.0)
+    x_bounds: Extent = (0.0, 1.0)
     """Part of the scan's horizontal extent that is used, as fractions."""
-    y_bounds: tuple[float, float] = (0.0, 1.0)
+    y_bounds: Extent = (0.0, 1.0)
     """Part of the scan's vertical extent that is used, as fractions."""
     n_patterns: int | None = Field(default=None, gt=0)
     """Use only this many patterns, drawn with the run's seed; none uses all."""
@@ -85,7 +88,9 @@ class DataConfig(_Science):
                 'choose grouping = "distance", or leave the window out'
             )
         if high is not None and high <= low:
-            raise ValueError(f"the distance window is empty: from {low} to {high} pixels")
+            raise ValueError(
+                f"the distance window is empty: from {low} to {high} pixels; choose a larger upper bound"
+            )
         return self
 
 
@@ -133,7 +138,7 @@ class InferenceConfig(_Science):
     window: Literal["none", "hann"] = "none"
     """Extra taper of each patch towards its edge."""
     align_phases: bool = True
-    """Turn all patches to a common phase before they are averaged: a single pattern does not tell its own."""
+    """Rotate all patches to a common phase before they are averaged; a pattern does not determine its own."""
     out_of_canvas: Literal["error", "crop"] = "error"
     """Patches that reach outside the object canvas: refuse, or crop with a counted warning."""
     refine: int = Field(default=0, ge=0)
@@ -146,7 +151,9 @@ class InferenceConfig(_Science):
     @model_validator(mode="after")
     def _refine_when_asked(self) -> InferenceConfig:
         if not self.refine and (self.start == "flat" or self.refine_probe):
-            raise ValueError("start=flat and refine_probe need refine, the number of epochs, to be above 0")
+            raise ValueError(
+                "start=flat and refine_probe need epochs of refinement and refine is 0; choose refine >= 1"
+            )
         return self
 
 

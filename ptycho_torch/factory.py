@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.messages import bad_value
+from ptycho_exec.sources.origins import Kind, Origin
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
@@ -207,50 +209,39 @@ def split_overrides(
             changes[owners[own]][own] = value
         elif name not in execution:
             findings.append(unknown_name(name, (*owners, *field_specs()), where="overrides", noun="override"))
-    updated = {}
-    for section, values in changes.items():
-        updated[section] = _revised(getattr(science, section), values, findings)
-    if findings:
-        raise SettingsError.from_findings(findings)
-    return _together(updated), execution
-
-
-def _together(sections: Mapping[str, Any]) -> ScienceConfig:
-    """Join the configs; a rule between them that does not hold is an error."""
-    try:
-        return ScienceConfig(**sections)
-    except ValidationError as error:
-        said = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-        what, _, fix = said.partition("; ")
-        raise SettingsError(
-            what, where="science configs", expected="values that go together", fix=fix
-        ) from error
+    updated = {
+        section: _revised(getattr(science, section), values, findings) for section, values in changes.items()
+    }
+    if not findings:
+        try:
+            return ScienceConfig(**updated), execution
+        except ValidationError as error:
+            findings.append(_contradiction(error, "science configs"))
+    raise SettingsError.from_findings(findings)
 
 
 def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -> Any:
     """Validate a config with changes; what is wrong goes to `findings`."""
-    if not changes:
-        return config
+    section, specs = type(config).__name__, field_specs(type(config))
+    bad = [
+        bad_value(specs[name], Origin(Kind.OVERRIDE, f"{section}.{name}", value))
+        for name, value in changes.items()
+        if not specs[name].accepts(value)
+    ]
+    findings += bad
     try:
-        return type(config)(**{**dict(config), **changes})
+        return config if bad or not changes else type(config)(**{**dict(config), **changes})
     except ValidationError as error:
-        findings += [_refused(type(config), changes, item) for item in error.errors(include_url=False)]
+        values = ", ".join(f"{name} = {format_value(value)}" for name, value in changes.items())
+        findings.append(_contradiction(error, f"{section} with {values}"))
         return config
 
 
-def _refused(config: type[Any], changes: Mapping[str, Any], item: Mapping[str, Any]) -> Finding:
-    said = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-    if not item["loc"]:  # a rule between fields
-        values = ", ".join(f"{name} = {format_value(value)}" for name, value in changes.items())
-        return Finding(f"{values} is not allowed", config.__name__, said, "change one of them")
-    name = str(item["loc"][0])
-    info = config.model_fields[name]
-    return Finding(
-        f"{name} = {format_value(changes.get(name))} is not allowed",
-        where=f"{config.__name__}.{name}",
-        expected=said,
-        fix=f"{info.description} [{format_value(info.default)}]",
-    )
+def _contradiction(error: ValidationError, where: str) -> Finding:
+    """Return the finding about a rule between fields; its message has the form `what; what to do`."""
+    message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
+    what, _, fix = message.partition("; ")
+    return Finding(what, where=where, expected="values that go together", fix=fix, code="conflict")
 
 
 def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
@@ -267,21 +258,21 @@ def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
         return ScienceConfig(), {}
     if isinstance(config, ScienceConfig):
         return config, {}
-    found = dict(config) if isinstance(config, Mapping) else _attributes(config)
-    science, execution = split_overrides(found, ScienceConfig())
+    values = dict(config) if isinstance(config, Mapping) else _attributes(config)
+    science, execution = split_overrides(values, ScienceConfig())
     return science, {name: Factory(value, "from the config") for name, value in execution.items()}
 
 
 def _attributes(config: object) -> dict[str, Any]:
     names = {name for section in _SECTIONS.values() for name in section.model_fields}
     names |= set(ALIASES) | set(field_specs())
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
         for name in names:
             value = getattr(part, name, None)
             if isinstance(value, (bool, int, float, str, tuple, list)):
-                found[name] = value
-    return found
+                values[name] = value
+    return values
 
 
 def execution_settings(
@@ -313,12 +304,12 @@ def execution_settings(
 
 
 def _existing(path: str | Path, what: str) -> Path:
-    found = Path(path)
-    if not found.exists():
+    existing = Path(path)
+    if not existing.exists():
         raise DataError(
-            f"{what} not found", where=str(found), expected="an existing file", fix="correct the path"
+            f"{what} not found", where=str(existing), expected="an existing file", fix="correct the path"
         )
-    return found
+    return existing
 
 
 def _applied(

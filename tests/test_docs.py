@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.cli.commands import build_parser as exec_parser
-from ptycho_exec.fields.spec import format_value
+from ptycho_exec.cli.flags import Parser
+from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_torch.cli import SCIENCE, science_given
 from ptycho_torch.cli import build_parser as torch_parser
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
 
 ROOT = Path(__file__).parents[1]
+BOOLEANS = {name: spec for config in SCIENCE for name, spec in field_specs(config).items() if spec.boolean}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -99,4 +102,19 @@ def commands() -> list[str]:
 def test_documented_commands_parse(command: str) -> None:
     program, *words = shlex.split(command)
     parser = {"ptycho-exec": exec_parser, "ptycho-torch": torch_parser}[program]()
-    assert parser.parse(words).command == words[0]
+    args = parser.parse(words)
+    assert args.command == words[0]
+    switches = {name.replace("_", "-") for name in BOOLEANS} & {word.removeprefix("--") for word in words}
+    values = science_given(args)
+    assert all(values[name.replace("-", "_")] is True for name in switches)
+
+
+def test_switches_that_the_guide_names_act_as_typed_there() -> None:
+    guide = "\n".join(page.read_text() for page in ROOT.glob("docs/*.md"))
+    named = {flag for flag in re.findall(r"--[a-z-]+", guide) if flag[2:].replace("-", "_") in BOOLEANS}
+    assert "--refine-probe" in named
+    for flag in named:
+        parser = Parser(prog="p")
+        parser.add_fields(parser.add_argument_group("science"), BOOLEANS.values())
+        for words, value in (([flag], True), ([f"--no-{flag[2:]}"], False), ([flag, "false"], False)):
+            assert science_given(parser.parse(words)) == {flag[2:].replace("-", "_"): value}

@@ -8,18 +8,30 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.cli.flags import Parser, add_settings_flags, all_flags_given, annotate, run
+from ptycho_exec.cli.flags import (
+    JSON,
+    Command,
+    Parser,
+    add_commands,
+    annotate,
+    argument,
+    flags_given,
+    run,
+    switch,
+)
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-from ptycho_exec.sources.profiles import Profile, find_profile, profile_names
-from ptycho_exec.sources.resolve import Reader, Request, resolve, resolve_profile
+from ptycho_exec.sources.profiles import find_profile, profile_names
+from ptycho_exec.sources.resolve import resolve, resolve_profile
 from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
@@ -35,15 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> Parser:
     """Return the parser of all commands."""
     parser = Parser(prog="ptycho-exec", description="Execution settings of a ptychographic reconstruction.")
-    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
-    for name, (handler, help_text, extras) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        command.set_defaults(handler=handler)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        for words, options in extras:
-            command.add_argument(*words, **options)
-        if name in ("show", "explain", "check"):
-            add_settings_flags(command)
+    add_commands(parser, _COMMANDS)
     return parser
 
 
@@ -51,7 +55,7 @@ def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | No
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            flags=all_flags_given(args),
+            flags=flags_given(args),
             profile=args.profile,
             settings_file=args.settings,
             factory_defaults=factory_defaults or {},
@@ -67,7 +71,14 @@ def show(args: argparse.Namespace) -> int:
     resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
     if args.trainer or args.loader:
-        return _show_kwargs(settings, trainer=args.trainer, loader=args.loader)
+        from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
+
+        kwargs = {"trainer": trainer_kwargs(settings)} if args.trainer else {}
+        if args.loader:
+            kwargs["train_loader"] = train_loader_kwargs(settings)
+            kwargs["inference_loader"] = inference_loader_kwargs(settings)
+        print(json.dumps(kwargs, indent=2, default=str))
+        return 0
     if args.json:
         print(json.dumps(settings_json(settings), indent=2))
         return 0
@@ -99,22 +110,9 @@ def settings_json(settings: ExecutionSettings) -> dict[str, Any]:
     }
 
 
-def _show_kwargs(settings: ExecutionSettings, *, trainer: bool, loader: bool) -> int:
-    from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
-
-    shown: dict[str, Any] = {}
-    if trainer:
-        shown["trainer"] = trainer_kwargs(settings)
-    if loader:
-        shown["train_loader"] = train_loader_kwargs(settings)
-        shown["inference_loader"] = inference_loader_kwargs(settings)
-    print(json.dumps(shown, indent=2, default=str))
-    return 0
-
-
 def _print_notices(resolution: Resolution) -> None:
     for notice in resolution.notices:
-        print(f"note: {notice}", file=sys.stderr)
+        print(f"note: {notice.what}", file=sys.stderr)
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
@@ -127,11 +125,10 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Tell all about one field, or, without a name, where every value was looked for."""
+    """Print everything about one field, or, without a name, about every value that is not its default."""
     if args.field and args.field not in field_specs():
-        raise SettingsError.from_findings(
-            [unknown_name(args.field, tuple(field_specs()), where="command line")]
-        )
+        finding = unknown_name(args.field, tuple(field_specs()), where="command line")
+        raise SettingsError.from_findings([finding])
     resolution = resolve_from(args)
     settings = ExecutionSettings.from_resolution(resolution)
     names = [args.field] if args.field else _changed(settings)
@@ -142,7 +139,11 @@ def explain(args: argparse.Namespace) -> int:
     for name in names:
         print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
         print()
-    print("\n".join(_searched_places(resolution)))
+    if resolution.profile:
+        print(f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}")
+    print("looked for, highest precedence first:")
+    for file in resolution.searched:
+        print(f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}")
     _print_notices(resolution)
     return 0
 
@@ -151,15 +152,15 @@ def _changed(settings: ExecutionSettings) -> list[str]:
     return [name for name in field_specs() if settings.origins[name].kind is not Kind.DEFAULT]
 
 
-def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[str]) -> Iterator[str]:
+def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[Finding]) -> Iterator[str]:
     origin = settings.origins[spec.name]
     yield f"{spec.name} = {shown(getattr(settings, spec.name))}"
-    yield f"  from      {_told(origin)}"
+    yield f"  from      {_given_as(origin)}"
     for other in origin.shadowed:
-        yield f"  shadows   {shown(other.value)} from {_told(other)}"
+        yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
     for notice in notices:
-        if notice.startswith(f"{spec.variable} "):
-            yield f"  unset     {notice}"
+        if notice.field == spec.name:
+            yield f"  unset     {notice.what}"
     yield f"  meaning   {spec.sentence}"
     yield f"  accepts   {spec.expected()}"
     meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
@@ -168,32 +169,29 @@ def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[s
     yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
 
 
-def _told(origin: Origin) -> str:
+def _given_as(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
     given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
     return origin.describe() + given
-
-
-def _searched_places(resolution: Resolution) -> Iterator[str]:
-    if resolution.profile:
-        yield f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}"
-    yield "looked for, highest precedence first:"
-    for file in resolution.searched:
-        yield f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}"
 
 
 # --- check, facts, diff ----------------------------------------------------------------------------------
 
 
 def check(args: argparse.Namespace) -> int:
-    """Say whether these settings can run on this machine, or on the one whose facts are given.
+    """Report whether these settings can run on this machine, or on the one whose facts are given.
 
     With `--probe` one batch is trained and predicted too.
 
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    _check_usage(args)
+    if args.test is not None and args.probe is None:
+        fix = "give --probe, or leave out --test"
+        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
+    if args.probe is not None and args.facts:
+        what = "--probe runs a batch on this machine, --facts asks about another one"
+        raise SettingsError(what, where="command line", fix="choose one of the two")
     plain = not args.json and not args.annotations
     try:
         resolution = resolve_from(args)
@@ -204,42 +202,37 @@ def check(args: argparse.Namespace) -> int:
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
-    plan = _plan_for(settings, args.facts)
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import ModuleTraits, resolve_plan
+
+    facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
+    plan = resolve_plan(settings, facts, ModuleTraits())
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    steps = _trial(args, settings) if args.probe is not None and not problems else ()
+    steps: Sequence[Step] = ()
+    if args.probe is not None and not problems:
+        from ptycho_exec.cli.probe import Trial, run_trial
+
+        report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+        validation = None if args.test is None else _scan(args.test)
+        steps = run_trial(Trial(settings, _scan(args.probe), validation), say=report)
     failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
+    findings = [*problems, *failed]
     if args.json:
-        print(json.dumps(_verdict_json(args, plan, steps, [*problems, *failed]), indent=2, default=str))
+        verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
+        probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
+        print(json.dumps({**verdict, **plan.to_json(), **probe}, indent=2, default=str))
     elif plain:
-        notes = [f"note  {notice}" for notice in resolution.notices]
+        notes = [f"note  {notice.what}" for notice in resolution.notices]
         if problems and args.probe is not None:
             notes.append("note  probe was not run, because of the problems above")
-        lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *(step.line() for step in steps)]
-        print("\n".join([*lines, _verdict(plan, steps)]))
-    if not problems and not failed:
+        print("\n".join([*map(_fail_line, problems), *notes, *_check_lines(plan, steps)]))
+    if not findings:
         return 0
-    return _blocked(args, SettingsError if problems else UserError, [*problems, *failed])
-
-
-def _check_usage(args: argparse.Namespace) -> None:
-    if args.test is not None and args.probe is None:
-        raise SettingsError(
-            "--test is part of --probe", where="command line", fix="give --probe, or leave out --test"
-        )
-    if args.probe is not None and args.facts:
-        raise SettingsError(
-            "--probe runs a batch on this machine, --facts asks about another one",
-            where="command line",
-            fix="choose one of the two",
-        )
-
-
-def _trial(args: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
-    from ptycho_exec.cli.probe import Trial, run_trial
-
-    say = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
-    validation = None if args.test is None else _scan(args.test)
-    return run_trial(Trial(settings, _scan(args.probe), validation), say=say)
+    blocked = (SettingsError if problems else UserError).from_findings(findings)
+    if args.annotations:
+        raise blocked
+    annotate(blocked)
+    return blocked.exit_code
 
 
 def _scan(word: str) -> str:
@@ -255,31 +248,6 @@ def _scan(word: str) -> str:
     return str(path)
 
 
-def _verdict_json(
-    args: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
-) -> dict[str, Any]:
-    verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
-    probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
-    return {**verdict, **plan.to_json(), **probe}
-
-
-def _blocked(args: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
-    """Return the exit code of a check that failed, after marking its findings in a pull request."""
-    blocked = kind.from_findings(findings)
-    if args.annotations:
-        raise blocked
-    annotate(blocked)
-    return blocked.exit_code
-
-
-def _plan_for(settings: ExecutionSettings, facts_file: str | None) -> Plan:
-    from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_exec.plan import ModuleTraits, resolve_plan
-
-    facts = MachineFacts.load(facts_file) if facts_file else MachineFacts.probe()
-    return resolve_plan(settings, facts, ModuleTraits())
-
-
 def _placed(finding: Finding, origin: Origin | None) -> Finding:
     if origin is None or not origin.file:
         return finding
@@ -291,7 +259,7 @@ def _fail_line(finding: Finding) -> str:
     return f"FAIL  {finding.what}{place} -> {finding.fix or f'expected {finding.expected}'}"
 
 
-def _check_lines(plan: Plan) -> Iterator[str]:
+def _check_lines(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
     failed = {problem.field for problem in plan.problems}
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.what}"
@@ -308,25 +276,22 @@ def _check_lines(plan: Plan) -> Iterator[str]:
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
-
-
-def _verdict(plan: Plan, steps: Sequence[Step]) -> str:
+    yield from (step.line() for step in steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.failed)]
     notes = [*plan.notices, *(step for step in steps if step.level == "note")]
     counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
-    return f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
+    yield f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
 
 
 def _count(things: Sequence[object], noun: str) -> str:
     return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
-def facts(args: argparse.Namespace) -> int:
+def facts(_: argparse.Namespace) -> int:
     """Print the facts of this machine as JSON, for `check --facts` elsewhere."""
     from ptycho_exec.machine.facts import MachineFacts
 
-    del args
     print(MachineFacts.probe().to_json())
     return 0
 
@@ -348,17 +313,14 @@ def diff(args: argparse.Namespace) -> int:
     else:
         names = (redact(args.a), redact(args.b))
         print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
-        print(_verdict_on_results(a, b))
+        from ptycho_exec.record import fingerprint
+
+        left, right = fingerprint(a)[:12], fingerprint(b)[:12]
+        if left == right:
+            print(f"same numerics, so the same results can be expected (fingerprint {left})")
+        else:
+            print(f"numerics differ, so results can differ (fingerprints {left}, {right})")
     return 1 if rows else 0
-
-
-def _verdict_on_results(a: ExecutionSettings, b: ExecutionSettings) -> str:
-    from ptycho_exec.record import fingerprint
-
-    left, right = fingerprint(a)[:12], fingerprint(b)[:12]
-    if left == right:
-        return f"same numerics, so the same results can be expected (fingerprint {left})"
-    return f"numerics differ, so results can differ (fingerprints {left}, {right})"
 
 
 def settings_of(what: str) -> ExecutionSettings:
@@ -398,11 +360,10 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(args: argparse.Namespace) -> int:
+def schema(_: argparse.Namespace) -> int:
     """Print the JSON schema of a settings file."""
     from ptycho_exec.cli.reference import schema_text
 
-    del args
     print(schema_text(), end="")
     return 0
 
@@ -440,9 +401,20 @@ def profiles(args: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request())
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
-    if reader.findings:
-        raise SettingsError.from_findings(reader.findings)
-    rows = [_profile_json(profile) for profile in found if profile is not None]
+    errors = [finding for finding in reader.findings if finding.level == "error"]
+    if errors:
+        raise SettingsError.from_findings(errors)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": profile.name,
+            "extends": profile.extends,
+            "description": profile.description,
+            "values": {name: redact(o.value) for name, o in profile.entries(reader.specs).items()},
+            "file": profile.document.path,
+        }
+        for profile in found
+        if profile is not None
+    ]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
@@ -453,99 +425,69 @@ def profiles(args: argparse.Namespace) -> int:
     return 0
 
 
-def _profile_json(profile: Profile) -> dict[str, Any]:
-    return {
-        "name": profile.name,
-        "extends": profile.extends,
-        "description": profile.description,
-        "values": {name: redact(origin.value) for name, origin in profile.entries().items()},
-        "file": profile.document.path,
-    }
-
-
-_JSON = (("--json",), {"action": "store_true", "help": "print stable JSON"})
-_ANNOTATIONS = (
-    ("--annotations",),
-    {
-        "action": "store_true",
-        "help": "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)",
-    },
+_ANNOTATIONS = switch(
+    "--annotations", "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)"
 )
-_PROBE = (
-    ("--probe",),
-    {
-        "nargs": "?",
-        "const": "simulated",
-        "metavar": "SCAN",
-        "help": "also run one batch through fit and predict, of this scan or of a simulated one",
-    },
-)
-_TEST = (
-    ("--test",),
-    {
-        "nargs": "?",
-        "const": "simulated",
-        "metavar": "SCAN",
-        "help": "with --probe: validate too, on this scan or on a simulated one",
-    },
-)
-_COMMANDS: dict[str, tuple[Any, str, list[tuple[tuple[str, ...], dict[str, Any]]]]] = {
-    "show": (
+_scan_option = partial(argument, nargs="?", const="simulated", metavar="SCAN")
+_COMMANDS = (
+    Command(
         show,
         "print every value and where it came from",
         [
-            _JSON,
+            JSON,
             _ANNOTATIONS,
-            (("--changed",), {"action": "store_true", "help": "only values that are not the default"}),
-            (("--trainer",), {"action": "store_true", "help": "print the Trainer's arguments"}),
-            (("--loader",), {"action": "store_true", "help": "print the loaders' arguments"}),
+            switch("--changed", "only values that are not the default"),
+            switch("--trainer", "print the Trainer's arguments"),
+            switch("--loader", "print the loaders' arguments"),
         ],
+        settings=True,
     ),
-    "explain": (
+    Command(
         explain,
-        "tell all about a field: value, origin, what it shadowed, where it was looked for",
+        "print everything about a field: value, origin, what it shadowed, where it was looked for",
         [
-            (("field",), {"nargs": "?", "help": "a field; without it, every value that is not the default"}),
-            _JSON,
+            argument("field", nargs="?", help="a field; without it, every value that is not the default"),
+            JSON,
             _ANNOTATIONS,
         ],
+        settings=True,
     ),
-    "check": (
+    Command(
         check,
-        "say whether these settings can run on this machine or another",
+        "report whether these settings can run on this machine or another",
         [
-            _JSON,
+            JSON,
             _ANNOTATIONS,
-            (("--facts",), {"metavar": "FILE", "help": "facts of another machine"}),
-            _PROBE,
-            _TEST,
+            argument("--facts", metavar="FILE", help="facts of another machine"),
+            _scan_option(
+                "--probe", help="also fit and predict one batch of this scan, or of a simulated one"
+            ),
+            _scan_option("--test", help="with --probe: validate too, on this scan or on a simulated one"),
         ],
+        settings=True,
     ),
-    "facts": (facts, "print the facts of this machine as JSON", []),
-    "diff": (
+    Command(facts, "print the facts of this machine as JSON"),
+    Command(
         diff,
         "compare two settings: FILE, RUN, profile:NAME or env; exit code 1 when they differ",
         [
-            (("a",), {"metavar": "A", "help": "file, manifest, run directory, profile:NAME or env"}),
-            (("b",), {"metavar": "B", "help": "the other one"}),
-            (
-                ("--only",),
-                {"choices": [effect.value for effect in Effect], "help": "only fields of this effect"},
-            ),
-            _JSON,
+            argument("a", metavar="A", help="file, manifest, run directory, profile:NAME or env"),
+            argument("b", metavar="B", help="the other one"),
+            argument("--only", choices=[str(effect) for effect in Effect], help="only fields of this effect"),
+            JSON,
             _ANNOTATIONS,
         ],
     ),
-    "schema": (schema, "print the JSON schema of a settings file", []),
-    "init": (
+    Command(schema, "print the JSON schema of a settings file"),
+    Command(
         init,
         "write a starter settings file",
-        [(("path",), {"nargs": "?", "default": "ptycho_exec.toml", "help": "where to write it"})],
+        [argument("path", nargs="?", default="ptycho_exec.toml", help="where to write it")],
     ),
-    "docs": (
+    Command(
         docs,
         "regenerate schema, settings reference and .env.example",
-        [(("--root",), {"default": ".", "metavar": "DIR", "help": "top of the checkout"})],
+        [argument("--root", default=".", metavar="DIR", help="top of the checkout")],
     ),
-    "profiles": (profiles, "list the profiles that can be asked for here", [_JSON, _ANNOTATIONS]),
-}
+    Command(profiles, "list the profiles that can be asked for here", [JSON, _ANNOTATIONS]),
+)

@@ -1,7 +1,7 @@
-"""Command-line flags derived from the settings, and a parser that refuses what it does not know.
+"""Command-line flags derived from the fields of a model, and a parser that refuses what it does not know.
 
-Both programs use it: every field of `ExecutionSettings` is a flag, unset unless it is given, never
-abbreviated; a wrong flag is told like any other wrong name.
+Every field of `ExecutionSettings`, or of any other pydantic model, is a flag: unset unless it is given, never
+abbreviated; a wrong flag is reported like any other wrong name.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from pydantic import BaseModel
+
+from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
 from ptycho_exec.sources.suggestions import nearest, unknown_name
 
-_PREFIX = "settings_field_"
+_DEST = "field_"
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,55 +32,68 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options)
+        self.switches: dict[str, FieldSpec] = {}
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(
             message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
         )
 
+    def add_fields(self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec]) -> None:
+        """Add one flag per field to a group of this parser, unset unless it is given."""
+        for spec in specs:
+            listed = spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}
+            group.add_argument(
+                spec.flag,
+                dest=_DEST + spec.name,
+                action="append",
+                metavar=f"{{{','.join(map(format_value, spec.choices))}}}" if listed else "VALUE",
+                default=None,
+                help=f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
+            )
+            if spec.boolean:
+                self.switches[spec.flag] = spec
+
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise one error that lists every unknown argument."""
-        args, extra = self.parse_known_args(complete_switches(argv))
-        known = sorted({flag for flag in _all_flags(self) if flag.startswith("--")})
+        parsers = list(_with_commands(self))
+        switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
+        args, extra = self.parse_known_args(complete_switches(argv, switches))
+        flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+        known = sorted(flag for flag in flags if flag.startswith("--"))
         names = [item.partition("=")[0] for item in extra if item != "--"]
         unknown = [name for name in names if name.startswith("-")]
         unknown = unknown or [name for name in names if nearest(name, known)]  # `seed=1`, `_-seed`
-        if unknown:
-            raise SettingsError.from_findings([_unknown_flag(name, known) for name in unknown])
+        findings = []
+        for name in unknown:
+            # Only switches have a `--no-` form; for others the flag itself is what was meant.
+            bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
+            finding = unknown_name(bare, known, where="command line", noun="flag")
+            findings.append(replace(finding, what=f"unknown flag {name!r}"))
+        if findings:
+            raise SettingsError.from_findings(findings)
         if extra:
             what = f"unexpected argument {redact(extra[0])!r}"
             raise SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
         return args
 
 
-def _unknown_flag(name: str, known: Sequence[str]) -> Finding:
-    """Only switches have a `--no-` form; for others the flag itself is what was meant."""
-    bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
-    finding = unknown_name(bare, known, where="command line", noun="flag")
-    return replace(finding, what=f"unknown flag {name!r}")
-
-
-def _all_flags(parser: argparse.ArgumentParser) -> set[str]:
-    flags: set[str] = set()
+def _with_commands(parser: Parser) -> Iterator[Parser]:
+    """Yield a parser and, at any depth, those of its subcommands."""
+    yield parser
     for action in parser._actions:
-        flags |= set(action.option_strings)
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
-                flags |= _all_flags(child)
-    return flags
+                yield from _with_commands(child)
 
 
-def _switches() -> dict[str, FieldSpec]:
-    return {spec.flag: spec for spec in field_specs().values() if spec.boolean}
-
-
-def complete_switches(argv: Sequence[str]) -> list[str]:
+def complete_switches(argv: Sequence[str], switches: Mapping[str, FieldSpec]) -> list[str]:
     """Write out boolean switches: `--compile` becomes `--compile=true`, `--no-compile` `--compile=false`.
 
     A value after the switch is taken only when the field accepts it, so in `--compile scan.npz` the file
     stays an argument of its own.
     """
-    switches, rest = _switches(), list(argv)
+    rest = list(argv)
     done: list[str] = []
     while rest:
         word = rest.pop(0)
@@ -95,43 +111,65 @@ def complete_switches(argv: Sequence[str]) -> list[str]:
     return done
 
 
-def add_settings_flags(parser: argparse.ArgumentParser) -> None:
+def add_settings_flags(parser: Parser) -> None:
     """Add `--settings`, `--profile` and one flag per field, in a group of their own."""
     group = parser.add_argument_group("how to run (execution settings)")
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
-    for spec in field_specs().values():
-        group.add_argument(
-            spec.flag,
-            dest=_PREFIX + spec.name,
-            action="append",
-            metavar=_metavar(spec),
-            default=None,
-            help=f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
-        )
+    parser.add_fields(group, field_specs().values())
 
 
-def _metavar(spec: FieldSpec) -> str:
-    if spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}:
-        return "{" + ",".join(format_value(choice) for choice in spec.choices) + "}"
-    return "VALUE"
+Argument = tuple[str, Mapping[str, Any]]
 
 
-def flags_given(args: argparse.Namespace) -> dict[str, str]:
-    """Return the settings flags that were typed: field -> text, the last one where there are several."""
-    return {name: texts[-1] for name, texts in all_flags_given(args).items()}
+def argument(name: str, **options: Any) -> Argument:
+    """Return one argument of a command, as `argparse.ArgumentParser.add_argument` takes it."""
+    return name, options
 
 
-def all_flags_given(args: argparse.Namespace) -> dict[str, tuple[str, ...]]:
-    """Return the settings flags that were typed: field -> every text, in the order of the command line."""
-    pairs: Mapping[str, Any] = vars(args)
-    return {
-        name.removeprefix(_PREFIX): tuple(texts)
-        for name, texts in pairs.items()
-        if name.startswith(_PREFIX) and texts is not None
-    }
+def switch(name: str, help_text: str) -> Argument:
+    return argument(name, action="store_true", help=help_text)
+
+
+JSON = switch("--json", "print stable JSON")
+
+
+class Command(NamedTuple):
+    """One command of a program, named as the function that runs it; `settings` adds the settings' flags."""
+
+    handler: Callable[[argparse.Namespace], int]
+    help: str
+    arguments: Sequence[Argument] = ()
+    usage: str | None = None
+    science: Sequence[FieldSpec] = ()
+    settings: bool = False
+
+
+def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
+    """Give a parser one subcommand for each row of `commands`."""
+    group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for row in commands:
+        name = row.handler.__name__
+        usage = row.usage and f"{parser.prog} {name} {row.usage} [options]"
+        command = group.add_parser(name, help=row.help, description=row.help, usage=usage)
+        command.set_defaults(handler=row.handler)
+        for argument_name, options in row.arguments:
+            command.add_argument(argument_name, **options)
+        if row.science:
+            command.add_fields(command.add_argument_group("what to run (science)"), row.science)
+        if row.settings:
+            add_settings_flags(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def flags_given(
+    args: argparse.Namespace, model: type[BaseModel] = ExecutionFields
+) -> dict[str, tuple[str, ...]]:
+    """Return the flags of `model` that were typed: field -> every text, in the order of the command line."""
+    texts = {name: getattr(args, _DEST + name, None) for name in field_specs(model)}
+    return {name: tuple(given) for name, given in texts.items() if given is not None}
 
 
 class _Once(argparse.Action):
@@ -148,17 +186,6 @@ class _Once(argparse.Action):
                 fix="leave one of the two out",
             )
         setattr(namespace, self.dest, values)
-
-
-def _report(program: str, error: UserError, argv: Sequence[str]) -> None:
-    if "--json" in argv:
-        print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
-    elif "--annotations" in argv:
-        print("\n".join(finding.annotation() for finding in error.findings))
-    else:
-        print(f"{program}: {error}", file=sys.stderr)
-    if "--annotations" not in argv:
-        annotate(error)
 
 
 def annotate(error: UserError) -> None:
@@ -181,7 +208,14 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     except UserError as error:
         if "--debug" in argv:
             raise
-        _report(parser.prog, error, argv)
+        if "--annotations" in argv:
+            print("\n".join(finding.annotation() for finding in error.findings))
+            return error.exit_code
+        if "--json" in argv:
+            print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
+        else:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+        annotate(error)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -75,9 +75,9 @@ CHOICES: dict[str, dict[str, str]] = {
         "wandb": "Weights & Biases; needs the extra wandb",
     },
     "on_unsupported": {
-        "error": "stop and say what to change",
+        "error": "stop and report what to change",
         "adapt": "take the nearest value, with a warning",
     },
     "drift": {"error": "stop", "warn": "go on with a warning", "allow": "go on, and only record it"},
 }
-"""Field -> word -> its meaning. Plain true-or-false fields need none: their sentence says it."""
+"""Field -> word -> its meaning. Plain booleans need none: their sentence explains them."""

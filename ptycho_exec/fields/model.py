@@ -11,18 +11,17 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from annotated_types import Gt, Interval, Le, MinLen
+from annotated_types import Gt, Interval, Le, MinLen, Predicate
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.fields.choices import LoggerWord
 
@@ -38,49 +37,27 @@ class Effect(StrEnum):
     UI = "ui"
 
 
-def _none_word(value: object) -> object:
-    """Files without a null (TOML) say none as a word; every optional field understands it."""
-    return None if isinstance(value, str) and value.lower() in ("none", "null") else value
-
-
-def _list_as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _whole(value: object) -> object:
-    """JSON does not tell 8.0 from 8, so neither do we; NumPy's whole numbers are whole numbers too."""
+def _as_integer(value: object) -> object:
+    """JSON does not distinguish 8.0 from 8, so neither do we; NumPy's integers are integers too."""
     integral = isinstance(value, Integral) and not isinstance(value, (bool, int))
     return int(value) if integral or (isinstance(value, float) and value.is_integer()) else value  # type: ignore[call-overload]
 
 
-def _whole_above_one(value: object) -> object:
-    return _whole(value) if not isinstance(value, float) or value > 1 else value
-
-
-def _different(value: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(value)) < len(value):
-        raise ValueError("a number is listed twice")
-    return value
-
-
-def _some_time(value: str) -> str:
-    if not value.strip("0:"):
-        raise ValueError("no time at all")
-    return value
-
-
 MOST = 10**9
-"""No count is larger: what is beyond is a slip of the keyboard."""
+"""No count is larger: what is beyond is a typing error."""
 
-NoneWord = BeforeValidator(_none_word)
-# The limits stand on the number itself, inside the conversion, so that the JSON schema has them too.
-Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_whole)]
-NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_whole)]
+# Files without a null (TOML) write none as a word; every optional field understands it.
+NoneWord = BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "null") else v)
+# Limits are set on the number itself, inside the conversion, so that the JSON schema has them too.
+Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_as_integer)]
+NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_as_integer)]
+# A plain string among the annotations describes what the type takes, for messages and the reference.
 Indices = Annotated[
     tuple[NonNegative, ...],
+    "of different integers, each at least 0",
     MinLen(1),
-    AfterValidator(_different),
-    BeforeValidator(_list_as_tuple),
+    Predicate(lambda indices: len(set(indices)) == len(indices)),
+    BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v),
     Field(json_schema_extra={"uniqueItems": True}),
 ]
 Strategy = Literal[
@@ -101,17 +78,23 @@ Strategy = Literal[
 ]
 Duration = Annotated[
     str,
+    "of the form DD:HH:MM:SS, more than zero",
     StringConstraints(pattern=r"^[0-9]{2}:([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"),
-    AfterValidator(_some_time),
+    Predicate(lambda time: bool(time.strip("0:"))),
     Field(json_schema_extra={"not": {"const": "00:00:00:00"}}),
 ]
-Metric = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$")]
+Metric = Annotated[
+    str,
+    "of letters, digits and _./- (a metric name)",
+    StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_./-]*$"),
+]
 
 
 class ExecutionFields(BaseModel):
     """Every execution setting: a sentence, an effect class and its limits."""
 
-    model_config = ConfigDict(
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
         frozen=True,
         strict=True,
         extra="forbid",
@@ -143,7 +126,7 @@ class ExecutionFields(BaseModel):
     """Use only operations that give the same bits on every run; warn allows others with a warning."""
     benchmark: bool = False
     """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
-    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(_whole)] = 42
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = 42
     """Seed of every random number: initialization, shuffling, grouping and workers."""
 
     # --- optimization
@@ -165,7 +148,7 @@ class ExecutionFields(BaseModel):
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
     limit_train_batches: Annotated[
         Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
-        BeforeValidator(_whole_above_one),
+        BeforeValidator(lambda v: _as_integer(v) if not isinstance(v, float) or v > 1 else v),
         NoneWord,
     ] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
@@ -187,7 +170,9 @@ class ExecutionFields(BaseModel):
     # --- checkpoints
     enable_checkpointing: Annotated[bool, Effect.IO] = True
     """Write checkpoints during training, so that an interrupted run can be resumed."""
-    checkpoint_save_top_k: Annotated[int, Interval(ge=-1, le=MOST), BeforeValidator(_whole), Effect.IO] = 1
+    checkpoint_save_top_k: Annotated[
+        int, Interval(ge=-1, le=MOST), BeforeValidator(_as_integer), Effect.IO
+    ] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
     """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""
@@ -202,7 +187,7 @@ class ExecutionFields(BaseModel):
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10
     """Optimizer steps between two rows of step metrics."""
     log_images_every_n_epochs: Annotated[Positive | None, NoneWord, Effect.IO] = None
-    """Epochs between two reconstruction pictures sent to the logger; none sends none during training."""
+    """Epochs between two reconstruction images sent to the logger; none sends none during training."""
     experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
     tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, NoneWord, Effect.IO] = (
@@ -220,7 +205,7 @@ class ExecutionFields(BaseModel):
 
     # --- when a machine cannot do what was asked
     on_unsupported: Literal["error", "adapt"] = "error"
-    """What to do with a value this machine cannot honor: stop, or take the nearest it can and say so."""
+    """What to do with a value this machine cannot honor: stop, or take the nearest it can and warn."""
     drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
     """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
 
@@ -248,19 +233,21 @@ def monitor_readers(values: Mapping[str, Any]) -> list[str]:
     return [name for name, reads in readers.items() if reads]
 
 
-def malformed(values: Mapping[str, Any]) -> list[str]:
-    """Return the names in `values` whose value their field does not accept, each looked at by itself."""
+def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionFields) -> list[str]:
+    """Return the names in `values` whose value their field of `model` does not accept by itself."""
     try:
-        ExecutionFields(**values)
+        model(**values)
     except ValidationError as error:
-        found = (str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"])
-        return list(dict.fromkeys(found))
+        names = (str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"])
+        return list(dict.fromkeys(names))
     return []
 
 
 class Conflict(NamedTuple):
-    """Values that cannot be meant together: each field in `when` has one of its values there (`tuple`
-    stands for any list); and how to choose. The JSON schema forbids the same."""
+    """Values that contradict each other, and how to choose; the JSON schema forbids the same.
+
+    Each field in `when` has one of its values there; `tuple` matches any list.
+    """
 
     when: Mapping[str, tuple[Any, ...]]
     why: str

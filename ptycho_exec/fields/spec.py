@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 import types
 import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated, Any, Literal
 
-import annotated_types as at
-from pydantic import StringConstraints
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel
 
-from ptycho_exec.fields.model import ENV_PREFIX, Effect, ExecutionFields
+from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})
@@ -23,23 +20,24 @@ NONE_WORDS = frozenset({"none", "null"})
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One field of `ExecutionSettings` as the other rooms need it."""
+    """One field of a model; `words` describes what it takes beside its choices."""
 
+    model: type[BaseModel]
     name: str
     sentence: str
     default: Any
     effect: Effect
     choices: tuple[Any, ...]
     kinds: frozenset[type]
-    bounds: tuple[str, ...]
+    words: tuple[str, ...]
 
     @property
     def variable(self) -> str:
-        return ENV_PREFIX + self.name.upper()
+        return f"{self.model.model_config.get('env_prefix', '')}{self.name.upper()}"
 
     @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return "--" + self.name.lower().replace("_", "-")
 
     @property
     def optional(self) -> bool:
@@ -49,94 +47,86 @@ class FieldSpec:
     def boolean(self) -> bool:
         return bool in self.kinds
 
+    def accepts(self, value: Any) -> bool:
+        """Return whether the field takes `value`, looked at by itself."""
+        return not malformed({self.name: value}, self.model)
+
     def expected(self) -> str:
-        """Say in words what the field takes: `a whole number > 0, or none`."""
+        """Return in words what the field takes: `an integer > 0, or none`."""
         words = [format_value(choice) for choice in self.choices]
         parts = [f"one of: {', '.join(words)}"] if len(words) > 2 else [" or ".join(words)] if words else []
-        if int in self.kinds:
-            parts.append(f"a whole number{self._bound('int')}")
-        if float in self.kinds:
-            parts.append(
-                f"a number with a decimal point{self._bound('float')}"
-                if int in self.kinds
-                else f"a number{self._bound('float')}"
-            )
-        if tuple in self.kinds:
-            parts.append("a list of different whole numbers >= 0")
-        if str in self.kinds:
-            parts.append(f"a text{self._bound('str')}")
-        return ", or ".join(parts + (["none"] if self.optional else []))
-
-    def _bound(self, kind: str) -> str:
-        texts = [bound.partition(" ")[2] for bound in self.bounds if bound.startswith(kind)]
-        return f" {' and '.join(texts)}" if texts else ""
+        return ", or ".join([*parts, *self.words, *(["none"] if self.optional else [])])
 
 
-@cache
-def field_specs() -> dict[str, FieldSpec]:
-    """Return the spec of every field, in the order of the class."""
-    return {name: _spec(name, info) for name, info in ExecutionFields.model_fields.items()}
+_SPECS: dict[type[BaseModel], dict[str, FieldSpec]] = {}
 
 
-def _spec(name: str, info: FieldInfo) -> FieldSpec:
-    annotation: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
-    found = _Walk([], set(), [])
-    found.visit(annotation, ())
-    effects = [item for item in info.metadata if isinstance(item, Effect)]
+def field_specs(model: type[BaseModel] = ExecutionFields) -> Mapping[str, FieldSpec]:
+    """Return the spec of every field of `model`, in the order of the class."""
+    if model not in _SPECS:
+        _SPECS[model] = {name: _spec(model, name) for name in model.model_fields}
+    return _SPECS[model]
+
+
+def _spec(model: type[BaseModel], name: str) -> FieldSpec:
+    info = model.model_fields[name]
+    branches = list(_branches(info.annotation, tuple(info.metadata)))
+    kinds = {typing.get_origin(kind) or kind for kind, _ in branches} - {Literal}
+    nouns = {
+        int: "an integer",
+        float: "a number with a decimal point" if int in kinds else "a number",
+        tuple: "a list",
+        str: "a string",
+    }
+    choices: list[Any] = []
+    words = []
+    for kind, constraints in branches:
+        origin = typing.get_origin(kind) or kind
+        if origin is Literal:
+            choices += typing.get_args(kind)
+        elif origin is bool:
+            choices += [True, False]
+        elif origin in nouns:
+            words.append(" ".join([nouns[origin], *_limits(constraints)]))
     return FieldSpec(
+        model=model,
         name=name,
         sentence=" ".join((info.description or "").split()),
         default=info.default,
-        effect=effects[0] if effects else Effect.NUMERICS,
-        choices=tuple(found.choices),
-        kinds=frozenset(found.kinds),
-        bounds=tuple(dict.fromkeys(found.bounds)),
+        effect=next((item for item in info.metadata if isinstance(item, Effect)), Effect.NUMERICS),
+        choices=tuple(choices),
+        kinds=frozenset(kinds),
+        words=tuple(words),
     )
 
 
-@dataclass
-class _Walk:
-    choices: list[Any]
-    kinds: set[type]
-    bounds: list[str]
-
-    def visit(self, annotation: Any, constraints: tuple[Any, ...]) -> None:
-        origin = typing.get_origin(annotation)
-        if origin is Annotated:
-            inner, *extra = typing.get_args(annotation)
-            self.visit(inner, (*constraints, *extra))
-        elif origin in (typing.Union, types.UnionType):
-            for part in typing.get_args(annotation):
-                self.visit(part, ())
-        elif origin is Literal:
-            for choice in typing.get_args(annotation):
-                self.choices.append(choice)
-        elif annotation is bool:
-            self.choices += [True, False]
-            self.kinds.add(bool)
-        else:
-            kind = origin or annotation
-            self.kinds.add(kind)
-            self.bounds += [f"{kind.__name__} {text}" for text in _bound_texts(constraints)]
+def _branches(annotation: Any, constraints: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Yield each type or Literal that a value may be of, with the constraints that apply to it."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        inner, *extra = typing.get_args(annotation)
+        yield from _branches(inner, (*constraints, *extra))
+    elif origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(annotation):
+            yield from _branches(part, constraints)
+    else:
+        yield annotation, constraints
 
 
-def _bound_texts(constraints: tuple[Any, ...]) -> typing.Iterator[str]:
-    for item in constraints:
-        match item:
-            case at.Gt(gt=bound):
-                yield f"> {bound}"
-            case at.Ge(ge=bound):
-                yield f">= {bound}"
-            case at.Le(le=bound):
-                yield f"<= {bound}"
-            case at.Interval(ge=low, le=high):
-                yield f"from {low} to {high}"
-            case StringConstraints(pattern=str(pattern)) if pattern.startswith("^[0-9]{2}"):
-                yield "of the form DD:HH:MM:SS, more than zero"
-            case StringConstraints(pattern=str()):
-                yield "of letters, digits and _./- (a metric name)"
-            case _:
-                pass
+def _limits(constraints: tuple[Any, ...]) -> Iterator[str]:
+    """Yield in words what the constraints say: a description that is a plain string, limits of a number."""
+    yield from (item for item in constraints if type(item) is str)
+    pairs = [(sign, getattr(item, sign, None)) for item in constraints for sign in ("ge", "gt", "le", "lt")]
+    limit = {sign: bound for sign, bound in pairs if bound is not None}
+    parts = [f"> {limit['gt']}"] if "gt" in limit else []
+    if "ge" in limit:
+        open_ended = limit.get("le", MOST) == MOST
+        parts.append(f"at least {limit['ge']}" if open_ended else f"from {limit['ge']} to {limit['le']}")
+    elif "le" in limit:
+        parts.append(f"<= {limit['le']}")
+    parts += [f"< {limit['lt']}"] if "lt" in limit else []
+    if parts:
+        yield " and ".join(parts)
 
 
 def format_value(value: Any) -> str:
@@ -151,7 +141,7 @@ def format_value(value: Any) -> str:
 
 
 def decode_text(spec: FieldSpec, text: str) -> Any:
-    """Turn the text of a variable or flag into the field's own type; text that fits nothing stays text.
+    """Turn the text of a variable or flag into the field's own type; text that fits nothing stays a string.
 
     Validation follows, so this only decides the type: `8` is a number, `none` is None for an optional
     field, `0,1` and `[0, 1]` are lists, and the boolean words of pydantic are understood in any case.
@@ -162,32 +152,24 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
         return word
     if spec.optional and lower in NONE_WORDS:
         return None
-    for kind, parse in ((int, _whole), (float, _number), (bool, _truth), (tuple, _numbers)):
-        if kind in spec.kinds:
-            value = parse(lower)
-            if value is not None:
-                return value
+    number = _number(lower)
+    if int in spec.kinds and isinstance(number, int):
+        return number
+    if float in spec.kinds and number is not None:
+        return float(number)
+    if bool in spec.kinds and lower in TRUE_WORDS | FALSE_WORDS:
+        return lower in TRUE_WORDS
+    if tuple in spec.kinds and ("," in lower or lower.startswith("[")):
+        inner = lower[1:-1] if lower.startswith("[") and lower.endswith("]") else lower
+        numbers = [_number(part.strip()) for part in inner.split(",")]
+        return word if None in numbers else numbers
     return word
 
 
-def _whole(word: str) -> int | None:
-    return int(word) if re.fullmatch(r"[-+]?[0-9]{1,40}", word) else None
-
-
-def _number(word: str) -> float | None:
+def _number(word: str) -> int | float | None:
+    if re.fullmatch(r"[-+]?[0-9]{1,40}", word):
+        return int(word)
     try:
         return float(word) if word.isascii() and "_" not in word else None
     except ValueError:
         return None
-
-
-def _truth(word: str) -> bool | None:
-    return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
-
-
-def _numbers(word: str) -> list[int] | None:
-    try:
-        value = json.loads(word if word.startswith("[") else f"[{word}]")
-    except ValueError:
-        return None
-    return value if isinstance(value, list) and all(type(item) is int for item in value) else None

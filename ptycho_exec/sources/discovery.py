@@ -13,8 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.errors import Finding, redact
-from ptycho_exec.fields.model import ENV_PREFIX
+from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
+from ptycho_exec.fields.spec import FieldSpec, field_specs
 from ptycho_exec.sources.origins import Kind, Origin, SearchedFile
 from ptycho_exec.sources.settings_files import (
     Assigned,
@@ -48,6 +51,7 @@ class Request:
     environ: Mapping[str, str] | None = field(default=None, repr=False)
     cwd: Path | None = None
     place: str = "ExecutionSettings()"
+    model: type[BaseModel] = ExecutionFields
 
     def __repr__(self) -> str:
         """Name what was asked for; values stay out, for they may hold credentials."""
@@ -56,14 +60,21 @@ class Request:
 
 
 class Reader:
-    """One resolution's view of the world; the environment is as it was at its beginning."""
+    """What one resolution reads, each once; the environment is as it was at its beginning."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.environ = dict(os.environ if request.environ is None else request.environ)
         self.searched: list[SearchedFile] = []
         self.findings: list[Finding] = []
-        self.notices: list[str] = []
+
+    @property
+    def specs(self) -> Mapping[str, FieldSpec]:
+        """The fields of the model that is resolved."""
+        return field_specs(self.request.model)
+
+    def note(self, what: str) -> None:
+        self.findings.append(Finding(what, level="note", code="not-read"))
 
     @cached_property
     def cwd(self) -> Path:
@@ -72,7 +83,7 @@ class Reader:
         try:
             return Path.cwd()
         except OSError:
-            self.notices.append("the working directory no longer exists, so no file in it was read")
+            self.note("the working directory no longer exists, so no file in it was read")
             return Path(os.sep, "working-directory-is-gone")
 
     @cached_property
@@ -82,7 +93,7 @@ class Reader:
         found = is_file(path)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
-        return read_dotenv(path, self.findings, self.notices, self.environ) if found else []
+        return read_dotenv(path, self.findings, self.environ) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
         """Return what was asked for a control such as the profile: argument, then variable, then `.env`."""
@@ -134,46 +145,39 @@ class Reader:
         return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
 
     def _note_odd(self, path: Path) -> None:
-        """Note what bears the name of a settings file and is none: a folder, a pipe, a link to nothing."""
+        """Note what has the name of a settings file and is none: a folder, a pipe, a link to nothing."""
         environment = path.name == ".env" and path.is_dir()  # a usual name of virtual environments
         if os.path.lexists(path) and not is_file(path) and not environment:
-            self.notices.append(f"{path} is not read: it is no file, or a link to none")
+            self.note(f"{path} is not read: it is no file, or a link to none")
 
     def _note_misnamed(self, folder: Path, name: str) -> None:
-        """Note files that look like a settings file but bear another name; the one that was named is read."""
+        """Note files that look like a settings file but have another name, except one that was named."""
         stem = name.removesuffix(".toml")
         words = dict.fromkeys((stem, stem.replace("_", "-"), stem.replace("_", ""), f".{stem}"))
         names = [f"{word}.{ending}" for word in words for ending in ("toml", "yaml", "yml", "json")]
         named = self.cwd / os.path.expanduser(self.settings_file.value) if self.settings_file else None
         for path in (folder / other for other in names if other != name):
             if is_file(path) and path != named:
-                self.notices.append(
-                    f"{path} is not read: the settings file here is {name}; --settings names another"
-                )
+                self.note(f"{path} is not read: the settings file here is {name}; --settings names another")
 
     def _searched_upward(self, kind: Kind, path: Path | None, name: str) -> None:
         place = str(path) if path else f"{self.cwd / name}, and in every folder above"
         self.searched.append(SearchedFile(kind, place, path is not None))
 
     def _user_file(self) -> Document | None:
-        folder = self._config_folder()
-        if folder is None:
-            self.searched.append(SearchedFile(Kind.USER_FILE, "this user has no home directory", False))
-            return None
-        path = folder / "ptycho_exec" / "settings.toml"
+        own = os.path.expanduser("~") if self.request.environ is None else ""
+        home = self.environ.get("HOME") or own
+        xdg = self.environ.get("XDG_CONFIG_HOME", "")
+        if not os.path.isabs(xdg):  # the XDG rule: a relative one is ignored
+            if not os.path.isabs(home):
+                self.searched.append(SearchedFile(Kind.USER_FILE, "this user has no home directory", False))
+                return None
+            xdg = os.path.join(home, ".config")
+        path = Path(xdg, "ptycho_exec", "settings.toml")
         self._note_misnamed(path.parent, path.name)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.USER_FILE, str(path), is_file(path)))
         return read_document(path, Kind.USER_FILE, self.findings) if is_file(path) else None
-
-    def _config_folder(self) -> Path | None:
-        """`XDG_CONFIG_HOME` if it is absolute (the XDG rule), else `.config` in the home directory."""
-        xdg = self.environ.get("XDG_CONFIG_HOME", "")
-        if os.path.isabs(xdg):
-            return Path(xdg)
-        own = os.path.expanduser("~") if self.request.environ is None else ""
-        home = self.environ.get("HOME") or own
-        return Path(home) / ".config" if os.path.isabs(home) else None
 
     @cached_property
     def profile(self) -> Origin | None:
@@ -191,8 +195,10 @@ def _not_there(path: Path, asked: Origin) -> Finding:
     try:
         path.stat()
         problem = "is a directory" if path.is_dir() else "is not a regular file"
+    except FileNotFoundError:
+        problem = "not found"
     except (OSError, ValueError) as error:
-        problem = "not found" if isinstance(error, FileNotFoundError) else f"cannot be read: {_reason(error)}"
+        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     return Finding(
         f"settings file {problem}: {redact(str(path))}",
         where=asked.describe(),
@@ -200,8 +206,5 @@ def _not_there(path: Path, asked: Origin) -> Finding:
         fix="correct the path, or do not name a file; `ptycho-exec init` writes a starter file",
         file=asked.file or "",
         line=asked.line or 0,
+        code="unreadable-file",
     )
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

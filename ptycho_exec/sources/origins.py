@@ -1,7 +1,7 @@
 """Where a value came from: its kind, its place, its text, and what it shadowed. And the line finders.
 
-The engine in `sources` resolves once and hands these records to values, errors, `show`, `explain`,
-the manifest and the docs, so that none of them works out a source a second time.
+The engine in `sources` resolves once and passes these records to values, errors, `show`, `explain`,
+the manifest and the docs, so that none of them derives a source again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.errors import Finding, redact
+from ptycho_exec.fields.model import ExecutionFields
 
 
 class Kind(StrEnum):
@@ -38,7 +41,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One place that supplied a value: `value` as given, `raw` as text where the place holds text."""
+    """One place that supplied a value: `value` as given, `raw` as a string where the place holds text."""
 
     kind: Kind
     place: str
@@ -50,7 +53,7 @@ class Origin:
     shadowed: tuple[Origin, ...] = ()
 
     def describe(self) -> str:
-        """Return the place as a person would say it: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
+        """Return the place in words: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
         where = f"{self.file}:{self.line}" if self.file and self.line else self.file or ""
         name = "" if self.place.startswith(self.kind.value) else self.kind.value
         parts = [name, self.place if self.place != where else "", f"({where})" if where else ""]
@@ -68,16 +71,8 @@ class Origin:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
-        record: dict[str, Any] = {
-            "kind": self.kind.value,
-            "place": self.place,
-            "file": self.file,
-            "line": self.line,
-            "raw": redact(self.raw),
-        }
-        if self.reason:
-            record["reason"] = self.reason
-        return record
+        place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
+        return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,47 +86,44 @@ class SearchedFile:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What one resolution found: values that somebody set, an origin for every field, and what it noticed."""
+    """The result of one resolution: values that somebody set, an origin for every field, and findings."""
 
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
     searched: tuple[SearchedFile, ...] = ()
-    notices: tuple[str, ...] = ()
+    model: type[BaseModel] = ExecutionFields
     findings: tuple[Finding, ...] = ()
+    """What is wrong (of level error), and what is only worth knowing (of level note)."""
     inactive: tuple[tuple[str, Origin], ...] = ()
     """Values that do not act now, shadowed or in another profile; they are checked like the others."""
     profile: str | None = None
     profile_asked_by: str = ""
 
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "error")
+
+    @property
+    def notices(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.level == "note")
+
     def __repr__(self) -> str:
         """Name the fields that somebody set; values stay out, for they may hold credentials."""
-        return f"Resolution({', '.join(self.values)}, {len(self.findings)} findings)"
+        return f"Resolution({', '.join(self.values)}, {len(self.errors)} findings)"
 
 
 @dataclass
 class Layer:
-    """What one source supplied: an origin (with its value) for each field, and what was wrong in it."""
+    """What one source supplied: an origin (with its value) for each field, and what was noticed in it."""
 
     entries: dict[str, Origin] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
     inactive: list[tuple[str, Origin]] = field(default_factory=list)
 
 
 # --- line finders: path of keys -> 1-based line -------------------------------------------------------------
 
 KeyPath = tuple[str, ...]
-
-
-@dataclass
-class _Lines:
-    found: dict[KeyPath, int] = field(default_factory=dict)
-    duplicates: list[tuple[KeyPath, int]] = field(default_factory=list)
-
-    def add(self, path: KeyPath, line: int) -> None:
-        if path in self.found:
-            self.duplicates.append((path, line))
-        self.found.setdefault(path, line)
 
 
 # Most rows are a header or an assignment of one line with a plain name; they need no parser.
@@ -181,26 +173,19 @@ def _plain_statement(row: str) -> _Statement | None:
 
 
 def _parsed_statement(chunk: str) -> _Statement | None:
-    """Return what a chunk says when it is complete."""
+    """Return the statement that a chunk holds, None while it is incomplete."""
     try:
         parsed = tomllib.loads(chunk)
     except tomllib.TOMLDecodeError:
         return None
-    if parsed and chunk.lstrip().startswith("["):
-        return True, (_table_path(parsed),)
-    return False, tuple(_leaf_paths(parsed))
-
-
-def _table_path(parsed: Mapping[str, Any]) -> KeyPath:
+    if not (parsed and chunk.lstrip().startswith("[")):
+        return False, tuple(_leaf_paths(parsed))
     path: KeyPath = ()
     node: Any = parsed
-    while node:
-        node = node[0] if isinstance(node, list) else node
-        if not node:
-            break
+    while node := node[0] if isinstance(node, list) else node:  # a header of `[[tables]]` makes a list
         key = next(iter(node))
         path, node = (*path, key), node[key]
-    return path
+    return True, (path,)
 
 
 def _leaf_paths(node: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPath]:
@@ -211,11 +196,10 @@ def _leaf_paths(node: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[KeyPa
             yield (*prefix, key)
 
 
-def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
-    """Return the line of each key of a YAML document, and the keys that stand there twice."""
+def yaml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Yield each key of a YAML document with its line; one that is defined twice comes twice."""
     import yaml
 
-    lines = _Lines()
     seen: set[int] = set()  # an alias can lead back to a node above it
     pending: list[tuple[Any, KeyPath]] = [(yaml.compose(text, Loader=yaml.SafeLoader), ())]
     while pending:
@@ -225,20 +209,18 @@ def yaml_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
             inner: list[tuple[Any, KeyPath]] = []
             for key, value in node.value:
                 path = (*prefix, str(key.value))
-                lines.add(path, text.count("\n", 0, key.start_mark.index) + 1)
+                yield path, text.count("\n", 0, key.start_mark.index) + 1
                 inner.append((value, path))
             pending += reversed(inner)
-    return lines.found, lines.duplicates
 
 
 _JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+|\n')
 
 
-def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]]:
-    """Return the line of each key of a valid JSON document, and the keys that stand there twice."""
+def json_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
+    """Yield each key of a valid JSON document with its line; one that is defined twice comes twice."""
     import json
 
-    lines = _Lines()
     stack: list[str | None] = []  # the key of each open object, None for an array
     last, number = ("", 1), 1  # the last token and its line, which may not be the colon's
     for match in _JSON_TOKEN.finditer(text):
@@ -247,10 +229,9 @@ def json_lines(text: str) -> tuple[dict[KeyPath, int], list[tuple[KeyPath, int]]
             number += 1
         elif token == ":" and stack:
             stack[-1] = json.loads(last[0])
-            lines.add(tuple(key for key in stack if key is not None), last[1])
+            yield tuple(key for key in stack if key is not None), last[1]
         elif token in "{[":
             stack.append(None)
         elif token in "}]":
             stack.pop()
         last = (token, number) if token != "\n" else last
-    return lines.found, lines.duplicates

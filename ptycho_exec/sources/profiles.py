@@ -1,4 +1,4 @@
-"""What stands in a settings file: settings, profiles, and keys that are neither; and where a profile is."""
+"""What a settings file holds: settings, profiles, and keys that are neither; and where a profile is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.fields.spec import FieldSpec
 from ptycho_exec.sources.discovery import Reader
 from ptycho_exec.sources.origins import KeyPath, Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import Document, read_document
@@ -18,100 +18,89 @@ SHIPPED_PROFILES = Path(__file__).parents[1] / "profiles"
 PROFILE_KEYS = ("extends", "description")
 
 
-def document_layer(document: Document) -> Layer:
+Specs = Mapping[str, FieldSpec]
+
+
+def document_layer(document: Document, specs: Specs) -> Layer:
     """Return the settings of one file, with a finding for every key that is none, in any of its tables."""
     layer = Layer(findings=list(document.findings))
-    for name in document.data:
-        if name in field_specs():
+    for name, value in document.data.items():
+        if name in specs:
             layer.entries[name] = document.origin((name,))
         elif name == "profiles":
-            _read_profiles(document, layer)
-        elif name == "profile":
-            layer.findings += _check_profile_name(document)
-        elif name != "$schema":
-            layer.findings += _misplaced(document, (name,), allowed=("profile", "profiles"))
+            _read_profiles(document, layer, specs)
+        elif name == "profile" and isinstance(value, Mapping):
+            what, fix = "table [profile] is not read", "rename the table"
+            layer.findings.append(document.finding((name,), what, "[profiles.NAME]", fix, "wrong-table"))
+        elif name == "profile" and not (isinstance(value, str) and value.strip()):
+            what, fix = "profile must be the name of one profile", 'write profile = "ci"'
+            layer.findings.append(document.finding((name,), what, "a string", fix))
+        elif name not in ("profile", "$schema"):
+            layer.findings += _misplaced(document, (name,), specs, also=("profile", "profiles"))
     return layer
 
 
-def _read_profiles(document: Document, layer: Layer) -> None:
+def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
     if not isinstance(document.data["profiles"], Mapping):
-        layer.findings.append(
-            document.finding(("profiles",), "profiles is not a table", "tables [profiles.NAME]", "rename it")
-        )
+        what, expected = "profiles is not a table", "tables [profiles.NAME]"
+        layer.findings.append(document.finding(("profiles",), what, expected, "rename it", "wrong-table"))
     for name, table in document.table_at(("profiles",)).items():
         path = ("profiles", name)
         if isinstance(table, Mapping):
-            layer.inactive += profile_entries(document, path, name).items()
-            layer.findings += profile_findings(document, path)
+            layer.inactive += profile_entries(document, path, name, specs).items()
+            layer.findings += profile_findings(document, path, specs)
         else:
             what, expected = f"profile {name} is not a table", f"[profiles.{name}] with settings in it"
-            fix = f"move {name} out of [profiles]" if name in field_specs() else "make it a table"
-            layer.findings.append(document.finding(path, what, expected, fix))
+            fix = f"move {name} out of [profiles]" if name in specs else "make it a table"
+            layer.findings.append(document.finding(path, what, expected, fix, "wrong-table"))
 
 
-def _check_profile_name(document: Document) -> Iterator[Finding]:
-    value = document.data["profile"]
-    if isinstance(value, Mapping):
-        yield document.finding(
-            ("profile",), "table [profile] is not read", "[profiles.NAME]", "rename the table"
-        )
-    elif not isinstance(value, str) or not value.strip():
-        yield document.finding(
-            ("profile",), "profile must be the name of one profile", "a text", 'write profile = "ci"'
-        )
-
-
-def profile_entries(document: Document, path: KeyPath, name: str) -> dict[str, Origin]:
+def profile_entries(document: Document, path: KeyPath, name: str, specs: Specs) -> dict[str, Origin]:
     """Return the settings of one profile's table."""
     return {
         key: document.origin((*path, key), kind=Kind.PROFILE, place=f"profile:{name}")
         for key in document.table_at(path)
-        if key in field_specs()
+        if key in specs
     }
 
 
-def profile_findings(document: Document, path: KeyPath) -> Iterator[Finding]:
+def profile_findings(document: Document, path: KeyPath, specs: Specs) -> Iterator[Finding]:
     """Report keys of a profile's table that are no settings, and an `extends` that is no name."""
     table = document.table_at(path)
     for key in table:
-        if key not in field_specs() and key not in PROFILE_KEYS:
-            yield from _misplaced(document, (*path, key), allowed=PROFILE_KEYS)
+        if key not in specs and key not in PROFILE_KEYS:
+            yield from _misplaced(document, (*path, key), specs, also=PROFILE_KEYS)
     for key in PROFILE_KEYS:
         if key in table and not (isinstance(table[key], str) and table[key].strip()):
-            yield document.finding((*path, key), f"{key} must be a text", f'{key} = "..."', "correct it")
-
-
-def _misplaced(document: Document, path: KeyPath, allowed: tuple[str, ...]) -> Iterator[Finding]:
-    """Report an unknown key; a table with settings in it, at any depth, is told where settings stand."""
-    node = document.table_at(path)
-    if not _holds_settings(node):
-        yield _unknown_key(document, path, allowed)
-        return
-    table = ".".join((*document.table, *path))
-    for key, value in node.items():
-        if key in field_specs():
-            what = f"{key} stands in table [{table}], where it sets nothing"
-            yield document.finding((*path, key), what, f"{key} {document.home()}", "move the line there")
-        elif isinstance(value, Mapping) and len(path) < _DEEPEST:
-            yield from _misplaced(document, (*path, key), ())
-        else:
-            yield _unknown_key(document, (*path, key), ())
+            what, fix = f"{key} must be a string", "correct it"
+            yield document.finding((*path, key), what, f'{key} = "..."', fix)
 
 
 _DEEPEST = 5  # a YAML file can contain itself
 
 
-def _holds_settings(node: Mapping[str, Any], depth: int = 0) -> bool:
+def _misplaced(
+    document: Document, path: KeyPath, specs: Specs, also: tuple[str, ...] = ()
+) -> Iterator[Finding]:
+    """Report an unknown key, or the settings in a table, at any depth, that belong somewhere else."""
+    node = document.table_at(path)
+    if len(path) > _DEEPEST or not _holds_settings(node, specs):
+        where, line = document.place(path), document.line(path)
+        yield unknown_name(path[-1], (*specs, *also), where=where, file=document.path, line=line)
+        return
+    for key in node:
+        if key in specs:
+            what = f"{key} is ignored in [{'.'.join((*document.table, *path))}]"
+            expected, fix = f"{key} {document.home()}", "move the line there"
+            yield document.finding((*path, key), what, expected, fix, "misplaced-key")
+        else:
+            yield from _misplaced(document, (*path, key), specs)
+
+
+def _holds_settings(node: Mapping[str, Any], specs: Specs, depth: int = 0) -> bool:
     inner = [value for value in node.values() if isinstance(value, Mapping)]
-    found = bool(set(node) & set(field_specs()))
-    return found or (depth < _DEEPEST and any(_holds_settings(value, depth + 1) for value in inner))
-
-
-def _unknown_key(document: Document, path: KeyPath, allowed: tuple[str, ...]) -> Finding:
-    candidates = (*field_specs(), *allowed)
-    return unknown_name(
-        path[-1], candidates, where=document.place(path), file=document.path, line=document.line(path)
-    )
+    deeper = depth < _DEEPEST and any(_holds_settings(value, specs, depth + 1) for value in inner)
+    return bool(set(node) & set(specs)) or deeper
 
 
 # --- profiles -------------------------------------------------------------------------------------------
@@ -133,8 +122,8 @@ class Profile(NamedTuple):
     def description(self) -> str:
         return str(self.document.table_at(self.path).get("description", ""))
 
-    def entries(self) -> dict[str, Origin]:
-        return profile_entries(self.document, self.path, self.name)
+    def entries(self, specs: Specs) -> dict[str, Origin]:
+        return profile_entries(self.document, self.path, self.name, specs)
 
 
 def profile_layer(reader: Reader) -> Layer:
@@ -147,10 +136,10 @@ def profile_layer(reader: Reader) -> Layer:
             layer.findings.append(_no_such_profile(asked, reader))
             break
         seen.append(profile)
-        for name, origin in profile.entries().items():
+        for name, origin in profile.entries(reader.specs).items():
             layer.entries.setdefault(name, origin)
         if profile.document.kind is Kind.PROFILE:
-            layer.findings += profile_findings(profile.document, profile.path)
+            layer.findings += profile_findings(profile.document, profile.path, reader.specs)
         asked = profile.document.origin((*profile.path, "extends")) if profile.extends else None
     return layer
 
@@ -180,10 +169,8 @@ def profile_names(reader: Reader) -> tuple[str, ...]:
 
 
 def _no_such_profile(asked: Origin, reader: Reader) -> Finding:
-    name, known = str(asked.value), profile_names(reader)
-    finding = unknown_name(
-        name, known, where=asked.describe(), noun="profile", file=asked.file, line=asked.line
-    )
+    name, known, where = str(asked.value), profile_names(reader), asked.describe()
+    finding = unknown_name(name, known, where=where, noun="profile", file=asked.file, line=asked.line)
     if not name.strip():
         return replace(finding, what="the name of the profile is empty")
     if name not in known:
@@ -193,4 +180,5 @@ def _no_such_profile(asked: Origin, reader: Reader) -> Finding:
         what=f"profile {name} extends itself, directly or through others",
         expected="a chain of profiles that ends",
         fix="remove `extends`, or extend another one",
+        code="endless-profile",
     )

@@ -13,31 +13,25 @@
 9. the model's own defaults
 
 One pass reads every source, checks every name in it, and keeps for each value its origin and what it
-shadowed. pydantic-settings is handed the merged result, because its own merge keeps no provenance.
+shadowed. pydantic-settings gets the merged result, because its own merge keeps no provenance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.model import ENV_PREFIX
-from ptycho_exec.fields.spec import decode_text, field_specs, format_value
-from ptycho_exec.sources.discovery import (
-    PROFILE_VARIABLE,
-    PROJECT_FILE,
-    SETTINGS_FILE_VARIABLE,
-    Reader,
-    Request,
-)
-from ptycho_exec.sources.env_vars import stray_notice, take_variable, unprefixed
+from ptycho_exec.fields.model import ExecutionFields
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.sources.discovery import Reader, Request
+from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
 from ptycho_exec.sources.profiles import document_layer, profile_layer
@@ -51,25 +45,7 @@ class Resolved(Protocol):
     def origins(self) -> Mapping[str, Origin]: ...
 
 
-__all__ = [
-    "PROFILE_VARIABLE",
-    "PROJECT_FILE",
-    "SETTINGS_FILE_VARIABLE",
-    "SOURCES",
-    "Factory",
-    "Layer",
-    "Reader",
-    "Request",
-    "check",
-    "override_settings",
-    "resolve",
-    "resolve_onto",
-    "resolve_profile",
-    "resolve_under",
-    "resolve_values",
-]
-
-# Words that a call takes beside the settings; a misspelt one is told so.
+# Words that a call takes beside the settings; a misspelt one is reported as such.
 CONTROLS = ("profile", "settings_file", "overrides", "factory_defaults")
 
 _CONTEXT: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("ptycho_exec_overrides", default=())
@@ -86,29 +62,32 @@ class Factory(NamedTuple):
 
 
 def from_arguments(reader: Reader) -> Layer:
-    return _given(reader.request.arguments, Kind.ARGUMENT, reader.request.place, also=CONTROLS)
+    request = reader.request
+    return _given(request.model, request.arguments, Kind.ARGUMENT, request.place, also=CONTROLS)
 
 
 def from_overrides(reader: Reader) -> Layer:
-    return _given(reader.request.overrides, Kind.OVERRIDE, "overrides")
+    return _given(reader.request.model, reader.request.overrides, Kind.OVERRIDE, "overrides")
 
 
 def from_flags(reader: Reader) -> Layer:
-    layer = Layer()
-    for name, given in reader.request.flags.items():
-        spec, texts = field_specs()[name], (given,) if isinstance(given, str) else given
-        last, *before = (
-            Origin(Kind.FLAG, spec.flag, decode_text(spec, text), raw=text) for text in reversed(texts)
-        )
-        layer.entries[name] = last.shadowing(before)
-    return layer
+    flags = reader.request.flags.items()
+    return Layer({name: flag_origin(reader.specs[name], texts) for name, texts in flags})
+
+
+def flag_origin(spec: FieldSpec, texts: str | Sequence[str]) -> Origin:
+    """Return the origin of a flag's value: the last of its texts counts and shadows those before it."""
+    typed = (texts,) if isinstance(texts, str) else texts
+    last, *before = (
+        Origin(Kind.FLAG, spec.flag, decode_text(spec, text), raw=text) for text in reversed(typed)
+    )
+    return last.shadowing(before)
 
 
 def from_context(reader: Reader) -> Layer:
-    del reader  # the blocks in force belong to the calling context, not to the request
     layer = Layer()
-    for overrides in _CONTEXT.get():
-        inner = _given(overrides, Kind.CONTEXT, "override_settings()").entries
+    for overrides in _CONTEXT.get():  # the blocks in force belong to the calling context, not to the request
+        inner = _given(reader.request.model, overrides, Kind.CONTEXT, "override_settings()").entries
         for name, origin in inner.items():
             outer = layer.entries.get(name)
             layer.entries[name] = origin.shadowing((outer, *outer.shadowed) if outer else ())
@@ -116,46 +95,26 @@ def from_context(reader: Reader) -> Layer:
 
 
 def from_environment(reader: Reader) -> Layer:
-    layer = Layer(notices=stray_notice(list(reader.environ)))
-    for name, text in reader.environ.items():
-        take_variable(layer, Kind.ENVIRONMENT, name, text)
-    return layer
+    rows = ((name, text, None) for name, text in reader.environ.items())
+    return variables_layer(reader.request.model, Kind.ENVIRONMENT, rows)
 
 
 def from_dotenv(reader: Reader) -> Layer:
-    layer = Layer(notices=stray_notice([row.name for row in reader.dotenv]))
-    file, seen = str(reader.cwd / ".env"), dict[str, int]()
-    for name, text, line in reader.dotenv:
-        take_variable(layer, Kind.DOTENV, name, text, file=file, line=line)
-        bare = unprefixed(name, file, line)
-        layer.findings += [bare] if bare else []
-        if name in seen and name.startswith(ENV_PREFIX):
-            layer.findings.append(_again(name, file, line, seen[name]))
-        seen[name] = line
-    return layer
-
-
-def _again(name: str, file: str, line: int, first: int) -> Finding:
-    return Finding(
-        f"{name} stands in the file twice",
-        where=f"{file}:{line}",
-        expected=f"every name once; the other is in line {first}",
-        fix="remove one of the two",
-        file=file,
-        line=line,
-    )
+    model, rows, file = reader.request.model, reader.dotenv, str(reader.cwd / ".env")
+    layer = variables_layer(model, Kind.DOTENV, rows, file)
+    return replace(layer, findings=[*layer.findings, *dotenv_findings(model, rows, file)])
 
 
 def _from_document(kind: Kind) -> Callable[[Reader], Layer]:
     def read(reader: Reader) -> Layer:
         document = reader.documents.get(kind)
-        return document_layer(document) if document else Layer()
+        return document_layer(document, reader.specs) if document else Layer()
 
     return read
 
 
 def from_factory(reader: Reader) -> Layer:
-    return _factory(reader.request.factory_defaults)
+    return _factory(reader.request.model, reader.request.factory_defaults)
 
 
 SOURCES: tuple[tuple[Kind, Callable[[Reader], Layer]], ...] = (
@@ -189,9 +148,9 @@ def resolve(request: Request) -> Resolution:
     asked = reader.profile
     return Resolution(
         values={name: chain[0].value for name, chain in chains.items()},
-        origins=_with_defaults(chains),
+        origins=_with_defaults(request.model, chains),
+        model=request.model,
         searched=tuple(reader.searched),
-        notices=(*reader.notices, *(notice for layer in layers for notice in layer.notices)),
         findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings)),
         inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
         profile=asked.value if asked else None,
@@ -199,55 +158,59 @@ def resolve(request: Request) -> Resolution:
     )
 
 
-def _with_defaults(chains: Mapping[str, list[Origin]]) -> dict[str, Origin]:
-    origins = dict(_defaults())
+def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]]) -> dict[str, Origin]:
+    origins = dict(_defaults(model))
     for name, (first, *rest) in chains.items():
         origins[name] = first.shadowing((*rest, origins[name]))
     return origins
 
 
 @cache
-def _defaults() -> dict[str, Origin]:
-    return {name: Origin(Kind.DEFAULT, "default", spec.default) for name, spec in field_specs().items()}
+def _defaults(model: type[BaseModel]) -> dict[str, Origin]:
+    return {name: Origin(Kind.DEFAULT, "default", spec.default) for name, spec in field_specs(model).items()}
 
 
 def resolve_values(
-    values: Mapping[str, Any], *, place: str, kind: Kind = Kind.ARGUMENT, file: str | None = None
+    values: Mapping[str, Any],
+    *,
+    place: str,
+    kind: Kind = Kind.ARGUMENT,
+    file: str | None = None,
+    model: type[BaseModel] = ExecutionFields,
 ) -> Resolution:
     """Resolve `values` over the defaults alone: nothing of the environment or the disk is read."""
-    layer = _given(values, kind, place, file=file)
-    chains = {name: [origin] for name, origin in layer.entries.items()}
-    return Resolution(
-        values={name: origin.value for name, origin in layer.entries.items()},
-        origins=_with_defaults(chains),
-        findings=tuple(layer.findings),
-    )
+    return _alone(_given(model, values, kind, place, file=file), model)
 
 
 def resolve_profile(name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
     reader = Reader(Request(profile=name))
     layer = profile_layer(reader)
+    return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
+
+
+def _alone(layer: Layer, model: type[BaseModel]) -> Resolution:
     return Resolution(
-        values={field: origin.value for field, origin in layer.entries.items()},
-        origins=_with_defaults({field: [origin] for field, origin in layer.entries.items()}),
-        findings=(*reader.findings, *layer.findings),
+        values={name: origin.value for name, origin in layer.entries.items()},
+        origins=_with_defaults(model, {name: [origin] for name, origin in layer.entries.items()}),
+        model=model,
+        findings=tuple(layer.findings),
     )
 
 
 def resolve_onto(settings: Resolved, overrides: Mapping[str, Any], *, place: str) -> Resolution:
     """Put `overrides` above everything that `settings` was resolved from."""
-    return _restack(settings, _given(overrides, Kind.OVERRIDE, place), lambda _: True)
+    return _restack(settings, _given(ExecutionFields, overrides, Kind.OVERRIDE, place), lambda _: True)
 
 
 def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution:
     """Put a workflow's factory `defaults` under everything that somebody set in `settings`."""
-    return _restack(settings, _factory(defaults), lambda old: old.kind is Kind.DEFAULT)
+    return _restack(settings, _factory(ExecutionFields, defaults), lambda old: old.kind is Kind.DEFAULT)
 
 
 def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin], bool]) -> Resolution:
-    origins = dict(settings.origins) or _with_defaults({})
-    values = {name: getattr(settings, name) for name in field_specs()}
+    origins = dict(settings.origins) or dict(_defaults(ExecutionFields))
+    values = {name: getattr(settings, name) for name in origins}
     for name, new in layer.entries.items():
         old = origins[name]
         if wins(old):
@@ -262,12 +225,12 @@ def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None])
     Raises:
         SettingsError: with one finding per problem.
     """
-    findings = list(resolution.findings)
+    findings = list(resolution.errors)
     try:
         validate(resolution.values)
     except ValidationError as error:
         findings += list(explain_error(error, resolution))
-    findings += list(inactive_values(resolution.inactive))
+    findings += list(inactive_values(resolution))
     if findings:
         raise SettingsError.from_findings(list(dict.fromkeys(findings))) from None
 
@@ -279,7 +242,7 @@ def override_settings(**overrides: Any) -> Iterator[None]:
     Raises:
         SettingsError: a name that is no field.
     """
-    findings = _given(overrides, Kind.CONTEXT, "override_settings()").findings
+    findings = _given(ExecutionFields, overrides, Kind.CONTEXT, "override_settings()").findings
     if findings:
         raise SettingsError.from_findings(findings)
     token = _CONTEXT.set((*_CONTEXT.get(), dict(overrides)))
@@ -289,29 +252,34 @@ def override_settings(**overrides: Any) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
-# --- values that a call hands over -----------------------------------------------------------------------
+# --- values that a call passes ----------------------------------------------------------------------------
 
 
 def _given(
-    values: Mapping[str, Any], kind: Kind, place: str, *, file: str | None = None, also: tuple[str, ...] = ()
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+    kind: Kind,
+    place: str,
+    *,
+    file: str | None = None,
+    also: tuple[str, ...] = (),
 ) -> Layer:
-    layer = Layer()
+    layer, specs, where = Layer(), field_specs(model), f"{kind.value} of {place}"
     if not isinstance(values, Mapping):
         what = f"settings must be a mapping of names to values, not {type(values).__name__}"
-        layer.findings.append(Finding(what, f"{kind.value} of {place}", "a mapping", "pass a dict"))
+        layer.findings.append(Finding(what, where, "a mapping", "pass a dict", code="bad-value"))
         return layer
     for name, value in values.items():
-        if name in field_specs():
+        if name in specs:
             layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file)
         else:
-            candidates = (*field_specs(), *also)
-            layer.findings.append(unknown_name(str(name), candidates, where=f"{kind.value} of {place}"))
+            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where))
     return layer
 
 
-def _factory(defaults: Mapping[str, Any]) -> Layer:
+def _factory(model: type[BaseModel], defaults: Mapping[str, Any]) -> Layer:
     plain = {name: item.value if isinstance(item, Factory) else item for name, item in defaults.items()}
-    layer = _given(plain, Kind.FACTORY, "factory")
+    layer = _given(model, plain, Kind.FACTORY, "factory")
     for name, item in defaults.items():
         if isinstance(item, Factory) and name in layer.entries:
             layer.entries[name] = replace(layer.entries[name], reason=item.reason)

@@ -32,7 +32,8 @@ class Document:
     @cached_property
     def lines(self) -> Mapping[KeyPath, int]:
         """The line of every key, found when the first one is asked for."""
-        return _line_finder(self.path)(self.text)[0]
+        lines = _KEY_LINES.get(syntax(self.path))
+        return dict(reversed(list(lines(self.text)))) if lines else toml_lines(self.text)
 
     def value_at(self, path: KeyPath) -> Any:
         node: Any = self.data
@@ -52,7 +53,7 @@ class Document:
         return f"{self.path}:{line}" if line else self.path
 
     def home(self) -> str:
-        """Say where settings stand in this file."""
+        """Return in words which part of this file holds settings."""
         return f"in [{'.'.join(self.table)}]" if self.table else "at the top of the file, before every table"
 
     def origin(self, path: KeyPath, *, kind: Kind | None = None, place: str | None = None) -> Origin:
@@ -65,12 +66,13 @@ class Document:
             line=self.line(path),
         )
 
-    def finding(self, path: KeyPath, what: str, expected: str, fix: str) -> Finding:
-        return Finding(what, self.place(path), expected, fix, file=self.path, line=self.line(path) or 0)
+    def finding(self, path: KeyPath, what: str, expected: str, fix: str, code: str = "bad-value") -> Finding:
+        line = self.line(path) or 0
+        return Finding(what, self.place(path), expected, fix, file=self.path, line=line, code=code)
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether `path` is a file that can be seen; a folder that may not be looked holds none."""
+    """Return whether `path` is a file; one in a folder that may not be searched counts as absent."""
     try:
         return path.is_file()
     except OSError:
@@ -90,26 +92,33 @@ def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPat
         return None
     try:
         data = _PARSERS[syntax(path)](text)
-    except _ParseError as error:
-        findings.append(_broken(path, text, error.cause))
+    except (ValueError, RecursionError) as error:
+        findings.append(_broken(path, text, error))
         return None
-    if not isinstance(data, Mapping):
-        fix = "write one name and value per line"
-        findings.append(Finding(f"{path.name} holds no settings", str(path), "a table of settings", fix))
-        return None
-    extra = [_twice(path, key, line) for key, line in _duplicates(path, text)]
-    if table:
-        extra += _wrong_tables(path, data, text, table)
-    inner = _inner(data, table)
+    inner, header = _inner(data, table), ".".join(table)
     if not isinstance(inner, Mapping):
-        fix = "write it as a table"
-        findings.append(Finding(f"{'.'.join(table)} is not a table", str(path), f"[{'.'.join(table)}]", fix))
+        what, expected, fix = f"{header} is not a table", f"[{header}]", "write it as a table"
+        if data is inner:
+            what, expected = f"{path.name} holds no settings", "a table of settings"
+            fix = "write one name and value per line"
+        findings.append(Finding(what, str(path), expected, fix, file=str(path), code="broken-file"))
         return None
+    extra: list[Finding] = []
+    first: dict[KeyPath, int] = {}
+    # TOML forbids duplicates itself; the other parsers keep the last one.
+    for key, line in _KEY_LINES[syntax(path)](text) if syntax(path) in _KEY_LINES else ():
+        if key in first:
+            extra.append(duplicate_key(".".join(key), str(path), line, first[key]))
+        first.setdefault(key, line)
+    for key in near_tables(data, table) if table else ():
+        what, line = f"table [{'.'.join(key)}] is not read", toml_lines(text).get(key, 1)
+        fix, where = f"rename the table to [{header}]", f"{path}:{line}"
+        extra.append(Finding(what, where, f"[{header}]", fix, file=str(path), line=line, code="wrong-table"))
     return Document(kind, str(path), inner, text, table, tuple(extra))
 
 
-def _inner(data: Mapping[str, Any], table: KeyPath) -> Any:
-    node: Any = data
+def _inner(data: Any, table: KeyPath) -> Any:
+    node = data
     for key in table:
         if not isinstance(node, Mapping):
             return node
@@ -121,15 +130,19 @@ def _read_text(path: Path, findings: list[Finding]) -> str | None:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
-        findings.append(
-            Finding(f"{path.name} is not UTF-8 text", str(path), "UTF-8 text", "save it as UTF-8")
-        )
+        what, expected, fix = f"{path.name} is not UTF-8 text", "UTF-8 text", "save it as UTF-8"
     except OSError as error:
+        what, expected = f"cannot read {path.name}: {error.strerror}", "a readable file"
         fix = "make it readable, or remove it"
-        findings.append(
-            Finding(f"cannot read {path.name}: {error.strerror}", str(path), "a readable file", fix)
-        )
+    findings.append(Finding(what, str(path), expected, fix, file=str(path), code="unreadable-file"))
     return None
+
+
+def duplicate_key(name: str, file: str, line: int, first: int | None = None) -> Finding:
+    """Return the finding about a name that a file defines again, after line `first` if that is known."""
+    expected = f"every name once; the other is in line {first}" if first else "every name once"
+    what, where, fix = f"{name} is defined twice", f"{file}:{line}", "remove one of the two"
+    return Finding(what, where, expected, fix, file=file, line=line, code="duplicate-key")
 
 
 Syntax = Literal["TOML", "YAML", "JSON"]
@@ -142,34 +155,13 @@ def syntax(path: str | Path) -> Syntax:
 
 
 def assignment(file: str | None, name: str, value: str) -> str:
-    """Write a setting as it stands in `file`: `seed = 1` in TOML, `seed: 1` in YAML, `"seed": 1` in JSON."""
+    """Write a setting as `file` has it: `seed = 1` in TOML, `seed: 1` in YAML, `"seed": 1` in JSON."""
     forms = {"TOML": f"{name} = {value}", "YAML": f"{name}: {value}", "JSON": f'"{name}": {value}'}
     return forms[syntax(file)] if file else f"{name}={value}"
 
 
-class _ParseError(Exception):
-    """One parser's own error, so that callers need not import the parser to catch it."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
-
-
 _parsed_toml = lru_cache(maxsize=8)(tomllib.loads)
 """Documents are only read, so the same text need not be parsed for each resolution."""
-
-
-def _toml(text: str) -> Any:
-    try:
-        return _parsed_toml(text)
-    except (ValueError, RecursionError) as error:
-        raise _ParseError(error) from error
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _ParseError(error) from error
 
 
 def _yaml(text: str) -> Any:
@@ -177,21 +169,18 @@ def _yaml(text: str) -> Any:
 
     try:
         data = yaml.load(text, Loader=_yaml_loader())
-        return {} if data is None else data
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _ParseError(error) from error
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+    return {} if data is None else data
 
 
-_PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _toml, "YAML": _yaml, "JSON": _json}
+_PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _parsed_toml, "YAML": _yaml, "JSON": json.loads}
 
 
-def _line_finder(path: str) -> Callable[[str], tuple[Mapping[KeyPath, int], list[tuple[KeyPath, int]]]]:
-    return {"JSON": json_lines, "YAML": yaml_lines}.get(syntax(path), lambda text: (toml_lines(text), []))
-
-
-def _duplicates(path: Path, text: str) -> list[tuple[KeyPath, int]]:
-    """Keys that stand twice. TOML forbids them itself; YAML and JSON parsers keep the last without a word."""
-    return [] if syntax(path) == "TOML" else _line_finder(str(path))(text)[1]
+_KEY_LINES = {
+    "YAML": yaml_lines,
+    "JSON": json_lines,
+}
 
 
 @cache
@@ -201,12 +190,11 @@ def _yaml_loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-            """Names are the text that stands there, never a number, a truth value or null."""
+            """Take names as the string that is written, never as a number, a boolean or null."""
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):
-                    raise yaml.constructor.ConstructorError(
-                        None, None, "a name must be a text", key.start_mark
-                    )
+                    problem = "a name must be a string"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
     Loader.yaml_implicit_resolvers = {}
@@ -239,6 +227,7 @@ def _broken(path: Path, text: str, error: Exception) -> Finding:
         excerpt=f"{shown}\n{' ' * min(column - 1, len(shown))}^" if marked else "",
         file=str(path),
         line=line if marked else 0,
+        code="broken-file",
     )
 
 
@@ -247,10 +236,11 @@ def _position(error: Exception, text: str) -> tuple[int, int, str]:
         return 0, 0, "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return error.lineno, error.colno, error.msg
-    mark = getattr(error, "problem_mark", None)
+    cause = error.__cause__
+    mark = getattr(cause, "problem_mark", None)
     if mark is not None:
         before = text[: mark.index]
-        return before.count("\n") + 1, len(before) - before.rfind("\n"), str(getattr(error, "problem", error))
+        return before.count("\n") + 1, len(before) - before.rfind("\n"), str(getattr(cause, "problem", cause))
     message = str(error)
     match = re.search(r"\(at line (\d+), column (\d+)\)", message)
     if match:
@@ -259,17 +249,6 @@ def _position(error: Exception, text: str) -> tuple[int, int, str]:
         rows = text.rstrip("\n").split("\n")
         return len(rows), len(rows[-1]) + 1, message.removesuffix("(at end of document)").strip()
     return 0, 0, message.partition(";")[0]
-
-
-def _twice(path: Path, key: KeyPath, line: int) -> Finding:
-    return Finding(
-        f"{'.'.join(key)} stands in the file twice",
-        where=f"{path}:{line}",
-        expected="every name once",
-        fix="remove one of the two",
-        file=str(path),
-        line=line,
-    )
 
 
 def near_tables(data: Mapping[str, Any], table: KeyPath) -> list[KeyPath]:
@@ -306,23 +285,8 @@ def has_table(table: KeyPath) -> Callable[[Path], bool]:
     return accept
 
 
-def _wrong_tables(path: Path, data: Mapping[str, Any], text: str, table: KeyPath) -> list[Finding]:
-    found = near_tables(data, table)
-    lines = toml_lines(text) if found else {}
-    return [
-        Finding(
-            f"table [{'.'.join(key)}] is not read",
-            where=f"{path}:{lines.get(key, 1)}",
-            expected=f"[{'.'.join(table)}]",
-            fix=f"rename the table to [{'.'.join(table)}]",
-            file=str(path),
-            line=lines.get(key, 1),
-        )
-        for key in found
-    ]
-
-
-_OURS = re.compile(r"(?i)ptyc|tycho|exec[_ -]")
+MAY_BE_OURS = re.compile(r"(?i)ptyc|tycho|exec[_ -]")
+"""A part of our prefix that one typing error leaves intact."""
 
 
 class Assigned(NamedTuple):
@@ -333,12 +297,10 @@ class Assigned(NamedTuple):
     line: int
 
 
-def read_dotenv(
-    path: Path, findings: list[Finding], notices: list[str], environ: Mapping[str, str]
-) -> list[Assigned]:
+def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str]) -> list[Assigned]:
     """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
 
-    A line that is no assignment is a finding when it may be ours, a notice when it is another program's.
+    A line that is no assignment is an error when it may be ours, a note when it is another program's.
     """
     from dotenv.variables import parse_variables
 
@@ -348,10 +310,15 @@ def read_dotenv(
     scope: Any = ChainMap(dict(environ), known)
     for key, value, string, line, error in _bindings(content or ""):
         ours = (key or "").upper().startswith("PTYCHO_EXEC")
-        if error and not _OURS.search(string):
-            notices.append(f"line {line} of {path} is no assignment and was passed over")
+        if error and not MAY_BE_OURS.search(string):
+            what = f"line {line} of {path} is no assignment and was passed over"
+            findings.append(Finding(what, file=str(path), line=line, level="note", code="not-an-assignment"))
         elif error or (value is None and ours):
-            findings.append(_malformed(path, line, key if ours else None))
+            # The line itself is not shown: it may hold somebody's credentials.
+            name, place = key if ours else None, f"{path}:{line}"
+            what, expected = f"{name or 'this line of .env'} is no assignment", f"{name or 'NAME'}=value"
+            fix, code = "correct or remove the line", "not-an-assignment"
+            findings.append(Finding(what, place, expected, fix, file=str(path), line=line, code=code))
         elif key is not None:
             text = value or ""
             if "$" in text:
@@ -366,25 +333,9 @@ def _bindings(content: str) -> tuple[tuple[str | None, str | None, str, int, boo
     """Return name, value, original text, line and whether it is no assignment, for each part of a `.env`."""
     from dotenv.parser import parse_stream
 
-    return tuple(
-        (part.key, part.value, original.string, original.line + _blank_rows(original.string), part.error)
-        for part in parse_stream(io.StringIO(content))
-        for original in (part.original,)
-    )
-
-
-def _blank_rows(text: str) -> int:
-    """python-dotenv counts leading blank rows as part of the binding that follows them."""
-    return text[: len(text) - len(text.lstrip())].count("\n")
-
-
-def _malformed(path: Path, line: int, name: str | None) -> Finding:
-    # The line itself is not shown: it may hold somebody's credentials.
-    return Finding(
-        f"{name or 'this line of .env'} is no assignment",
-        where=f"{path}:{line}",
-        expected=f"{name or 'NAME'}=value",
-        fix="correct or remove the line",
-        file=str(path),
-        line=line,
-    )
+    parts = []
+    for part in parse_stream(io.StringIO(content)):
+        text = part.original.string
+        blank_rows = text[: len(text) - len(text.lstrip())].count("\n")  # python-dotenv counts them in
+        parts.append((part.key, part.value, text, part.original.line + blank_rows, part.error))
+    return tuple(parts)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from unicodedata import normalize
 
 from ptycho_exec.errors import Finding
@@ -49,7 +47,7 @@ SCIENCE = {
     "n_groups": "DataConfig.n_groups",
     "loss": "TrainingConfig.loss",
 }
-"""Names that say WHAT to run: they belong to the science configs, not here."""
+"""Names of WHAT to run: they belong to the science configs, not here."""
 
 
 def distance(a: str, b: str) -> int:
@@ -72,25 +70,11 @@ def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     if len(bare) > _LONGEST:
         return []
     allowed = max(1, len(bare) // 3)
-    likely = ((_bare(candidate), candidate) for candidate in candidates)
-    scored = sorted(
-        (distance(bare, word), candidate)
-        for word, candidate in likely
-        if least_distance(bare, word) <= allowed
-    )
+    words = ((_bare(candidate), candidate) for candidate in candidates)
+    near = ((word, candidate) for word, candidate in words if abs(len(word) - len(bare)) <= allowed)
+    scored = sorted((distance(bare, word), candidate) for word, candidate in near)
     allowed = min(allowed, scored[0][0] + 1) if scored else 0
     return [candidate for score, candidate in scored if score <= allowed][:most]
-
-
-def least_distance(a: str, b: str) -> int:
-    """Return a quick lower bound of `distance`: letters that one word has and the other lacks."""
-    mine, other = _letters(a), _letters(b)
-    return max((mine - other).total(), (other - mine).total())
-
-
-@lru_cache(maxsize=1024)
-def _letters(word: str) -> Counter[str]:
-    return Counter(word)
 
 
 # Cyrillic and Greek letters that look like Latin ones, as a copied text or another keyboard layout has them.
@@ -114,38 +98,26 @@ def unknown_name(
     line: int | None = None,
 ) -> Finding:
     """Return the finding for a name that is none of `candidates`, with the likeliest meant one first."""
-    close = nearest(name, candidates)
+    bare, close = _bare(name), nearest(name, candidates)
     shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}... ({len(name)} characters)"
     quoted = f"{shown!a}, whose letters only look right" if close and not name.isascii() else repr(shown)
+    renamed = next((word for word in candidates if _bare(word) == RETIRED.get(bare)), None)
+    if renamed is not None:  # `device` may be another program's name of accelerator, or a misspelt devices
+        close = [renamed, *(c for c in close if c != renamed and distance(bare, _bare(c)) == 1)]
+    listed = "--help" if noun == "flag" else "`ptycho-exec show`"
+    all_of_them = ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
+    if renamed is not None:
+        fix = f"write {renamed}, as this program calls it"
+    elif bare in SCIENCE:
+        fix = f"it says what to run, not how: use {SCIENCE[bare]}"
+    else:
+        fix = f"write {close[0]}, or remove it" if close else "remove it"
     return Finding(
         f"unknown {noun} {quoted}",
         where=where,
-        expected=_expected(name, candidates, close, noun),
-        fix=_fix(name, candidates, close),
+        expected=" or ".join(close) or all_of_them,
+        fix=fix,
         file=file or "",
         line=line or 0,
+        code="unknown-name",
     )
-
-
-def _expected(name: str, candidates: Sequence[str], close: Sequence[str], noun: str) -> str:
-    new = _renamed(name, candidates)
-    slip = [c for c in close if c != new and distance(_bare(name), _bare(c)) == 1]  # device, or devices?
-    if new or close:
-        return " or ".join([new, *slip] if new else close)
-    listed = "--help" if noun == "flag" else "`ptycho-exec show`"
-    return ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
-
-
-def _renamed(name: str, candidates: Sequence[str]) -> str | None:
-    """Return what another program's name is called here, written as the candidates are."""
-    new = RETIRED.get(_bare(name))
-    return next((c for c in candidates if new and _bare(c) == new), None)
-
-
-def _fix(name: str, candidates: Sequence[str], close: Sequence[str]) -> str:
-    bare = _bare(name)
-    if new := _renamed(name, candidates):
-        return f"this program calls it {new}"
-    if bare in SCIENCE:
-        return f"it says what to run, not how: use {SCIENCE[bare]}"
-    return f"write {close[0]}, or remove it" if close else "remove it"

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ptycho_exec.cli.flags import Parser
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.record import settings_from_manifest
-from ptycho_torch.cli import main
+from ptycho_torch.cli import SCIENCE, main, science_given
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -166,8 +169,13 @@ MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "unknown flag": (["train", "scan.npz", "--out", "new", "--batchsize", "3"], 2, "--batch-size"),
     "abbreviated flag": (["train", "scan.npz", "--out", "new", "--epoch", "3"], 2, "--epochs"),
     "no such GPU": (["train", "scan.npz", "--out", "new", "--accelerator", "mps"], 2, "flag --accelerator"),
-    "negative batch": (["train", "scan.npz", "--out", "new", "--batch-size", "-4"], 2, "whole number"),
+    "negative batch": (
+        ["train", "scan.npz", "--out", "new", "--batch-size", "-4"],
+        2,
+        "an integer at least 1",
+    ),
     "bad science": (["train", "scan.npz", "--out", "new", "--gridsize", "x"], 2, "--gridsize"),
+    "contradictory science": (["inspect", "scan.npz", "--max-neighbor-distance-px=3"], 2, "choose grouping"),
     "missing argument": (["train", "scan.npz"], 2, "--out"),
     "occupied directory": (["train", "scan.npz", "--out", "occupied"], 1, "not empty"),
     "unwritable directory": (["train", "scan.npz", "--out", "/proc/new"], 1, "cannot write"),
@@ -239,3 +247,65 @@ def test_a_failed_training_says_so_in_its_manifest(
     assert manifest["status"] == "failed"
     assert manifest["error"]
     assert not (out / "model.ckpt").exists()
+
+
+# --- science flags --------------------------------------------------------------------------------------
+
+SCIENCE_SPECS = {name: spec for config in SCIENCE for name, spec in field_specs(config).items()}
+
+
+def science(*words: str) -> dict[str, object]:
+    parser = Parser(prog="p")
+    parser.add_argument("scan", nargs="?")
+    parser.add_fields(parser.add_argument_group("science"), SCIENCE_SPECS.values())
+    return science_given(parser.parse(list(words)))
+
+
+def test_science_and_settings_share_no_flag() -> None:
+    assert not set(SCIENCE_SPECS) & set(field_specs())
+    assert len({spec.flag for spec in SCIENCE_SPECS.values()}) == len(SCIENCE_SPECS)
+
+
+@pytest.mark.parametrize("name", SCIENCE_SPECS)
+def test_the_default_written_as_a_science_flag_is_the_default(name: str) -> None:
+    spec = SCIENCE_SPECS[name]
+    values = science(f"{spec.flag}={format_value(spec.default)}")
+    assert list(values) == [name]
+    config = spec.model(**values)
+    assert getattr(config, name) == spec.default
+
+
+def test_science_flags_arrive_in_their_own_type() -> None:
+    given = science("--epochs", "3", "--x-bounds", "0.1,0.9", "--loss", "poisson", "--n", "64")
+    assert given == {"epochs": 3, "x_bounds": [0.1, 0.9], "loss": "poisson", "N": 64}
+    assert science() == {}
+    assert science("--epochs=3", "--epochs=4") == {"epochs": 4}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SCIENCE_SPECS.items() if spec.boolean])
+def test_a_boolean_of_science_is_a_switch_like_one_of_the_settings(name: str) -> None:
+    flag = SCIENCE_SPECS[name].flag
+    for words, value in (
+        ([flag], True),
+        ([f"--no-{flag[2:]}"], False),
+        ([flag, "false"], False),
+        ([f"{flag}=on"], True),
+        ([flag, "scan.npz"], True),
+    ):
+        assert science(*words) == {name: value}, words
+
+
+def test_wrong_science_values_are_told_together_like_wrong_settings() -> None:
+    with pytest.raises(SettingsError) as caught:
+        science(
+            "--epochs", "many", "--epochs", "3", "--loss", "mse", "--y-bounds", "0.9,0.1", "--sequential=ja"
+        )
+    told = {finding.field: finding for finding in caught.value.findings}
+    assert set(told) == {"epochs", "loss", "y_bounds", "sequential"}
+    assert told["loss"].what == "loss = 'mse' is not allowed"
+    assert told["loss"].where == "flag --loss"
+    assert told["loss"].expected == "one of: mae, poisson, supervised"
+    assert told["loss"].fix == "did you mean mae?"
+    assert told["y_bounds"].expected == "a list of two fractions with 0 <= low < high <= 1"
+    assert told["epochs"].fix == "write another value, or remove it for the default, 60"
+    assert told["sequential"].expected == "true or false"

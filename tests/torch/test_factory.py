@@ -60,10 +60,36 @@ def test_a_setting_that_somebody_made_wins_over_the_factory(scan_file: Path, tmp
 def test_all_wrong_overrides_are_told_at_once() -> None:
     with pytest.raises(SettingsError) as caught:
         split_overrides({"epoch": 3, "gridsize": -1, "batchsize": 2}, ScienceConfig())
-    told = str(caught.value)
-    assert "epochs" in told
-    assert "gridsize = -1" in told
-    assert "batch_size" in told
+    unknown, retired, bad = caught.value.findings
+    assert (unknown.fix, unknown.code) == ("write epochs, or remove it", "unknown-name")
+    assert retired.fix == "write batch_size, as this program calls it"
+    assert (bad.what, bad.where) == ("gridsize = -1 is not allowed", "override DataConfig.gridsize")
+    assert (bad.expected, bad.code, bad.field) == ("an integer from 1 to 8", "bad-value", "gridsize")
+    assert bad.fix == "write another value, or remove it for the default, 1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "fix"),
+    [
+        ({"gridsize": 2, "neighbor_count": 1}, "gridsize 2 needs 3 neighbors", "choose neighbor_count >= 3"),
+        ({"refine_probe": True}, "need epochs of refinement", "choose refine >= 1"),
+        (
+            {"grouping": "distance", "min_neighbor_distance_px": 4, "max_neighbor_distance_px": 3},
+            "the distance window is empty: from 4",
+            "choose a larger upper bound",
+        ),
+        ({"probe_trainable": True, "loss": "supervised"}, "probe_trainable has no effect", "choose loss"),
+    ],
+)
+def test_values_that_contradict_each_other_are_told_with_a_remedy(
+    overrides: dict[str, object], what: str, fix: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        split_overrides(overrides, ScienceConfig())
+    (finding,) = caught.value.findings
+    assert what in finding.what
+    assert finding.fix.startswith(fix)
+    assert finding.code == "conflict"
 
 
 def test_a_legacy_config_gives_science_and_factory_defaults() -> None:
@@ -109,9 +135,3 @@ def test_inference_covers_the_whole_scan_whatever_training_used() -> None:
     science = ScienceConfig(data=data, training=TrainingConfig(epochs=2))
     assert whole_scan(science).data == DataConfig(gridsize=2)
     assert whole_scan(science).training == science.training
-
-
-def test_a_trainable_probe_that_nothing_looks_at_is_refused() -> None:
-    with pytest.raises(SettingsError, match="probe_trainable has no effect") as caught:
-        split_overrides({"probe_trainable": True, "loss": "supervised"}, ScienceConfig())
-    assert "choose loss = mae or poisson" in str(caught.value)

@@ -58,7 +58,7 @@ NAMED: dict[str, tuple[str, str, str]] = {
     "YAML: a list": ("a.yaml", "- seed: 3\n", "holds no settings"),
     "YAML: code": ("a.yaml", "seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     "YAML: null for a number": ("a.yaml", "seed:\n", "seed = none is not allowed"),
-    "YAML: merged table": ("a.yaml", "x: &b {seed: 3}\n<<: *b\n", "stands in table [<<]"),
+    "YAML: merged table": ("a.yaml", "x: &b {seed: 3}\n<<: *b\n", "is ignored in [<<]"),
     "YAML: 5000 digits": ("a.yaml", f"seed: {NINES}\n", "not valid YAML: Exceeds the limit"),
     "YAML: nested too deeply": ("a.yaml", f"a: {'[' * DEEP}{']' * DEEP}\n", "nested too deeply"),
     "JSON: name twice": ("a.json", '{"seed": 1,\n"seed": 2}', "a.json:2"),
@@ -68,7 +68,7 @@ NAMED: dict[str, tuple[str, str, str]] = {
     "JSON: no table": ("a.json", "3", "holds no settings"),
     "JSON: nested too deeply": ("a.json", '{"a":' * DEEP + "1" + "}" * DEEP, "nested too deeply"),
     "JSON: 5000 digits": ("a.json", f'{{"seed": {NINES}}}', "not valid JSON: Exceeds the limit"),
-    "INI": ("a.ini", "[x]\nseed=1\n", "seed stands in table [x]"),
+    "INI": ("a.ini", "[x]\nseed=1\n", "seed is ignored in [x]"),
 }
 VARIABLES: dict[str, tuple[str, str, str]] = {
     "lower case": ("ptycho_exec_seed", "3", "expected: PTYCHO_EXEC_SEED"),
@@ -186,8 +186,8 @@ def test_what_bears_the_name_of_a_file_and_is_none_is_noted(
     expected = [f"{place.cwd / name} is not read: it is no file, or a link to none"]
     if make is _folder and name == ".env":
         expected = []  # a usual name of virtual environments
-    assert list(resolution.notices) == expected
-    assert resolution.findings == ()
+    assert [notice.what for notice in resolution.notices] == expected
+    assert resolution.errors == ()
     if sys.platform != "win32":
         assert f"not found: {place.cwd / 'a.toml'}" in refused(place, settings_file="a.toml")
 
