@@ -355,7 +355,7 @@ def write_run_report(folder: Path) -> Path:
         folder,
         title=f"ptycho-torch {manifest['task']}: {folder.name}",
         subtitle=str(manifest["data"].get("test", manifest["data"].get("train"))["source"]),
-        pictures={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
+        images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
         metrics=manifest.get("metrics"),
         settings=[
             {"name": name, "value": row["value"], "origin": origins[name]["place"], "reason": row["reason"]}
