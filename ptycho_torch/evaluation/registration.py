@@ -185,6 +185,11 @@ def _gauss_newton_step(image: Complex, truth: Complex, area: Field, unknowns: Re
     return np.asarray((step / scale)[:4])
 
 
+def centered_phase(image: NDArray[Any]) -> Real:
+    """Return the phase of an image (H, W) about its mean, -pi to pi."""
+    return np.asarray(np.angle(image * np.exp(-1j * np.angle(np.sum(image)))))
+
+
 def tapered(image: NDArray[Any], window: Real) -> NDArray[Any]:
     """Subtract the window-weighted mean and taper, so that zero frequency vanishes exactly."""
     return np.asarray((image - (image * window).sum() / window.sum()) * window)

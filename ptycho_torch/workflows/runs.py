@@ -333,7 +333,9 @@ def _write_scores(folder: Path, result: Evaluation, truth_file: Path) -> list[Pa
     written = [
         write_json(folder / METRICS, result.to_json()),
         plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
-        plots.save_frc(result.rings, folder / "frc.png", pixel_size_m=result.pixel_size_m),
+        plots.save_frc(
+            {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
+        ),
     ]
     if (folder / "manifest.json").is_file():
         write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))

@@ -48,7 +48,7 @@ class Outline(HTMLParser):
 def page(tmp_path: Path) -> str:
     images = {
         "Amplitude <1>": save_amplitude(np.ones((20, 20)), tmp_path / "a.png"),
-        "Loss": save_loss_curve([2.0, 1.0], tmp_path / "l.png"),
+        "Loss": save_loss_curve({"loss": [2.0, 1.0]}, tmp_path / "l.png"),
     }
     path = write_report(
         tmp_path,
