@@ -443,12 +443,12 @@ def _device(plan: Plan) -> str:
 
 
 def _trained(source: Any) -> tuple[Any, ScienceConfig]:
-    from ptycho_torch.model import load_bundle
+    from ptycho_torch.model import load_model
 
     if source is None:
         return None, ScienceConfig()
     if isinstance(source, (str, Path)):
-        return load_bundle(source)
+        return load_model(source)
     if isinstance(source, Mapping):
         return source["models"]["lightning_module"], source["science"]
     return source, getattr(source, "science", None) or ScienceConfig()

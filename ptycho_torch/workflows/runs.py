@@ -29,7 +29,7 @@ from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.html_report import write_report
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import BUNDLE_NAME, save_bundle
+from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
@@ -181,7 +181,7 @@ def _write_training(
     }
     curves = {name: values for name, values in history.items() if name in ("train_loss", "val_loss")}
     return [
-        save_bundle(folder / BUNDLE_NAME, module, results["science"], about),
+        save_model(folder / MODEL_NAME, module, results["science"], about),
         plots.save_loss_curve(curves, folder / "loss.png"),
     ]
 
