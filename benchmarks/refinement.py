@@ -164,8 +164,8 @@ def _steps(engine: _Engine, judge: Judge, size: float, most: int) -> Iterator[tu
     done = 0
     yield done, judge.point(engine.object(), 0, 0.0)
     for _ in range(most):
-        for rows, region in engine._batches():
-            engine._step(rows, region, size)
+        for rows, region in engine.batches():
+            engine.step(rows, region, size)
             done += 1
             if done % 4 == 0:
                 yield done, judge.point(engine.object(), 0, 0.0)

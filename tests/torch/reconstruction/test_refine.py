@@ -264,8 +264,8 @@ def test_the_last_steps_shrink_and_average_the_noise() -> None:
     rough = refine_object(noisy, "flat", 20, options=RefineOptions(settle=0))
     smooth = refine_object(noisy, "flat", 20)
     assert score(noisy, smooth.object).nrmse < score(noisy, rough.object).nrmse
-    assert [refine._settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
-    steps = [refine._settling(epoch, 10, 0.5) for epoch in range(10)]
+    assert [refine.settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
+    steps = [refine.settling(epoch, 10, 0.5) for epoch in range(10)]
     assert steps[:5] == [1.0] * 5
     assert steps == sorted(steps, reverse=True)
     assert 0 < steps[-1] < 0.2
