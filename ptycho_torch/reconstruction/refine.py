@@ -207,16 +207,17 @@ class _Amplitudes:
         return shifted
 
 
-@dataclass
 class _Region:
     """Patterns close together, and the part of the canvas that they touch."""
 
-    rows: Tensor
-    top: int
-    bottom: int
-    left: int
-    right: int
-    batch_size: int
+    def __init__(
+        self, rows: Tensor, corners: Tensor, probe: Tensor, side: int, batch_size: int | None
+    ) -> None:
+        self.rows = rows
+        self.top, self.left = corners[rows].amin(dim=0).tolist()
+        self.bottom, self.right = (corners[rows].amax(dim=0) + side).tolist()
+        height, width = self.bottom - self.top, self.right - self.left
+        self.batch_size = batch_size or default_batch_size(probe, height, width)
 
     def of(self, canvas: Tensor) -> Tensor:
         return canvas[self.top : self.bottom, self.left : self.right]
@@ -254,7 +255,10 @@ class _Engine:
         if not isinstance(start, str):
             self._inside()[:] = torch.as_tensor(start).to(self.frame)
         self.velocity = torch.zeros_like(self.frame)
-        self.regions = [self._region(rows) for rows in split_scan(self.corners)]
+        self.regions = [
+            _Region(rows, self.corners, self.probe, self.side, options.batch_size)
+            for rows in split_scan(self.corners)
+        ]
 
     def object(self) -> NDArray[np.complex64]:
         return self._inside().cpu().numpy().copy()
@@ -347,14 +351,6 @@ class _Engine:
     def _ramps(self, rows: Tensor) -> Tensor:
         fraction = self.fraction[rows.to(self.frame.device)]
         return fourier_ramp(fraction, self.probe.shape[-2:], torch.float32)
-
-    def _region(self, rows: Tensor) -> _Region:
-        (top, left), (bottom, right) = (
-            self.corners[rows].amin(dim=0).tolist(),
-            (self.corners[rows].amax(dim=0) + self.side).tolist(),
-        )
-        size = self.options.batch_size or default_batch_size(self.probe, bottom - top, right - left)
-        return _Region(rows, top, bottom, left, right, size)
 
     def _inside(self) -> Tensor:
         (y, x), (height, width) = self.offset, self.canvas_shape

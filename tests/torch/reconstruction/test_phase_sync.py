@@ -34,7 +34,7 @@ def stitched(patches: Tensor, positions: Tensor, weights: Tensor, *, align: bool
     for part, place in zip(patches.split(batch), positions.split(batch), strict=True):
         stitcher.add(aligner.align(part, place) if align else part, place)
     if align:
-        stitcher.turn_phase(aligner.field())
+        stitcher.rotate_phase(aligner.field())
     return stitcher.result().object
 
 
@@ -88,8 +88,8 @@ def test_two_parts_of_a_scan_that_do_not_touch_are_each_aligned(scene):
     left, right = positions[:, 1] < 30, positions[:, 1] > 97
     both = left | right
     aligner = PhaseAligner(CANVAS, N, weights)
-    turned = aligner.align(patches[both] * 1j, positions[both])
-    torch.testing.assert_close(turned, patches[both] * 1j, atol=0.03, rtol=0)
+    rotated = aligner.align(patches[both] * 1j, positions[both])
+    torch.testing.assert_close(rotated, patches[both] * 1j, atol=0.03, rtol=0)
 
 
 def test_memory_per_patch_is_a_small_part_of_the_patch(scene):
@@ -109,7 +109,7 @@ def test_patches_beyond_the_canvas_are_accepted(scene):
     assert aligner.field().shape == CANVAS
 
 
-def test_no_patches_turn_nothing():
+def test_no_patches_rotate_nothing():
     aligner = PhaseAligner(CANVAS, N, torch.ones(N, N))
     assert (aligner.field() == 1).all()
     assert aligner.moved_rad == 0
@@ -118,10 +118,10 @@ def test_no_patches_turn_nothing():
 def test_a_group_with_phases_of_its_own_merges_as_one_without(scene):
     _, patches, positions, weights = scene
     group, offsets = patches[None, :4], positions[None, :4] - positions[:4].mean(dim=0).round()
-    turned = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
+    rotated = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
     merged = physics.overlap_constraint(group, offsets, weights)
-    again = physics.overlap_constraint(physics.common_phase(turned, offsets, weights), offsets, weights)
+    again = physics.overlap_constraint(physics.common_phase(rotated, offsets, weights), offsets, weights)
     lit = weights > 0.1
-    plain = physics.overlap_constraint(turned, offsets, weights)
+    plain = physics.overlap_constraint(rotated, offsets, weights)
     size = merged[..., lit].abs()
     assert (again[..., lit].abs() - size).abs().max() < 0.25 * (plain[..., lit].abs() - size).abs().max()
