@@ -1,7 +1,7 @@
 """`model.ckpt`: a trained network that explains itself and loads without running code.
 
 The file is a Lightning checkpoint (so `load_from_checkpoint` takes it) that holds only tensors and plain
-data, plus what made it: science configs, execution settings, and the scan it was trained on.
+data, plus its origin: science configs, execution settings, and the scan it was trained on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def save_model(
         path: where the file goes; it is written to a temporary file and renamed.
         module: the module whose state is written.
         science: the configs it was trained under.
-        about: plain JSON data that says what made it.
+        about: plain JSON data on its origin.
     """
     import lightning
     import torch

@@ -1,4 +1,4 @@
-"""A common phase for all predicted patches, found where they overlap.
+"""A common phase for all predicted patches, computed where they overlap.
 
 A diffraction pattern does not determine the constant phase of its patch: |F(P O)| = |F(P O exp(i a))|. A
 network that sees one pattern at a time gives each patch a phase of its own, typically one of mean zero, so

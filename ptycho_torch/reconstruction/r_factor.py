@@ -87,7 +87,11 @@ def r_factor(
     if not all(float(amplitude.sum()) for amplitude in (measured, *fitted)):
         return None
     own, flat = (float((measured - amplitude).abs().sum() / measured.sum()) for amplitude in fitted)
-    return RFactor(own, flat, _noise(fitted[0]) if scan.holds_counts else None, len(rows))
+    noise = None
+    if scan.holds_counts:  # one sample of Poisson noise around the object's own patterns
+        noisy = torch.poisson(fitted[0].square(), generator=torch.Generator().manual_seed(0)).sqrt()
+        noise = float((noisy - fitted[0]).abs().sum() / noisy.sum().clamp_min(1e-30))
+    return RFactor(own, flat, noise, len(rows))
 
 
 def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) -> Tensor:
@@ -100,10 +104,3 @@ def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) ->
     patches = obj[rows[:, :, None], columns[:, None, :]].to(probe.dtype)
     shifted = physics.shift_subpixel(probe, rest.float().unsqueeze(1))
     return physics.forward_intensity(patches.unsqueeze(1), shifted.unsqueeze(1))[:, 0].sqrt()
-
-
-def _noise(amplitude: Tensor) -> float:
-    """R that Poisson noise alone gives patterns of this amplitude (in root counts), from one sample."""
-    generator = torch.Generator().manual_seed(0)
-    noisy = torch.poisson(amplitude.square(), generator=generator).sqrt()
-    return float((noisy - amplitude).abs().sum() / noisy.sum().clamp_min(1e-30))

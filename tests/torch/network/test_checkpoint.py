@@ -1,4 +1,4 @@
-"""model.ckpt: everything comes back, without running code; what is no model is told."""
+"""model.ckpt: everything comes back, without running code; what is no model is refused."""
 
 from __future__ import annotations
 

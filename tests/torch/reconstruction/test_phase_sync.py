@@ -1,4 +1,4 @@
-"""Patches of a known object with made-up phases get a common phase back, in bounded memory."""
+"""Patches of a known object with invented phases get a common phase back, in bounded memory."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def stitched(patches: Tensor, positions: Tensor, weights: Tensor, *, align: bool
     return stitcher.result().object
 
 
-def error(made: Tensor, truth: Tensor) -> float:
+def error(image: Tensor, truth: Tensor) -> float:
     """NRMSE after one global phase, over the covered part."""
-    inside = made != 0
-    turn = torch.vdot(made[inside], truth[inside])
-    gap = made[inside] * turn / turn.abs() - truth[inside]
+    inside = image != 0
+    rotation = torch.vdot(image[inside], truth[inside])
+    gap = image[inside] * rotation / rotation.abs() - truth[inside]
     return float(gap.abs().square().mean().sqrt() / truth[inside].abs().square().mean().sqrt())
 
 
@@ -67,8 +67,8 @@ def test_patches_without_their_mean_phase_give_the_slow_phase_back(scene):
 
 def test_patches_that_agree_are_hardly_changed(scene):
     obj, patches, positions, weights = scene
-    made = stitched(patches, positions, weights, align=True)
-    assert error(made, obj) < 0.02
+    image = stitched(patches, positions, weights, align=True)
+    assert error(image, obj) < 0.02
     flat = torch.ones_like(patches)
     torch.testing.assert_close(
         stitched(flat, positions, weights, align=True), stitched(flat, positions, weights, align=False)
@@ -121,7 +121,9 @@ def test_a_group_with_phases_of_its_own_merges_as_one_without(scene):
     rotated = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
     merged = physics.overlap_constraint(group, offsets, weights)
     again = physics.overlap_constraint(physics.common_phase(rotated, offsets, weights), offsets, weights)
-    lit = weights > 0.1
+    illuminated = weights > 0.1
     plain = physics.overlap_constraint(rotated, offsets, weights)
-    size = merged[..., lit].abs()
-    assert (again[..., lit].abs() - size).abs().max() < 0.25 * (plain[..., lit].abs() - size).abs().max()
+    size = merged[..., illuminated].abs()
+    assert (again[..., illuminated].abs() - size).abs().max() < 0.25 * (
+        plain[..., illuminated].abs() - size
+    ).abs().max()

@@ -1,4 +1,4 @@
-"""The R factor tells a right object from a wrong one without the truth, and noise from error."""
+"""The R factor distinguishes a right object from a wrong one without the truth, and noise from error."""
 
 from __future__ import annotations
 
