@@ -30,7 +30,7 @@ from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import INFERENCE_DEFAULTS
-from ptycho_torch.model import load_bundle
+from ptycho_torch.model import load_model
 from ptycho_torch.reconstruction.stitch import Stitcher, probe_weights
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.artifacts import write_reconstruction
@@ -60,7 +60,7 @@ def settings_for(batch: int) -> ExecutionSettings:
 
 def parts(run: Path, scan_file: Path, batch: int, folder: Path) -> dict[str, Callable[[], object]]:
     """Return each part of an inference as a call, the earlier parts' results at hand."""
-    module, science = load_bundle(run)
+    module, science = load_model(run)
     module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     scan = read_scan(scan_file, science.data)
     gridsize = science.data.gridsize
@@ -70,7 +70,7 @@ def parts(run: Path, scan_file: Path, batch: int, folder: Path) -> dict[str, Cal
     obj, coverage = stitch(scan, predicted, module, 0)
     return {
         "load scan": lambda: read_scan(scan_file, science.data),
-        "load network": lambda: load_bundle(run),
+        "load network": lambda: load_model(run),
         "group": lambda: PtychoDataset(scan, inference_groups(scan.positions_px, gridsize=gridsize)),
         "predict": lambda: predict(module, rows, batch),
         "stitch, full patch": lambda: stitch(scan, predicted, module, 0),
@@ -118,7 +118,7 @@ def end_to_end(run: Path, scan_file: Path, batch: int, out: Path) -> None:
 def measure(run: Path, scan_file: Path, space: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return seconds of every part, and patterns or patches per second."""
     scan = read_scan(scan_file, DataConfig())
-    _, science = load_bundle(run)
+    _, science = load_model(run)
     calls = parts(run, scan_file, space.batch_size, folder)
     calls["end to end"] = lambda: end_to_end(run, scan_file, space.batch_size, folder / "whole")
     seconds = {name: common.timed(call, space.rounds) for name, call in calls.items()}
@@ -145,7 +145,7 @@ def _command(run: Path, scan_file: Path, folder: Path) -> float:
 
 def growth(run: Path, scan_file: Path, batch: int, rounds: int) -> dict[str, Any]:
     """Return seconds of prediction and stitching by number of patterns, and the exponent of their growth."""
-    module, science = load_bundle(run)
+    module, science = load_model(run)
     scan = read_scan(scan_file, science.data)
     counts = [len(scan) // 4, len(scan) // 2, len(scan)]
     taken = {}

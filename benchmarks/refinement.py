@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 
 from ptycho_torch import evaluate, read_scan
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.model import load_bundle
+from ptycho_torch.model import load_model
 from ptycho_torch.reconstruction.refine import RefineOptions, _Amplitudes, _Engine, refine_object
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.workflows.components import run_inference_with_lightning
@@ -107,7 +107,7 @@ def _starts(scan: ScanData, run: Path | None) -> dict[str, Start]:
     assert scan.probe is not None
     starts = {"flat": Start("flat", scan.probe, RefineOptions())}
     if run is not None:
-        module, _ = load_bundle(run)
+        module, _ = load_model(run)
         began = time.perf_counter()
         made = run_inference_with_lightning(module, scan)
         predicted = np.where(made["coverage"] > 0, made["object"], 1)
@@ -164,8 +164,8 @@ def _steps(engine: _Engine, judge: Judge, size: float, most: int) -> Iterator[tu
     done = 0
     yield done, judge.point(engine.object(), 0, 0.0)
     for _ in range(most):
-        for rows, region in engine._batches():
-            engine._step(rows, region, size)
+        for rows, region in engine.batches():
+            engine.step(rows, region, size)
             done += 1
             if done % 4 == 0:
                 yield done, judge.point(engine.object(), 0, 0.0)

@@ -129,10 +129,10 @@ def create_inference_payload(
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
         DataError: a model or scan that is not there or cannot be read.
     """
-    from ptycho_torch.network.checkpoint import find_bundle, read_science
+    from ptycho_torch.network.checkpoint import find_model, read_science
 
     given = dict(overrides or {})
-    model = None if model_path is None else find_bundle(model_path)
+    model = None if model_path is None else find_model(model_path)
     trained = ScienceConfig() if model is None else whole_scan(read_science(model))
     science, execution = split_overrides(given, trained)
     if model is None and science.inference.start != "flat":

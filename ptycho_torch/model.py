@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.network.checkpoint import BUNDLE_KEY, find_bundle, read_bundle
+from ptycho_torch.network.checkpoint import MODEL_KEY, find_model, read_model
 from ptycho_torch.network.lightning_module import PtychoPINN
 from ptycho_torch.ptychodus.checkpoints import as_science_configs
 
@@ -27,19 +27,19 @@ class PtychoPINN_Lightning(PtychoPINN):  # noqa: N801 - the name that earlier ca
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
-def load_bundle(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
+def load_model(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
     """Rebuild the module of a model file, on the CPU and in evaluation mode.
 
     Raises:
-        DataError: as `read_bundle`.
+        DataError: as `read_model`.
     """
-    bundle = read_bundle(path)
-    module = PtychoPINN_Lightning(**bundle["hyper_parameters"])
+    checkpoint = read_model(path)
+    module = PtychoPINN_Lightning(**checkpoint["hyper_parameters"])
     try:
-        module.load_state_dict(bundle["state_dict"])
+        module.load_state_dict(checkpoint["state_dict"])
     except DataError as error:
-        place = str(find_bundle(path))
+        place = str(find_model(path))
         raise DataError.from_findings(
             [replace(finding, where=place) for finding in error.findings]
         ) from error
-    return module.eval(), ScienceConfig.model_validate(bundle[BUNDLE_KEY]["science"])
+    return module.eval(), ScienceConfig.model_validate(checkpoint[MODEL_KEY]["science"])

@@ -29,6 +29,7 @@ from ptycho_torch.evaluation.registration import (
     Field,
     Real,
     align,
+    centered_phase,
     largest_rectangle,
     tapered,
 )
@@ -108,10 +109,13 @@ class Evaluation:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(self.alignment).items()
         }
-        return {name: _json_number(value) for name, value in values.items()}
+        infinite = {
+            name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)
+        }
+        return {**values, **dict.fromkeys(infinite)}
 
     def dumps(self) -> str:
-        """Return `to_json` as text, as written to metrics.json."""
+        """Return `to_json` as a string, as written to metrics.json."""
         return json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
 
 
@@ -133,14 +137,21 @@ def evaluate(
     max_shift_px: a translation larger than this is not believed and not removed.
     Raises DataError when shapes differ, values are not finite, nothing is covered, or all is zero.
     """
-    made, true = _checked(reconstruction, truth)
+    image, true = np.asarray(reconstruction), np.asarray(truth)
+    if image.ndim != 2 or image.shape != true.shape:
+        raise DataError(
+            f"cannot compare a reconstruction {image.shape} with a truth {true.shape}",
+            expected="two images (H, W) on the same canvas",
+            fix="stitch onto the canvas of the truth's objectGuess",
+        )
+    image, true = image.astype(np.complex128), true.astype(np.complex128)
     mask = (
         np.ones(true.shape, bool) if coverage is None else _well_covered(coverage, true.shape, well_covered)
     )
     whole = largest_rectangle(mask).shrunk(trim_px)
-    _check_field(made, true, whole)
-    made = np.where(np.isfinite(made), made, 0)  # what lies outside must not leak in with a shift
-    aligned, alignment, scored = align(made, true, whole, max_shift_px=max_shift_px)
+    _check_field(image, true, whole)
+    image = np.where(np.isfinite(image), image, 0)  # what lies outside must not leak in with a shift
+    aligned, alignment, scored = align(image, true, whole, max_shift_px=max_shift_px)
     reference = true[scored.slices]
     rings = ring_correlation(reference, aligned)
     half, one_seventh, half_bit = (rings.resolution_px(level) for level in (0.5, 1 / 7, rings.half_bit))
@@ -193,7 +204,7 @@ def comparable_phases(truth: Complex, aligned: Complex) -> tuple[Real, Real]:
     The truth's phase is centered on its mean and, if it still reaches the branch cut, unwrapped; the
     other is the truth's plus the phase of the ratio, which lies within -pi to pi.
     """
-    true_phase = np.angle(truth * np.exp(-1j * np.angle(truth.sum())))
+    true_phase = centered_phase(truth)
     if np.abs(true_phase).max() > 0.9 * np.pi:
         from skimage.restoration import unwrap_phase
 
@@ -249,21 +260,6 @@ def _nanometers(period_px: float | None, pixel_size_m: float | None) -> float | 
     return None if period_px is None or pixel_size_m is None else period_px * pixel_size_m * 1e9
 
 
-def _json_number(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _checked(reconstruction: NDArray[Any], truth: NDArray[Any]) -> tuple[Complex, Complex]:
-    made, true = np.asarray(reconstruction), np.asarray(truth)
-    if made.ndim != 2 or made.shape != true.shape:
-        raise DataError(
-            f"cannot compare a reconstruction {made.shape} with a truth {true.shape}",
-            expected="two images (H, W) on the same canvas",
-            fix="stitch onto the canvas of the truth's objectGuess",
-        )
-    return made.astype(np.complex128), true.astype(np.complex128)
-
-
 def _well_covered(coverage: NDArray[Any], shape: tuple[int, int], part: float) -> NDArray[np.bool_]:
     weight = np.asarray(coverage, dtype=np.float64)
     if weight.shape != shape or not np.all(np.isfinite(weight)):
@@ -279,14 +275,14 @@ def _well_covered(coverage: NDArray[Any], shape: tuple[int, int], part: float) -
     return np.asarray(binary_fill_holes(often) & (weight > 0))
 
 
-def _check_field(made: Complex, true: Complex, area: Field) -> None:
+def _check_field(reconstruction: Complex, true: Complex, area: Field) -> None:
     if min(area.shape) < MIN_FIELD_PX:
         raise DataError(
             f"only {max(area.shape[0], 0)} x {max(area.shape[1], 0)} pixels are left to compare",
             expected=f"a well covered rectangle of at least {MIN_FIELD_PX} x {MIN_FIELD_PX} pixels",
             fix="trim less, or scan a larger area",
         )
-    for name, image in (("reconstruction", made), ("truth", true)):
+    for name, image in (("reconstruction", reconstruction), ("truth", true)):
         inside = image[area.slices]
         if not np.all(np.isfinite(inside)):
             bad = int(np.count_nonzero(~np.isfinite(inside)))

@@ -1,4 +1,4 @@
-"""Removal of what diffraction cannot tell: global phase, phase ramp, amplitude scale and translation.
+"""Removal of what diffraction does not determine: global phase, phase ramp, amplitude scale, translation.
 
 Arrays are numpy, (H, W); phases in radians, shifts in pixels as (y, x). The coarse translation comes from
 registration in Fourier space (Guizar-Sicairos, Thurman and Fienup, Opt. Lett. 33, 156 (2008), as in
@@ -64,42 +64,42 @@ def align(
 ) -> tuple[Complex, Alignment, Field]:
     """Remove scale, phase, ramp and shift -> aligned reconstruction on a field, what was removed, field.
 
-    A coarse estimate (registration and phase differences in turn) is polished by Gauss-Newton steps on all
+    A coarse estimate (registration and phase differences in turn) is refined by Gauss-Newton steps on all
     unknowns at once, because a ramp left over looks like a shift and the other way round. The field
     is `area` less the margin that moved in from outside.
     """
     unknowns = _coarse_alignment(reconstruction, truth, area, max_shift_px)
+    misfit = _misfit(reconstruction, truth, area, unknowns)
     for _ in range(MAX_STEPS):
-        step = _gauss_newton_step(reconstruction, truth, area, unknowns)
-        better = unknowns + step
-        if np.abs(better[2:]).max() > max_shift_px or _misfit(reconstruction, truth, area, better) >= _misfit(
-            reconstruction, truth, area, unknowns
-        ):
+        trial = unknowns + _gauss_newton_step(reconstruction, truth, area, unknowns)
+        trial_misfit = _misfit(reconstruction, truth, area, trial)
+        if np.abs(trial[2:]).max() > max_shift_px or trial_misfit >= misfit:
             break
-        unknowns = better
-    margin = math.ceil(np.abs(unknowns[2:]).max() - 1e-6)
-    scored = area.shrunk(margin) if min(area.shape) > 2 * margin + MIN_FIELD_PX else area
+        unknowns, misfit = trial, trial_misfit
     model, factor = _model(reconstruction, truth, area, unknowns)
-    inner = tuple(slice(margin, side - margin) for side in area.shape) if scored != area else ()
+    margin = math.ceil(np.abs(unknowns[2:]).max() - 1e-6)
+    if min(area.shape) <= 2 * margin + MIN_FIELD_PX:
+        margin = 0
+    inner = tuple(slice(margin, side - margin) for side in area.shape)
     alignment = Alignment(
         amplitude_scale=float(abs(factor)),
         phase_rad=float(np.angle(factor)),
         ramp_rad_per_px=(float(unknowns[0]), float(unknowns[1])),
         shift_px=(float(unknowns[2]), float(unknowns[3])),
     )
-    return model[inner], alignment, scored
+    return model[inner], alignment, area.shrunk(margin)
 
 
-def _model(made: Complex, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
+def _model(image: Complex, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
     """Return the moved, deramped reconstruction times the best complex factor, and that factor."""
-    moved = shifted(made, unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    moved = shifted(image, unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     power = float(np.vdot(moved, moved).real)
     factor = complex(np.vdot(moved, truth[area.slices]) / power) if power > 0 else 1.0 + 0j
     return moved * factor, factor
 
 
-def _misfit(made: Complex, truth: Complex, area: Field, unknowns: Real) -> float:
-    model, _ = _model(made, truth, area, unknowns)
+def _misfit(image: Complex, truth: Complex, area: Field, unknowns: Real) -> float:
+    model, _ = _model(image, truth, area, unknowns)
     return float(np.linalg.norm(model - truth[area.slices]))
 
 
@@ -118,29 +118,34 @@ def shifted(image: Complex, shift_px: Real) -> Complex:
     return np.asarray(parts[0] + 1j * parts[1])
 
 
-def _coarse_alignment(made: Complex, truth: Complex, area: Field, max_shift_px: float) -> Real:
+def _coarse_alignment(image: Complex, truth: Complex, area: Field, max_shift_px: float) -> Real:
     """Return (ramp y, ramp x, shift y, shift x), good to a part of a pixel."""
     from skimage.registration import phase_cross_correlation
 
     reference = truth[area.slices]
+    window = np.outer(*(np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in area.shape))
     unknowns = np.zeros(4)
     best = unknowns
     for step in range(4):
-        moved = shifted(made, unknowns[2:])[area.slices]
-        unknowns = np.concatenate((_phase_slope(reference * moved.conj()), unknowns[2:]))
-        if _misfit(made, truth, area, unknowns) <= _misfit(made, truth, area, best):
+        moved = shifted(image, unknowns[2:])[area.slices]
+        ratio = reference * moved.conj()
+        # Phase differences of neighbors give the ramp without unwrapping.
+        down = np.sum(ratio[1:] * ratio[:-1].conj())
+        across = np.sum(ratio[:, 1:] * ratio[:, :-1].conj())
+        unknowns = np.array([np.angle(down), np.angle(across), *unknowns[2:]])
+        if _misfit(image, truth, area, unknowns) <= _misfit(image, truth, area, best):
             best = unknowns
-        # The first look is blind to the ramp, which is not known well while the images are displaced.
+        # The first comparison is blind to the ramp, which is not known well while the images are displaced.
         pair = (
             (_variation(reference), _variation(moved))
             if step == 0
             else (reference, moved * np.exp(1j * _ramp(area.shape, unknowns[:2])))
         )
-        images = [tapered(image, _hann(area.shape)) for image in pair]
-        if min(float(np.abs(image).max()) for image in images) < 1e-9 * float(np.abs(reference).max()):
+        tapered_pair = [tapered(part, window) for part in pair]
+        if min(float(np.abs(part).max()) for part in tapered_pair) < 1e-9 * float(np.abs(reference).max()):
             break  # an image without any structure has no position
         extra, _, _ = phase_cross_correlation(  # type: ignore[no-untyped-call]
-            *images, upsample_factor=20, normalization=None
+            *tapered_pair, upsample_factor=20, normalization=None
         )
         total = unknowns[2:] + extra
         if not np.all(np.isfinite(total)) or np.abs(total).max() > max_shift_px:
@@ -149,33 +154,26 @@ def _coarse_alignment(made: Complex, truth: Complex, area: Field, max_shift_px: 
     return best
 
 
-def _phase_slope(ratio: Complex) -> Real:
-    """Return the phase ramp of an image in radians per pixel, without unwrapping."""
-    down = np.sum(ratio[1:] * ratio[:-1].conj())
-    across = np.sum(ratio[:, 1:] * ratio[:, :-1].conj())
-    return np.array([np.angle(down), np.angle(across)])
-
-
 def _variation(image: Complex) -> Real:
-    """Return a ramp-invariant picture of an object: how much it changes from pixel to pixel."""
+    """Return a ramp-invariant image of an object: how much it changes from pixel to pixel."""
     amplitude = np.abs(image)
     down, across = np.gradient(amplitude)
-    twist = [np.angle(np.roll(image, -1, axis) * image.conj()) * amplitude for axis in (0, 1)]
-    turn = np.hypot(*(part - np.median(part) for part in twist))
-    return np.asarray(np.hypot(np.hypot(down, across), turn))
+    phase_steps = [np.angle(np.roll(image, -1, axis) * image.conj()) * amplitude for axis in (0, 1)]
+    phase_change = np.hypot(*(steps - np.median(steps) for steps in phase_steps))
+    return np.asarray(np.hypot(np.hypot(down, across), phase_change))
 
 
-def _gauss_newton_step(made: Complex, truth: Complex, area: Field, unknowns: Real) -> Real:
+def _gauss_newton_step(image: Complex, truth: Complex, area: Field, unknowns: Real) -> Real:
     """Return the step of (ramp, shift) that best explains what is left, scale and phase free."""
-    model, factor = _model(made, truth, area, unknowns)
+    model, factor = _model(image, truth, area, unknowns)
     rows, columns = (np.arange(side) - (side - 1) / 2 for side in area.shape)
-    slopes = np.gradient(shifted(made, unknowns[2:]))
-    turned = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    slopes = np.gradient(shifted(image, unknowns[2:]))
+    rotated = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     derivatives = [
         1j * model * rows[:, None],
         1j * model * columns[None, :],
-        -slopes[0][area.slices] * turned,
-        -slopes[1][area.slices] * turned,
+        -slopes[0][area.slices] * rotated,
+        -slopes[1][area.slices] * rotated,
         model,
         1j * model,
     ]
@@ -187,13 +185,14 @@ def _gauss_newton_step(made: Complex, truth: Complex, area: Field, unknowns: Rea
     return np.asarray((step / scale)[:4])
 
 
+def centered_phase(image: NDArray[Any]) -> Real:
+    """Return the phase of an image (H, W) about its mean, -pi to pi."""
+    return np.asarray(np.angle(image * np.exp(-1j * np.angle(np.sum(image)))))
+
+
 def tapered(image: NDArray[Any], window: Real) -> NDArray[Any]:
     """Subtract the window-weighted mean and taper, so that zero frequency vanishes exactly."""
     return np.asarray((image - (image * window).sum() / window.sum()) * window)
-
-
-def _hann(shape: tuple[int, int]) -> Real:
-    return np.outer(*(np.sin(np.pi * (np.arange(side) + 0.5) / side) ** 2 for side in shape))
 
 
 def largest_rectangle(mask: NDArray[np.bool_]) -> Field:

@@ -1,7 +1,7 @@
 """`model.ckpt`: a trained network that explains itself and loads without running code.
 
 The file is a Lightning checkpoint (so `load_from_checkpoint` takes it) that holds only tensors and plain
-data, plus what made it: science configs, execution settings, and the scan it was trained on.
+data, plus its origin: science configs, execution settings, and the scan it was trained on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ptycho_torch.config import ScienceConfig
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
 
-BUNDLE_NAME = "model.ckpt"
-BUNDLE_KEY = "ptycho_torch"
+MODEL_NAME = "model.ckpt"
+MODEL_KEY = "ptycho_torch"
 FORMAT = 1
 _DAMAGE = (
     pickle.UnpicklingError,
@@ -36,7 +36,7 @@ _DAMAGE = (
 """What torch raises for a file that is cut short, altered, or something else."""
 
 
-def save_bundle(
+def save_model(
     path: str | Path, module: LightningModule, science: ScienceConfig, about: Mapping[str, Any]
 ) -> Path:
     """Write a trained module atomically.
@@ -45,37 +45,37 @@ def save_bundle(
         path: where the file goes; it is written to a temporary file and renamed.
         module: the module whose state is written.
         science: the configs it was trained under.
-        about: plain JSON data that says what made it.
+        about: plain JSON data on its origin.
     """
     import lightning
     import torch
 
-    bundle = {
+    checkpoint = {
         "pytorch-lightning_version": lightning.__version__,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()},
         "hyper_parameters": dict(module.hparams),
         "epoch": 0,
         "global_step": 0,
-        BUNDLE_KEY: bundle_part(science, about),
+        MODEL_KEY: model_part(science, about),
     }
     with atomic_path(path) as temporary:
-        torch.save(bundle, temporary)
+        torch.save(checkpoint, temporary)
     return Path(path)
 
 
-def find_bundle(path: str | Path) -> Path:
+def find_model(path: str | Path) -> Path:
     """Return the model file that a path means: the file itself, or `model.ckpt` in a run directory.
 
     Raises:
         DataError: there is none.
     """
     given = Path(path)
-    file = given / BUNDLE_NAME if given.is_dir() else given
+    file = given / MODEL_NAME if given.is_dir() else given
     if not file.is_file():
         raise DataError(
             "no trained model is here",
             where=str(file),
-            expected=f"a run directory with {BUNDLE_NAME}, or a model file",
+            expected=f"a run directory with {MODEL_NAME}, or a model file",
             fix="name the --out directory of a finished `ptycho-torch train`",
         )
     return file
@@ -89,7 +89,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     import torch
 
-    file = find_bundle(path)
+    file = find_model(path)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
@@ -105,28 +105,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint if isinstance(checkpoint, dict) else {}
 
 
-def read_bundle(path: str | Path) -> dict[str, Any]:
+def read_model(path: str | Path) -> dict[str, Any]:
     """Read a model file, tensors and plain data only.
 
     Raises:
         DataError: the file is damaged, holds code, or was not written by this program.
     """
-    bundle = read_checkpoint(path)
-    if BUNDLE_KEY not in bundle:
+    checkpoint = read_checkpoint(path)
+    if MODEL_KEY not in checkpoint:
         raise DataError(
             "this checkpoint was not written by ptycho-torch",
-            where=str(find_bundle(path)),
-            expected=f"a file with a part named {BUNDLE_KEY!r}",
-            fix=f"name the {BUNDLE_NAME} of a run directory",
+            where=str(find_model(path)),
+            expected=f"a file with a part named {MODEL_KEY!r}",
+            fix=f"name the {MODEL_NAME} of a run directory",
         )
-    return bundle
+    return checkpoint
 
 
-def bundle_part(science: ScienceConfig, about: Mapping[str, Any]) -> dict[str, Any]:
+def model_part(science: ScienceConfig, about: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes a Lightning checkpoint a model file."""
     return {"format": FORMAT, "science": science.model_dump(mode="json"), "about": dict(about)}
 
 
 def read_science(path: str | Path) -> ScienceConfig:
     """Return the science configs a model was trained under."""
-    return ScienceConfig.model_validate(read_bundle(path)[BUNDLE_KEY]["science"])
+    return ScienceConfig.model_validate(read_model(path)[MODEL_KEY]["science"])

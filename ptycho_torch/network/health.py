@@ -1,4 +1,4 @@
-"""Tell a training that learns from one that does not, so that a failed run never ends as a success."""
+"""Distinguish a training that learns from one that does not, so that a failed run never ends as a success."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ptycho_exec.errors import UserError
 
 REFERENCE_STEPS = 10
-"""The mean loss of the first steps stands for the untrained network."""
+"""The mean loss of the first steps is taken as that of the untrained network."""
 PLATEAU_PATTERNS = 10_000
 """Patterns after which a training must have learned something."""
 PLATEAU_RATIO = 0.95
@@ -27,7 +27,7 @@ _REMEDIES = "gradient_clip_val=1, scheduler=WarmupCosine, a smaller learning_rat
 
 
 class TrainingHealth:
-    """Watches the loss, the weights and the spread of the predicted amplitude of one training.
+    """Checks the loss, the weights and the spread of the predicted amplitude of one training.
 
     noise_floor: loss that counting noise alone leaves. At low dose it is most of the loss, and what a
     network learns only shows above it.
@@ -62,7 +62,7 @@ class TrainingHealth:
         self._epoch_steps += 1
 
     def after_epoch(self, amplitude_spread: float) -> None:
-        """Judge one epoch.
+        """Check one epoch.
 
         Args:
             amplitude_spread: standard deviation of the predicted amplitude divided by its mean.
@@ -96,7 +96,7 @@ class TrainingHealth:
             )
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed training needs to go on judging."""
+        """What a resumed training needs to go on checking."""
         return {"reference": self.reference, "steps": self._steps, "patterns": self._patterns}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -111,8 +111,7 @@ def check_weights(named: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         UserError: naming the first tensors that are.
     """
-    broken = [name for name, weight in named if not torch.isfinite(torch.view_as_real(weight)
-              if weight.is_complex() else weight).all()]  # fmt: skip
+    broken = [name for name, weight in named if not torch.isfinite(weight).all()]
     if broken:
         raise UserError(
             f"training diverged: {len(broken)} weight tensors hold NaN or infinite values",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -41,6 +42,8 @@ Config = TypeVar("Config", bound=BaseModel)
 _POISSON_FLOOR = 1e-3
 """Smallest expected intensity in the Poisson loss, in units of the mean intensity."""
 
+_CONFIGS = ("model_config", "data_config", "training_config", "inference_config")
+
 _FORWARD_RATE = 0.02
 """Learning rate of probe and photon scale, relative to that of the network."""
 
@@ -60,14 +63,9 @@ class OptimizationSettings:
     @classmethod
     def of(cls, execution: Any) -> OptimizationSettings:
         """Read them from an object with these attributes or a dict; what is absent takes its default."""
-        given = execution if isinstance(execution, Mapping) else _attributes(cls, execution)
+        read = execution.get if isinstance(execution, Mapping) else partial(getattr, execution)
         defaults = ExecutionSettings.model_fields
-        return cls(**{f.name: given.get(f.name, defaults[f.name].default) for f in fields(cls)})
-
-
-def _attributes(cls: type[OptimizationSettings], execution: Any) -> dict[str, Any]:
-    names = [f.name for f in fields(cls) if hasattr(execution, f.name)] if execution is not None else []
-    return {name: getattr(execution, name) for name in names}
+        return cls(**{f.name: read(f.name, defaults[f.name].default) for f in fields(cls)})
 
 
 class ForwardModel(nn.Module):
@@ -101,7 +99,13 @@ class ForwardModel(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, scale: float) -> None:
-        """Fix the scale's starting value and with it the unit in which amplitudes are near 1."""
+        """Fix the scale's starting value and with it the unit in which amplitudes are near 1.
+
+        Raises:
+            DataError: the scale is not a positive number.
+        """
+        if not (math.isfinite(scale) and scale > 0):
+            raise DataError(f"intensity_scale is {scale}", expected="a positive number")
         energy = float(physics.intensity(self.probe).sum())
         self.log_intensity_scale.fill_(math.log(scale))
         self.reference_rms.fill_(scale * math.sqrt(energy) / self.good_pixels.shape[-1])
@@ -145,7 +149,7 @@ class PtychoPINN(lightning.LightningModule):
     Args:
         model_config, data_config, training_config, inference_config: classes of `ptycho_torch.config`, or
             plain dicts with their fields; none takes the defaults. `data_config.N` must be the side of a
-            pattern, unless a probe or mask tells it.
+            pattern, unless a probe or mask gives it.
         execution_config: object with the attributes of `ExecutionSettings`, a dict of them, or none.
         probe: (P, N, N) or (N, N) complex; needed to train.
         good_pixels: (N, N) bool, True where the detector can be trusted; none trusts all.
@@ -181,29 +185,23 @@ class PtychoPINN(lightning.LightningModule):
         data = _config(DataConfig, data_config)
         n = _pattern_side(data, probe, good_pixels)
         self.data_config = data.model_copy(update={"N": n})
-        self._save_plain_hyperparameters()
+        configs = {name: getattr(self, name).model_dump(mode="json") for name in _CONFIGS}
+        # Plain dicts only, so that a checkpoint loads with weights_only=True.
+        plain = {**configs, "execution_config": asdict(self.optimization)}
+        self.save_hyperparameters(plain, ignore=["probe", "good_pixels"])
         self.network = build_network(self.model_config, n)
+        # In supervised training nothing depends on photon scale or probe.
+        physical = self.training_config.loss != "supervised"
         self.forward_model = ForwardModel(
             _probe_modes(probe, n),
             _mask(good_pixels, n),
-            train_probe=self.model_config.probe_trainable and self._looks_at_counts,
-            train_scale=self.model_config.intensity_scale_trainable and self._looks_at_counts,
+            train_probe=self.model_config.probe_trainable and physical,
+            train_scale=self.model_config.intensity_scale_trainable and physical,
         )
         if intensity_scale is not None:
-            self.forward_model.set_scale(_positive_scale(intensity_scale))
+            self.forward_model.set_scale(float(intensity_scale))
         self.health = TrainingHealth()
         self.optimizer_steps = 0
-
-    def _save_plain_hyperparameters(self) -> None:
-        """Plain dicts only, so that a checkpoint loads with weights_only=True."""
-        plain = {
-            "model_config": self.model_config.model_dump(mode="json"),
-            "data_config": self.data_config.model_dump(mode="json"),
-            "training_config": self.training_config.model_dump(mode="json"),
-            "inference_config": self.inference_config.model_dump(mode="json"),
-            "execution_config": asdict(self.optimization),
-        }
-        self.save_hyperparameters(plain, ignore=["probe", "good_pixels"])
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -215,11 +213,6 @@ class PtychoPINN(lightning.LightningModule):
         if isinstance(checkpoint_path, (str, Path)) and kwargs.get("weights_only") is not False:
             read_checkpoint(checkpoint_path)
         return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-
-    @property
-    def _looks_at_counts(self) -> bool:
-        """False in supervised training, where nothing depends on photon scale or probe."""
-        return self.training_config.loss != "supervised"
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Take weights, as torch does.
@@ -274,7 +267,13 @@ class PtychoPINN(lightning.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Tensor]:
         """Return patches (B, C, N, N), the positions they lie at (B, C, 2) and their index (B, C)."""
         del batch_idx
-        self._require_scale()
+        self._require_probe()
+        if not bool(self.forward_model.scale_known):
+            raise DataError(
+                "the model was never trained: its photon scale is not known",
+                expected="weights from a training, or intensity_scale",
+                fix="train first, or load a checkpoint",
+            )
         positions = _full_precision(batch["positions_px"])
         grid, _ = physics.split_position(positions, batch["amplitude"].shape[-1])
         index = batch.get("index")
@@ -307,20 +306,23 @@ class PtychoPINN(lightning.LightningModule):
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of one batch (scalar) and the patches (B, C, N, N) that the network predicted for it."""
         amplitude, positions = batch["amplitude"], _full_precision(batch["positions_px"])
-        device_type = amplitude.device.type
+        config, device_type = self.training_config, amplitude.device.type
         grid, rest = physics.split_position(positions, amplitude.shape[-1])
         with torch.autocast(device_type, enabled=False):
             probe = self.forward_model.shifted_probe(rest)
         patches = self._predict(amplitude, probe, self.model_config.modulus_updates, predicting=False)
         with torch.autocast(device_type, enabled=False):
-            error = self._error(batch, patches, grid, rest, probe)
-            return error + self._penalties(patches), patches
-
-    def _error(self, batch: Batch, patches: Tensor, grid: Tensor, rest: Tensor, probe: Tensor) -> Tensor:
-        if self.training_config.loss == "supervised":
-            return self._supervised_error(batch, patches, rest)
-        expected = self.forward_model.expected_intensity(self._merged(patches, grid), probe)
-        return self._misfit(expected, batch["amplitude"] / self.forward_model.reference_rms)
+            if config.loss == "supervised":
+                error = self._supervised_error(batch, patches, rest)
+            else:
+                expected = self.forward_model.expected_intensity(self._merged(patches, grid), probe)
+                error = self._misfit(expected, amplitude / self.forward_model.reference_rms)
+            penalty = patches.new_zeros((), dtype=patches.real.dtype)
+            if config.tv_weight:
+                penalty = penalty + config.tv_weight * losses.total_variation(patches)
+            if config.mean_deviation_weight:
+                penalty = penalty + config.mean_deviation_weight * losses.mean_deviation(patches)
+            return error + penalty, patches
 
     def _misfit(self, expected: Tensor, measured: Tensor) -> Tensor:
         """Loss of an expected intensity against a measured amplitude, both in the network's unit."""
@@ -332,14 +334,14 @@ class PtychoPINN(lightning.LightningModule):
     def noise_floor(self, amplitude: Tensor) -> float:
         """Return the loss that counting noise alone leaves, for patterns like these, roots of counts.
 
-        Drawn once: counts around the measured ones are off by what the measured ones are off the true.
+        From one sample: counts around the measured ones are off by what the measured ones are off the true.
         """
         if self.training_config.loss == "supervised":
             return 0.0
         counts = amplitude.square()
-        drawn = torch.poisson(counts, generator=torch.Generator(counts.device).manual_seed(0))
+        noisy = torch.poisson(counts, generator=torch.Generator(counts.device).manual_seed(0))
         unit = self.forward_model.reference_rms
-        return float(self._misfit(counts / unit.square(), drawn.sqrt() / unit))
+        return float(self._misfit(counts / unit.square(), noisy.sqrt() / unit))
 
     def _merged(self, patches: Tensor, grid: Tensor) -> Tensor:
         """Patches as parts of one object, when they are grouped and the model says so."""
@@ -347,8 +349,8 @@ class PtychoPINN(lightning.LightningModule):
             return patches
         offsets = grid - grid[:, :1]
         offsets = offsets - torch.round(offsets.mean(dim=1, keepdim=True))
-        light = physics.intensity(self.probe).detach()
-        trust = light + 1e-3 * light.max()
+        illumination = physics.intensity(self.probe).detach()
+        trust = illumination + 1e-3 * illumination.max()
         return physics.overlap_constraint(physics.common_phase(patches, offsets, trust), offsets, trust)
 
     def _supervised_error(self, batch: Batch, patches: Tensor, rest: Tensor) -> Tensor:
@@ -362,14 +364,6 @@ class PtychoPINN(lightning.LightningModule):
         return losses.supervised(
             patches, labels / labels.abs().mean(), physics.intensity(self.probe).detach()
         )
-
-    def _penalties(self, patches: Tensor) -> Tensor:
-        config, total = self.training_config, patches.new_zeros((), dtype=patches.real.dtype)
-        if config.tv_weight:
-            total = total + config.tv_weight * losses.total_variation(patches)
-        if config.mean_deviation_weight:
-            total = total + config.mean_deviation_weight * losses.mean_deviation(patches)
-        return total
 
     def _log(self, name: str, loss: Tensor, batch: Batch, *, on_step: bool) -> None:
         if self._trainer is not None:
@@ -395,15 +389,6 @@ class PtychoPINN(lightning.LightningModule):
                 fix="add a probe estimate to the file; it can be refined with ModelConfig.probe_trainable",
             )
 
-    def _require_scale(self) -> None:
-        self._require_probe()
-        if not bool(self.forward_model.scale_known):
-            raise DataError(
-                "the model was never trained: its photon scale is not known",
-                expected="weights from a training, or intensity_scale",
-                fix="train first, or load a checkpoint",
-            )
-
     # --- optimization
 
     def setup(self, stage: str) -> None:
@@ -414,10 +399,18 @@ class PtychoPINN(lightning.LightningModule):
             self.network.unet.compile()
 
     def configure_optimizers(self) -> Any:
-        """Adam with the schedule that the settings name; metric-driven ones watch the monitored metric."""
-        optimizer = torch.optim.Adam(
-            self._parameter_groups(), lr=self.optimization.learning_rate, fused=self._can_fuse()
-        )
+        """Adam with the schedule that the settings name; metric-driven ones follow the monitored metric."""
+        rate = self.optimization.learning_rate
+        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        # Probe and scale start near the truth; at the full rate they run away while the network does not yet
+        # know the object.
+        slow = [weight for weight in self.forward_model.parameters() if weight.requires_grad]
+        if slow:
+            groups.append({"params": slow, "lr": _FORWARD_RATE * rate})
+        # Fused: one kernel for the whole step. Lightning refuses to clip for it in any mixed precision.
+        mixed = self._trainer is not None and str(self._trainer.precision).endswith("-mixed")
+        fused = self.device.type in ("cpu", "cuda") and not mixed
+        optimizer = torch.optim.Adam(groups, lr=rate, fused=fused)
         name = self.optimization.scheduler
         total = self._total_steps(name)
         mode: Literal["min", "max"] = "max" if self.optimization.checkpoint_mode == "max" else "min"
@@ -426,30 +419,13 @@ class PtychoPINN(lightning.LightningModule):
         )
         if schedule is None:
             return optimizer
+        timing: dict[str, Any] = {"interval": "step"}
         if name in METRIC_DRIVEN:
-            how = {"interval": "epoch", "monitor": self.monitored_metric(), "reduce_on_plateau": True}
-        else:
-            how = {"interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **how}}
-
-    def _can_fuse(self) -> bool:
-        """One kernel for the whole step. Lightning refuses to clip for it in any mixed precision."""
-        mixed = self._trainer is not None and str(self._trainer.precision).endswith("-mixed")
-        return self.device.type in ("cpu", "cuda") and not mixed
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """The network at full rate; probe and scale, which start near the truth, slowly.
-
-        At full rate they run away while the network does not yet know the object.
-        """
-        slow = [weight for weight in self.forward_model.parameters() if weight.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
-        if slow:
-            groups.append({"params": slow, "lr": _FORWARD_RATE * self.optimization.learning_rate})
-        return groups
+            timing = {"interval": "epoch", "monitor": self.monitored_metric(), "reduce_on_plateau": True}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **timing}}
 
     def monitored_metric(self) -> str:
-        """The metric that the settings name; `train_loss` stands in when nothing is validated."""
+        """The metric that the settings name; `train_loss` when nothing is validated."""
         asked = self.optimization.checkpoint_monitor_metric
         validates = self._trainer is not None and bool(self._trainer.enable_validation)
         return self.loss_name if asked.startswith("val_") and not validates else asked
@@ -485,14 +461,12 @@ class PtychoPINN(lightning.LightningModule):
         """Clip as the settings say: agc here, norm and value by Lightning."""
         limit = self.optimization.gradient_clip_val
         if self.optimization.gradient_clip_algorithm == "agc" and limit is not None:
-            adaptive_gradient_clip(self._agc_weights(), limit)
+            # All trainable weights but the head's: the paper leaves the last layer alone.
+            head = {id(weight) for weight in self.network.unet.head.parameters()}
+            weights = (weight for weight in self.parameters() if weight.requires_grad)
+            adaptive_gradient_clip((weight for weight in weights if id(weight) not in head), limit)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _agc_weights(self) -> Iterable[nn.Parameter]:
-        """All trainable weights but the head's: the paper leaves the last layer alone."""
-        head = {id(weight) for weight in self.network.unet.head.parameters()}
-        return [weight for weight in self.parameters() if weight.requires_grad and id(weight) not in head]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Count optimizer steps, which accumulation makes fewer than batches."""
@@ -539,7 +513,7 @@ def estimate_intensity_scale(
         good_pixels: (N, N) bool; both energies count the good pixels only.
 
     Raises:
-        DataError: no light in the patterns or in the probe.
+        DataError: the patterns or the probe are zero everywhere, or not finite.
     """
     measured = torch.as_tensor(amplitude).detach()
     modes = _as_modes(torch.as_tensor(probe).detach())
@@ -549,7 +523,7 @@ def estimate_intensity_scale(
     ratio = float(counts[good].sum()) / max(float(bare[good].double().sum()), 1e-300)
     if not (math.isfinite(ratio) and ratio > 0 and float(bare.sum()) > 0):
         raise DataError(
-            "the photon scale cannot be estimated: patterns or probe hold no light",
+            "the photon scale cannot be estimated: patterns or probe have no intensity",
             expected="finite patterns and a finite probe that are not zero everywhere",
             fix="check both with `ptycho-torch inspect`",
         )
@@ -557,9 +531,9 @@ def estimate_intensity_scale(
 
 
 def amplitude_spread(patches: Tensor, probe: Tensor) -> Tensor:
-    """Standard deviation of the patches' amplitude over its mean, where the probe shines. Scalar."""
-    light = physics.intensity(probe)
-    weight = light / (light.sum() * patches[..., 0, 0].numel())
+    """Standard deviation of the patches' amplitude over its mean, where the probe is. Scalar."""
+    illumination = physics.intensity(probe)
+    weight = illumination / (illumination.sum() * patches[..., 0, 0].numel())
     size = patches.abs()
     mean = (size * weight).sum()
     return ((size - mean).square() * weight).sum().sqrt() / mean.clamp_min(1e-30)
@@ -619,7 +593,7 @@ def _as_modes(probe: Tensor) -> Tensor:
 
 
 def _probe_modes(probe: Any, n: int) -> Tensor:
-    """(P, N, N) complex64; one dark mode when there is no probe."""
+    """(P, N, N) complex64; one mode of zeros when there is no probe."""
     if probe is None:
         return torch.zeros(1, n, n, dtype=torch.complex64)
     modes = _as_modes(torch.as_tensor(np.asarray(probe)).to(torch.complex64))
@@ -640,13 +614,6 @@ def _mask(good_pixels: Any, n: int) -> Tensor:
             expected=f"({n}, {n}) bool with good pixels",
         )
     return mask
-
-
-def _positive_scale(scale: float) -> float:
-    value = float(scale)
-    if not (math.isfinite(value) and value > 0):
-        raise DataError(f"intensity_scale is {value}", expected="a positive number")
-    return value
 
 
 def _full_precision(positions_px: Tensor) -> Tensor:

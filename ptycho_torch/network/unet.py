@@ -14,7 +14,7 @@ with the same weights, so a prediction does not depend on its group or batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -60,14 +60,16 @@ class UNet(nn.Module):
         self.encoders = nn.ModuleList(
             _convolution(width, width, count) for width, count in zip(widths, counts, strict=True)
         )
-        self.downs = nn.ModuleList(_halving(fine, coarse) for fine, coarse in coarser)
-        self.ups = nn.ModuleList(_doubling(coarse, fine) for fine, coarse in coarser)
+        self.downs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(fine, coarse, 2, stride=2), nn.ReLU(inplace=True))
+            for fine, coarse in coarser
+        )
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(coarse, 4 * fine, 1), nn.PixelShuffle(2)) for fine, coarse in coarser
+        )
         self.decoders = nn.ModuleList(_convolution(fine, fine) for fine, _ in coarser)
         self.head = nn.Conv2d(widths[0], outputs * fold**2, 3, padding=1)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        """He et al. 2015 for the rectified layers; the head starts near zero, which means a flat object."""
+        # He et al. 2015 for the rectified layers; the head starts near zero, which means a flat object.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -112,34 +114,6 @@ def _convolution(inputs: int, outputs: int, count: int = 1) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _halving(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 2, stride=2), nn.ReLU(inplace=True))
-
-
-def _doubling(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, 4 * outputs, 1), nn.PixelShuffle(2))
-
-
-def _sigmoid(x: Tensor) -> Tensor:
-    return 2 * torch.sigmoid(x)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return nn.functional.softplus(2 * x + math.log(math.e - 1))
-
-
-def _silu(x: Tensor) -> Tensor:
-    return nn.functional.silu(x + 0.98972) + 0.27846
-
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": _sigmoid,
-    "softplus": _softplus,
-    "silu": _silu,
-}
-"""Each is non-negative and 1 at 0: the object starts flat."""
-
-
 class PatchNetwork(nn.Module):
     """Predict the object patch under the probe from one diffraction pattern; amplitudes are near 1."""
 
@@ -147,10 +121,10 @@ class PatchNetwork(nn.Module):
         super().__init__()
         fold, depth = network_shape(n, config.depth)
         widths = [config.n_filters * 2**level for level in range(depth)]
-        # Convolutions want channels last; it is about a tenth faster on CPUs and more on GPUs.
+        # Convolutions are faster with channels last, about a tenth faster on CPUs and more on GPUs.
         self.unet = UNet(_FEATURES, 2, widths, _BOTTOM, fold)
         self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.activation = _ACTIVATIONS[config.amp_activation]
+        self.amp_activation = config.amp_activation
 
     def forward(
         self,
@@ -179,7 +153,9 @@ class PatchNetwork(nn.Module):
         guess = update(torch.ones_like(measured, dtype=probe.dtype), 1) - 1
         features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
-        patches = self._object(raw.to(measured.dtype))
+        size, phase = raw.to(measured.dtype).unbind(dim=2)
+        size, phase = self.activation(size), 3 * phase
+        patches = torch.complex(size * phase.cos(), size * phase.sin())
         step, momentum = (_PREDICTION_STEP, _PREDICTION_MOMENTUM) if predicting else (_TRAINING_STEP, 0.0)
         if not torch.is_grad_enabled():
             return update(patches, updates, step, momentum)
@@ -190,10 +166,13 @@ class PatchNetwork(nn.Module):
             patches = patches + velocity
         return patches
 
-    def _object(self, raw: Tensor) -> Tensor:
-        """(B, C, 2, N, N) real -> (B, C, N, N) complex, amplitude times exp(i phase)."""
-        amplitude, phase = self.activation(raw[:, :, 0]), 3 * raw[:, :, 1]
-        return torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
+    def activation(self, raw: Tensor) -> Tensor:
+        """Amplitude from the U-net's output: non-negative and 1 at 0, so that the object starts flat."""
+        if self.amp_activation == "sigmoid":
+            return 2 * torch.sigmoid(raw)
+        if self.amp_activation == "softplus":
+            return nn.functional.softplus(2 * raw + math.log(math.e - 1))
+        return nn.functional.silu(raw + 0.98972) + 0.27846
 
 
 def network_shape(n: int, depth: int) -> tuple[int, int]:

@@ -205,17 +205,17 @@ def overlap_constraint(patches: Tensor, offsets_px: Tensor, weights: Tensor | No
 
 
 def common_phase(patches: Tensor, offsets_px: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Turn each patch of a group by the constant phase that brings it closest to the group's average.
+    """Rotate each patch of a group by the constant phase that brings it closest to the group's average.
 
-    A pattern does not tell the constant phase of its patch, so a merger that is to test agreement must not
-    test that. The phases themselves have no gradient. (B, C, N, N) complex -> (B, C, N, N).
+    A pattern does not determine the constant phase of its patch, so a merger that is to test agreement must
+    not test that. The phases themselves have no gradient. (B, C, N, N) complex -> (B, C, N, N).
     """
     with torch.no_grad():
         mean = overlap_constraint(patches, offsets_px, weights)
         trust = torch.ones_like(patches.real) if weights is None else weights
         agreement = (trust * patches.conj() * mean).sum(dim=_IMAGE, keepdim=True)
-        turn = torch.polar(torch.ones_like(agreement.real), agreement.angle())
-    return patches * turn
+        rotation = torch.polar(torch.ones_like(agreement.real), agreement.angle())
+    return patches * rotation
 
 
 def split_position(positions_px: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -257,8 +257,8 @@ def modulus_update(
     if good_pixels is not None:
         excess = torch.where(good_pixels, excess, 0)
     back = exit_wave_adjoint(far_field_adjoint(detector * excess.unsqueeze(-3)), probe)
-    light = intensity(probe)
-    return back / ((1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True))
+    illumination = intensity(probe)
+    return back / ((1 - damping) * illumination + damping * illumination.amax(dim=_IMAGE, keepdim=True))
 
 
 class ModulusUpdates:
@@ -280,9 +280,10 @@ class ModulusUpdates:
         if self.good is not None and bool(self.good.all()):
             self.good = None
         self.probe = probe.expand(*measured.shape[:2], *probe.shape[-3:])
-        light = intensity(self.probe)
-        light = (1 - damping) * light + damping * light.amax(dim=_IMAGE, keepdim=True)
-        self.back = self.probe.conj() / (n**2 * light).unsqueeze(-3)
+        illumination = intensity(self.probe)
+        peak = illumination.amax(dim=_IMAGE, keepdim=True)
+        damped = (1 - damping) * illumination + damping * peak
+        self.back = self.probe.conj() / (n**2 * damped).unsqueeze(-3)
         self.at_once = _AT_ONCE_ON_CPU if measured.device.type == "cpu" else _AT_ONCE_ON_GPU
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.network.checkpoint import BUNDLE_KEY, bundle_part, read_checkpoint
+from ptycho_torch.network.checkpoint import MODEL_KEY, model_part, read_checkpoint
 from ptycho_torch.ptychodus.keywords import LOGGER, Keywords
 from ptycho_torch.ptychodus.translation import SECTIONS, Configs, from_science, to_science
 
@@ -28,11 +28,11 @@ class SelfDescription(Callback):
     """Makes each checkpoint a model file, with the keywords that Ptychodus sent."""
 
     def __init__(self, science: ScienceConfig, about: Mapping[str, Any]) -> None:
-        self.part = bundle_part(science, about)
+        self.part = model_part(science, about)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         del trainer, pl_module
-        checkpoint[BUNDLE_KEY] = self.part
+        checkpoint[MODEL_KEY] = self.part
 
 
 def plain_keywords(configs: Configs) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ def read_configs(path: str | Path) -> tuple[Configs, ScienceConfig]:
         DataError: the file is damaged, or another program's.
     """
     checkpoint = read_checkpoint(path)
-    part = checkpoint.get(BUNDLE_KEY) or {}
+    part = checkpoint.get(MODEL_KEY) or {}
     science = _science(checkpoint, part, Path(path))
     stored = (part.get("about") or {}).get(KEYWORDS_KEY)
     return (from_science(science) if stored is None else Configs.from_dict(stored)), science

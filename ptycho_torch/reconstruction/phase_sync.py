@@ -1,15 +1,15 @@
-"""A common phase for all predicted patches, found where they overlap.
+"""A common phase for all predicted patches, computed where they overlap.
 
-A diffraction pattern does not tell the constant phase of its patch: |F(P O)| = |F(P O exp(i a))|. A network
-that sees one pattern at a time gives each patch a phase of its own, typically one of mean zero, so that the
-average of the patches loses the object's slow phase changes. Overlapping patches do tell how their phases
-differ. Wanted are unit numbers z_j that make sum_jk <z_j p_j, z_k p_k> largest: synchronization over the
-group U(1) (Singer, Appl. Comput. Harmon. Anal. 30, 20 (2011)), solved here as there by power iteration.
+A diffraction pattern does not determine the constant phase of its patch: |F(P O)| = |F(P O exp(i a))|. A
+network that sees one pattern at a time gives each patch a phase of its own, typically one of mean zero, so
+that the average of the patches loses the object's slow phase changes. Overlapping patches show how their
+phases differ. Wanted are unit numbers z_j that make sum_jk <z_j p_j, z_k p_k> largest: synchronization over
+the group U(1) (Singer, Appl. Comput. Harmon. Anal. 30, 20 (2011)), solved here as there by power iteration.
 
 It runs while patches arrive, in memory that hardly grows with their number: each patch is reduced to its
-probe-weighted sums over blocks of canvas pixels. A patch is turned to agree with what came before it. What
-remains when all have come varies slowly over the canvas, and is taken out of the stitched sum as a smooth
-phase.
+probe-weighted sums over blocks of canvas pixels. A patch is rotated in phase to agree with what came before
+it. What remains when all have come varies slowly over the canvas, and is taken out of the stitched sum as a
+smooth phase.
 
 Shapes: B patches of N x N, K x K blocks of a patch, (H, W) canvas.
 """
@@ -27,7 +27,7 @@ BLOCKS = 16
 """Blocks along the side of a patch."""
 PASSES = 100
 TOLERANCE_RAD = 1e-3
-_DARK = 1e-6
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Sums:
 
 
 class PhaseAligner:
-    """Turns patches to a common phase as they arrive, and says what is left to turn in the end.
+    """Rotates patches to a common phase as they arrive, and knows the phase that is left in the end.
 
     Args:
         canvas_shape: (H, W) of the object.
@@ -56,35 +56,44 @@ class PhaseAligner:
         self.grid = (height, width)
         self.weights = (weights / weights.max()).float().cpu()
         self.total = torch.zeros(height * width, dtype=torch.complex64)
-        self.light = torch.zeros(height * width)
+        self.weight = torch.zeros(height * width)
         self._kept: list[_Sums] = []
-        self._moved: list[Tensor] = []
+        self._rotations_rad: list[Tensor] = []
 
     @torch.no_grad()
     def align(self, patches: Tensor, positions_px: Tensor) -> Tensor:
-        """Turn patches (B, N, N) complex at positions_px (B, 2) to the phase of those that came before.
+        """Rotate patches (B, N, N) complex at positions_px (B, 2) to the phase of those that came before.
 
         One after the other, so that the result does not depend on how a scan is cut into batches.
         """
-        corners = self._corners(positions_px.cpu())
+        # First pixel of each patch on the canvas with its margin; what lies farther off is moved there.
+        origin = torch.round(positions_px.cpu().double() - (self.n - 1) / 2).long() + self.margin
+        corners = torch.minimum(origin.clamp_min(0), torch.tensor(self.grid) * self.block - self.margin)
         index, blocks = self._block_index(corners), self._blocks(corners)
         sums = _summed(self.weights * patches.cpu().to(torch.complex64), blocks)
-        turn = torch.from_numpy(self._turns(sums, index, _summed(self.weights, blocks)))
-        self._kept.append(_Sums(_turned(sums, turn), corners))
-        self._moved.append(turn.angle())
-        return _turned(patches, turn.to(patches.device))
+        rotation = torch.from_numpy(self._rotations(sums, index, _summed(self.weights, blocks)))
+        self._kept.append(_Sums(_rotated(sums, rotation), corners))
+        self._rotations_rad.append(rotation.angle())
+        return _rotated(patches, rotation.to(patches.device))
 
-    def _turns(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
-        """Turn patches (B,) one by one and add them up; numpy, whose small operations cost less."""
-        total, light = self.total.numpy(), self.light.numpy()
-        turns = np.ones(len(sums), dtype=np.complex64)
+    def _rotations(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
+        """Unit numbers (B,) that rotate each patch to those before it; adds the patches up on the way.
+
+        numpy, whose small operations cost less.
+        """
+        total, weight = self.total.numpy(), self.weight.numpy()
+        rotations = np.ones(len(sums), dtype=np.complex64)
         rows = zip(*(part.flatten(1).numpy() for part in (sums, index, weights)), strict=True)
-        for j, (own, blocks, weight) in enumerate(rows):
-            agreement = np.vdot(own, total[blocks] / np.maximum(light[blocks], _DARK))
-            turns[j] = agreement / abs(agreement) if agreement else 1
-            total[blocks] += own * turns[j]  # no block appears twice in one patch
-            light[blocks] += weight
-        return turns
+        for j, (own, blocks, own_weight) in enumerate(rows):
+            # <own, mean so far> = sum of conj(own) * mean has the phase by which the mean is ahead of the
+            # patch; rotated by it, the patch adds to the mean in phase. The first patch on empty blocks has
+            # nothing to agree with (agreement 0) and keeps its phase. No block appears twice in one patch,
+            # so that `total[blocks] +=` loses nothing.
+            agreement = np.vdot(own, total[blocks] / np.maximum(weight[blocks], _TINY))
+            rotations[j] = agreement / abs(agreement) if agreement else 1
+            total[blocks] += own * rotations[j]
+            weight[blocks] += own_weight
+        return rotations
 
     @torch.no_grad()
     def field(self) -> Tensor:
@@ -95,32 +104,39 @@ class PhaseAligner:
         corners = torch.cat([kept.corners for kept in self._kept])
         index = self._block_index(corners)
         empty = torch.zeros_like(self.total)
-        turn = self._power_iteration(sums, index)
-        self.total = _added(empty, index, _turned(sums, turn))
+        rotation = self._power_iteration(sums, index)
+        self.total = _added(empty, index, _rotated(sums, rotation))
         weights = torch.cat([_summed(self.weights, self._blocks(kept.corners)) for kept in self._kept])
-        return self._smooth(_added(empty, index, _turned(weights, turn)).view(self.grid))
+        # Interpolate each block's mean rotation to canvas pixels; 1 where nothing was illuminated.
+        mean = _added(empty, index, _rotated(weights, rotation)).view(self.grid)
+        unit = torch.where(mean.abs() > _TINY, mean / mean.abs().clamp_min(_TINY), 1)
+        planes = torch.view_as_real(unit).permute(2, 0, 1)[None]
+        fine = torch.nn.functional.interpolate(
+            planes, scale_factor=float(self.block), mode="bilinear", align_corners=False
+        )[0]
+        rows, columns = (slice(self.margin, self.margin + extent) for extent in self.canvas_shape)
+        image = torch.complex(fine[0], fine[1])[rows, columns]
+        return torch.where(image.abs() > _TINY, image / image.abs().clamp_min(_TINY), 1)
 
     @property
     def moved_rad(self) -> float:
-        """Root mean square of the phases by which patches were turned on arrival."""
-        return float(torch.cat(self._moved).square().mean().sqrt()) if self._moved else 0.0
+        """Root mean square of the phases by which patches were rotated on arrival."""
+        phases = self._rotations_rad
+        return float(torch.cat(phases).square().mean().sqrt()) if phases else 0.0
 
     def _power_iteration(self, sums: Tensor, index: Tensor) -> Tensor:
-        """Turn patches towards the mean of all until none changes by more than the tolerance -> (B,)."""
-        turn = torch.ones(len(sums), dtype=torch.complex64)
-        light = self.light.clamp_min(_DARK)
+        """Rotate patches towards the mean of all until none changes by more than the tolerance -> (B,)."""
+        rotation = torch.ones(len(sums), dtype=torch.complex64)
+        weight = self.weight.clamp_min(_TINY)
         for _ in range(PASSES):
-            mean = _added(torch.zeros_like(self.total), index, _turned(sums, turn)) / light
-            before, turn = turn, _phase_towards(mean, sums, index)
-            if float((turn * before.conj()).angle().abs().max()) < TOLERANCE_RAD:
+            mean = _added(torch.zeros_like(self.total), index, _rotated(sums, rotation)) / weight
+            agreement = (sums.conj() * mean[index]).sum(dim=(1, 2))
+            size = agreement.abs()  # 0 where a patch shares no illuminated block with another
+            unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
+            before, rotation = rotation, torch.where(size > 0, unit, 1)
+            if float((rotation * before.conj()).angle().abs().max()) < TOLERANCE_RAD:
                 break
-        return turn
-
-    def _corners(self, positions_px: Tensor) -> Tensor:
-        """First pixel of each patch on the canvas with its margin; what lies farther off is moved there."""
-        origin = torch.round(positions_px.double() - (self.n - 1) / 2).long() + self.margin
-        limit = torch.tensor(self.grid) * self.block - self.margin
-        return torch.minimum(origin.clamp_min(0), limit)
+        return rotation
 
     def _block_index(self, corners: Tensor) -> Tensor:
         """Flat index of the blocks that each patch touches -> (B, K, K)."""
@@ -134,19 +150,6 @@ class PhaseAligner:
         within = (block[:, :, None, :] == torch.arange(self.side)[:, None]).float()
         return within[:, 0], within[:, 1]
 
-    def _smooth(self, turns: Tensor) -> Tensor:
-        """Interpolate each block's mean turn to canvas pixels; where no light fell, nothing is turned."""
-        lit = turns.abs() > _DARK
-        unit = torch.where(lit, turns / turns.abs().clamp_min(_DARK), 1)
-        planes = torch.view_as_real(unit).permute(2, 0, 1)[None]
-        fine = torch.nn.functional.interpolate(
-            planes, scale_factor=float(self.block), mode="bilinear", align_corners=False
-        )[0]
-        height, width = self.canvas_shape
-        start = self.margin
-        image = torch.complex(fine[0], fine[1])[start : start + height, start : start + width]
-        return torch.where(image.abs() > _DARK, image / image.abs().clamp_min(_DARK), 1)
-
 
 def _added(canvas: Tensor, index: Tensor, values: Tensor) -> Tensor:
     return canvas.index_add(0, index.flatten(), values.flatten().to(canvas.dtype))
@@ -158,12 +161,5 @@ def _summed(image: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
     return rows @ image @ columns.mT
 
 
-def _turned(images: Tensor, turn: Tensor) -> Tensor:
-    return images * turn[:, None, None]
-
-
-def _phase_towards(mean: Tensor, sums: Tensor, index: Tensor) -> Tensor:
-    """Unit numbers (B,) that turn each patch to the mean of all; 1 where they share no light."""
-    agreement = (sums.conj() * mean[index]).sum(dim=(1, 2))
-    size = agreement.abs()
-    return torch.where(size > 0, agreement / size.clamp_min(torch.finfo(size.dtype).tiny), 1)
+def _rotated(images: Tensor, rotation: Tensor) -> Tensor:
+    return images * rotation[:, None, None]

@@ -1,11 +1,11 @@
-"""How well an object explains the patterns it was made from: the R factor, which needs no true object.
+"""How well an object explains the patterns it was reconstructed from: the R factor, without a true object.
 
     R = sum |a - s A| / sum a
 
 over the good pixels of a sample of patterns, with the measured amplitude a, the amplitude A that object and
 probe predict, and the one scale s that fits best: the residual factor of crystallography. Maiden and
 Rodenburg (Ultramicroscopy 109, 1256 (2009)) use its squared form, the Fourier error. Counting noise alone
-gives R too, the more the weaker the patterns; where the file holds counts, that part is told.
+gives R too, the more the weaker the patterns; where the file holds counts, that part is reported.
 
 Shapes: M patterns of N x N, P probe modes, object (H, W).
 """
@@ -29,7 +29,7 @@ POOR = 0.3
 
 
 @dataclass(frozen=True)
-class Consistency:
+class RFactor:
     """R factor of an object, and what to hold it against."""
 
     r_factor: float
@@ -60,9 +60,9 @@ class Consistency:
 
 
 @torch.no_grad()
-def consistency(
+def r_factor(
     scan: ScanData, obj: NDArray[np.complex64], probe: ArrayLike | Tensor | None = None
-) -> Consistency | None:
+) -> RFactor | None:
     """Compare an object (H, W) with a sample of a scan's patterns; None where nothing can be compared.
 
     Patterns whose patch leaves the canvas take no part. `probe` (P, N, N) is the scan's unless given.
@@ -70,40 +70,28 @@ def consistency(
     modes = scan.probe if probe is None else probe
     if modes is None:
         return None
-    rows = _inside(scan, obj.shape)
-    if not len(rows):
-        return None
-    good = torch.from_numpy(scan.good_pixels)
-    measured = torch.from_numpy(scan.amplitude(rows))[:, good].double()
-    light = torch.as_tensor(modes).detach().cpu()
-    object_, flat = (
-        _fitted(_predicted(image, light, scan.positions_px[rows])[:, good].double(), measured)
-        for image in (torch.from_numpy(obj), torch.ones(obj.shape, dtype=torch.complex64))
-    )
-    if not (float(measured.sum()) and float(object_.sum()) and float(flat.sum())):
-        return None
-    noise = _noise(object_) if scan.holds_counts else None
-    return Consistency(_misfit(object_, measured), _misfit(flat, measured), noise, len(rows))
-
-
-def _fitted(predicted: Tensor, measured: Tensor) -> Tensor:
-    """Predicted amplitudes times the one scale that fits best."""
-    energy = predicted.square().sum()
-    return predicted * (predicted * measured).sum() / energy.clamp_min(torch.finfo(energy.dtype).tiny)
-
-
-def _misfit(predicted: Tensor, measured: Tensor) -> float:
-    return float((measured - predicted).abs().sum() / measured.sum())
-
-
-def _inside(scan: ScanData, canvas: tuple[int, ...]) -> NDArray[np.intp]:
     n = scan.n_pixels
     origin = np.round(scan.positions_px - (n - 1) / 2)
-    fits = ((origin >= 0) & (origin + n <= np.asarray(canvas))).all(axis=1)
-    rows = np.flatnonzero(fits)
-    chosen = np.linspace(0, max(len(rows) - 1, 0), num=min(SAMPLE, len(rows)))
-    sample: NDArray[np.intp] = rows[np.unique(chosen.astype(int))]
-    return sample
+    inside = np.flatnonzero(((origin >= 0) & (origin + n <= np.asarray(obj.shape))).all(axis=1))
+    if not len(inside):
+        return None
+    rows = inside[np.unique(np.linspace(0, len(inside) - 1, num=min(SAMPLE, len(inside))).astype(int))]
+    good = torch.from_numpy(scan.good_pixels)
+    measured = torch.from_numpy(scan.amplitude(rows))[:, good].double()
+    fitted = []
+    for image in (torch.from_numpy(obj), torch.ones(obj.shape, dtype=torch.complex64)):
+        predicted = _predicted(image, torch.as_tensor(modes).detach().cpu(), scan.positions_px[rows])
+        amplitude = predicted[:, good].double()
+        energy = amplitude.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+        fitted.append(amplitude * (amplitude * measured).sum() / energy)
+    if not all(float(amplitude.sum()) for amplitude in (measured, *fitted)):
+        return None
+    own, flat = (float((measured - amplitude).abs().sum() / measured.sum()) for amplitude in fitted)
+    noise = None
+    if scan.holds_counts:  # one sample of Poisson noise around the object's own patterns
+        noisy = torch.poisson(fitted[0].square(), generator=torch.Generator().manual_seed(0)).sqrt()
+        noise = float((noisy - fitted[0]).abs().sum() / noisy.sum().clamp_min(1e-30))
+    return RFactor(own, flat, noise, len(rows))
 
 
 def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) -> Tensor:
@@ -116,10 +104,3 @@ def _predicted(obj: Tensor, probe: Tensor, positions_px: NDArray[np.float64]) ->
     patches = obj[rows[:, :, None], columns[:, None, :]].to(probe.dtype)
     shifted = physics.shift_subpixel(probe, rest.float().unsqueeze(1))
     return physics.forward_intensity(patches.unsqueeze(1), shifted.unsqueeze(1))[:, 0].sqrt()
-
-
-def _noise(amplitude: Tensor) -> float:
-    """R that Poisson noise alone gives patterns of this amplitude (in root counts), drawn once."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.poisson(amplitude.square(), generator=generator).sqrt()
-    return float((drawn - amplitude).abs().sum() / drawn.sum().clamp_min(1e-30))

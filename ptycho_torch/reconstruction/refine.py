@@ -5,8 +5,8 @@ detector, H x W object canvas, n = N or N + 1 canvas pixels that a patch touches
 
 Each minibatch makes one step of the regularized ptychographic engine with momentum (rPIE, mPIE: Maiden,
 Johnson and Li, Optica 4, 736 (2017)). Its direction is the exact gradient of the amplitude loss
-sum (|Psi| - A)^2, written by hand - one transform forth and one back per mode - and divided by the light
-that each object pixel got:
+sum (|Psi| - A)^2, written by hand - one transform forth and one back per mode - and divided by the
+illumination that each object pixel got:
 
     Psi = F(P O),  dpsi = F*((A / |Psi| - 1) Psi),  dO = sum P* dpsi / ((1 - a) sum |P|^2 + a max sum |P|^2)
 
@@ -44,15 +44,15 @@ CACHE_BYTES = 64 * 2**20
 REGION_PATTERNS = 1200
 REGION_SIDE_PX = 320
 """A scan with more patterns, or farther spread, is split into regions that are visited in turn."""
-JUDGED_PATTERNS = 256
+COMPARED_PATTERNS = 256
 """Patterns on which the power of the probe is measured and the two placements are compared."""
 SMALL_PATTERN = 128
 """Up to this side of a pattern one thread of the processor is used."""
 TRIAL_PATTERNS = 400
 TRIAL_EPOCHS = 3
-LIT_BY_A_STEP = 0.28
-"""Part of a region that one minibatch lights. More and the patterns of a step say the same twice; less and
-momentum carries pixels on that no pattern of the next steps corrects."""
+PART_PER_STEP = 0.28
+"""Part of a region that one minibatch illuminates. With more, the patterns of a step repeat each other; with
+less, momentum carries pixels on that no pattern of the next steps corrects."""
 CLEARLY = 0.05
 """The trial of a placement ends early when one has a loss lower by this part."""
 
@@ -62,13 +62,13 @@ class RefineOptions:
     """How to step. The defaults hold for known and unknown probes, noisy and clean data."""
 
     batch_size: int | None = None
-    """Patterns per step; none takes so many that they light about a quarter of the region, 8 to 32."""
+    """Patterns per step; none takes so many that they illuminate about a quarter of the region, 8 to 32."""
     step_size: float = 0.3
     """Part of the regularized step that is taken; 0 < step_size <= 1."""
     momentum: float = 0.9
     """Part of the last step that is repeated; 0 turns momentum off."""
     damping: float = 0.2
-    """Regularization a of weakly lit pixels, 0 to 1; more is slower and less noisy."""
+    """Regularization a of weakly illuminated pixels, 0 to 1; more is slower and less noisy."""
     settle: float = 0.4
     """Last part of the run in which steps shrink to nothing, which averages the noise of minibatches."""
     refine_probe: bool = False
@@ -77,7 +77,7 @@ class RefineOptions:
     """Epochs before the probe starts to move."""
 
 
-_CALM = RefineOptions(step_size=0.5, momentum=0.7, damping=0.1, settle=0.0)
+_TRIAL = RefineOptions(step_size=0.5, momentum=0.7, damping=0.1, settle=0.0)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class RefineResult:
     probe: NDArray[np.complex64]
     """(P, N, N), refined or as given."""
     coverage: NDArray[np.float32]
-    """(H, W): how well the probe lights each pixel; 1 is one pattern at the probe's brightest pixel."""
+    """(H, W): how well the probe illuminates each pixel; 1 is one pattern at the probe's brightest pixel."""
     losses: list[float]
     """Per epoch: sum (|Psi| - A)^2 / sum A^2 over the good pixels, each minibatch before its step."""
     seconds: float
@@ -123,13 +123,13 @@ def refine_object(
     Raises DataError when sizes do not match or the scan has no probe, UserError when the steps diverge.
     """
     began = time.perf_counter()
-    chosen = options or RefineOptions()
-    _check(scan, start, steps, chosen)
-    light, notices = _probe_in_data_units(scan, probe)
+    options = options or RefineOptions()
+    _check(scan, start, steps, options)
+    modes, notices = _probe_in_data_units(scan, probe)
     data = _Amplitudes(scan, torch.device(device))
-    with _calm_threads(scan.n_pixels, data.device):
-        kind = choose_placement(scan, start, light, seed=seed) if placement == "auto" else placement
-        engine = _Engine(scan, data, start, light, kind, chosen, seed)
+    with _few_threads(scan.n_pixels, data.device):
+        kind = choose_placement(scan, start, modes, seed=seed) if placement == "auto" else placement
+        engine = _Engine(scan, data, start, modes, kind, options, seed)
         for done in range(1, steps + 1):
             engine.epoch(steps)
             if progress:
@@ -146,7 +146,7 @@ def refine_object(
 
 
 @contextmanager
-def _calm_threads(n: int, device: torch.device) -> Iterator[None]:
+def _few_threads(n: int, device: torch.device) -> Iterator[None]:
     """Work on one thread where a minibatch is small, and restore the number of threads afterwards.
 
     The operations take microseconds. Sharing them between threads gains little on a free machine, and on a
@@ -166,7 +166,7 @@ def choose_placement(
 ) -> Placement:
     """Return the placement that explains the patterns in the middle of a scan better after a short trial.
 
-    The trial keeps the probe fixed and takes calm steps: while the momentum of a real run builds up, or a
+    The trial keeps the probe fixed and takes small steps: while the momentum of a real run builds up, or a
     probe that adapts, either placement may be ahead. The probe's, which is the physical one, stays
     unless the object's is clearly better. The trial runs on the CPU.
     """
@@ -174,13 +174,13 @@ def choose_placement(
     middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
     data = _Amplitudes(middle, torch.device("cpu"))
     by_object, by_probe = (
-        _Engine(middle, data, start, probe.clone(), kind, _CALM, seed) for kind in get_args(Placement)
+        _Engine(middle, data, start, probe.clone(), kind, _TRIAL, seed) for kind in get_args(Placement)
     )
     ratio = 1.0
     for _ in range(TRIAL_EPOCHS):
         by_object.epoch(TRIAL_EPOCHS)
         by_probe.epoch(TRIAL_EPOCHS)
-        ratio = by_object.judge() / by_probe.judge()
+        ratio = by_object.error() / by_probe.error()
         if abs(ratio - 1) > CLEARLY:
             break
     return "object" if ratio < 1 - CLEARLY else "probe"
@@ -207,16 +207,17 @@ class _Amplitudes:
         return shifted
 
 
-@dataclass
 class _Region:
     """Patterns close together, and the part of the canvas that they touch."""
 
-    rows: Tensor
-    top: int
-    bottom: int
-    left: int
-    right: int
-    batch_size: int
+    def __init__(
+        self, rows: Tensor, corners: Tensor, probe: Tensor, side: int, batch_size: int | None
+    ) -> None:
+        self.rows = rows
+        self.top, self.left = corners[rows].amin(dim=0).tolist()
+        self.bottom, self.right = (corners[rows].amax(dim=0) + side).tolist()
+        height, width = self.bottom - self.top, self.right - self.left
+        self.batch_size = batch_size or default_batch_size(probe, height, width)
 
     def of(self, canvas: Tensor) -> Tensor:
         return canvas[self.top : self.bottom, self.left : self.right]
@@ -254,11 +255,10 @@ class _Engine:
         if not isinstance(start, str):
             self._inside()[:] = torch.as_tensor(start).to(self.frame)
         self.velocity = torch.zeros_like(self.frame)
-        self.regions = [self._region(rows) for rows in split_scan(self.corners)]
-
-    @property
-    def epochs_done(self) -> int:
-        return len(self.losses)
+        self.regions = [
+            _Region(rows, self.corners, self.probe, self.side, options.batch_size)
+            for rows in split_scan(self.corners)
+        ]
 
     def object(self) -> NDArray[np.complex64]:
         return self._inside().cpu().numpy().copy()
@@ -268,19 +268,28 @@ class _Engine:
         return probe_coverage(positions, self.probe.cpu(), scan.canvas_shape).numpy()
 
     def epoch(self, of: int) -> None:
-        """Use every pattern once, the regions and the patterns in them in random order."""
-        settled = _settling(self.epochs_done, of, self.options.settle)
+        """Use every pattern once, in random order; halve the steps that follow when the error rises."""
+        size = self.options.step_size * self.step_scale * settling(len(self.losses), of, self.options.settle)
         error = torch.zeros((), device=self.frame.device)
         power = torch.zeros_like(error)
-        for rows, region in self._batches():
-            missed, measured = self._step(rows, region, self.options.step_size * self.step_scale * settled)
+        for rows, region in self.batches():
+            missed, measured = self.step(rows, region, size)
             error, power = error + missed, power + measured
         self.losses.append(float(error / power))
-        self._guard()
+        last = self.losses[-1]
+        if not math.isfinite(last):
+            raise UserError(
+                f"refinement diverged in epoch {len(self.losses)}: the loss is {last}",
+                fix="use a smaller step size or momentum, and check the probe's scale and the positions",
+            )
+        if len(self.losses) > 1 and last > 1.05 * self.losses[-2]:
+            self.step_scale *= 0.5
+            self.velocity.zero_()
+            self.probe_velocity.zero_()
 
-    def judge(self) -> float:
+    def error(self) -> float:
         """Return the error on some patterns, without a step."""
-        rows = torch.linspace(0, len(self.corners) - 1, min(JUDGED_PATTERNS, len(self.corners))).long()
+        rows = torch.linspace(0, len(self.corners) - 1, min(COMPARED_PATTERNS, len(self.corners))).long()
         error = power = 0.0
         for part in torch.split(rows, 32):
             patches, probes = self._place(part)
@@ -288,25 +297,33 @@ class _Engine:
             error, power = error + float(missed), power + float(measured)
         return error / power
 
-    def _batches(self) -> Iterator[tuple[Tensor, _Region]]:
+    def batches(self) -> Iterator[tuple[Tensor, _Region]]:
+        """Yield minibatches of pattern numbers, the regions and the patterns in them in random order."""
         for index in torch.randperm(len(self.regions), generator=self.generator).tolist():
             region = self.regions[index]
             order = torch.randperm(len(region.rows), generator=self.generator)
             for part in torch.split(order, region.batch_size):
                 yield region.rows[part], region
 
-    def _step(self, rows: Tensor, region: _Region, size: float) -> tuple[Tensor, Tensor]:
+    def step(self, rows: Tensor, region: _Region, size: float) -> tuple[Tensor, Tensor]:
+        """Change the object, and the probe, by one minibatch -> its error before and its measured power."""
         patches, probes = self._place(rows)
         update, missed, measured = wave_update(patches, probes, self.data[rows], self.data.good)
         toward = over_modes(update * probes.conj())
         if self.placement == "object":
             toward = lerp_adjoint(toward, self.fraction[rows.to(self.frame.device)])
-        if self.options.refine_probe and self.epochs_done >= self.options.probe_delay:
+        if self.options.refine_probe and len(self.losses) >= self.options.probe_delay:
             self._step_probe(rows, patches, update, size)
-        total, light = self._gather_up(rows, toward, region)
+        total = torch.zeros_like(region.of(self.frame))
+        seen = torch.zeros(total.shape, device=total.device)
+        corners = (self.corners[rows] - torch.tensor([region.top, region.left])).tolist()
+        _add(total, corners, toward)
+        # The illumination only scales the step: the unshifted probe at the nearest pixel is exact enough.
+        illumination = self.probe.abs().square().sum(dim=0)
+        _add(seen, corners, illumination.expand(len(corners), *illumination.shape))
         damping = self.options.damping
         velocity = region.of(self.velocity)
-        velocity.mul_(self.options.momentum).add_(total / ((1 - damping) * light + damping * light.max()))
+        velocity.mul_(self.options.momentum).add_(total / ((1 - damping) * seen + damping * seen.max()))
         region.of(self.frame).add_(velocity, alpha=size)
         return missed, measured
 
@@ -324,7 +341,7 @@ class _Engine:
         self.probe.add_(self.probe_velocity, alpha=size)
 
     def _place(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return object patches (b, N, N) and the probes (b or 1, P, N, N) that light them."""
+        """Return object patches (b, N, N) and the probes (b or 1, P, N, N) on them."""
         block = cut(self.frame, self.corners[rows], self.side)
         if self.placement == "object":
             return lerp(block, self.fraction[rows.to(block.device)]), self.probe[None]
@@ -335,49 +352,17 @@ class _Engine:
         fraction = self.fraction[rows.to(self.frame.device)]
         return fourier_ramp(fraction, self.probe.shape[-2:], torch.float32)
 
-    def _gather_up(self, rows: Tensor, toward: Tensor, region: _Region) -> tuple[Tensor, Tensor]:
-        """Return the sum of the patches' updates, and of the light on each pixel, over the region."""
-        total = torch.zeros_like(region.of(self.frame))
-        light = torch.zeros(total.shape, device=total.device)
-        corners = (self.corners[rows] - torch.tensor([region.top, region.left])).tolist()
-        # The light only scales the step: the unshifted probe at the nearest pixel is exact enough.
-        one = self.probe.abs().square().sum(dim=0)
-        _add(total, corners, toward)
-        _add(light, corners, one.expand(len(corners), *one.shape))
-        return total, light
-
-    def _region(self, rows: Tensor) -> _Region:
-        (top, left), (bottom, right) = (
-            self.corners[rows].amin(dim=0).tolist(),
-            (self.corners[rows].amax(dim=0) + self.side).tolist(),
-        )
-        size = self.options.batch_size or default_batch_size(self.probe, bottom - top, right - left)
-        return _Region(rows, top, bottom, left, right, size)
-
     def _inside(self) -> Tensor:
         (y, x), (height, width) = self.offset, self.canvas_shape
         return self.frame[y : y + height, x : x + width]
 
-    def _guard(self) -> None:
-        """Halve the steps when the error rises; give up when it is not a number."""
-        last = self.losses[-1]
-        if not math.isfinite(last):
-            raise UserError(
-                f"refinement diverged in epoch {self.epochs_done}: the loss is {last}",
-                fix="use a smaller step size or momentum, and check the probe's scale and the positions",
-            )
-        if len(self.losses) > 1 and last > 1.05 * self.losses[-2]:
-            self.step_scale *= 0.5
-            self.velocity.zero_()
-            self.probe_velocity.zero_()
-
 
 def default_batch_size(probe: Tensor, height_px: int, width_px: int) -> int:
-    """Return how many patterns (8 to 32) of a probe (P, N, N) light `LIT_BY_A_STEP` of a region."""
-    light = probe.abs().square().sum(dim=0)
-    spot_px = float(light.sum() / light.max())
-    dark = probe.shape[-1] - math.sqrt(spot_px)  # the outer patches reach farther than their light
-    count = LIT_BY_A_STEP * max(height_px - dark, 1) * max(width_px - dark, 1) / spot_px
+    """Return how many patterns (8 to 32) of a probe (P, N, N) illuminate `PART_PER_STEP` of a region."""
+    illumination = probe.abs().square().sum(dim=0)
+    spot_px = float(illumination.sum() / illumination.max())
+    dark = probe.shape[-1] - math.sqrt(spot_px)  # the outer patches reach farther than their illumination
+    count = PART_PER_STEP * max(height_px - dark, 1) * max(width_px - dark, 1) / spot_px
     return max(round(count), 8) if count < 32 else 32  # not a number, too, is 32
 
 
@@ -464,7 +449,7 @@ def _add(canvas: Tensor, corners: list[list[int]], patches: Tensor) -> None:
         target[y : y + side, x : x + side] += patch
 
 
-def _settling(epoch: int, of: int, part: float) -> float:
+def settling(epoch: int, of: int, part: float) -> float:
     """Return 1 at first, then a cosine towards 0 over the last `part` of the epochs."""
     start = (1 - part) * of
     return (
@@ -481,17 +466,17 @@ def _probe_in_data_units(
         raise DataError(
             "refinement needs a probe and this scan has none", fix="give a probeGuess in the file"
         )
-    light = torch.as_tensor(given).to(torch.complex64).clone()
-    light = light[None] if light.ndim == 2 else light
+    modes = torch.as_tensor(given).to(torch.complex64).clone()
+    modes = modes[None] if modes.ndim == 2 else modes
     n = scan.n_pixels
-    if light.shape[1:] != (n, n) or not torch.isfinite(torch.view_as_real(light)).all() or not light.any():
-        raise DataError(f"the probe {tuple(light.shape)} is empty, not finite, or not (P, {n}, {n})")
-    rows = np.linspace(0, len(scan) - 1, min(len(scan), JUDGED_PATTERNS)).astype(np.int64)
+    if modes.shape[1:] != (n, n) or not torch.isfinite(torch.view_as_real(modes)).all() or not modes.any():
+        raise DataError(f"the probe {tuple(modes.shape)} is empty, not finite, or not (P, {n}, {n})")
+    rows = np.linspace(0, len(scan) - 1, min(len(scan), COMPARED_PATTERNS)).astype(np.int64)
     measured = float(np.square(scan.amplitude(rows).astype(np.float64)).sum() / len(rows))
-    scale = math.sqrt(measured / float(light.abs().square().sum()))
+    scale = math.sqrt(measured / float(modes.abs().square().sum()))
     if 0.5 <= scale <= 2:
-        return light, ()
-    return light * scale, (f"the probe was multiplied by {scale:.4g} to have the power of the patterns",)
+        return modes, ()
+    return modes * scale, (f"the probe was multiplied by {scale:.4g} to have the power of the patterns",)
 
 
 def _check(

@@ -50,7 +50,7 @@ class StitchResult:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """Sentences for the run's record; empty when every patch found its place."""
+        """Sentences for the run's record; empty when every patch lies inside the canvas."""
         if not self.n_cropped:
             return ()
         height, width = self.object.shape
@@ -98,9 +98,8 @@ class Stitcher:
         self.pad_eval = pad_eval
         self.crop = out_of_canvas == "crop" or pad_eval
         self.device = torch.device(device)
-        self.weight_neighbors = _weight_neighbors(
-            _normalized_weights(weights, n), _taper(self.kept, window)
-        ).to(self.device)
+        weights = torch.ones(n, n) if weights is None else weights.detach().float()
+        self.weight_neighbors = _weight_neighbors(weights, n, self.kept, window).to(self.device)
         self.canvas = torch.zeros((3, *canvas_shape), device=self.device)
         self.n_patches = self.n_cropped = self.n_outside = 0
 
@@ -131,10 +130,10 @@ class Stitcher:
         )
 
     @torch.no_grad()
-    def turn_phase(self, factor: Tensor) -> None:
+    def rotate_phase(self, factor: Tensor) -> None:
         """Multiply what was stitched so far by a unit complex factor, (H, W) or a scalar."""
-        turned = torch.complex(self.canvas[0], self.canvas[1]) * factor.to(self.device)
-        self.canvas[0], self.canvas[1] = turned.real, turned.imag
+        rotated = torch.complex(self.canvas[0], self.canvas[1]) * factor.to(self.device)
+        self.canvas[0], self.canvas[1] = rotated.real, rotated.imag
 
     def _add_chunk(self, patches: Tensor, positions_px: Tensor) -> None:
         trim = (self.n - self.kept) // 2
@@ -148,43 +147,57 @@ class Stitcher:
         if not finite.all():
             bad = self.n_patches + int(torch.nonzero(~finite)[0, 0])
             raise DataError(f"patch {bad} holds values that are not finite", expected="finite complex values")
-        for corner, patch in zip(corners, weighted, strict=True):
-            self._place(corner[0], corner[1], patch)
+        height, width = self.canvas_shape
+        for (y, x), patch in zip(corners, weighted, strict=True):
+            top, left = max(-y, 0), max(-x, 0)
+            bottom, right = min(self.kept, height - y), min(self.kept, width - x)
+            self.n_cropped += bool(top or left or bottom < self.kept or right < self.kept)
+            if top >= bottom or left >= right:
+                self.n_outside += 1
+                continue
+            self.canvas[:, y + top : y + bottom, x + left : x + right] += patch[:, top:bottom, left:right]
         self.n_patches += len(corners)
 
     def _interpolate(self, patches: Tensor, shift_px: Tensor, trim: int) -> Tensor:
         """Return weighted real part, weighted imaginary part, weight on the canvas's grid -> (B, 3, n, n)."""
-        if not shift_px.any():
-            return self._on_the_grid(patches, trim)
         count, kept = len(patches), self.kept
-        weight = self._weights_at(shift_px)
-        if kept == self.n and not self.pad_eval:
-            inside = [_has_all_taps(shift_px[:, axis], self.n) for axis in (0, 1)]
-            weight = weight * (inside[0][:, :, None] & inside[1][:, None, :])
-        source = _with_margin(patches.to(torch.complex64), trim, kept)
-        rows, columns = (_sinc_matrix(shift_px[:, axis], kept) for axis in (0, 1))
-        shifted = rows.bmm(torch.view_as_real(source).flatten(2)).view(count, kept, -1, 2)
-        shifted = shifted.permute(0, 3, 1, 2).reshape(count, 2 * kept, -1).bmm(columns.mT)
+        patches = patches.to(torch.complex64)
+        if shift_px.any():
+            weight = self._weights_at(shift_px)
+            # The kept part with the samples its interpolation needs, (B, n + TAPS, n + TAPS). Where the patch
+            # ends earlier its edge value is continued; those samples only count with `pad_eval`.
+            start, stop = trim - TAPS // 2, trim + kept + TAPS // 2
+            if start >= 0 and stop <= self.n:
+                source = patches[:, start:stop, start:stop].contiguous()
+            else:
+                index = torch.arange(start, stop, device=patches.device).clamp(0, self.n - 1)
+                source = patches.index_select(1, index).index_select(2, index)
+            rows, columns = (_sinc_matrix(shift_px[:, axis], kept) for axis in (0, 1))
+            shifted = rows.bmm(torch.view_as_real(source).flatten(2)).view(count, kept, -1, 2)
+            shifted = shifted.permute(0, 3, 1, 2).reshape(count, 2 * kept, -1).bmm(columns.mT)
+            parts = shifted.view(count, 2, kept, kept)
+        else:  # on whole pixels, as a network predicts them: nothing to interpolate
+            weight = self.weight_neighbors[_CENTER].view(1, kept, kept)
+            part = slice(trim, trim + kept)
+            parts = torch.view_as_real(patches)[:, part, part].permute(0, 3, 1, 2)
         weighted = torch.empty(count, 3, kept, kept, device=self.device)
-        torch.mul(shifted.view(count, 2, kept, kept), weight[:, None], out=weighted[:, :2])
-        weighted[:, 2] = weight
-        return weighted
-
-    def _on_the_grid(self, patches: Tensor, trim: int) -> Tensor:
-        """The same for patches on whole pixels, as a network predicts them: nothing to interpolate."""
-        kept = self.kept
-        pairs = torch.view_as_real(patches.to(torch.complex64))[:, trim : trim + kept, trim : trim + kept]
-        weight = self.weight_neighbors[_CENTER].view(kept, kept)
-        weighted = torch.empty(len(patches), 3, kept, kept, device=self.device)
-        torch.mul(pairs.permute(0, 3, 1, 2), weight, out=weighted[:, :2])
+        torch.mul(parts, weight[:, None], out=weighted[:, :2])
         weighted[:, 2] = weight
         return weighted
 
     def _weights_at(self, shift_px: Tensor) -> Tensor:
-        """Return the weights, linearly interpolated, so that they stay non-negative -> (B, n, n)."""
+        """Return the weights, linearly interpolated, so that they stay non-negative -> (B, n, n).
+
+        0 for canvas pixels whose interpolation needs a sample beyond the patch, unless `pad_eval` keeps them.
+        """
         toward = torch.stack((shift_px.clamp(min=0), 1 - shift_px.abs(), (-shift_px).clamp(min=0)), dim=2)
         mix = (toward[:, 0, :, None] * toward[:, 1, None, :]).flatten(1).float()
-        return mix.matmul(self.weight_neighbors).view(-1, self.kept, self.kept)
+        weight = mix.matmul(self.weight_neighbors).view(-1, self.kept, self.kept)
+        if self.kept < self.n or self.pad_eval:
+            return weight
+        first = torch.arange(self.n, device=shift_px.device) + torch.floor(-shift_px)[..., None]  # (B, 2, n)
+        inside = (first >= TAPS // 2 - 1) & (first + TAPS // 2 <= self.n - 1) | (shift_px == 0)[..., None]
+        return weight * (inside[:, 0, :, None] & inside[:, 1, None, :])
 
     def _check_inside(self, corners: list[list[int]]) -> None:
         height, width = self.canvas_shape
@@ -200,30 +213,18 @@ class Stitcher:
                     'out_of_canvas = "crop"',
                 )
 
-    def _place(self, y: int, x: int, patch: Tensor) -> None:
-        height, width = self.canvas_shape
-        top, left = max(-y, 0), max(-x, 0)
-        bottom, right = min(self.kept, height - y), min(self.kept, width - x)
-        if top or left or bottom < self.kept or right < self.kept:
-            self.n_cropped += 1
-            if top >= bottom or left >= right:
-                self.n_outside += 1
-                return
-            patch = patch[:, top:bottom, left:right]
-        self.canvas[:, y + top : y + bottom, x + left : x + right] += patch
-
 
 def probe_weights(probe: Tensor) -> Tensor:
     """Return the intensity of a probe, complex (P, N, N) or (N, N), as weights float32 (N, N).
 
-    Pixels that the probe lights more are known better: with Poisson noise the information on an
+    Pixels that the probe illuminates more are known better: with Poisson noise the information on an
     object pixel is proportional to the intensity that reaches it.
     """
     return probe.abs().square().reshape(-1, *probe.shape[-2:]).sum(dim=0).float()
 
 
 def probe_coverage(positions_px: Tensor, probe: Tensor, canvas_shape: tuple[int, int]) -> Tensor:
-    """Return how well a scan lights each canvas pixel, float32 (H, W), as stitching with its probe would.
+    """Return how well a scan illuminates the canvas, float32 (H, W), as stitching with its probe would.
 
     positions_px: (M, 2) [y, x]; probe: complex (P, N, N). 1 is one pattern at the probe's brightest pixel.
     """
@@ -235,9 +236,11 @@ def probe_coverage(positions_px: Tensor, probe: Tensor, canvas_shape: tuple[int,
     return stitcher.result().coverage
 
 
-def _normalized_weights(weights: Tensor | None, n: int) -> Tensor:
-    if weights is None:
-        return torch.ones(n, n)
+def _weight_neighbors(weights: Tensor, n: int, kept: int, window: str) -> Tensor:
+    """Return the kept weights displaced by -1, 0, 1 pixel along each axis, tapered -> (9, kept * kept).
+
+    The largest weight (n, n) becomes 1.
+    """
     if weights.shape != (n, n):
         raise DataError(f"patch weights have shape {tuple(weights.shape)}", expected=f"({n}, {n})")
     peak = float(weights.max())
@@ -246,65 +249,30 @@ def _normalized_weights(weights: Tensor | None, n: int) -> Tensor:
             "patch weights must be finite, not negative, and not all zero",
             where=f"smallest {float(weights.min()):g}, largest {peak:g}",
         )
-    return weights.detach().float() / peak
-
-
-def _taper(n: int, window: str) -> Tensor:
-    """Return the window over the kept pixels, (n, n); hann at pixel centers, so never quite zero."""
-    if window == "none":
-        return torch.ones(n, n)
-    if window != "hann":
+    if window not in ("none", "hann"):
         raise DataError(f'unknown stitching window "{window}"', expected='"none" or "hann"')
-    side = torch.sin(torch.pi * (torch.arange(n) + 0.5) / n).square()
-    return side[:, None] * side[None, :]
-
-
-def _weight_neighbors(weights: Tensor, taper: Tensor) -> Tensor:
-    """Return the kept weights displaced by -1, 0, 1 pixel along each axis, tapered -> (9, n * n)."""
-    kept = len(taper)
-    trim = (len(weights) - kept) // 2
-    padded = F.pad(weights[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
+    taper = torch.ones(kept, kept)
+    if window == "hann":  # at pixel centers, so never quite zero
+        side = torch.sin(torch.pi * (torch.arange(kept) + 0.5) / kept).square()
+        taper = side[:, None] * side[None, :]
+    trim = (n - kept) // 2
+    padded = F.pad((weights / peak)[None, None], (1, 1, 1, 1), mode="replicate")[0, 0]
     steps = [slice(trim + step, trim + step + kept) for step in range(3)]
     return torch.stack([(padded[y, x] * taper).flatten() for y in steps for x in steps])
 
 
-def _with_margin(patches: Tensor, trim: int, kept: int) -> Tensor:
-    """Cut out the kept part with the samples its interpolation needs -> (B, n + TAPS, n + TAPS).
+def _sinc_matrix(shift_px: Tensor, kept: int) -> Tensor:
+    """Return the interpolation along one axis as banded matrices -> (B, n, n + TAPS).
 
-    Where the patch ends earlier its edge value is continued; those samples are only used when asked for.
-    """
-    start, stop = trim - TAPS // 2, trim + kept + TAPS // 2
-    n = patches.shape[-1]
-    index = torch.arange(start, stop, device=patches.device).clamp(0, n - 1)
-    if start >= 0 and stop <= n:
-        return patches[:, start:stop, start:stop].contiguous()
-    return patches.index_select(1, index).index_select(2, index)
-
-
-def _sinc_kernel(shift_px: Tensor) -> Tensor:
-    """Return the weights of the samples -TAPS/2 .. TAPS/2 around a canvas pixel -> (B, TAPS + 1).
-
-    `shift_px` is how far the patch's grid lies beyond the canvas's, -1/2 to 1/2 pixel.
+    `shift_px` (B,) is how far the patch's grid lies beyond the canvas's, -1/2 to 1/2 pixel. Each row of a
+    matrix holds the weights of the samples -TAPS/2 .. TAPS/2 around a canvas pixel.
     """
     distance = torch.arange(-TAPS // 2, TAPS // 2 + 1, device=shift_px.device) + shift_px[:, None]
     within = (1 - (2 * distance / TAPS) ** 2).clamp(min=0)
     kernel = torch.sinc(distance) * torch.special.i0(KAISER_BETA * within.sqrt()) * (within > 0)
-    normalized: Tensor = kernel / kernel.sum(dim=1, keepdim=True)  # a constant comes back exactly
-    return normalized.float()
-
-
-def _sinc_matrix(shift_px: Tensor, kept: int) -> Tensor:
-    """Return the interpolation along one axis as banded matrices -> (B, n, n + TAPS)."""
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).float()  # a constant comes back exactly
     width = kept + TAPS
     matrix = torch.zeros(len(shift_px), kept, width, device=shift_px.device)
     bands = matrix.as_strided((len(shift_px), kept, TAPS + 1), (kept * width, width + 1, 1))
-    bands.copy_(_sinc_kernel(shift_px)[:, None, :].expand_as(bands))
+    bands.copy_(kernel[:, None, :].expand_as(bands))
     return matrix
-
-
-def _has_all_taps(shift_px: Tensor, n: int) -> Tensor:
-    """Return bool (B, N): canvas pixels whose interpolation needs no sample beyond the patch."""
-    pixels = torch.arange(n, device=shift_px.device)
-    base = pixels + torch.floor(-shift_px)[:, None]
-    inside = (base >= TAPS // 2 - 1) & (base + TAPS // 2 <= n - 1)
-    return inside | (shift_px == 0)[:, None]

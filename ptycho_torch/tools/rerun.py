@@ -18,7 +18,7 @@ from ptycho_exec.record import read_manifest, settings_from_manifest, write_mani
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import find_bundle
+from ptycho_torch.network.checkpoint import find_model
 from ptycho_torch.workflows import runs
 from ptycho_torch.workflows.artifacts import model_weights_sha256
 from ptycho_torch.workflows.runs import Run, Say
@@ -172,7 +172,7 @@ def _same_model(manifest: Mapping[str, Any], moved_to: Path | None) -> Path | No
     if place is None:
         return None
     try:
-        file = find_bundle(Path(place) if moved_to is None else moved_to)
+        file = find_model(Path(place) if moved_to is None else moved_to)
     except DataError:
         raise DataError(
             "the model of this run is not where it was",

@@ -17,7 +17,7 @@ from ptycho_exec.files import file_sha256, write_atomically
 from ptycho_torch.data.formats.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
-from ptycho_torch.network.checkpoint import read_bundle
+from ptycho_torch.network.checkpoint import read_model
 
 RECONSTRUCTION = "reconstruction.npz"
 
@@ -111,4 +111,4 @@ def model_weights_sha256(path: str | Path) -> str:
     Raises:
         DataError: the file is missing or no model.
     """
-    return content_sha256(read_bundle(path)["state_dict"])
+    return content_sha256(read_model(path)["state_dict"])

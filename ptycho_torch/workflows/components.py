@@ -53,7 +53,7 @@ from ptycho_torch.factory import (
 )
 from ptycho_torch.network.lightning_module import estimate_intensity_scale
 from ptycho_torch.reconstruction.phase_sync import PhaseAligner
-from ptycho_torch.reconstruction.r_factor import consistency
+from ptycho_torch.reconstruction.r_factor import r_factor
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.stitch import Stitcher, StitchResult, probe_weights
 from ptycho_torch.workflows.images import picture_callbacks
@@ -376,7 +376,7 @@ def run_inference_with_lightning(
 
 def _check_consistency(made: Mapping[str, Any], scan: ScanData, module: Any) -> dict[str, Any]:
     """Say how well the object explains the patterns, and collect what the user should be told."""
-    found = consistency(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
+    found = r_factor(scan, made["object"], made.get("probe", getattr(module, "probe", None)))
     poor = (f"{POOR_OBJECT}: {found.line()}",) if found is not None and found.poor else ()
     notices = (*made.get("stitch_notices", ()), *made.get("refine_notices", ()), *poor)
     return {"consistency": found, "notices": notices}
@@ -450,12 +450,12 @@ def _device(plan: Plan) -> str:
 
 
 def _trained(source: Any) -> tuple[Any, ScienceConfig]:
-    from ptycho_torch.model import load_bundle
+    from ptycho_torch.model import load_model
 
     if source is None:
         return None, ScienceConfig()
     if isinstance(source, (str, Path)):
-        return load_bundle(source)
+        return load_model(source)
     if isinstance(source, Mapping):
         return source["models"]["lightning_module"], source["science"]
     return source, getattr(source, "science", None) or ScienceConfig()
@@ -560,7 +560,7 @@ class StitchWriter(BasePredictionWriter):
         """Take out what phase is left, and add up the canvases of all processes."""
         del pl_module
         if self.aligner is not None:
-            self.stitcher.turn_phase(self.aligner.field())
+            self.stitcher.rotate_phase(self.aligner.field())
             if trainer.world_size > 1:
                 self._turn_to_first_process(trainer, self.aligner.total)
         if trainer.world_size > 1:
@@ -571,7 +571,7 @@ class StitchWriter(BasePredictionWriter):
         device = trainer.strategy.root_device
         first = trainer.strategy.broadcast(torch.view_as_real(own).to(device), src=0)
         agreement = torch.vdot(own, torch.view_as_complex(first.cpu()))
-        self.stitcher.turn_phase(torch.polar(torch.ones(()), agreement.angle()))
+        self.stitcher.rotate_phase(torch.polar(torch.ones(()), agreement.angle()))
 
 
 def _arrays(stitched: StitchResult) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.html_report import write_report
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import BUNDLE_NAME, save_bundle
+from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
@@ -182,7 +182,7 @@ def _write_training(
     }
     curves = {name: values for name, values in history.items() if name in ("train_loss", "val_loss")}
     return [
-        save_bundle(folder / BUNDLE_NAME, module, results["science"], about),
+        save_model(folder / MODEL_NAME, module, results["science"], about),
         plots.save_loss_curve(curves, folder / "loss.png"),
     ]
 
@@ -334,7 +334,9 @@ def _write_scores(folder: Path, result: Evaluation, truth_file: Path) -> list[Pa
     written = [
         write_json(folder / METRICS, result.to_json()),
         plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
-        plots.save_frc(result.rings, folder / "frc.png", pixel_size_m=result.pixel_size_m),
+        plots.save_frc(
+            {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
+        ),
     ]
     if (folder / "manifest.json").is_file():
         write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
@@ -356,7 +358,7 @@ def write_run_report(folder: Path) -> Path:
         folder,
         title=f"ptycho-torch {manifest['task']}: {folder.name}",
         subtitle=str(manifest["data"].get("test", manifest["data"].get("train"))["source"]),
-        pictures={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
+        images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
         metrics=manifest.get("metrics"),
         settings=[
             {"name": name, "value": row["value"], "origin": origins[name]["place"], "reason": row["reason"]}

@@ -87,9 +87,9 @@ def test_inference(scan_file: Path, tmp_path: Path) -> None:
 def _network_and_rows(run: Path, scan_file: Path) -> tuple[object, object]:
     from ptycho_torch.data.dataset import PtychoDataset
     from ptycho_torch.data.grouping import inference_groups
-    from ptycho_torch.model import load_bundle
+    from ptycho_torch.model import load_model
 
-    module, science = load_bundle(run)
+    module, science = load_model(run)
     scan = read_scan(scan_file, science.data)
     return module.eval(), PtychoDataset(scan, inference_groups(scan.positions_px, gridsize=2))
 

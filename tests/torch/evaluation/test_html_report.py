@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -44,15 +46,15 @@ class Outline(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    pictures = {
+    images = {
         "Amplitude <1>": save_amplitude(np.ones((20, 20)), tmp_path / "a.png"),
-        "Loss": save_loss_curve([2.0, 1.0], tmp_path / "l.png"),
+        "Loss": save_loss_curve({"loss": [2.0, 1.0]}, tmp_path / "l.png"),
     }
     path = write_report(
         tmp_path,
         title="Scan <7> & more",
         subtitle="run_1",
-        pictures=pictures,
+        images=images,
         metrics={
             "amplitude_ssim": 0.98765432,
             "frc_half_px": None,
@@ -84,7 +86,7 @@ def test_everything_is_on_the_page_and_escaped(page: str) -> None:
     assert "resolution at FRC 0.5 (px)" not in outline.text
 
 
-def test_pictures_are_embedded_unchanged(page: str, tmp_path: Path) -> None:
+def test_images_are_embedded_unchanged(page: str, tmp_path: Path) -> None:
     images = [attributes for tag, attributes in Outline(page).tags if tag == "img"]
     assert [image["alt"] for image in images] == ["Amplitude <1>", "Loss"]
     data = base64.b64decode((images[0]["src"] or "").removeprefix("data:image/png;base64,"))
@@ -109,3 +111,12 @@ def test_a_second_report_replaces_the_first_in_one_step(tmp_path: Path) -> None:
     write_report(tmp_path, title="First")
     assert "Second" in write_report(tmp_path, title="Second").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_jinja2_is_imported_when_a_report_is_written(tmp_path: Path) -> None:
+    code = (
+        "import sys; from ptycho_torch.evaluation.html_report import write_report; "
+        "assert 'jinja2' not in sys.modules; "
+        f"write_report({str(tmp_path)!r}, title='Run'); assert 'jinja2' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

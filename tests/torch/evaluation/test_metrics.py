@@ -1,4 +1,4 @@
-"""Metrics: what diffraction cannot tell is removed, what is left is scored as others score it."""
+"""Metrics: what diffraction does not determine is removed, what is left is scored as others score it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def disguised(
     ramp: tuple[float, float] = (0, 0),
     shift: tuple[float, float] = (0, 0),
 ) -> NDArray[np.complex128]:
-    """Return the truth with everything added that diffraction patterns cannot tell."""
+    """Return the truth with everything added that diffraction patterns does not determine."""
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     twist = np.exp(1j * (phase + ramp[0] * y + ramp[1] * x))
     return scale * shifted(truth, np.array(shift)) * twist
@@ -141,13 +141,13 @@ def test_json_holds_the_promised_names() -> None:
 
 def test_only_the_well_covered_rectangle_is_scored() -> None:
     truth = make_truth()
-    made = truth.copy()
+    image = truth.copy()
     outside = np.ones(SHAPE, bool)
     outside[12:104, 9:88] = False
-    made[outside] = np.nan
+    image[outside] = np.nan
     coverage = coverage_map()
     coverage[outside] = 0.01
-    result = evaluate(made, truth, coverage=coverage, trim_px=2)
+    result = evaluate(image, truth, coverage=coverage, trim_px=2)
     assert result.field == Field(14, 102, 11, 86)
     assert result.nrmse < 1e-12
     assert result.coverage == pytest.approx(92 * 79 / (120 * 96))
@@ -163,9 +163,11 @@ def test_a_phase_that_wraps_is_not_counted_as_an_error() -> None:
     assert np.abs(np.diff(true_phase, axis=1)).max() < np.pi / 2
 
 
-@pytest.mark.parametrize("made", [np.ones(SHAPE), np.exp(2j * smooth(8)), noisy(np.zeros(SHAPE, complex), 1)])
-def test_a_bad_reconstruction_gets_bad_scores_without_a_crash(made: NDArray[np.complex128]) -> None:
-    result = evaluate(made, make_truth(), coverage=coverage_map())
+@pytest.mark.parametrize(
+    "image", [np.ones(SHAPE), np.exp(2j * smooth(8)), noisy(np.zeros(SHAPE, complex), 1)]
+)
+def test_a_bad_reconstruction_gets_bad_scores_without_a_crash(image: NDArray[np.complex128]) -> None:
+    result = evaluate(image, make_truth(), coverage=coverage_map())
     assert result.phase_ssim < 0.5
     assert result.nrmse > 0.1
     assert result.frc_half_px is None or result.frc_half_px > 8
@@ -173,13 +175,13 @@ def test_a_bad_reconstruction_gets_bad_scores_without_a_crash(made: NDArray[np.c
 
 
 def broken(value: complex) -> NDArray[np.complex128]:
-    made = make_truth()
-    made[50, 50] = value
-    return made
+    image = make_truth()
+    image[50, 50] = value
+    return image
 
 
 @pytest.mark.parametrize(
-    ("made", "options", "message"),
+    ("image", "options", "message"),
     [
         (broken(np.nan), {}, "reconstruction has 1 values that are not finite"),
         (broken(np.inf), {}, "reconstruction has 1 values that are not finite"),
@@ -192,10 +194,10 @@ def broken(value: complex) -> NDArray[np.complex128]:
     ],
 )
 def test_what_cannot_be_compared_is_refused(
-    made: NDArray[np.complex128], options: dict[str, Any], message: str
+    image: NDArray[np.complex128], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        evaluate(made, make_truth(), **options)
+        evaluate(image, make_truth(), **options)
 
 
 def test_rings_of_white_noise_are_uncorrelated_and_of_equal_images_are_one() -> None:
@@ -259,29 +261,29 @@ def test_largest_rectangle_of_a_huge_canvas_is_inside_the_mask() -> None:
 def test_scores_agree_with_scikit_image() -> None:
     from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio
 
-    truth, made = np.abs(make_truth()), np.abs(noisy(make_truth(), 0.05))
+    truth, image = np.abs(make_truth()), np.abs(noisy(make_truth(), 0.05))
     spread = np.ptp(truth)
-    assert psnr_db(truth, made) == pytest.approx(
-        peak_signal_noise_ratio(truth, made, data_range=spread), abs=1e-4
+    assert psnr_db(truth, image) == pytest.approx(
+        peak_signal_noise_ratio(truth, image, data_range=spread), abs=1e-4
     )
-    assert nrmse(truth + 0j, made + 0j) == pytest.approx(normalized_root_mse(truth, made), abs=1e-4)
+    assert nrmse(truth + 0j, image + 0j) == pytest.approx(normalized_root_mse(truth, image), abs=1e-4)
 
 
 def test_scores_and_rings_agree_with_ptychodus() -> None:
     reason = "the ptychodus extra is not installed"
     theirs = pytest.importorskip("ptychodus.api.metrics", reason=reason)
-    truth, made = make_truth(), noisy(make_truth(), 0.08)
-    amplitudes = np.abs(truth), np.abs(made)
+    truth, image = make_truth(), noisy(make_truth(), 0.08)
+    amplitudes = np.abs(truth), np.abs(image)
     assert ssim(*amplitudes) == pytest.approx(theirs.compute_structural_similarity(*amplitudes), abs=1e-4)
     assert psnr_db(*amplitudes) == pytest.approx(
         theirs.compute_peak_signal_to_noise_ratio(*amplitudes), abs=1e-4
     )
-    error = theirs.compute_root_mean_square_error(truth, made) / np.sqrt(np.mean(np.abs(truth) ** 2))
-    assert nrmse(truth, made) == pytest.approx(error, abs=1e-4)
-    rings = ring_correlation(truth, made)
+    error = theirs.compute_root_mean_square_error(truth, image) / np.sqrt(np.mean(np.abs(truth) ** 2))
+    assert nrmse(truth, image) == pytest.approx(error, abs=1e-4)
+    rings = ring_correlation(truth, image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        reference = theirs.compute_fourier_ring_correlation(truth, made, 1.0, 1.0)
+        reference = theirs.compute_fourier_ring_correlation(truth, image, 1.0, 1.0)
     np.testing.assert_allclose(rings.correlation, reference.correlation[1:], atol=1e-4)
     np.testing.assert_allclose(rings.frequency_per_px, reference.spatial_frequency_per_m[1:], atol=1e-9)
     for ours, their in (
@@ -314,9 +316,9 @@ def as_product(array: NDArray[np.complex128]) -> Any:
 def test_the_alignment_agrees_with_ptychodus() -> None:
     theirs = pytest.importorskip("ptychodus.api.metrics", reason="the ptychodus extra is not installed")
     truth = make_truth()
-    made = disguised(noisy(truth, 0.01), scale=2, phase=1, ramp=(0.02, -0.03))
-    pair = theirs.compute_object_comparison(as_product(truth), as_product(made))
-    ours = evaluate(made, truth)
+    image = disguised(noisy(truth, 0.01), scale=2, phase=1, ramp=(0.02, -0.03))
+    pair = theirs.compute_object_comparison(as_product(truth), as_product(image))
+    ours = evaluate(image, truth)
     known = pair.ambiguities
     assert ours.alignment.amplitude_scale == pytest.approx(1 / known.object_scale_factor, rel=1e-3)
     np.testing.assert_allclose(

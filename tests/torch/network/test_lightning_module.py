@@ -207,7 +207,7 @@ class TestScale:
     def test_no_light_is_refused(self, dark: str) -> None:
         parts = {"probe": make_probe(), "patterns": torch.ones(2, N, N)}
         parts[dark] = torch.zeros_like(parts[dark])
-        with pytest.raises(DataError, match="hold no light"):
+        with pytest.raises(DataError, match="have no intensity"):
             estimate_intensity_scale(parts["patterns"], parts["probe"])
 
     def test_first_batch_gives_the_scale_when_none_was_given(self) -> None:

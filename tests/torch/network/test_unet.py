@@ -177,10 +177,12 @@ def test_amplitude_does_not_collapse_at_128_pixels(record_property: pytest.Recor
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1)
         optimizer.step()
         history.append(float(loss.detach()))
-    lit = physics.intensity(probe) > 0.1 * physics.intensity(probe).max()
-    spread = float(net(measured, probe, good, 1).abs()[..., lit].std().detach())
+    illuminated = physics.intensity(probe) > 0.1 * physics.intensity(probe).max()
+    spread = float(net(measured, probe, good, 1).abs()[..., illuminated].std().detach())
     record_property("amplitude_std", spread)
-    print(f"amplitude standard deviation {spread:.3f}, truth {float(truth.abs()[..., lit].std()):.3f}")
+    print(
+        f"amplitude standard deviation {spread:.3f}, truth {float(truth.abs()[..., illuminated].std()):.3f}"
+    )
     assert spread > 0.02
     assert history[-1] < 0.7 * history[0]
 

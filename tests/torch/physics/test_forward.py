@@ -27,10 +27,10 @@ NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def random() -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(7)
 
-    def draw(*shape: int, dtype: torch.dtype = torch.complex128) -> Tensor:
+    def sample(*shape: int, dtype: torch.dtype = torch.complex128) -> Tensor:
         return torch.randn(*shape, dtype=dtype, generator=generator)
 
-    return draw
+    return sample
 
 
 def inner(a: Tensor, b: Tensor) -> complex:

@@ -104,7 +104,7 @@ class TestSupervised:
         truth = torch.ones(1, 1, N, N, dtype=torch.complex64)
         wrong = truth.clone()
         wrong[..., 0] = 5
-        light = torch.ones(N, N)
-        light[:, 0] = 0
-        assert float(losses.supervised(wrong, truth, light)) == pytest.approx(0, abs=1e-6)
+        illumination = torch.ones(N, N)
+        illumination[:, 0] = 0
+        assert float(losses.supervised(wrong, truth, illumination)) == pytest.approx(0, abs=1e-6)
         assert float(losses.supervised(wrong, truth)) == pytest.approx(4 / N)

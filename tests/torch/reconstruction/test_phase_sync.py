@@ -1,4 +1,4 @@
-"""Patches of a known object with made-up phases get a common phase back, in bounded memory."""
+"""Patches of a known object with invented phases get a common phase back, in bounded memory."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def stitched(patches: Tensor, positions: Tensor, weights: Tensor, *, align: bool
     for part, place in zip(patches.split(batch), positions.split(batch), strict=True):
         stitcher.add(aligner.align(part, place) if align else part, place)
     if align:
-        stitcher.turn_phase(aligner.field())
+        stitcher.rotate_phase(aligner.field())
     return stitcher.result().object
 
 
-def error(made: Tensor, truth: Tensor) -> float:
+def error(image: Tensor, truth: Tensor) -> float:
     """NRMSE after one global phase, over the covered part."""
-    inside = made != 0
-    turn = torch.vdot(made[inside], truth[inside])
-    gap = made[inside] * turn / turn.abs() - truth[inside]
+    inside = image != 0
+    rotation = torch.vdot(image[inside], truth[inside])
+    gap = image[inside] * rotation / rotation.abs() - truth[inside]
     return float(gap.abs().square().mean().sqrt() / truth[inside].abs().square().mean().sqrt())
 
 
@@ -67,8 +67,8 @@ def test_patches_without_their_mean_phase_give_the_slow_phase_back(scene):
 
 def test_patches_that_agree_are_hardly_changed(scene):
     obj, patches, positions, weights = scene
-    made = stitched(patches, positions, weights, align=True)
-    assert error(made, obj) < 0.02
+    image = stitched(patches, positions, weights, align=True)
+    assert error(image, obj) < 0.02
     flat = torch.ones_like(patches)
     torch.testing.assert_close(
         stitched(flat, positions, weights, align=True), stitched(flat, positions, weights, align=False)
@@ -88,8 +88,8 @@ def test_two_parts_of_a_scan_that_do_not_touch_are_each_aligned(scene):
     left, right = positions[:, 1] < 30, positions[:, 1] > 97
     both = left | right
     aligner = PhaseAligner(CANVAS, N, weights)
-    turned = aligner.align(patches[both] * 1j, positions[both])
-    torch.testing.assert_close(turned, patches[both] * 1j, atol=0.03, rtol=0)
+    rotated = aligner.align(patches[both] * 1j, positions[both])
+    torch.testing.assert_close(rotated, patches[both] * 1j, atol=0.03, rtol=0)
 
 
 def test_memory_per_patch_is_a_small_part_of_the_patch(scene):
@@ -109,7 +109,7 @@ def test_patches_beyond_the_canvas_are_accepted(scene):
     assert aligner.field().shape == CANVAS
 
 
-def test_no_patches_turn_nothing():
+def test_no_patches_rotate_nothing():
     aligner = PhaseAligner(CANVAS, N, torch.ones(N, N))
     assert (aligner.field() == 1).all()
     assert aligner.moved_rad == 0
@@ -118,10 +118,12 @@ def test_no_patches_turn_nothing():
 def test_a_group_with_phases_of_its_own_merges_as_one_without(scene):
     _, patches, positions, weights = scene
     group, offsets = patches[None, :4], positions[None, :4] - positions[:4].mean(dim=0).round()
-    turned = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
+    rotated = group * torch.polar(torch.ones(4), torch.tensor([0.0, 1.0, -1.0, 0.5]))[None, :, None, None]
     merged = physics.overlap_constraint(group, offsets, weights)
-    again = physics.overlap_constraint(physics.common_phase(turned, offsets, weights), offsets, weights)
-    lit = weights > 0.1
-    plain = physics.overlap_constraint(turned, offsets, weights)
-    size = merged[..., lit].abs()
-    assert (again[..., lit].abs() - size).abs().max() < 0.25 * (plain[..., lit].abs() - size).abs().max()
+    again = physics.overlap_constraint(physics.common_phase(rotated, offsets, weights), offsets, weights)
+    illuminated = weights > 0.1
+    plain = physics.overlap_constraint(rotated, offsets, weights)
+    size = merged[..., illuminated].abs()
+    assert (again[..., illuminated].abs() - size).abs().max() < 0.25 * (
+        plain[..., illuminated].abs() - size
+    ).abs().max()

@@ -1,4 +1,4 @@
-"""The R factor tells a right object from a wrong one without the truth, and noise from error."""
+"""The R factor distinguishes a right object from a wrong one without the truth, and noise from error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from ptycho_torch import simulate_scan
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.r_factor import consistency
+from ptycho_torch.reconstruction.r_factor import r_factor
 
 
 @pytest.fixture(scope="module")
@@ -23,31 +23,31 @@ def truth(scan: ScanData) -> np.ndarray:
 
 
 def test_the_true_object_leaves_nothing_but_noise(scan: ScanData) -> None:
-    found = consistency(scan, truth(scan))
-    assert found is not None
-    assert found.noise_r_factor == pytest.approx(found.r_factor, rel=0.05)
-    assert found.unexplained < 0.02
-    assert not found.poor
-    assert found.patterns == 100
+    result = r_factor(scan, truth(scan))
+    assert result is not None
+    assert result.noise_r_factor == pytest.approx(result.r_factor, rel=0.05)
+    assert result.unexplained < 0.02
+    assert not result.poor
+    assert result.patterns == 100
 
 
 def test_a_flat_object_explains_nothing(scan: ScanData) -> None:
-    found = consistency(scan, np.ones(scan.canvas_shape, np.complex64))
-    assert found is not None
-    assert found.r_factor == pytest.approx(found.flat_r_factor)
-    assert found.poor
-    assert "a flat object gives" in found.line()
+    result = r_factor(scan, np.ones(scan.canvas_shape, np.complex64))
+    assert result is not None
+    assert result.r_factor == pytest.approx(result.flat_r_factor)
+    assert result.poor
+    assert "a flat object gives" in result.line()
 
 
-def test_an_object_shifted_by_two_pixels_is_found_poor(scan: ScanData) -> None:
-    found = consistency(scan, np.roll(truth(scan), 2, axis=0))
-    assert found is not None
-    assert found.poor
+def test_an_object_shifted_by_two_pixels_is_result_poor(scan: ScanData) -> None:
+    result = r_factor(scan, np.roll(truth(scan), 2, axis=0))
+    assert result is not None
+    assert result.poor
 
 
 def test_scale_and_global_phase_make_no_difference(scan: ScanData) -> None:
-    plain = consistency(scan, truth(scan))
-    other = consistency(scan, (7 * np.exp(1j) * truth(scan)).astype(np.complex64))
+    plain = r_factor(scan, truth(scan))
+    other = r_factor(scan, (7 * np.exp(1j) * truth(scan)).astype(np.complex64))
     assert plain is not None
     assert other is not None
     assert other.r_factor == pytest.approx(plain.r_factor, rel=1e-4)
@@ -55,20 +55,20 @@ def test_scale_and_global_phase_make_no_difference(scan: ScanData) -> None:
 
 def test_amplitudes_have_no_known_noise(scan: ScanData) -> None:
     amplitudes = scan.amplitude(np.arange(len(scan)))
-    found = consistency(replace(scan, patterns=amplitudes, domain="amplitude"), truth(scan))
-    assert found is not None
-    assert found.noise_r_factor is None
+    result = r_factor(replace(scan, patterns=amplitudes, domain="amplitude"), truth(scan))
+    assert result is not None
+    assert result.noise_r_factor is None
 
 
 def test_nothing_to_compare_is_said_as_such(scan: ScanData) -> None:
-    assert consistency(replace(scan, probe=None), truth(scan)) is None
-    assert consistency(scan, np.ones((8, 8), np.complex64)) is None
-    assert consistency(scan, np.zeros(scan.canvas_shape, np.complex64)) is None
+    assert r_factor(replace(scan, probe=None), truth(scan)) is None
+    assert r_factor(scan, np.ones((8, 8), np.complex64)) is None
+    assert r_factor(scan, np.zeros(scan.canvas_shape, np.complex64)) is None
 
 
 def test_patches_beyond_the_canvas_take_no_part(scan: ScanData) -> None:
     moved = scan.positions_px.copy()
     moved[:10] -= 1000
-    found = consistency(replace(scan, positions_px=moved), truth(scan))
-    assert found is not None
-    assert found.patterns == 90
+    result = r_factor(replace(scan, positions_px=moved), truth(scan))
+    assert result is not None
+    assert result.patterns == 90

@@ -88,13 +88,13 @@ def test_blocks_are_cut_where_they_are_asked_for() -> None:
 
 def test_from_a_flat_start_with_the_known_probe_the_object_comes_back(scan: ScanData) -> None:
     result = refine_object(scan, "flat", 30)
-    found = score(scan, result.object)
+    result_score = score(scan, result.object)
     assert result.placement == "probe"
     assert len(result.losses) == 30
     assert result.losses[-1] < 0.1 * result.losses[0]
-    assert found.amplitude_ssim > 0.95
-    assert found.phase_ssim > 0.97
-    assert found.nrmse < 0.05
+    assert result_score.amplitude_ssim > 0.95
+    assert result_score.phase_ssim > 0.97
+    assert result_score.nrmse < 0.05
     assert np.array_equal(result.probe, scan.probe)
     np.testing.assert_allclose(result.coverage, coverage(scan))
 
@@ -126,10 +126,10 @@ def test_an_unknown_probe_is_found_together_with_the_object(scan: ScanData) -> N
     guess = guess + 0.2 * noise * np.linalg.norm(scan.probe) / np.linalg.norm(noise)
     fixed = refine_object(scan, "flat", 40, probe=guess)
     joint = refine_object(scan, "flat", 40, probe=guess, options=RefineOptions(refine_probe=True))
-    found = score(scan, joint.object)
-    assert found.amplitude_ssim > 0.9
-    assert found.phase_ssim > 0.95
-    assert found.nrmse < 0.6 * score(scan, fixed.object).nrmse
+    result_score = score(scan, joint.object)
+    assert result_score.amplitude_ssim > 0.9
+    assert result_score.phase_ssim > 0.95
+    assert result_score.nrmse < 0.6 * score(scan, fixed.object).nrmse
     overlap = (
         np.abs(np.vdot(joint.probe, scan.probe)) / np.linalg.norm(joint.probe) / np.linalg.norm(scan.probe)
     )
@@ -264,8 +264,8 @@ def test_the_last_steps_shrink_and_average_the_noise() -> None:
     rough = refine_object(noisy, "flat", 20, options=RefineOptions(settle=0))
     smooth = refine_object(noisy, "flat", 20)
     assert score(noisy, smooth.object).nrmse < score(noisy, rough.object).nrmse
-    assert [refine._settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
-    steps = [refine._settling(epoch, 10, 0.5) for epoch in range(10)]
+    assert [refine.settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
+    steps = [refine.settling(epoch, 10, 0.5) for epoch in range(10)]
     assert steps[:5] == [1.0] * 5
     assert steps == sorted(steps, reverse=True)
     assert 0 < steps[-1] < 0.2
@@ -305,7 +305,7 @@ def test_the_semi_real_scan_is_reconstructed_in_ten_epochs() -> None:
 
     semi_real = read_scan(SHARED / "semireal_run1084_sim.npz")
     result = refine_object(semi_real, "flat", 10)
-    found = score(semi_real, result.object)
-    assert found.amplitude_ssim > 0.99
-    assert found.phase_ssim > 0.99
-    assert found.nrmse < 0.03
+    result_score = score(semi_real, result.object)
+    assert result_score.amplitude_ssim > 0.99
+    assert result_score.phase_ssim > 0.99
+    assert result_score.nrmse < 0.03
