@@ -23,7 +23,6 @@ from ptycho_exec.sources.resolve import Reader, Request, resolve, resolve_profil
 from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
-    from ptycho_exec.cli.probe import Step
     from ptycho_exec.plan import Plan
 
 
@@ -193,6 +192,8 @@ def check(args: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
+    from ptycho_exec.cli import probe
+
     _check_usage(args)
     plain = not args.json and not args.annotations
     try:
@@ -207,14 +208,14 @@ def check(args: argparse.Namespace) -> int:
     plan = _plan_for(settings, args.facts)
     problems = [_placed(problem.finding(), settings.origins.get(problem.field)) for problem in plan.problems]
     steps = _trial(args, settings) if args.probe is not None and not problems else ()
-    failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
+    failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     if args.json:
         print(json.dumps(_verdict_json(args, plan, steps, [*problems, *failed]), indent=2, default=str))
     elif plain:
         notes = [f"note  {notice}" for notice in resolution.notices]
         if problems and args.probe is not None:
             notes.append("note  probe was not run, because of the problems above")
-        lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *(step.line() for step in steps)]
+        lines = [*map(_fail_line, problems), *notes, *_check_lines(plan), *map(probe.line, steps)]
         print("\n".join([*lines, _verdict(plan, steps)]))
     if not problems and not failed:
         return 0
@@ -234,7 +235,7 @@ def _check_usage(args: argparse.Namespace) -> None:
         )
 
 
-def _trial(args: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Step]:
+def _trial(args: argparse.Namespace, settings: ExecutionSettings) -> Sequence[Finding]:
     from ptycho_exec.cli.probe import Trial, run_trial
 
     say = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
@@ -256,11 +257,13 @@ def _scan(word: str) -> str:
 
 
 def _verdict_json(
-    args: argparse.Namespace, plan: Plan, steps: Sequence[Step], findings: Sequence[Finding]
+    args: argparse.Namespace, plan: Plan, steps: Sequence[Finding], findings: Sequence[Finding]
 ) -> dict[str, Any]:
+    from ptycho_exec.cli.probe import to_json
+
     verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
-    probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
-    return {**verdict, **plan.to_json(), **probe}
+    tried = {} if args.probe is None else {"probe": [to_json(step) for step in steps]}
+    return {**verdict, **plan.to_json(), **tried}
 
 
 def _blocked(args: argparse.Namespace, kind: type[UserError], findings: Sequence[Finding]) -> int:
@@ -310,9 +313,9 @@ def _check_lines(plan: Plan) -> Iterator[str]:
         yield f"OK    as asked: {', '.join(asked)}"
 
 
-def _verdict(plan: Plan, steps: Sequence[Step]) -> str:
+def _verdict(plan: Plan, steps: Sequence[Finding]) -> str:
     machine = plan.facts.hostname or "this machine"
-    problems = [*plan.problems, *(step for step in steps if step.failed)]
+    problems = [*plan.problems, *(step for step in steps if step.level == "error")]
     notes = [*plan.notices, *(step for step in steps if step.level == "note")]
     counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
     return f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
