@@ -543,7 +543,6 @@ def check_amounts(draft: Draft) -> Iterator[Decision]:
             "a whole number, or a larger fraction",
             "set limit_train_batches=1 for one batch",
             nearest=1,
-            refused_by_trainer=True,
         )
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"

@@ -503,7 +503,7 @@ def _print_settings(settings: ExecutionSettings) -> None:
     sys.stdout.flush()
 
 
-def _print_training(finished: Run) -> None:
+def _print_training(finished: Run[Any]) -> None:
     trained = finished.results["history"]
     for name in ("train_loss", "val_loss"):
         if trained.get(name):
@@ -521,7 +521,7 @@ def _print_metrics(scores: Mapping[str, Mapping[str, Any]]) -> None:
     print("\n".join(f"  {line}" for line in table(rows)))
 
 
-def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
+def _print_end(finished: Run[Any], more: Sequence[Path] = ()) -> None:
     for notice in finished.notices:
         print(f"note: {notice}")
     _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))

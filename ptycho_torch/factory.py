@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
@@ -291,36 +292,34 @@ def execution_settings(
 ) -> ExecutionSettings:
     """Return complete settings: `overrides` over `execution_config` over what a workflow derives.
 
-    None resolves environment, files and profile; a mapping of values does too, under those values.
+    None resolves environment, files and profile; a mapping of values does too, under those values. Settings
+    that are complete already are returned as they are.
 
     Raises:
         SettingsError: unknown names or bad values.
     """
-    if execution_config is None:
-        return ExecutionSettings(overrides=overrides, factory_defaults=factory_defaults)
-    if isinstance(execution_config, Mapping):
-        both = {**execution_config, **overrides}
+    if execution_config is None or isinstance(execution_config, Mapping):
+        both = {**(execution_config or {}), **overrides}
         return ExecutionSettings(overrides=both, factory_defaults=factory_defaults)
-    if isinstance(execution_config, ExecutionSettings):
-        settings = execution_config.with_factory_defaults(**factory_defaults)
-        return settings.with_overrides(**overrides) if overrides else settings
-    known = {
-        name: getattr(execution_config, name) for name in field_specs() if hasattr(execution_config, name)
+    settings = execution_config
+    if not isinstance(settings, ExecutionSettings):
+        known = {name: getattr(settings, name) for name in field_specs() if hasattr(settings, name)}
+        settings = ExecutionSettings.from_values(known, place=type(execution_config).__name__)
+    unset = {
+        name: default
+        for name, default in factory_defaults.items()
+        if name not in settings.origins or settings.origins[name].kind is Kind.DEFAULT
     }
-    return execution_settings(
-        ExecutionSettings.from_values(known, place=type(execution_config).__name__),
-        overrides,
-        factory_defaults,
-    )
+    settings = settings.with_factory_defaults(**unset) if unset else settings
+    return settings.with_overrides(**overrides) if overrides else settings
 
 
 def _existing(path: str | Path, what: str) -> Path:
-    found = Path(path)
-    if not found.exists():
+    if not Path(path).exists():
         raise DataError(
-            f"{what} not found", where=str(found), expected="an existing file", fix="correct the path"
+            f"{what} not found", where=str(path), expected="an existing file", fix="correct the path"
         )
-    return found
+    return Path(path)
 
 
 def _applied(
