@@ -27,7 +27,6 @@ from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig
-from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows import components

@@ -347,8 +347,7 @@ def tune(args: argparse.Namespace) -> int:
     settings = ExecutionSettings.from_resolution(
         resolve_from(args, {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS})
     )
-    if args.out.exists():
-        raise tuner.refuse_existing(args.out)
+    tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, science_given(args), settings)
     tuning = tuner.Tuning(
         args.scan,

@@ -270,21 +270,17 @@ def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
         return ScienceConfig(), {}
     if isinstance(config, ScienceConfig):
         return config, {}
-    found = dict(config) if isinstance(config, Mapping) else _attributes(config)
-    science, execution = split_overrides(found, ScienceConfig())
+    if isinstance(config, Mapping):
+        values = dict(config)
+    else:
+        values = {}
+        names = {name for section in _SECTIONS.values() for name in section.model_fields}
+        names |= set(ALIASES) | set(field_specs())
+        for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
+            plain = (bool, int, float, str, tuple, list)
+            values |= {name: value for name in names if isinstance(value := getattr(part, name, None), plain)}
+    science, execution = split_overrides(values, ScienceConfig())
     return science, {name: Factory(value, "from the config") for name, value in execution.items()}
-
-
-def _attributes(config: object) -> dict[str, Any]:
-    names = {name for section in _SECTIONS.values() for name in section.model_fields}
-    names |= set(ALIASES) | set(field_specs())
-    found: dict[str, Any] = {}
-    for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
-        for name in names:
-            value = getattr(part, name, None)
-            if isinstance(value, (bool, int, float, str, tuple, list)):
-                found[name] = value
-    return found
 
 
 def execution_settings(

@@ -94,24 +94,29 @@ def run_trial(
     for program in programs:
         if len(programs) > 1:
             steps.append(Finding(f"probe program: {program}", level="ok"))
-        with tempfile.TemporaryDirectory(prefix="ptycho_exec_trial_") as name:
-            folder = Path(name)
-            (folder / REQUEST).write_bytes(pickle.dumps(trial))
-            # The child has caches of its own, and imports from where this process does.
-            environ = {**os.environ, **{name: str(folder / "cache") for name in CACHES}}
-            environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-            choose_wait_policy(environ)
-            argv = [sys.executable, "-m", program, str(folder)]
-            ended = run_limited(argv, limit_s=limit_s, cwd=folder, environ=environ)
-            if say is not None:
-                say(redact(ended.output))
-            report: dict[str, Any] = {"doing": "start", "steps": []}
-            if (folder / REPORT).is_file():
-                report = json.loads((folder / REPORT).read_text("utf-8"))
-        steps += [Finding(**row) for row in report["steps"]]
-        if report["doing"] is not None:
-            steps.append(_unfinished(report["doing"], ended, limit_s))
+        steps += _run_program(program, trial, limit_s, say)
     return tuple(steps)
+
+
+def _run_program(
+    program: str, trial: Trial, limit_s: float, say: Callable[[str], object] | None
+) -> list[Finding]:
+    with tempfile.TemporaryDirectory(prefix="ptycho_exec_trial_") as name:
+        folder = Path(name)
+        (folder / REQUEST).write_bytes(pickle.dumps(trial))
+        # The child has caches of its own, and imports from where this process does.
+        environ = {**os.environ, **{variable: str(folder / "cache") for variable in CACHES}}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        choose_wait_policy(environ)
+        argv = [sys.executable, "-m", program, str(folder)]
+        ended = run_limited(argv, limit_s=limit_s, cwd=folder, environ=environ)
+        if say is not None:
+            say(redact(ended.output))
+        report: dict[str, Any] = {"doing": "start", "steps": []}
+        if (folder / REPORT).is_file():
+            report = json.loads((folder / REPORT).read_text("utf-8"))
+    steps, doing = [Finding(**row) for row in report["steps"]], report["doing"]
+    return steps if doing is None else [*steps, _unfinished(doing, ended, limit_s)]
 
 
 def write_report(folder: Path, doing: str | None, steps: Sequence[Finding]) -> None:

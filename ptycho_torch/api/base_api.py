@@ -91,14 +91,12 @@ class ConfigManager:
         Raises:
             SettingsError: what differs, all of it.
         """
-        meant, module = translation.to_science(self.configs), ptycho_model.model
+        meant, module = translation.to_science(self.configs).model, ptycho_model.model
+        network, filters = module.model_config, f"n_filters_scale * {translation.FILTERS}"
         pairs = {
             "N": (self.data_config.N, module.data_config.N),
-            f"n_filters_scale * {translation.FILTERS}": (
-                meant.model.n_filters,
-                module.model_config.n_filters,
-            ),
-            "amp_activation": (meant.model.amp_activation, module.model_config.amp_activation),
+            filters: (meant.n_filters, network.n_filters),
+            "amp_activation": (meant.amp_activation, network.amp_activation),
         }
         findings = [
             Finding(

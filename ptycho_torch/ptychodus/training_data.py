@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,19 @@ def find_sources(directory: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    for suffix, is_scan in ((".npz", _is_npz_training), (".h5", ptychodus.is_training)):
-        found = [path for path in sorted(directory.glob(f"*{suffix}")) if _holds(path, is_scan)]
-        if found:
-            return found
+
+    def is_exported(archive: Any) -> bool:
+        return npz.is_npz_scan(archive) and any(name in archive for name in npz.STACK_NAMES)
+
+    for suffix, is_scan in ((".npz", is_exported), (".h5", ptychodus.is_training)):
+        sources = []
+        for path in sorted(directory.glob(f"*{suffix}")):
+            # A file that is no archive is of another kind; the training reads none of it.
+            with suppress(DataError), closing(open_archive(path)) as archive:
+                if is_scan(archive):
+                    sources.append(path)
+        if sources:
+            return sources
     pair = [directory / f"{half}.h5" for half in ("product", "diffraction")]
     if all(path.is_file() for path in pair):
         return [directory]
@@ -54,18 +63,6 @@ def find_sources(directory: Path) -> list[Path]:
         expected="training data that Ptychodus exported (.npz), or product.h5 and diffraction.h5",
         fix='export training data in Ptychodus (Processing, "Export Training Data") into this directory',
     )
-
-
-def _is_npz_training(archive: Any) -> bool:
-    return npz.is_npz_scan(archive) and any(name in archive for name in npz.STACK_NAMES)
-
-
-def _holds(path: Path, is_scan: Any) -> bool:
-    try:
-        with closing(open_archive(path)) as archive:
-            return bool(is_scan(archive))
-    except DataError:  # a file of another kind; the training reads none of it
-        return False
 
 
 def read_training_data(directory: Path, data: DataConfig, *, labeled: bool, phase_free: bool) -> ScanData:
@@ -115,8 +112,8 @@ def with_labels(scan: ScanData, *, phase_free: bool) -> ScanData:
     if labels is None:
         labels = _cut_out(scan)
     if phase_free:
-        light = 1.0 if scan.probe is None else (np.abs(scan.probe) ** 2).sum(axis=0)
-        mean = (labels * light).sum(axis=(1, 2), keepdims=True)
+        illumination = 1.0 if scan.probe is None else (np.abs(scan.probe) ** 2).sum(axis=0)
+        mean = (labels * illumination).sum(axis=(1, 2), keepdims=True)
         labels = labels * np.exp(-1j * np.angle(mean))
     return replace(scan, labels=labels.astype(np.complex64))
 
@@ -177,7 +174,7 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
 
 
 def _stacked(scans: Sequence[ScanData], *, counts: bool) -> NDArray[Any]:
-    """Return the patterns of all scans, (M, N, N), filled in piece by piece: one copy in memory, not two."""
+    """Return the patterns of all scans, (M, N, N), filled one block at a time: one copy in memory."""
     shape = (sum(map(len, scans)), *scans[0].patterns.shape[1:])
     common = np.result_type(*(scan.patterns.dtype for scan in scans)) if counts else np.dtype(np.float32)
     if counts and common.kind not in "iu":  # uint64 beside signed integers, for which there is no common one

@@ -122,9 +122,8 @@ def read_scans(
     scan = first_patterns(trial.scan, max(wanted, inference_size), seed=0)
     validation = first_patterns(trial.validation, wanted, seed=1) if trial.validation else None
     origin = "a simulated scan" if trial.scan == SIMULATED else trial.scan
-    progress.say(
-        "ok", "data", f"{origin}: {scan.n_pixels} x {scan.n_pixels} pixels, {len(scan)} patterns used"
-    )
+    n = scan.n_pixels
+    progress.say("ok", "data", f"{origin}: {n} x {n} pixels, {len(scan)} patterns used")
     if len(scan) < wanted:
         text = f"a batch of {wanted} was cut to the {len(scan)} patterns there are; memory was not tried"
         progress.say("note", "data", text, setting="batch_size")

@@ -188,6 +188,14 @@ def verify(run: Path, again: Path) -> tuple[Compared, ...]:
                 expected="a run that completed, with the hashes of its results in the manifest",
                 fix="rerun without --verify",
             )
+    rows = _compared(before, now)
+    compared = [{"name": row.name, "before": row.before, "now": row.now, "same": row.same} for row in rows]
+    write_manifest(again, verification={"same": repeated(rows), "compared": compared})
+    return tuple(rows)
+
+
+def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
+    """Return data, settings and results of two manifests side by side, and what was around them."""
     pairs = []
     for role in before["data"]:
         old, new = ((manifest["data"].get(role) or {}).get("sha256") for manifest in (before, now))
@@ -200,9 +208,7 @@ def verify(run: Path, again: Path) -> tuple[Compared, ...]:
         past, present = (manifest.get(part) or {} for manifest in (before, now))
         for name in {**past, **present}:
             rows.append(Compared(f"{part}: {name}", past.get(name), present.get(name), "surroundings"))
-    compared = [{"name": row.name, "before": row.before, "now": row.now, "same": row.same} for row in rows]
-    write_manifest(again, verification={"same": repeated(rows), "compared": compared})
-    return tuple(rows)
+    return rows
 
 
 def repeated(rows: Sequence[Compared]) -> bool:

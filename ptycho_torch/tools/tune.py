@@ -22,6 +22,7 @@ from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.children import run_limited
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.record import values_of
@@ -282,26 +283,20 @@ def profile_text(tuning: Tuning) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise an error where there is such a file already."""
+    if path.exists():
+        raise UserError(f"{path} exists already", expected="a new file", fix="choose another --out")
+
+
 def write_profile(path: Path, text: str) -> None:
     """Write a new settings file.
 
     Raises:
         UserError: there is such a file already, or its directory cannot be written.
     """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise refuse_existing(path) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}", expected="a writable place", fix="choose another --out"
-        ) from None
-
-
-def refuse_existing(path: Path) -> UserError:
-    """Return the error for a file that is there already."""
-    return UserError(f"{path} exists already", expected="a new file", fix="choose another --out")
+    refuse_existing(path)
+    write_atomically(path, text)
 
 
 def seconds_of(text: str) -> float:

@@ -63,10 +63,10 @@ def gpu_peak_mib() -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the trial that a file describes, and print its result."""
-    (name,) = sys.argv[1:] if argv is None else argv
-    request = json.loads(Path(name).read_text())
     from ptycho_torch.quick_start import import_lightning
 
+    (name,) = sys.argv[1:] if argv is None else argv
+    request = json.loads(Path(name).read_text())
     import_lightning()
     from ptycho_exec.errors import UserError
     from ptycho_exec.settings import ExecutionSettings
@@ -84,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "gpu_peak_mib": gpu_peak_mib(),
         }
     except UserError as error:
-        first = error.findings[0]
-        result = {"error": f"{first.what}: {first.where}" if first.where else first.what}
+        result = {"error": ": ".join(filter(None, (error.findings[0].what, error.findings[0].where)))}
     print(MARK + json.dumps(result))
     return 0
 

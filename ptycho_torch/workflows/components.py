@@ -209,8 +209,8 @@ def build_module(
     The photon scale, and the noise of counts, come from samples spread over the scan.
     """
     probe, good_pixels = optics_of(container)
-    rows = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES))
-    amplitude = collate(samples.__getitems__(np.unique(rows.astype(int)).tolist()))["amplitude"]
+    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
+    amplitude = collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
     arguments: dict[str, Any] = {
         "model_config": science.model,
         "data_config": science.data.model_copy(update={"N": int(amplitude.shape[-1])}),
@@ -222,9 +222,9 @@ def build_module(
         "intensity_scale": None if probe is None else estimate_intensity_scale(amplitude, probe, good_pixels),
     }
     parameters = inspect.signature(model.PtychoPINN_Lightning).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        arguments = {name: value for name, value in arguments.items() if name in parameters}
-    module = model.PtychoPINN_Lightning(**arguments)
+    every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    taken = {name: value for name, value in arguments.items() if every or name in parameters}
+    module = model.PtychoPINN_Lightning(**taken)
     if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
         module.health.noise_floor = module.noise_floor(amplitude)
     return module
@@ -461,8 +461,7 @@ def reconstruct(
     """Predict every patch of a scan and stitch them on its object's canvas.
 
     Args:
-        model_or_bundle: a trained module, a model file or run directory, or a training result; None only with
-            `start="flat"`.
+        model_or_bundle: a module, model file, run directory or training result; None with `start="flat"`.
         data: a scan, the path of one, or a plain container with `X` and `coords_nominal`.
         config: science configs; None takes those of the trained model.
         execution_config, overrides, clock, facts: as in `train`.

@@ -126,7 +126,16 @@ def _parts(
         "task": task,
         "science": payload.science.model_dump(mode="json"),
         "overrides_applied": dict(payload.overrides_applied),
-        "data": {role: None if scan is None else _data_record(scan) for role, scan in scans.items()},
+        "data": {
+            role: None
+            if scan is None
+            else {
+                "source": str(None if scan.source is None else os.path.abspath(scan.source)),
+                "sha256": scan.sha256,
+                "report": scan.report,
+            }
+            for role, scan in scans.items()
+        },
     }
 
 
@@ -345,11 +354,6 @@ def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
     finally:
         warnings.showwarning = show
     write_manifest(folder, warnings=notices)
-
-
-def _data_record(scan: ScanData) -> dict[str, Any]:
-    source = None if scan.source is None else os.path.abspath(scan.source)
-    return {"source": str(source), "sha256": scan.sha256, "report": scan.report}
 
 
 def _scan_line(scan: ScanData) -> str:
