@@ -192,10 +192,7 @@ def whole_scan(science: ScienceConfig) -> ScienceConfig:
 def split_overrides(
     overrides: Mapping[str, Any], science: ScienceConfig
 ) -> tuple[ScienceConfig, dict[str, Any]]:
-    """Put each override into the config that owns its name.
-
-    Returns:
-        the science configs with their overrides, and the overrides of the execution settings.
+    """Put each override into the config that owns its name; return the science and what is the execution's.
 
     Raises:
         SettingsError: one finding per unknown name or bad value.

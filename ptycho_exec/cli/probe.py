@@ -71,12 +71,9 @@ def to_json(step: Finding) -> dict[str, str]:
 def run_trial(
     trial: Trial, *, limit_s: float = LIMIT_S, say: Callable[[str], object] | None = None
 ) -> tuple[Finding, ...]:
-    """Run the trial in a child process and return its steps; one that died or hung ends with an error.
-
-    Where several programs are registered, each of them runs.
+    """Run the trial with every registered program; one that died or hung ends with an error.
 
     Args:
-        trial: what to run.
         limit_s: seconds after which a child is stopped.
         say: takes all that a child printed.
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,8 @@ def find_sources(directory: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-
-    def is_exported(archive: Any) -> bool:
-        return npz.is_npz_scan(archive) and any(name in archive for name in npz.STACK_NAMES)
-
-    for suffix, is_scan in ((".npz", is_exported), (".h5", ptychodus.is_training)):
-        sources = []
-        for path in sorted(directory.glob(f"*{suffix}")):
-            # A file that is no archive is of another kind; the training reads none of it.
-            with suppress(DataError), closing(open_archive(path)) as archive:
-                if is_scan(archive):
-                    sources.append(path)
+    for suffix, is_scan in ((".npz", _is_exported), (".h5", ptychodus.is_training)):
+        sources = [path for path in sorted(directory.glob(f"*{suffix}")) if _holds(path, is_scan)]
         if sources:
             return sources
     pair = [directory / f"{half}.h5" for half in ("product", "diffraction")]
@@ -63,6 +54,18 @@ def find_sources(directory: Path) -> list[Path]:
         expected="training data that Ptychodus exported (.npz), or product.h5 and diffraction.h5",
         fix='export training data in Ptychodus (Processing, "Export Training Data") into this directory',
     )
+
+
+def _is_exported(archive: Any) -> bool:
+    return npz.is_npz_scan(archive) and any(name in archive for name in npz.STACK_NAMES)
+
+
+def _holds(path: Path, is_scan: Callable[[Any], bool]) -> bool:
+    try:
+        with closing(open_archive(path)) as archive:
+            return is_scan(archive)
+    except DataError:  # a file of another kind; the training reads none of it
+        return False
 
 
 def read_training_data(directory: Path, data: DataConfig, *, labeled: bool, phase_free: bool) -> ScanData:

@@ -249,33 +249,37 @@ def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -
 
 
 def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
-    """Return what is wrong with a config field as what is wrong with the keywords that go there.
-
-    Those are the changed ones, or else all. A place without a field is a rule between fields; what Ptychodus
-    sends can only break one of those.
-    """
-    place, between = finding.where, finding.where == "DataConfig"
-    names = {
-        name: getattr(configs, section)
-        for section, rows in KEYWORDS.items()
-        for name, goes in rows.items()
-        if place in goes.to.split(", ") or (between and name in _WINDOW)
-    }
-    changed = {name: config for name, config in names.items() if _differs(config, name)}
-    chosen = names if between else changed or names
-    if not chosen:
+    """Return what is wrong with a config field as what is wrong with the keywords that go there."""
+    sources = _sources_of(finding.where, configs)
+    if not sources:
         return finding
-    sent = {name: getattr(config, name) for name, config in chosen.items()}
-    value, expected = values.get(place.partition(".")[2]), finding.expected
-    if "." in place and value not in sent.values():
-        expected = f"{place} {expected}; it came to {format_value(value)}"
-    usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in chosen.items())
+    sent = {name: getattr(config, name) for name, config in sources.items()}
+    value, expected = values.get(finding.where.partition(".")[2]), finding.expected
+    if "." in finding.where and value not in sent.values():
+        expected = f"{finding.where} {expected}; it came to {format_value(value)}"
+    usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in sources.items())
     return Finding(
         f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
         where=f"{PLACE}, {', '.join(sent)}",
         expected=expected,
         fix=f"choose another value; Ptychodus begins with {', '.join(usual)}",
     )
+
+
+def _sources_of(place: str, configs: Configs) -> dict[str, Keywords]:
+    """Return keyword -> its config, of those that go to a config field: the changed ones, or else all.
+
+    A place without a field is a rule between fields; what Ptychodus sends can only break one of those.
+    """
+    between = place == "DataConfig"
+    sources = {
+        name: getattr(configs, section)
+        for section, rows in KEYWORDS.items()
+        for name, goes in rows.items()
+        if place in goes.to.split(", ") or (between and name in _WINDOW)
+    }
+    changed = {name: config for name, config in sources.items() if _differs(config, name)}
+    return sources if between else changed or sources
 
 
 def _data_values(configs: Configs) -> dict[str, Any]:
@@ -597,7 +601,6 @@ def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> It
         if value is not None and value not in known:
             yield _ignored(name, value, "there is no such loss here")
     held = configs.training.finetune_val_split
-    if not val_fraction and held:
-        yield f"finetune_val_split: {held} became 0, because the scan is small"
-    elif val_fraction < held:
-        yield f"finetune_val_split: {held} became {val_fraction:.4g}, to leave something to learn from"
+    if val_fraction < held:
+        why = "to leave something to learn from" if val_fraction else "because the scan is small"
+        yield f"finetune_val_split: {held} became {val_fraction:.4g}, {why}"

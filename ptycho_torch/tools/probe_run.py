@@ -104,10 +104,7 @@ def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
 def read_scans(
     trial: Trial, training: ExecutionSettings, inference_size: int, progress: Progress
 ) -> tuple[ScanData, ScanData | None]:
-    """Return as many patterns as one batch of training and one of inference need, and as many to validate.
-
-    How many processes share a batch is asked of a plan; that of the training is for the patterns read here.
-    """
+    """Return as many patterns as one batch of training and one of inference need, and as many to validate."""
 
     def first_patterns(source: str, count: int, seed: int) -> ScanData:
         count = min(count, MOST_PATTERNS)
@@ -116,13 +113,13 @@ def read_scans(
         scan = read_scan(source, SCIENCE.data)
         return scan.subset(np.arange(min(count, len(scan))))
 
+    # The training's own plan is for the patterns that are read here.
     devices = resolve_plan(training, MachineFacts.probe(), ModuleTraits()).settings.devices
     processes = len(devices) if isinstance(devices, tuple) else int(devices) if devices != "auto" else 1
     wanted = training.batch_size * processes * training.num_nodes
     scan = first_patterns(trial.scan, max(wanted, inference_size), seed=0)
     validation = first_patterns(trial.validation, wanted, seed=1) if trial.validation else None
-    origin = "a simulated scan" if trial.scan == SIMULATED else trial.scan
-    n = scan.n_pixels
+    n, origin = scan.n_pixels, "a simulated scan" if trial.scan == SIMULATED else trial.scan
     progress.say("ok", "data", f"{origin}: {n} x {n} pixels, {len(scan)} patterns used")
     if len(scan) < wanted:
         text = f"a batch of {wanted} was cut to the {len(scan)} patterns there are; memory was not tried"

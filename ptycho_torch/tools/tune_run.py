@@ -75,14 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     science = ScienceConfig.model_validate(request["science"])
     settings = ExecutionSettings.from_values(request["settings"], place="ptycho-torch tune")
+    result: dict[str, Any]
     try:
         scan = read_scan(request["scan"], science.data)
         rate = (train if request["task"] == "train" else infer)(scan, science, settings)
-        result: dict[str, Any] = {
-            "patterns_per_s": rate,
-            "peak_mib": peak_mib(),
-            "gpu_peak_mib": gpu_peak_mib(),
-        }
+        result = {"patterns_per_s": rate, "peak_mib": peak_mib(), "gpu_peak_mib": gpu_peak_mib()}
     except UserError as error:
         result = {"error": ": ".join(filter(None, (error.findings[0].what, error.findings[0].where)))}
     print(MARK + json.dumps(result))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ptycho_exec.errors import DataError, SettingsError
@@ -204,13 +205,9 @@ def run_training(
 def build_module(
     container: Any, samples: Samples, science: ScienceConfig, settings: ExecutionSettings
 ) -> Any:
-    """Build a network; its class is looked up when called and gets the arguments that its signature takes.
-
-    The photon scale, and the noise of counts, come from samples spread over the scan.
-    """
+    """Build a network; its class is looked up when called and gets the arguments that its signature takes."""
     probe, good_pixels = optics_of(container)
-    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
-    amplitude = collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
+    amplitude = _spread_amplitudes(samples)
     arguments: dict[str, Any] = {
         "model_config": science.model,
         "data_config": science.data.model_copy(update={"N": int(amplitude.shape[-1])}),
@@ -228,6 +225,12 @@ def build_module(
     if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
         module.health.noise_floor = module.noise_floor(amplitude)
     return module
+
+
+def _spread_amplitudes(samples: Samples) -> Tensor:
+    """Return measured amplitudes, (B, C, N, N), to estimate photon scale and noise; spread over the scan."""
+    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
+    return collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
 
 
 def train(
@@ -463,8 +466,7 @@ def reconstruct(
     Args:
         model_or_bundle: a module, model file, run directory or training result; None with `start="flat"`.
         data: a scan, the path of one, or a plain container with `X` and `coords_nominal`.
-        config: science configs; None takes those of the trained model.
-        execution_config, overrides, clock, facts: as in `train`.
+        config: science configs; None takes those of the trained model. The rest: as in `train`.
 
     Raises:
         SettingsError, DataError: as in training; a patch outside the canvas, or nothing to stitch.
