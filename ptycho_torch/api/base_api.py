@@ -241,7 +241,7 @@ def _checked_shape(shape: Sequence[int], n: int) -> tuple[int, ...]:
 
 
 def _shape_around(positions: NDArray[np.float64], n: int) -> tuple[int, int]:
-    """Return the (H, W) in whose middle the positions lie, as in an object that was made for its scan.
+    """Return the (H, W) in whose middle the positions lie, as in an object that was sized for its scan.
 
     Raises:
         DataError: there is none, because the positions do not count from an object's first pixel.

@@ -106,7 +106,7 @@ def _enough(scan: ScanData, data: DataConfig) -> ScanData:
 def with_labels(scan: ScanData, *, phase_free: bool) -> ScanData:
     """Return the scan with the true patch of each pattern, its own or cut out of its object.
 
-    A diffraction pattern does not tell the patch's mean phase; `phase_free` makes it 0 under the probe.
+    A diffraction pattern does not determine the patch's mean phase; `phase_free` makes it 0 under the probe.
 
     Raises:
         DataError: the scan has neither labels nor an object that shows something.

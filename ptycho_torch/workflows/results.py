@@ -92,7 +92,7 @@ class InferenceResult(Result):
         object: complex64 (H, W).
         coverage: float32 (H, W), summed patch weights; 0 is uncovered.
         amplitude, phase: float32 (H, W) of the object, the phase in radians.
-        n_patches: patterns that the object was made of.
+        n_patches: patterns that the object was reconstructed from.
         consistency: how well the object explains its patterns; None where that cannot be known.
         notices: what the user should know of the result.
         drift, applied: as in a training.
