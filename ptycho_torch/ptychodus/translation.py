@@ -30,7 +30,6 @@ FILTERS = 12
 
 BYTES_PER_PIXEL, BYTES_PER_MODE = 100, 42
 """Memory of a prediction per pixel of a batch, and what each probe mode adds; measured with 1, 4 and 10."""
-MANY = 10**6
 
 
 class Target(NamedTuple):
@@ -240,30 +239,26 @@ def to_science(configs: Configs, base: ScienceConfig | None = None) -> ScienceCo
 
 
 def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -> ScienceConfig:
-    """Return `base` with values of ours; what is wrong with them is reported in Ptychodus's words."""
+    """Return `base` with values of ours; errors are reported as what is wrong with the keywords sent."""
     try:
         return split_overrides(values, base)[0]
     except SettingsError as error:
-        findings = [_in_their_words(finding, values, configs) for finding in error.findings]
-        raise SettingsError.from_findings(findings) from None
-
-
-def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
-    """Return what is wrong with a config field as what is wrong with the keywords that go there."""
-    sources = _sources_of(finding.where, configs)
-    if not sources:
-        return finding
-    sent = {name: getattr(config, name) for name, config in sources.items()}
-    value, expected = values.get(finding.where.partition(".")[2]), finding.expected
-    if "." in finding.where and value not in sent.values():
-        expected = f"{finding.where} {expected}; it came to {format_value(value)}"
-    usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in sources.items())
-    return Finding(
-        f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
-        where=f"{PLACE}, {', '.join(sent)}",
-        expected=expected,
-        fix=f"choose another value; Ptychodus begins with {', '.join(usual)}",
-    )
+        findings = list(error.findings)
+    for number, finding in enumerate(findings):
+        place, expected, sources = finding.where, finding.expected, _sources_of(finding.where, configs)
+        if not sources:
+            continue
+        sent = {name: getattr(config, name) for name, config in sources.items()}
+        if "." in place and (value := values.get(place.partition(".")[2])) not in sent.values():
+            expected = f"{place} {expected}; it came to {format_value(value)}"
+        usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in sources.items())
+        findings[number] = Finding(
+            f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
+            where=f"{PLACE}, {', '.join(sent)}",
+            expected=expected,
+            fix=f"choose another value; Ptychodus begins with {', '.join(usual)}",
+        )
+    raise SettingsError.from_findings(findings)
 
 
 def _sources_of(place: str, configs: Configs) -> dict[str, Keywords]:
@@ -395,7 +390,12 @@ def for_inference(
     """
     inference = configs.inference
     trim = min(int(inference.middle_trim), n_pixels)
-    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, n_modes, facts))
+    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
+    smallest = min((mb for mb in known if mb), default=None)
+    fits = int(inference.batch_size)
+    if smallest is not None:
+        pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
+        fits = min(fits, max(1, int(smallest * 2**20 / 4 / pattern_bytes)))
     execution: dict[str, Any] = {
         "inference_batch_size": fits,
         "middle_trim": trim,
@@ -417,16 +417,6 @@ def for_inference(
         notes = (*notes, f"patch_weighting = {inference.patch_weighting} is not known here; probe is used")
     science, _ = split_overrides(changes, base)
     return Translation(science, execution, notes)
-
-
-def _batch_that_fits(n_pixels: int, n_modes: int, facts: MachineFacts) -> int:
-    """Return the largest batch that a quarter of the memory holds, one pattern at least."""
-    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
-    smallest = min((mb for mb in known if mb), default=None)
-    if smallest is None:
-        return MANY
-    pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
-    return max(1, int(smallest * 2**20 / 4 / pattern_bytes))
 
 
 def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:

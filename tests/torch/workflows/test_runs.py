@@ -20,7 +20,6 @@ from ptycho_torch.cli import main
 from ptycho_torch.factory import create_training_payload
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows import components, runs
-from ptycho_torch.workflows.components import run_cdi_example_torch
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=1", "--num-threads=1"]
 NO_BATCH = ["--limit-train-batches=0.01", "--batch-size=64", "--accum-steps=9"]
