@@ -27,7 +27,6 @@ from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig
-from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TRAINING_DEFAULTS
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows import components
@@ -84,26 +83,27 @@ class Took(NamedTuple):
     weights: torch.Tensor
 
 
-def once(fit: Fit, scan: ScanData, plan: Plan, epochs: int, writes: bool) -> Took:
+def once(fit: Fit, training: components.Training, epochs: int, writes: bool) -> Took:
     """Train once; what is built before the Trainer is not counted."""
-    science = ScienceConfig(data=DataConfig(N=scan.n_pixels), model=ModelConfig(n_filters=16))
+    plan = training.plan
     with tempfile.TemporaryDirectory() as place, process_flags(plan.settings):
         seed_run(plan.settings)
-        samples, _ = components._datasets(scan, None, science, plan.settings.seed)
-        loader = components._loaders(samples, None, plan.requested, plan)["train"]
-        module = components._build_module(scan, samples, science, plan.settings)
+        loader = training.loaders()["train"]
+        module = components.build_module(
+            training.container, training.samples, training.science, plan.settings
+        )
         start, cpu = time.perf_counter(), time.process_time()
         fit(module, loader, plan, epochs, Path(place) if writes else None)
         wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     return Took(wall_s, cpu_s, torch.cat([weight.detach().flatten() for weight in module.parameters()]))
 
 
-def compare(scan: ScanData, plan: Plan, epochs: int, rounds: int, writes: bool) -> dict[str, list[float]]:
+def compare(training: components.Training, epochs: int, rounds: int, writes: bool) -> dict[str, list[float]]:
     """Return one ratio per round, of wall and of processor time; which of the two goes first alternates."""
     ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     for number in range(rounds + 1):
         order: list[Fit] = [by_facade, by_hand] if number % 2 else [by_hand, by_facade]
-        found = {fit: once(fit, scan, plan, epochs, writes) for fit in order}
+        found = {fit: once(fit, training, epochs, writes) for fit in order}
         # Our epochs draw their random numbers anew; the network draws none, so the weights are the same.
         ours, plain = found[by_facade], found[by_hand]
         if not torch.equal(ours.weights, plain.weights):
@@ -131,12 +131,13 @@ def main() -> None:
     values: dict[str, Any] = {name: default.value for name, default in TRAINING_DEFAULTS.items()}
     values |= {"accelerator": "cpu", "batch_size": space.batch_size, "enable_progress_bar": False}
     settings = ExecutionSettings.from_values(values)
-    plan = components.plan_for(settings, validates=False, samples=len(scan))
+    science = ScienceConfig(data=DataConfig(N=scan.n_pixels), model=ModelConfig(n_filters=16))
+    training = components.plan_training(scan, None, science, settings)
     pairs = {"loop alone": False, "with checkpoints and CSV log": True}
     found = {
         f"{name}, {clock} time": ratios
         for name, writes in pairs.items()
-        for clock, ratios in compare(scan, plan, space.epochs, space.rounds, writes).items()
+        for clock, ratios in compare(training, space.epochs, space.rounds, writes).items()
     }
     common.print_machine()
     steps = space.epochs * -(-len(scan) // space.batch_size)

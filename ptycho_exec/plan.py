@@ -462,7 +462,6 @@ def check_amounts(draft: Draft) -> None:
             "an integer, or a larger fraction",
             "set limit_train_batches=1 for one batch",
             1,
-            refused_by_trainer=True,
         )
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from ptycho_torch.model import PtychoPINN_Lightning
     from ptycho_torch.reconstruction.stitch import Stitcher
     from ptycho_torch.simulate import simulate_scan
-    from ptycho_torch.workflows.components import run_cdi_example_torch, run_inference_with_lightning
+    from ptycho_torch.workflows.components import (
+        reconstruct,
+        run_cdi_example_torch,
+        run_inference_with_lightning,
+        train,
+    )
 
 _HOME = {
     "DataConfig": "config",
@@ -45,9 +50,11 @@ _HOME = {
     "create_training_payload": "factory",
     "evaluate": "evaluation.metrics",
     "read_scan": "data.read",
+    "reconstruct": "workflows.components",
     "run_cdi_example_torch": "workflows.components",
     "run_inference_with_lightning": "workflows.components",
     "simulate_scan": "simulate",
+    "train": "workflows.components",
 }
 
 __all__ = [
@@ -65,9 +72,11 @@ __all__ = [
     "create_training_payload",
     "evaluate",
     "read_scan",
+    "reconstruct",
     "run_cdi_example_torch",
     "run_inference_with_lightning",
     "simulate_scan",
+    "train",
 ]
 
 

@@ -248,8 +248,7 @@ def tune(args: argparse.Namespace) -> int:
 
     defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
     settings = ExecutionSettings.from_resolution(resolve_from(args, defaults))
-    if args.out.exists():
-        raise tuner.refuse_existing(args.out)
+    tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, science_given(args), settings)
     tuning = tuner.Tuning(
         args.scan,
@@ -360,7 +359,7 @@ def _print_metrics(scores: Mapping[str, Mapping[str, Any]]) -> None:
     print("\n".join(f"  {line}" for line in table(rows)))
 
 
-def _print_end(finished: Run, more: Sequence[Path] = ()) -> None:
+def _print_end(finished: Run[Any], more: Sequence[Path] = ()) -> None:
     for notice in finished.notices:
         print(f"note: {notice}")
     _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))

@@ -191,10 +191,7 @@ def whole_scan(science: ScienceConfig) -> ScienceConfig:
 def split_overrides(
     overrides: Mapping[str, Any], science: ScienceConfig
 ) -> tuple[ScienceConfig, dict[str, Any]]:
-    """Put each override into the config that owns its name.
-
-    Returns:
-        the science configs with their overrides, and the overrides of the execution settings.
+    """Put each override into the config that owns its name; return the science and what is the execution's.
 
     Raises:
         SettingsError: one finding per unknown name or bad value.
@@ -258,21 +255,17 @@ def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
         return ScienceConfig(), {}
     if isinstance(config, ScienceConfig):
         return config, {}
-    values = dict(config) if isinstance(config, Mapping) else _attributes(config)
+    if isinstance(config, Mapping):
+        values = dict(config)
+    else:
+        values = {}
+        names = {name for section in _SECTIONS.values() for name in section.model_fields}
+        names |= set(ALIASES) | set(field_specs())
+        for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
+            plain = (bool, int, float, str, tuple, list)
+            values |= {name: value for name in names if isinstance(value := getattr(part, name, None), plain)}
     science, execution = split_overrides(values, ScienceConfig())
     return science, {name: Factory(value, "from the config") for name, value in execution.items()}
-
-
-def _attributes(config: object) -> dict[str, Any]:
-    names = {name for section in _SECTIONS.values() for name in section.model_fields}
-    names |= set(ALIASES) | set(field_specs())
-    values: dict[str, Any] = {}
-    for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
-        for name in names:
-            value = getattr(part, name, None)
-            if isinstance(value, (bool, int, float, str, tuple, list)):
-                values[name] = value
-    return values
 
 
 def execution_settings(
@@ -280,36 +273,34 @@ def execution_settings(
 ) -> ExecutionSettings:
     """Return complete settings: `overrides` over `execution_config` over what a workflow derives.
 
-    None resolves environment, files and profile; a mapping of values does too, under those values.
+    None resolves environment, files and profile; a mapping of values does too, under those values. Settings
+    that are complete already are returned as they are.
 
     Raises:
         SettingsError: unknown names or bad values.
     """
-    if execution_config is None:
-        return ExecutionSettings(overrides=overrides, factory_defaults=factory_defaults)
-    if isinstance(execution_config, Mapping):
-        both = {**execution_config, **overrides}
+    if execution_config is None or isinstance(execution_config, Mapping):
+        both = {**(execution_config or {}), **overrides}
         return ExecutionSettings(overrides=both, factory_defaults=factory_defaults)
-    if isinstance(execution_config, ExecutionSettings):
-        settings = execution_config.with_factory_defaults(**factory_defaults)
-        return settings.with_overrides(**overrides) if overrides else settings
-    known = {
-        name: getattr(execution_config, name) for name in field_specs() if hasattr(execution_config, name)
+    settings = execution_config
+    if not isinstance(settings, ExecutionSettings):
+        known = {name: getattr(settings, name) for name in field_specs() if hasattr(settings, name)}
+        settings = ExecutionSettings.from_values(known, place=type(execution_config).__name__)
+    unset = {
+        name: default
+        for name, default in factory_defaults.items()
+        if name not in settings.origins or settings.origins[name].kind is Kind.DEFAULT
     }
-    return execution_settings(
-        ExecutionSettings.from_values(known, place=type(execution_config).__name__),
-        overrides,
-        factory_defaults,
-    )
+    settings = settings.with_factory_defaults(**unset) if unset else settings
+    return settings.with_overrides(**overrides) if overrides else settings
 
 
 def _existing(path: str | Path, what: str) -> Path:
-    existing = Path(path)
-    if not existing.exists():
+    if not Path(path).exists():
         raise DataError(
-            f"{what} not found", where=str(existing), expected="an existing file", fix="correct the path"
+            f"{what} not found", where=str(path), expected="an existing file", fix="correct the path"
         )
-    return existing
+    return Path(path)
 
 
 def _applied(

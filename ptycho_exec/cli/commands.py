@@ -35,7 +35,6 @@ from ptycho_exec.sources.resolve import resolve, resolve_profile
 from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
-    from ptycho_exec.cli.probe import Step
     from ptycho_exec.plan import Plan
 
 
@@ -186,6 +185,8 @@ def check(args: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
+    from ptycho_exec.cli import probe
+
     if args.test is not None and args.probe is None:
         fix = "give --probe, or leave out --test"
         raise SettingsError("--test is part of --probe", where="command line", fix=fix)
@@ -208,19 +209,17 @@ def check(args: argparse.Namespace) -> int:
     facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
     plan = resolve_plan(settings, facts, ModuleTraits())
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    steps: Sequence[Step] = ()
+    steps: Sequence[Finding] = ()
     if args.probe is not None and not problems:
-        from ptycho_exec.cli.probe import Trial, run_trial
-
         report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
         validation = None if args.test is None else _scan(args.test)
-        steps = run_trial(Trial(settings, _scan(args.probe), validation), say=report)
-    failed = [_placed(step.finding(), settings.origins.get(step.setting)) for step in steps if step.failed]
+        steps = probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
+    failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
     if args.json:
         verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
-        probe = {} if args.probe is None else {"probe": [step.to_json() for step in steps]}
-        print(json.dumps({**verdict, **plan.to_json(), **probe}, indent=2, default=str))
+        tried = {} if args.probe is None else {"probe": [probe.to_json(step) for step in steps]}
+        print(json.dumps({**verdict, **plan.to_json(), **tried}, indent=2, default=str))
     elif plain:
         notes = [f"note  {notice.what}" for notice in resolution.notices]
         if problems and args.probe is not None:
@@ -259,7 +258,9 @@ def _fail_line(finding: Finding) -> str:
     return f"FAIL  {finding.what}{place} -> {finding.fix or f'expected {finding.expected}'}"
 
 
-def _check_lines(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
+def _check_lines(plan: Plan, steps: Sequence[Finding]) -> Iterator[str]:
+    from ptycho_exec.cli.probe import line
+
     failed = {problem.field for problem in plan.problems}
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.what}"
@@ -276,9 +277,9 @@ def _check_lines(plan: Plan, steps: Sequence[Step]) -> Iterator[str]:
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
-    yield from (step.line() for step in steps)
+    yield from map(line, steps)
     machine = plan.facts.hostname or "this machine"
-    problems = [*plan.problems, *(step for step in steps if step.failed)]
+    problems = [*plan.problems, *(step for step in steps if step.level == "error")]
     notes = [*plan.notices, *(step for step in steps if step.level == "note")]
     counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
     yield f"{'cannot' if problems else 'can'} run on {machine}: {counts}"

@@ -1,7 +1,9 @@
-"""A trial for `check --probe`: one real batch through fit and predict, in a process and folder of its own.
+"""A trial for `check --probe`: one real batch through fit and predict, in a process and directory of its own.
 
-The program that trains is started by name, not imported: this package stays light, and a crash or a hang
-in a driver, a compiler or a loader is one more line of the report. Nothing is left behind.
+The program that trains is a module that an installed package names in an entry point of the group
+`ptycho_exec.probe`. `python -m MODULE DIRECTORY` reads the pickled `Trial` from the file `REQUEST` in that
+directory and reports there by `write_report`. It is started, not imported, so that a crash or a hang in a
+driver, a compiler or a loader is one more line of the report. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -10,26 +12,29 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ptycho_exec.errors import Finding, UserError, redact
 from ptycho_exec.files import write_atomically
+from ptycho_exec.machine.children import Ended, run_limited
 from ptycho_exec.settings import ExecutionSettings
 
-PROGRAM = "ptycho_torch.tools.probe_run"
+GROUP = "ptycho_exec.probe"
+"""Group of the entry points that name a program for the trial."""
 LIMIT_S = 900.0
 """A trial takes seconds, or a minute with torch.compile; beyond this something waits for ever."""
 REQUEST, REPORT, RUN = "request.pickle", "report.json", "run"
 SIMULATED = "simulated"
-"""The name of the scan that is made up, where a file could be named."""
+"""Name of the simulated scan, where a file could be named."""
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "MPLCONFIGDIR")
+"""Variables that name the directories in which the packages of a training keep files between runs."""
+_LEVELS = {"ok": "OK", "note": "note", "adapted": "note", "error": "FAIL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,129 +49,79 @@ class Trial:
     validation: str | None = None
 
     def __repr__(self) -> str:
-        """Leave the settings out: they are long, and said elsewhere."""
+        """Leave the settings out: they are long, and shown elsewhere."""
         return f"Trial(scan={self.scan!r}, validation={self.validation!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing that a trial tried, as a line of `check`; `setting` is the field it is about, if any."""
+def line(step: Finding) -> str:
+    """Return a step of a trial as a line of `check`: what was tried, its result, what to do."""
+    place = f" ({step.where})" if step.where else ""
+    remedy = f" -> {step.fix}" if step.fix else ""
+    return f"{_LEVELS[step.level]:<4}  {step.what}{place}{remedy}"
 
-    level: Literal["OK", "note", "FAIL"]
-    subject: str
-    text: str
-    fix: str = ""
-    where: str = ""
-    setting: str = ""
 
-    @property
-    def failed(self) -> bool:
-        return self.level == "FAIL"
-
-    def finding(self) -> Finding:
-        return Finding(f"{self.subject}: {self.text}", where=self.where, fix=self.fix)
-
-    def line(self) -> str:
-        """Return the step as a line of `check`: what was tried, what came of it, what to do."""
-        place = f" ({self.where})" if self.where else ""
-        remedy = f" -> {self.fix}" if self.fix else ""
-        return str(redact(f"{self.level:<4}  {self.subject}: {self.text}{place}{remedy}"))
-
-    def to_json(self) -> dict[str, str]:
-        """Return plain JSON data with credentials hidden."""
-        return {name: str(redact(value)) for name, value in asdict(self).items()}
+def to_json(step: Finding) -> dict[str, str]:
+    """Return a step as plain JSON data; credentials in it are hidden already."""
+    subject, _, text = step.what.partition(": ")
+    level, rest = _LEVELS[step.level], {"fix": step.fix, "where": step.where, "setting": step.field}
+    return {"level": level, "subject": subject, "text": text, **rest}
 
 
 def run_trial(
     trial: Trial, *, limit_s: float = LIMIT_S, say: Callable[[str], object] | None = None
-) -> tuple[Step, ...]:
-    """Run the trial in a child process and return its steps; one that died or hung ends with a failure.
+) -> tuple[Finding, ...]:
+    """Run the trial with every registered program; one that died or hung ends with an error.
 
     Args:
-        trial: what to run.
-        limit_s: seconds after which the child is stopped.
-        say: takes all that the child printed.
+        limit_s: seconds after which a child is stopped.
+        say: takes all that a child printed.
 
     Raises:
-        UserError: the package that trains is not installed.
+        UserError: no installed package registers a program.
     """
-    spec = find_spec(PROGRAM.partition(".")[0])
-    if spec is None or spec.origin is None:
+    programs = sorted({entry.value for entry in entry_points(group=GROUP)})
+    if not programs:
         raise UserError(
-            "--probe runs one batch through ptycho_torch, which is not installed",
+            "--probe runs one batch through a program that trains, and no installed package registers one",
+            expected=f"a package with an entry point in the group {GROUP}",
             fix="install it, or check without --probe",
         )
+    steps: list[Finding] = []
+    for program in programs:
+        if len(programs) > 1:
+            steps.append(Finding(f"probe program: {program}", level="ok"))
+        steps += _run_program(program, trial, limit_s, say)
+    return tuple(steps)
+
+
+def _run_program(
+    program: str, trial: Trial, limit_s: float, say: Callable[[str], object] | None
+) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="ptycho_exec_trial_") as name:
         folder = Path(name)
         (folder / REQUEST).write_bytes(pickle.dumps(trial))
-        environ = _environ(folder, Path(spec.origin).parents[1])
-        ended = _run([sys.executable, "-m", PROGRAM, str(folder)], folder, environ, limit_s)
+        # The child has caches of its own, and imports from where this process does.
+        environ = {**os.environ, **{variable: str(folder / "cache") for variable in CACHES}}
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        argv = [sys.executable, "-m", program, str(folder)]
+        ended = run_limited(argv, limit_s=limit_s, cwd=folder, environ=environ)
         if say is not None:
             say(redact(ended.output))
-        doing, steps = _read_report(folder / REPORT)
-        return steps if doing is None else (*steps, _unfinished(doing, ended, limit_s))
+        report: dict[str, Any] = {"doing": "start", "steps": []}
+        if (folder / REPORT).is_file():
+            report = json.loads((folder / REPORT).read_text("utf-8"))
+    steps, doing = [Finding(**row) for row in report["steps"]], report["doing"]
+    return steps if doing is None else [*steps, _unfinished(doing, ended, limit_s)]
 
 
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "WANDB_CACHE_DIR", "MPLCONFIGDIR")
-"""Variables that name the folders in which the packages of a training keep files between runs."""
+def write_report(folder: Path, doing: str | None, steps: Sequence[Finding]) -> None:
+    """Write the steps so far and what is being done now; None when all is done."""
+    report = {"doing": doing, "steps": [step.to_json() for step in steps]}
+    write_atomically(folder / REPORT, json.dumps(report))
 
 
-def _environ(folder: Path, home: Path) -> dict[str, str]:
-    """Return the variables of the child: those of this process, with caches in the trial's own folder."""
-    environ = {**os.environ, **{name: str(folder / "cache") for name in CACHES}}
-    if not {"site-packages", "dist-packages"} & set(home.parts):  # a checkout, which need not be installed
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
-    return environ
-
-
-@dataclass(frozen=True, slots=True)
-class _Ended:
-    """How the child ended; `code` None when it had to be stopped."""
-
-    code: int | None
-    output: str
-
-
-def _run(words: Sequence[str], folder: Path, environ: Mapping[str, str], limit_s: float) -> _Ended:
-    """Run a program, and end it with all that it started when it takes too long or we are interrupted."""
-    with (folder / "output").open("w+b") as output:
-        child = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            code: int | None = child.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        output.seek(0)
-        return _Ended(code, output.read().decode("utf-8", "replace"))
-
-
-def write_report(folder: Path, doing: str | None, steps: Sequence[Step]) -> None:
-    """Write what was done so far and what is being done now; None when all is done."""
-    write_atomically(folder / REPORT, json.dumps({"doing": doing, "steps": [s.to_json() for s in steps]}))
-
-
-def _read_report(path: Path) -> tuple[str | None, tuple[Step, ...]]:
-    try:
-        report: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except OSError:
-        return "start", ()
-    return report["doing"], tuple(Step(**row) for row in report["steps"])
-
-
-def _unfinished(doing: str, ended: _Ended, limit_s: float) -> Step:
-    said = [line for line in ended.output.splitlines() if line.strip()]
-    last = f"; it last said: {said[-1].strip()}" if said else ""
+def _unfinished(doing: str, ended: Ended, limit_s: float) -> Finding:
+    last = f"; its last line: {ended.last_line}" if ended.last_line else ""
     if ended.code is None:
         what = f"it did not end within {limit_s:g} s and was stopped"
         fix = "look for what waits: a launcher, other nodes, loader workers; try devices=1 and num_workers=0"
@@ -176,5 +131,5 @@ def _unfinished(doing: str, ended: _Ended, limit_s: float) -> Step:
         what = f"the process died by {signal.Signals(-ended.code).name}"
         fix = "try compile=false, num_workers=0 or accelerator=cpu, one by one"
     else:
-        what, fix = f"the process ended with code {ended.code}", "see all that it said with --debug"
-    return Step("FAIL", f"probe {doing}", redact(what + last), fix)
+        what, fix = f"the process ended with code {ended.code}", "see all of its output with --debug"
+    return Finding(f"probe {doing}: {what}{last}", fix=fix)

@@ -1,1 +1,1 @@
-"""The door that Ptychodus opens: its calls (`base_api`), translated into this package's own."""
+"""The calls that Ptychodus makes (`base_api`), translated into this package's own."""

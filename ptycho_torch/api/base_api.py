@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
@@ -33,7 +33,7 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.factory import TrainingPayload
+from ptycho_torch.factory import TrainingPayload, whole_scan
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
 from ptycho_torch.ptychodus.epochs import EpochNews, EpochRecord, replay
@@ -91,14 +91,12 @@ class ConfigManager:
         Raises:
             SettingsError: what differs, all of it.
         """
-        meant, module = translation.to_science(self.configs), ptycho_model.model
+        meant, module = translation.to_science(self.configs).model, ptycho_model.model
+        network, filters = module.model_config, f"n_filters_scale * {translation.FILTERS}"
         pairs = {
             "N": (self.data_config.N, module.data_config.N),
-            f"n_filters_scale * {translation.FILTERS}": (
-                meant.model.n_filters,
-                module.model_config.n_filters,
-            ),
-            "amp_activation": (meant.model.amp_activation, module.model_config.amp_activation),
+            filters: (meant.n_filters, network.n_filters),
+            "amp_activation": (meant.amp_activation, network.amp_activation),
         }
         findings = [
             Finding(
@@ -152,7 +150,9 @@ class PtychoDataLoader:
         self.asked_n = int(asked.data.N)
         self.bounds_applied = "scans" in self.scan.report
         self.object_shape: tuple[int, ...] = self.scan.canvas_shape
-        self.output_dir = _free_name(Path(output_dir))
+        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        names = (Path(output_dir) / f"run_{stamp}{more}" for more in ("", *(f"_{k}" for k in range(2, 1000))))
+        self.output_dir = next(name for name in names if not name.exists())
         logger.info("learning from %s: %d patterns", self.scan.source, len(self.scan))
         config_manager.data_config = _with_n(config_manager.data_config, self.scan.n_pixels)
 
@@ -203,13 +203,6 @@ class PtychoDataLoader:
         return loader
 
 
-def _free_name(folder: Path) -> Path:
-    """Return a name for a run that no earlier one has."""
-    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    names = (folder / f"run_{stamp}{more}" for more in ("", *(f"_{k}" for k in range(2, 1000))))
-    return next(name for name in names if not name.exists())
-
-
 def _with_n(config: DataConfig, n: int) -> DataConfig:
     changed = copy.copy(config)
     changed.N = n
@@ -248,7 +241,7 @@ def _checked_shape(shape: Sequence[int], n: int) -> tuple[int, ...]:
 
 
 def _shape_around(positions: NDArray[np.float64], n: int) -> tuple[int, int]:
-    """Return the (H, W) in whose middle the positions lie, as in an object that was made for its scan.
+    """Return the (H, W) in whose middle the positions lie, as in an object that was sized for its scan.
 
     Raises:
         DataError: there is none, because the positions do not count from an object's first pixel.
@@ -296,13 +289,13 @@ class PtychoModel:
         Raises:
             DataError: the file is damaged, or another program's.
         """
-        found, _ = read_configs(path)
-        return found.data, found.model, found.training, found.inference
+        stored, _ = read_configs(path)
+        return stored.data, stored.model, stored.training, stored.inference
 
     @classmethod
     def _new_model(cls, model: Any, config_manager: ConfigManager) -> PtychoModel:
         """Return an untrained network of the class `model`."""
-        made = cls(
+        untrained = cls(
             config_manager.model_config,
             config_manager.data_config,
             config_manager.training_config,
@@ -310,13 +303,13 @@ class PtychoModel:
         )
         science = translation.to_science(config_manager.configs)
         data = science.data.model_copy(update={"N": config_manager.data_config.N})
-        made.model = model(
+        untrained.model = model(
             model_config=science.model,
             data_config=data,
             training_config=science.training,
             inference_config=science.inference,
         )
-        return made
+        return untrained
 
 
 @dataclass
@@ -365,30 +358,40 @@ class Trainer:
         """
         _require_lightning(orchestration)
         facts = MachineFacts.probe()
-        configs, scan = self.config_manager.configs, self.dataloader.scan
+        configs, scan, folder = self.config_manager.configs, self.dataloader.scan, self.dataloader.output_dir
         meant = self._translated(configs, scan, facts)
         if experiment_name:
             meant = replace(meant, execution={**meant.execution, "experiment_name": experiment_name})
         settings = translation.settings_for(meant.execution, "train")
-        validates = meant.science.training.val_fraction > 0
-        plan = components.plan_for(settings, validates=validates, facts=facts)
-        notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings))
-        told = tell("training", notes)
-        payload = TrainingPayload(
-            Path(scan.source or "."),
-            None,
-            self.dataloader.output_dir,
-            meant.science,
-            settings,
-            meant.execution,
-        )
+        training = components.plan_training(scan, None, meant.science, settings, facts=facts)
+        notes = (*meant.notes, *_adapted(training.plan), *translation.shadowed(settings))
+        warning = warn_user("training", notes)
         about = {KEYWORDS_KEY: plain_keywords(configs)}
+        own = list(self._trainer.callbacks)
+        # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from;
+        # they see all epochs at the end then.
+        several = training.plan.settings.devices not in (1, (0,))
+        record = EpochRecord(folder / "epochs.jsonl")
+        following = [record] if several else [EpochNews(), *own]
         try:
-            run = self._run(payload, scan, about, facts, plan)
+            run = runs.train(
+                TrainingPayload(
+                    Path(scan.source or "."), None, folder, meant.science, settings, meant.execution
+                ),
+                training=training,
+                callbacks=[SelfDescription(meant.science, about), *following],
+                about=about,
+                say=logger.info,
+            )
+            if several:
+                replay(record.path, own)
         finally:
-            _record(self.dataloader.output_dir, about, told)
-        self.model.model = run.results["models"]["lightning_module"]
-        self._trainer = run.results["models"]["trainer"]
+            record.path.unlink(missing_ok=True)
+            if (folder / "manifest.json").is_file():  # also of a training that failed
+                before = read_manifest(folder).get("warnings", [])
+                write_manifest(folder, **about, warnings=[*before, warning] if warning else before)
+        self.model.model = run.results.module
+        self._trainer = run.results.models["trainer"]
 
     def _translated(self, configs: Configs, scan: ScanData, facts: MachineFacts) -> Translation:
         asked = replace(configs, data=_with_n(configs.data, self.dataloader.asked_n))
@@ -396,31 +399,6 @@ class Trainer:
             asked.data.x_bounds = asked.data.y_bounds = (0.0, 1.0)
         within = selected(scan, translation.to_science(asked).data, 0)
         return translation.for_training(asked, n_pixels=scan.n_pixels, n_patterns=len(within), facts=facts)
-
-    def _run(
-        self,
-        payload: TrainingPayload,
-        scan: ScanData,
-        about: Mapping[str, Any],
-        facts: MachineFacts,
-        plan: Plan,
-    ) -> runs.Run:
-        """Train; the caller's callbacks see every epoch as it ends, or all of them at the end.
-
-        Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from.
-        """
-        description = SelfDescription(payload.science, about)
-        own = list(self._trainer.callbacks)
-        several = plan.settings.devices not in (1, (0,))
-        record = EpochRecord(payload.output_dir / "epochs.jsonl")
-        extra = (description, record) if several else (description, EpochNews(), *own)
-        try:
-            run = runs.train(payload, scan=scan, callbacks=extra, about=about, facts=facts, say=logger.info)
-            if several:
-                replay(record.path, own)
-            return run
-        finally:
-            record.path.unlink(missing_ok=True)
 
 
 def _require_lightning(orchestration: str) -> None:
@@ -451,7 +429,14 @@ class InferenceEngine:
             DataError: patterns of another size than the network's, or nothing to stitch.
         """
         module, scan = self.ptycho_model.model, loader.scan
-        self._check_size(scan)
+        n = module.data_config.N
+        if scan.n_pixels != n:
+            raise DataError(
+                f"the patterns are {scan.n_pixels} x {scan.n_pixels}, the network was trained for {n} x {n}",
+                where="diffraction patterns",
+                expected=f"patterns of {n} x {n}",
+                fix="load a model for this size, or crop the patterns in Ptychodus as for the training",
+            )
         base = ScienceConfig(
             data=module.data_config,
             model=module.model_config,
@@ -460,57 +445,29 @@ class InferenceEngine:
         )
         facts = MachineFacts.probe()
         meant = translation.for_inference(
-            self.config_manager.configs, base, scan.n_pixels, facts, n_modes=len(module.probe)
+            self.config_manager.configs, base, n, facts, n_modes=len(module.probe)
         )
         settings = translation.settings_for(meant.execution, "infer")
-        plan = components.plan_for(settings, validates=False, facts=facts)
-        notes = (*meant.notes, *_adapted(plan), *translation.shadowed(settings), *_other_probe(scan, module))
-        made = components.run_inference_with_lightning(
-            module, scan, whole(meant.science), settings, facts=facts
-        )
-        tell("reconstruction", (*notes, *made["notices"]))
-        if made["consistency"] is not None:
-            logger.info("%s", made["consistency"].line())
-        return _in_layers(made["object"], loader.object_shape)
-
-    def _check_size(self, scan: ScanData) -> None:
-        n = self.ptycho_model.model.data_config.N
-        if scan.n_pixels != n:
-            raise DataError(
-                f"the patterns are {scan.n_pixels} x {scan.n_pixels}, the network was trained for {n} x {n}",
-                where="diffraction patterns",
-                expected=f"patterns of {n} x {n}",
-                fix="load a model for this size, or crop the patterns in Ptychodus as for the training",
-            )
+        inference = components.plan_inference(module, scan, whole_scan(meant.science), settings, facts=facts)
+        inference.plan.raise_if_blocked(include_trainer_refusals=False)
+        notes = [*meant.notes, *_adapted(inference.plan), *translation.shadowed(settings)]
+        distance = probe_distance(scan.probe, module.probe.detach().cpu().numpy())
+        if distance > PROBES_DIFFER:
+            apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
+            notes.append(f"the product's probe differs {apart} from that of the training, which is used")
+        result = components.run_inference(inference)
+        warn_user("reconstruction", (*notes, *result.notices))
+        if result.consistency is not None:
+            logger.info("%s", result.consistency.line())
+        shape = loader.object_shape
+        if len(shape) == 2 or shape[0] == 1:
+            return result.object
+        layers = np.ones(shape, dtype=np.complex64)
+        layers[0] = result.object
+        return layers
 
 
-def whole(science: ScienceConfig) -> ScienceConfig:
-    """Return the science for all of the scan that Ptychodus sends."""
-    from ptycho_torch.factory import whole_scan
-
-    return whole_scan(science)
-
-
-def _other_probe(scan: ScanData, module: Any) -> Iterable[str]:
-    trained = module.probe.detach().cpu().numpy()
-    distance = probe_distance(scan.probe, trained)
-    if distance > PROBES_DIFFER:
-        apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
-        yield f"the product's probe differs {apart} from that of the training, which is used"
-
-
-def _in_layers(obj: NDArray[np.complex64], shape: tuple[int, ...]) -> NDArray[np.complex64]:
-    if len(shape) == 2 or shape[0] == 1:
-        return obj
-    layers = np.ones(shape, dtype=np.complex64)
-    layers[0] = obj
-    return layers
-
-
-# --- telling ----------------------------------------------------------------------------------------------
-
-
-def tell(what: str, notes: Iterable[str]) -> str | None:
+def warn_user(what: str, notes: Iterable[str]) -> str | None:
     """Log one warning that lists what is not as it was asked for, and return it; None when all is."""
     lines = list(dict.fromkeys(notes))
     if not lines:
@@ -522,11 +479,3 @@ def tell(what: str, notes: Iterable[str]) -> str | None:
 
 def _adapted(plan: Plan) -> Iterable[str]:
     return (notice.what for notice in plan.notices if notice.level == "adapted")
-
-
-def _record(folder: Path, about: Mapping[str, Any], told: str | None) -> None:
-    """Add the keywords and the warning to the manifest of a run, also of one that failed."""
-    if not (folder / "manifest.json").is_file():
-        return
-    before = read_manifest(folder).get("warnings", [])
-    write_manifest(folder, **about, warnings=[*before, told] if told else before)

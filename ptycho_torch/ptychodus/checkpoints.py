@@ -70,14 +70,8 @@ def read_configs(path: str | Path) -> tuple[Configs, ScienceConfig]:
     """
     checkpoint = read_checkpoint(path)
     part = checkpoint.get(MODEL_KEY) or {}
-    science = _science(checkpoint, part, Path(path))
-    stored = (part.get("about") or {}).get(KEYWORDS_KEY)
-    return (from_science(science) if stored is None else Configs.from_dict(stored)), science
-
-
-def _science(checkpoint: Mapping[str, Any], part: Mapping[str, Any], path: Path) -> ScienceConfig:
-    stored = checkpoint.get("hyper_parameters") or {}
-    sections = {section: stored.get(f"{section}_config") for section in SECTIONS}
+    hyper = checkpoint.get("hyper_parameters") or {}
+    sections = {section: hyper.get(f"{section}_config") for section in SECTIONS}
     if any(section is None for section in sections.values()):
         raise DataError(
             "this checkpoint was not written by this package",
@@ -85,7 +79,9 @@ def _science(checkpoint: Mapping[str, Any], part: Mapping[str, Any], path: Path)
             expected="a model that was trained by way of Ptychodus with it, or by `ptycho-torch train`",
             fix="train again: checkpoints of the earlier PtychoPINN hold another network",
         )
-    return ScienceConfig.model_validate({**(part.get("science") or {}), **sections})
+    science = ScienceConfig.model_validate({**(part.get("science") or {}), **sections})
+    keywords = (part.get("about") or {}).get(KEYWORDS_KEY)
+    return (from_science(science) if keywords is None else Configs.from_dict(keywords)), science
 
 
 def as_science_configs(path: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +111,7 @@ def find_best_checkpoint(directory: Path) -> Path | None:
     The metric is read out of the checkpoints themselves: each records those that were best so far. Of equal
     ones the newest wins; those of which nothing is recorded come last; damaged files are passed over.
     """
-    found: list[tuple[Path, Mapping[str, Any]]] = []
+    paths, scores = [], dict[Path, float]()
     for path in sorted(Path(directory).rglob("*.ckpt")):
         try:
             checkpoint = read_checkpoint(path)
@@ -123,24 +119,22 @@ def find_best_checkpoint(directory: Path) -> Path | None:
             logger.warning("%s is passed over: %s", path, str(error).splitlines()[0])
             continue
         if "state_dict" in checkpoint:
-            found.append((path, checkpoint.get("callbacks") or {}))
-    scores = _scores(found)
-    ranked = sorted((path for path, _ in found), key=lambda path: _rank(path, scores))
-    return ranked[0] if ranked else None
+            paths.append(path)
+            scores |= _scores(path, checkpoint.get("callbacks") or {})
+
+    def rank(path: Path) -> tuple[float, float, str]:
+        score = scores.get(path, math.nan)
+        return (math.inf if math.isnan(score) else score, -path.stat().st_mtime_ns, path.name)
+
+    return min(paths, key=rank, default=None)
 
 
-def _scores(found: list[tuple[Path, Mapping[str, Any]]]) -> dict[Path, float]:
-    """Return file -> recorded score, turned so that smaller is better, also when the folder was moved."""
+def _scores(file: Path, states: Mapping[str, Any]) -> dict[Path, float]:
+    """Return file -> recorded score, negative where larger is better, also when the folder was moved."""
     scores: dict[Path, float] = {}
-    for file, states in found:
-        for key, state in states.items():
-            if isinstance(state, Mapping) and isinstance(state.get("best_k_models"), Mapping):
-                sign = -1.0 if "'mode': 'max'" in str(key) else 1.0
-                for path, score in state["best_k_models"].items():
-                    scores[file.parent / Path(path).name] = sign * float(score)
+    for key, state in states.items():
+        if isinstance(state, Mapping) and isinstance(state.get("best_k_models"), Mapping):
+            sign = -1.0 if "'mode': 'max'" in str(key) else 1.0
+            for path, score in state["best_k_models"].items():
+                scores[file.parent / Path(path).name] = sign * float(score)
     return scores
-
-
-def _rank(path: Path, scores: Mapping[Path, float]) -> tuple[float, float, str]:
-    score = scores.get(path, math.nan)
-    return (math.inf if math.isnan(score) else score, -path.stat().st_mtime_ns, path.name)

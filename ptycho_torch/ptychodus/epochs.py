@@ -1,4 +1,4 @@
-"""Epochs told as they end, and those of other processes played to callbacks that stayed in this one."""
+"""Epochs reported as they end, and those of other processes replayed to callbacks that stayed in this one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class EpochRecord(Callback):
 def replay(path: Path, callbacks: Iterable[Callback]) -> None:
     """Call the hooks of an epoch's end as if the training had happened here, epoch by epoch."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    told = list(callbacks)
+    receivers = list(callbacks)
     for line in lines:
         row = json.loads(line)
         trainer: Any = SimpleNamespace(
@@ -67,6 +67,6 @@ def replay(path: Path, callbacks: Iterable[Callback]) -> None:
             sanity_checking=False,
             is_global_zero=True,
         )
-        for callback in told:
+        for callback in receivers:
             callback.on_validation_epoch_end(trainer, None)  # type: ignore[arg-type]
             callback.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]

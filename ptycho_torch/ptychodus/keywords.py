@@ -25,7 +25,7 @@ UNKNOWN = "unknown_keywords"
 
 @dataclass(init=False)
 class Keywords:
-    """Attributes by keyword; unknown ones are kept apart and told once: a later Ptychodus still runs."""
+    """Attributes by keyword; unknown ones are kept apart and reported: a later Ptychodus still runs."""
 
     def __init__(self, **given: Any) -> None:
         known = {field.name for field in fields(self)}
@@ -34,7 +34,7 @@ class Keywords:
         self._keep_unknown({name: value for name, value in given.items() if name not in known})
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Ptychodus assigns after construction, too; a name that is not known is told, not swallowed."""
+        """Ptychodus assigns after construction, too; a name that is not known is reported, not dropped."""
         if name in {field.name for field in fields(self)}:
             self.__dict__[name] = value
         else:
@@ -55,8 +55,13 @@ class Keywords:
         if not unknown:
             return
         self.__dict__.setdefault(UNKNOWN, {}).update(unknown)
+        from ptycho_exec.sources.suggestions import nearest
+
         known = [field.name for field in fields(self)]
-        listed = "; ".join(_nearest(name, known) for name in unknown)
+        close = {name: nearest(name, known, most=1) for name in unknown}
+        listed = "; ".join(
+            f"{name} (the nearest known is {names[0]})" if names else name for name, names in close.items()
+        )
         logger.warning(
             "%s: %s without effect, because this ptycho_torch does not know %s: %s",
             type(self).__name__,
@@ -64,13 +69,6 @@ class Keywords:
             "it" if len(unknown) == 1 else "them",
             listed,
         )
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    from ptycho_exec.sources.suggestions import nearest
-
-    close = nearest(name, known, most=1)
-    return f"{name} (the nearest known is {close[0]})" if close else name
 
 
 @dataclass(init=False)

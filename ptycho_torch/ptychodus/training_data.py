@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,14 @@ def find_sources(directory: Path) -> list[Path]:
     Raises:
         DataError: there is none.
     """
-    for suffix, is_scan in ((".npz", _is_npz_training), (".h5", ptychodus.is_training)):
-        found = [path for path in sorted(directory.glob(f"*{suffix}")) if _holds(path, is_scan)]
-        if found:
-            return found
+    kinds: dict[str, Callable[[Any], bool]] = {
+        ".npz": lambda archive: npz.is_npz_scan(archive) and any(n in archive for n in npz.STACK_NAMES),
+        ".h5": ptychodus.is_training,
+    }
+    for suffix, is_scan in kinds.items():
+        sources = [path for path in sorted(directory.glob(f"*{suffix}")) if _holds(path, is_scan)]
+        if sources:
+            return sources
     pair = [directory / f"{half}.h5" for half in ("product", "diffraction")]
     if all(path.is_file() for path in pair):
         return [directory]
@@ -56,14 +60,10 @@ def find_sources(directory: Path) -> list[Path]:
     )
 
 
-def _is_npz_training(archive: Any) -> bool:
-    return npz.is_npz_scan(archive) and any(name in archive for name in npz.STACK_NAMES)
-
-
-def _holds(path: Path, is_scan: Any) -> bool:
+def _holds(path: Path, is_scan: Callable[[Any], bool]) -> bool:
     try:
         with closing(open_archive(path)) as archive:
-            return bool(is_scan(archive))
+            return is_scan(archive)
     except DataError:  # a file of another kind; the training reads none of it
         return False
 
@@ -106,7 +106,7 @@ def _enough(scan: ScanData, data: DataConfig) -> ScanData:
 def with_labels(scan: ScanData, *, phase_free: bool) -> ScanData:
     """Return the scan with the true patch of each pattern, its own or cut out of its object.
 
-    A diffraction pattern does not tell the patch's mean phase; `phase_free` makes it 0 under the probe.
+    A diffraction pattern does not determine the patch's mean phase; `phase_free` makes it 0 under the probe.
 
     Raises:
         DataError: the scan has neither labels nor an object that shows something.
@@ -115,8 +115,8 @@ def with_labels(scan: ScanData, *, phase_free: bool) -> ScanData:
     if labels is None:
         labels = _cut_out(scan)
     if phase_free:
-        light = 1.0 if scan.probe is None else (np.abs(scan.probe) ** 2).sum(axis=0)
-        mean = (labels * light).sum(axis=(1, 2), keepdims=True)
+        illumination = 1.0 if scan.probe is None else (np.abs(scan.probe) ** 2).sum(axis=0)
+        mean = (labels * illumination).sum(axis=(1, 2), keepdims=True)
         labels = labels * np.exp(-1j * np.angle(mean))
     return replace(scan, labels=labels.astype(np.complex64))
 
@@ -156,11 +156,22 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
     _check_alike(scans)
     gap = 2 * max(max(scan.canvas_shape) for scan in scans)
     tops = np.cumsum([0, *(scan.canvas_shape[0] + gap for scan in scans)])
+    # The patterns are filled in one block at a time: one copy in memory, not two.
+    shape = (sum(map(len, scans)), *first.patterns.shape[1:])
+    common = np.result_type(*(scan.patterns.dtype for scan in scans)) if counts else np.dtype(np.float32)
+    if counts and common.kind not in "iu":  # uint64 beside signed integers, for which there is no common one
+        common = np.dtype(np.int64)
+    patterns, begin = np.empty(shape, dtype=common), 0
+    for scan in scans:
+        for start, raw in blocks(scan.patterns):
+            block = raw if counts else to_amplitude(raw, scan.domain, scan.bad_flat)
+            patterns[begin + start : begin + start + len(raw)] = block
+        begin += len(scan)
     rows = [np.arange(len(scan)) for scan in scans]
     labels = None if first.labels is None else [s.label_patches(r) for s, r in zip(scans, rows, strict=True)]
     return replace(
         first,
-        patterns=_stacked(scans, counts=counts),
+        patterns=patterns,
         domain="intensity" if counts else "amplitude",
         positions_px=np.concatenate(
             [scan.positions_px + np.array([top, 0.0]) for scan, top in zip(scans, tops, strict=False)]
@@ -174,21 +185,6 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
         sha256=hashlib.sha256("".join(scan.sha256 for scan in scans).encode()).hexdigest(),
         report={"format": f"{len(scans)} scans", "scans": [scan.report for scan in scans]},
     )
-
-
-def _stacked(scans: Sequence[ScanData], *, counts: bool) -> NDArray[Any]:
-    """Return the patterns of all scans, (M, N, N), filled in piece by piece: one copy in memory, not two."""
-    shape = (sum(map(len, scans)), *scans[0].patterns.shape[1:])
-    common = np.result_type(*(scan.patterns.dtype for scan in scans)) if counts else np.dtype(np.float32)
-    if counts and common.kind not in "iu":  # uint64 beside signed integers, for which there is no common one
-        common = np.dtype(np.int64)
-    stack, begin = np.empty(shape, dtype=common), 0
-    for scan in scans:
-        for start, raw in blocks(scan.patterns):
-            piece = raw if counts else to_amplitude(raw, scan.domain, scan.bad_flat)
-            stack[begin + start : begin + start + len(raw)] = piece
-        begin += len(scan)
-    return stack
 
 
 def _check_alike(scans: Sequence[ScanData]) -> None:

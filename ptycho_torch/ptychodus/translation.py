@@ -1,14 +1,14 @@
 """From the keywords that Ptychodus sends to science configs and execution settings; no keyword is lost.
 
-`KEYWORDS` says of each where it goes, or why it has no effect here. A keyword without effect is told only
+`KEYWORDS` says of each where it goes, or why it has no effect here. A keyword without effect is reported only
 when its value is another than Ptychodus sends by itself: an ordinary run is not buried in remarks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, get_args
 
 from ptycho_exec.errors import Finding, SettingsError
@@ -30,7 +30,6 @@ FILTERS = 12
 
 BYTES_PER_PIXEL, BYTES_PER_MODE = 100, 42
 """Memory of a prediction per pixel of a batch, and what each probe mode adds; measured with 1, 4 and 10."""
-MANY = 10**6
 
 
 class Target(NamedTuple):
@@ -136,23 +135,9 @@ KEYWORDS: Mapping[str, Mapping[str, Target]] = {
         "notes": Target("manifest.json"),
         "model_name": Target("manifest.json"),
         **{
-            name: _nowhere(_STAGES)
-            for name in (
-                "enable_staged_finetuning",
-                "finetune_stage1_epochs",
-                "finetune_stage2_epochs",
-                "finetune_stage3_epochs",
-                "finetune_stage1_lr_decoder",
-                "finetune_stage2_lr_encoder_top",
-                "finetune_stage2_lr_decoder",
-                "finetune_stage2_lr_phase_head",
-                "finetune_stage3_lr_encoder_bottom",
-                "finetune_stage3_lr_encoder_top",
-                "finetune_stage3_lr_decoder",
-                "finetune_stage3_lr_phase_head",
-                "finetune_skip_stage3",
-                "finetune_early_stop_patience",
-            )
+            field.name: _nowhere(_STAGES)
+            for field in fields(TrainingConfig)
+            if field.name.startswith(("enable_staged", "finetune_")) and field.name != "finetune_val_split"
         },
         "finetune_val_split": Target(
             "TrainingConfig.val_fraction", "of the whole training; something is left to learn from"
@@ -218,7 +203,7 @@ class Configs:
 
 @dataclass(frozen=True)
 class Translation:
-    """What keywords mean here: complete science, execution values, and what the user should be told."""
+    """What keywords mean here: complete science, execution values, and what the user should know."""
 
     science: ScienceConfig
     execution: Mapping[str, Any]
@@ -234,58 +219,62 @@ def to_science(configs: Configs, base: ScienceConfig | None = None) -> ScienceCo
     Raises:
         SettingsError: a value that is out of its range, all of them in one report.
     """
-    values = {**_data_values(configs), **_model_values(configs), **_training_values(configs)}
+    model, training = configs.model, configs.training
+    poisson = model.loss_function == "Poisson" and training.nll
+    values: dict[str, Any] = {
+        **_data_values(configs),
+        "object_big": model.object_big,
+        "intensity_scale_trainable": model.intensity_scale_trainable,
+        "n_filters": round(FILTERS * model.n_filters_scale),
+        "epochs": training.epochs,
+        "loss": "supervised" if configs.supervised else "poisson" if poisson else "mae",
+        "tv_weight": max(_variations(model).values(), default=0.0),
+        "mean_deviation_weight": float(model.amp_loss_coeff) if model.amp_loss == "Mean_Deviation" else 0.0,
+    }
+    if model.amp_activation in _activations():
+        values["amp_activation"] = model.amp_activation
     if configs.inference.patch_weighting in ("probe", "uniform"):
         values["patch_weighting"] = configs.inference.patch_weighting
     return _science(values, base or ScienceConfig(), configs)
 
 
 def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -> ScienceConfig:
-    """Return `base` with values of ours; what is wrong with them is told in Ptychodus's words."""
+    """Return `base` with values of ours; errors are reported as what is wrong with the keywords sent."""
     try:
         return split_overrides(values, base)[0]
     except SettingsError as error:
-        told = [_in_their_words(finding, values, configs) for finding in error.findings]
-        raise SettingsError.from_findings(told) from None
+        findings = list(error.findings)
+    for number, finding in enumerate(findings):
+        place, expected, sources = finding.where, finding.expected, _sources_of(finding.where, configs)
+        if not sources:
+            continue
+        sent = {name: getattr(config, name) for name, config in sources.items()}
+        if "." in place and (value := values.get(place.partition(".")[2])) not in sent.values():
+            expected = f"{place} {expected}; it came to {format_value(value)}"
+        usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in sources.items())
+        findings[number] = Finding(
+            f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
+            where=f"{PLACE}, {', '.join(sent)}",
+            expected=expected,
+            fix=f"choose another value; Ptychodus begins with {', '.join(usual)}",
+        )
+    raise SettingsError.from_findings(findings)
 
 
-def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
-    """Return what is wrong with a config field as what is wrong with the keywords that go there."""
-    field = finding.where.partition(".")[2]
-    sent = _sent_to(finding.where, configs)
-    if not sent:
-        return finding
-    expected = finding.expected
-    if field and values.get(field) not in sent.values():
-        expected = f"{finding.where} {expected}; it came to {format_value(values.get(field))}"
-    usual = ", ".join(f"{name} = {format_value(value)}" for name, value in _usual(sent).items())
-    return Finding(
-        f"{', '.join(f'{name} = {format_value(value)}' for name, value in sent.items())} is not allowed",
-        where=f"{PLACE}, {', '.join(sent)}",
-        expected=expected,
-        fix=f"choose another value; Ptychodus begins with {usual}",
-    )
-
-
-def _sent_to(place: str, configs: Configs) -> dict[str, Any]:
-    """Return keyword -> value of those that go to a config field: the changed ones, or else all.
+def _sources_of(place: str, configs: Configs) -> dict[str, Keywords]:
+    """Return keyword -> its config, of those that go to a config field: the changed ones, or else all.
 
     A place without a field is a rule between fields; what Ptychodus sends can only break one of those.
     """
-    names = [
-        (section, name)
+    between = place == "DataConfig"
+    sources = {
+        name: getattr(configs, section)
         for section, rows in KEYWORDS.items()
         for name, goes in rows.items()
-        if place in goes.to.split(", ") or (place == "DataConfig" and name in _WINDOW)
-    ]
-    changed = [(section, name) for section, name in names if _differs(getattr(configs, section), name)]
-    chosen = names if place == "DataConfig" else changed or names
-    return {name: getattr(getattr(configs, section), name) for section, name in chosen}
-
-
-def _usual(names: Iterable[str]) -> dict[str, Any]:
-    kinds = {name: SECTIONS[section] for section, rows in KEYWORDS.items() for name in rows}
-    return {name: getattr(kinds[name], name) for name in names}
+        if place in goes.to.split(", ") or (between and name in _WINDOW)
+    }
+    changed = {name: config for name, config in sources.items() if _differs(config, name)}
+    return sources if between else changed or sources
 
 
 def _data_values(configs: Configs) -> dict[str, Any]:
@@ -311,31 +300,8 @@ def _data_values(configs: Configs) -> dict[str, Any]:
     return values
 
 
-def _model_values(configs: Configs) -> dict[str, Any]:
-    model = configs.model
-    values: dict[str, Any] = {
-        "object_big": model.object_big,
-        "intensity_scale_trainable": model.intensity_scale_trainable,
-        "n_filters": round(FILTERS * model.n_filters_scale),
-    }
-    if model.amp_activation in _activations():
-        values["amp_activation"] = model.amp_activation
-    return values
-
-
 def _activations() -> tuple[str, ...]:
     return get_args(ScienceModel.model_fields["amp_activation"].annotation)
-
-
-def _training_values(configs: Configs) -> dict[str, Any]:
-    model, training = configs.model, configs.training
-    poisson = model.loss_function == "Poisson" and training.nll
-    return {
-        "epochs": training.epochs,
-        "loss": "supervised" if configs.supervised else "poisson" if poisson else "mae",
-        "tv_weight": max(_variations(model).values(), default=0.0),
-        "mean_deviation_weight": float(model.amp_loss_coeff) if model.amp_loss == "Mean_Deviation" else 0.0,
-    }
 
 
 def _variations(model: ModelConfig) -> dict[str, float]:
@@ -400,17 +366,14 @@ def for_training(configs: Configs, *, n_pixels: int, n_patterns: int, facts: Mac
     g = configs.gridsize
     groups = n_patterns * max(1, int(configs.data.n_subsample)) if g > 1 else None
     values: dict[str, Any] = {"N": n_pixels, "n_groups": groups, "out_of_canvas": "crop"}
-    values["val_fraction"] = _held_back(float(configs.training.finetune_val_split), groups or n_patterns)
+    # None or at least one group is held back to validate on, and one is left to learn from.
+    total, asked = groups or n_patterns, float(configs.training.finetune_val_split)
+    held = min(asked, 1 - 1 / max(total, 1))
+    values["val_fraction"] = 0.0 if 0 <= round(held * total) < 1 else held
     science = _science(values, science, configs)
     notes = (*_without_effect(configs), *_adapted_science(configs, n_pixels, values["val_fraction"]))
     execution, more = _training_execution(configs.training, facts)
     return Translation(science, execution, (*notes, *more))
-
-
-def _held_back(asked: float, total: int) -> float:
-    """Return the part of `total` groups to validate on: none or at least one, and one left to train on."""
-    held = min(asked, 1 - 1 / max(total, 1))
-    return 0.0 if 0 <= round(held * total) < 1 else held
 
 
 def for_inference(
@@ -427,7 +390,12 @@ def for_inference(
     """
     inference = configs.inference
     trim = min(int(inference.middle_trim), n_pixels)
-    fits = min(int(inference.batch_size), _batch_that_fits(n_pixels, n_modes, facts))
+    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
+    smallest = min((mb for mb in known if mb), default=None)
+    fits = int(inference.batch_size)
+    if smallest is not None:
+        pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
+        fits = min(fits, max(1, int(smallest * 2**20 / 4 / pattern_bytes)))
     execution: dict[str, Any] = {
         "inference_batch_size": fits,
         "middle_trim": trim,
@@ -441,22 +409,14 @@ def for_inference(
     if fits != inference.batch_size:
         why = "for which a quarter of the memory is enough; results do not depend on it"
         notes = (*notes, f"batch_size: {inference.batch_size} became {fits}, {why}")
-    notes = (*notes, *_plain_without_effect(inference, "inference"), *_unknown_weighting(inference))
+    notes = (*notes, *_plain_without_effect(inference, "inference"))
     changes = {"out_of_canvas": "crop"}
     if inference.patch_weighting in ("probe", "uniform"):
         changes["patch_weighting"] = inference.patch_weighting
+    else:
+        notes = (*notes, f"patch_weighting = {inference.patch_weighting} is not known here; probe is used")
     science, _ = split_overrides(changes, base)
     return Translation(science, execution, notes)
-
-
-def _batch_that_fits(n_pixels: int, n_modes: int, facts: MachineFacts) -> int:
-    """Return the largest batch that a quarter of the memory holds, one pattern at least."""
-    known = [facts.memory_mb, facts.memory_limit_mb, *(gpu.memory_mb for gpu in facts.gpus)]
-    smallest = min((mb for mb in known if mb), default=None)
-    if smallest is None:
-        return MANY
-    pattern_bytes = (BYTES_PER_PIXEL + BYTES_PER_MODE * n_modes) * n_pixels**2
-    return max(1, int(smallest * 2**20 / 4 / pattern_bytes))
 
 
 def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
@@ -473,16 +433,15 @@ def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
     try:
         return ExecutionSettings.from_resolution(resolve(request))
     except SettingsError as error:
-        raise SettingsError.from_findings([_renamed(finding) for finding in error.findings]) from None
-
-
-def _renamed(finding: Finding) -> Finding:
-    """Name a setting that Ptychodus sent as Ptychodus does: n_devices, and not devices."""
-    name, _, rest = finding.what.partition(" ")
-    keywords = {goes.to: keyword for rows in KEYWORDS.values() for keyword, goes in rows.items()}
-    if finding.where != f"argument {PLACE}" or name not in keywords:
-        return finding
-    return replace(finding, what=f"{keywords[name]} {rest}")
+        # A setting that Ptychodus sent is named as Ptychodus does: n_devices, and not devices.
+        keywords = {goes.to: keyword for rows in KEYWORDS.values() for keyword, goes in rows.items()}
+        findings = []
+        for finding in error.findings:
+            name, _, rest = finding.what.partition(" ")
+            if finding.where == f"argument {PLACE}" and name in keywords:
+                finding = replace(finding, what=f"{keywords[name]} {rest}")
+            findings.append(finding)
+        raise SettingsError.from_findings(findings) from None
 
 
 def shadowed(settings: ExecutionSettings) -> Iterator[str]:
@@ -508,18 +467,31 @@ def _training_execution(
         "accum_steps": training.accum_steps,
         "gradient_clip_val": training.gradient_clip_val,
     }
-    accelerator, notes = _accelerator(training.device)
+    accelerator, notes_on_device = _accelerator(training.device)
+    notes = list(notes_on_device)
     if accelerator:
         execution["accelerator"] = accelerator
-    devices, more = _devices(training, accelerator, facts)
-    strategy, told = _strategy(training, devices)
+    devices, strategy = int(training.n_devices), training.strategy
+    if devices > 1 and accelerator in ("cuda", "gpu") and not facts.gpus:
+        # A number of GPUs does not become a number of CPU processes.
+        notes.append(f"n_devices: {devices} became 1, because this machine has no CUDA device")
+        devices = 1
+    if devices == 1:
+        if strategy not in (TrainingConfig().strategy, "auto"):
+            notes.append(f"strategy = {strategy} has no effect: there is one device")
+        strategy = "auto"  # in the calling process
+    elif strategy not in SPAWNING:  # these alone do not start the calling program again
+        why = f"strategy = {strategy} is not known here; ddp_spawn is used"
+        if strategy in get_args(Strategy):
+            why = f"strategy: {strategy} became ddp_spawn, because {strategy} would start Ptychodus again"
+        notes.append(why)
+        strategy = "ddp_spawn"
     scheduler = _SCHEDULERS.get(training.scheduler, training.scheduler)
     if scheduler in get_args(ExecutionSettings.model_fields["scheduler"].annotation):
         execution["scheduler"] = scheduler
     else:
-        told = (*told, f"scheduler = {training.scheduler} is not known here; that of the settings is used")
-    execution |= {"devices": devices, "strategy": strategy}
-    return execution, (*notes, *more, *told)
+        notes.append(f"scheduler = {training.scheduler} is not known here; that of the settings is used")
+    return {**execution, "devices": devices, "strategy": strategy}, tuple(notes)
 
 
 def _accelerator(device: str) -> tuple[str | None, tuple[str, ...]]:
@@ -527,31 +499,6 @@ def _accelerator(device: str) -> tuple[str | None, tuple[str, ...]]:
     if word in ("auto", "cpu", "gpu", "cuda", "mps"):
         return word, ()
     return None, (f"device = {device} is not known here; the best of this machine is used",)
-
-
-def _devices(
-    training: TrainingConfig, accelerator: str | None, facts: MachineFacts
-) -> tuple[int, tuple[str, ...]]:
-    """A GPU count does not become a number of CPU processes where there is no GPU."""
-    asked = int(training.n_devices)
-    if asked > 1 and accelerator in ("cuda", "gpu") and not facts.gpus:
-        return 1, (f"n_devices: {asked} became 1, because this machine has no CUDA device",)
-    return asked, ()
-
-
-def _strategy(training: TrainingConfig, devices: int) -> tuple[str, tuple[str, ...]]:
-    """One device works in the calling process; several never start the calling program again."""
-    asked = training.strategy
-    if devices == 1:
-        other = asked not in (TrainingConfig().strategy, "auto")
-        return "auto", (f"strategy = {asked} has no effect: there is one device",) if other else ()
-    if asked in SPAWNING:
-        return asked, ()
-    if asked in get_args(Strategy):
-        return "ddp_spawn", (
-            f"strategy: {asked} became ddp_spawn, because {asked} would start Ptychodus again",
-        )
-    return "ddp_spawn", (f"strategy = {asked} is not known here; ddp_spawn is used",)
 
 
 # --- what has no effect -----------------------------------------------------------------------------------
@@ -562,15 +509,27 @@ def _without_effect(configs: Configs) -> Iterator[str]:
     for section in SECTIONS:
         if section != "inference":  # those act in a reconstruction, which tells
             yield from _plain_without_effect(getattr(configs, section), section)
-    yield from _channel_counts(configs)
-    yield from _dormant(configs)
+    C, data, g = configs.data.C, configs.data, configs.gridsize
+    for name in ("C_model", "C_forward", "decoder_last_amp_channels"):
+        if getattr(configs.model, name) != C:  # Ptychodus sends C four times
+            yield _ignored(name, getattr(configs.model, name), f"C = {C} says it all")
+    if data.grid_size != (g, g) and _differs(data, "grid_size"):
+        yield _ignored("grid_size", data.grid_size, f"C = {C} says it all")
+    if g == 1:
+        yield from _if_changed(configs, _GROUPED_ONLY, "groups have one pattern")
+    else:
+        inactive = ("K",) if data.neighbor_function == "4_quadrant" else ("K_quadrant",)
+        yield from _if_changed(configs, inactive, f"neighbor_function is {data.neighbor_function}")
+    if g == 1 or data.neighbor_function != "Min_dist":
+        yield from _if_changed(configs, _WINDOW, "it acts with neighbor_function = Min_dist on groups")
+    yield from _inactive_losses(configs)
 
 
 def _plain_without_effect(config: Keywords, section: str) -> Iterator[str]:
     for name, goes in KEYWORDS[section].items():
         counted = name in ("C_model", "C_forward", "decoder_last_amp_channels", "grid_size")
         if not goes.to and not counted and _differs(config, name):
-            yield _told(name, getattr(config, name), goes.note)
+            yield _ignored(name, getattr(config, name), goes.note)
 
 
 def _differs(config: Keywords, name: str) -> bool:
@@ -578,44 +537,17 @@ def _differs(config: Keywords, name: str) -> bool:
     return value is not usual and (not isinstance(value, (bool, int, float, str, tuple)) or value != usual)
 
 
-def _told(name: str, value: Any, why: str) -> str:
+def _ignored(name: str, value: Any, why: str) -> str:
     shown = str(value) if isinstance(value, (bool, int, float, str, tuple)) else type(value).__name__
     return f"{name} = {shown} has no effect: {why}"
 
 
-def _channel_counts(configs: Configs) -> Iterator[str]:
-    """Ptychodus sends C four times; a count that contradicts C is told."""
-    C = configs.data.C
-    for name in ("C_model", "C_forward", "decoder_last_amp_channels"):
-        if getattr(configs.model, name) != C:
-            yield _told(name, getattr(configs.model, name), f"C = {C} says it all")
-    if configs.data.grid_size != (configs.gridsize,) * 2 and _differs(configs.data, "grid_size"):
-        yield _told("grid_size", configs.data.grid_size, f"C = {C} says it all")
-
-
-def _dormant(configs: Configs) -> Iterator[str]:
-    """Keywords whose effect depends on another one's value."""
-    yield from _dormant_grouping(configs)
-    yield from _dormant_losses(configs)
-
-
-def _dormant_grouping(configs: Configs) -> Iterator[str]:
-    data = configs.data
-    if configs.gridsize == 1:
-        yield from _if_changed(configs, _GROUPED_ONLY, "groups have one pattern")
-    else:
-        quadrant = data.neighbor_function == "4_quadrant"
-        idle = ("K",) if quadrant else ("K_quadrant",)
-        yield from _if_changed(configs, idle, f"neighbor_function is {data.neighbor_function}")
-    if configs.gridsize == 1 or data.neighbor_function != "Min_dist":
-        yield from _if_changed(configs, _WINDOW, "it acts with neighbor_function = Min_dist on groups")
-
-
-def _dormant_losses(configs: Configs) -> Iterator[str]:
+def _inactive_losses(configs: Configs) -> Iterator[str]:
+    """Say which keywords of losses have no effect because of another one's value."""
     model = configs.model
     if configs.supervised:
-        idle = _LOSS_ONLY if configs.gridsize == 1 else (*_LOSS_ONLY, "object_big")
-        yield from _if_changed(configs, idle, "Supervised compares with the object in the training data")
+        inactive = _LOSS_ONLY if configs.gridsize == 1 else (*_LOSS_ONLY, "object_big")
+        yield from _if_changed(configs, inactive, "Supervised compares with the object in the training data")
     else:
         yield from _if_changed(configs, ("phase_subtraction",), "only Supervised has labels")
         if model.loss_function != "Poisson":
@@ -634,7 +566,7 @@ def _if_changed(configs: Configs, names: tuple[str, ...], why: str) -> Iterator[
         config = getattr(configs, section)
         for name in names:
             if name in KEYWORDS[section] and _differs(config, name):
-                yield _told(name, getattr(config, name), why)
+                yield _ignored(name, getattr(config, name), why)
 
 
 def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> Iterator[str]:
@@ -645,7 +577,11 @@ def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> It
     if g * g != data.C:
         yield f"C: {data.C} became {g * g}, because groups are squares of at most 8 x 8 patterns"
     if g > 1:
-        yield from _adapted_neighbors(data, g)
+        if data.neighbor_function not in _GROUPINGS:
+            yield f"neighbor_function = {data.neighbor_function} is not known here; Nearest is used"
+        name = "K_quadrant" if data.neighbor_function == "4_quadrant" else "K"
+        if getattr(data, name) < g * g - 1:
+            yield f"{name}: {getattr(data, name)} became {g * g - 1}, the neighbors that a group needs"
     if model.amp_activation not in _activations():
         yield f"amp_activation = {model.amp_activation} is not known here; that of the network is used"
     if model.loss_function not in ("Poisson", "MAE"):
@@ -653,22 +589,8 @@ def _adapted_science(configs: Configs, n_pixels: int, val_fraction: float) -> It
     for name, known in _LOSSES.items():
         value = getattr(model, name)
         if value is not None and value not in known:
-            yield _told(name, value, "there is no such loss here")
+            yield _ignored(name, value, "there is no such loss here")
     held = configs.training.finetune_val_split
-    if not val_fraction and held:
-        yield f"finetune_val_split: {held} became 0, because the scan is small"
-    elif val_fraction < held:
-        yield f"finetune_val_split: {held} became {val_fraction:.4g}, to leave something to learn from"
-
-
-def _adapted_neighbors(data: DataConfig, g: int) -> Iterator[str]:
-    if data.neighbor_function not in _GROUPINGS:
-        yield f"neighbor_function = {data.neighbor_function} is not known here; Nearest is used"
-    name = "K_quadrant" if data.neighbor_function == "4_quadrant" else "K"
-    if getattr(data, name) < g * g - 1:
-        yield f"{name}: {getattr(data, name)} became {g * g - 1}, the neighbors that a group needs"
-
-
-def _unknown_weighting(inference: InferenceConfig) -> Iterator[str]:
-    if inference.patch_weighting not in ("probe", "uniform"):
-        yield f"patch_weighting = {inference.patch_weighting} is not known here; probe is used"
+    if val_fraction < held:
+        why = "to leave something to learn from" if val_fraction else "because the scan is small"
+        yield f"finetune_val_split: {held} became {val_fraction:.4g}, {why}"

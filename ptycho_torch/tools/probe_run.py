@@ -1,6 +1,6 @@
 """One real batch through fit and predict, for `ptycho-exec check --probe`, which starts this as a program.
 
-It is the run that `ptycho-torch train` and `infer` would make, through the same functions, with three
+It is the run that `ptycho-torch train` and `infer` would do, through the same functions, with three
 differences that it reports: one batch, one epoch, and no tracking server. Each part that worked is a step,
 the first that does not ends the trial.
 """
@@ -13,14 +13,15 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ptycho_exec.cli.probe import REQUEST, RUN, SIMULATED, Step, Trial, write_report
-from ptycho_exec.errors import Finding, UserError
+from ptycho_exec.cli.probe import REQUEST, RUN, SIMULATED, Trial, write_report
+from ptycho_exec.errors import Finding, Level, UserError
 from ptycho_exec.fields.model import monitor_readers
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.machine.facts import MachineFacts
@@ -33,9 +34,10 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, execution_settings
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows import components
+from ptycho_torch.workflows.results import TrainingResult
 
 MOST_PATTERNS = 4096
-"""The trial looks at no more patterns than these; a larger batch is told to be cut."""
+"""The trial looks at no more patterns than these; that a larger batch was cut is reported."""
 SCIENCE = ScienceConfig(training=TrainingConfig(epochs=1))
 
 
@@ -44,10 +46,10 @@ class Progress:
     """What was tried so far; every change is written for the process that waits."""
 
     folder: Path
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Finding] = field(default_factory=list)
 
-    def say(self, level: Any, subject: str, text: str, fix: str = "", setting: str = "") -> None:
-        self.steps.append(Step(level, f"probe {subject}", text, fix, setting=setting))
+    def say(self, level: Level, subject: str, text: str, fix: str = "", setting: str = "") -> None:
+        self.steps.append(Finding(f"probe {subject}: {text}", fix=fix, level=level, field=setting))
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -56,7 +58,7 @@ class Progress:
         Raises:
             _FailedError: after an error was reported; nothing that follows can work.
         """
-        self._write(what)
+        self.write(what)
         try:
             yield
         except Exception as error:
@@ -64,121 +66,102 @@ class Progress:
             self.steps += failures(what, error)
             raise _FailedError from error
 
-    def _write(self, what: str | None) -> None:
+    def write(self, doing: str | None) -> None:
         if is_rank_zero():
-            write_report(self.folder, what, self.steps)
-
-    def done(self) -> None:
-        self._write(None)
+            write_report(self.folder, doing, self.steps)
 
 
 class _FailedError(Exception):
     """The trial ended early; its steps say why."""
 
 
-def run_trial(trial: Trial, folder: Path) -> tuple[Step, ...]:
+def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
     """Train one batch, check what was logged and written, predict one batch; return the steps."""
     progress = Progress(folder)
+    training = execution_settings(trial.settings, {}, TRAINING_DEFAULTS)
+    inference = execution_settings(trial.settings, {}, INFERENCE_DEFAULTS)
+    size = inference.inference_batch_size or inference.batch_size
     try:
         with progress.doing("data"):
-            scan, validation = _scans(trial, progress)
+            scan, validation = read_scans(trial, training, size, progress)
         with progress.doing("fit"):
-            results = _fit(trial.settings, scan, validation, progress)
+            results = fit_one_batch(training, scan, validation, progress)
         with progress.doing("metrics"):
             check_metrics(results, progress)
         with progress.doing("files"):
-            _check_files(results, progress)
+            check_files(results, progress)
         with progress.doing("predict"):
-            _predict(trial.settings, results, scan, progress)
+            part = scan.subset(np.arange(min(size, len(scan))))
+            start = time.perf_counter()
+            components.reconstruct(results, part, results.science, inference)
+            text = f"{len(part)} patterns in batches of {size} stitched: {time.perf_counter() - start:.1f} s"
+            progress.say("ok", "predict", text + _peak_memory())
     except _FailedError:
         pass
-    progress.done()
+    progress.write(None)
     return tuple(progress.steps)
 
 
-# --- data ------------------------------------------------------------------------------------------------
-
-
-def _scans(trial: Trial, progress: Progress) -> tuple[ScanData, ScanData | None]:
+def read_scans(
+    trial: Trial, training: ExecutionSettings, inference_size: int, progress: Progress
+) -> tuple[ScanData, ScanData | None]:
     """Return as many patterns as one batch of training and one of inference need, and as many to validate."""
-    training, inference = _settings(trial.settings)
-    facts = MachineFacts.probe()
-    devices = resolve_plan(training, facts, ModuleTraits()).settings.devices
+
+    def first_patterns(source: str, count: int, seed: int) -> ScanData:
+        count = min(count, MOST_PATTERNS)
+        if source == SIMULATED:
+            return simulate_scan(patterns=max(count, 16), seed=seed)
+        scan = read_scan(source, SCIENCE.data)
+        return scan.subset(np.arange(min(count, len(scan))))
+
+    # The training's own plan is for the patterns that are read here.
+    devices = resolve_plan(training, MachineFacts.probe(), ModuleTraits()).settings.devices
     processes = len(devices) if isinstance(devices, tuple) else int(devices) if devices != "auto" else 1
     wanted = training.batch_size * processes * training.num_nodes
-    most = max(wanted, inference.inference_batch_size or inference.batch_size)
-    scan = _first_patterns(trial.scan, most, seed=0)
-    validation = _first_patterns(trial.validation, wanted, seed=1) if trial.validation else None
-    origin = "a simulated scan" if trial.scan == SIMULATED else trial.scan
-    progress.say(
-        "OK", "data", f"{origin}: {scan.n_pixels} x {scan.n_pixels} pixels, {len(scan)} patterns used"
-    )
+    scan = first_patterns(trial.scan, max(wanted, inference_size), seed=0)
+    validation = first_patterns(trial.validation, wanted, seed=1) if trial.validation else None
+    n, origin = scan.n_pixels, "a simulated scan" if trial.scan == SIMULATED else trial.scan
+    progress.say("ok", "data", f"{origin}: {n} x {n} pixels, {len(scan)} patterns used")
     if len(scan) < wanted:
         text = f"a batch of {wanted} was cut to the {len(scan)} patterns there are; memory was not tried"
         progress.say("note", "data", text, setting="batch_size")
     return scan, validation
 
 
-def _settings(asked: ExecutionSettings) -> tuple[ExecutionSettings, ExecutionSettings]:
-    """Return the settings as training and as inference complete them."""
-    return execution_settings(asked, {}, TRAINING_DEFAULTS), execution_settings(asked, {}, INFERENCE_DEFAULTS)
-
-
-def _first_patterns(source: str, count: int, seed: int) -> ScanData:
-    count = min(count, MOST_PATTERNS)
-    if source == SIMULATED:
-        return simulate_scan(patterns=max(count, 16), seed=seed)
-    scan = read_scan(source, SCIENCE.data)
-    return scan.subset(np.arange(min(count, len(scan))))
-
-
-# --- fit -------------------------------------------------------------------------------------------------
-
-
-def _fit(
+def fit_one_batch(
     settings: ExecutionSettings, scan: ScanData, validation: ScanData | None, progress: Progress
-) -> dict[str, Any]:
+) -> TrainingResult:
     """Train one batch as the workflow does it, with checkpoints, logger, early stopping and read-back."""
     overrides: dict[str, Any] = {} if settings.fast_dev_run else {"limit_train_batches": 1}
     if settings.tracking_uri is not None:
         overrides["tracking_uri"] = None
         progress.say("note", "logger", "the server at tracking_uri was not asked: no run is left there")
     start = time.perf_counter()
-    results = components._train_with_lightning(
-        scan, validation, SCIENCE, settings, overrides, run_dir=progress.folder / RUN
-    )
-    seconds = time.perf_counter() - start
-    _say_fit(results, seconds, progress)
-    return results
-
-
-def _say_fit(results: dict[str, Any], seconds: float, progress: Progress) -> None:
-    used = results["plan"].settings
+    results = components.train(scan, validation, SCIENCE, settings, overrides, run_dir=progress.folder / RUN)
+    seconds, used = time.perf_counter() - start, results.plan.settings
     where = f"{used.accelerator}, {used.precision}{', compiled' if used.compile else ''}"
     loaders = f"{used.num_workers} loader workers" if used.num_workers else "no loader workers"
     size = f"batch of {used.batch_size}, {loaders}"
-    progress.say("OK", "fit", f"{where}, {size}: {seconds:.1f} s{_peak_memory()}")
-    rows = results["drift"].rows
+    progress.say("ok", "fit", f"{where}, {size}: {seconds:.1f} s{_peak_memory()}")
+    rows = results.drift.rows
     same = sum(row.verdict == "same" for row in rows)
     progress.say(
-        "OK", "read-back", f"{same} of {len(rows)} things asked of the Trainer were read back the same"
+        "ok", "read-back", f"{same} of {len(rows)} things asked of the Trainer were read back the same"
     )
-    for row in results["drift"].differing:
+    for row in results.drift.differing:
         progress.say("note", "read-back", f"{row.name}: asked {row.requested}, is {row.effective}")
+    return results
 
 
 def _peak_memory() -> str:
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of GPU memory"
-    return ""
+    used = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return f", {used / 2**20:.0f} MiB of GPU memory" if used else ""
 
 
 # --- what was logged and written -------------------------------------------------------------------------
 
 
-def check_metrics(results: dict[str, Any], progress: Progress) -> None:
+def check_metrics(results: Any, progress: Progress) -> None:
     """Compare what is monitored with what was really logged."""
     plan, trainer = results["plan"], results["models"]["trainer"]
     logged = sorted({*results["history"], *trainer.callback_metrics})
@@ -187,91 +170,68 @@ def check_metrics(results: dict[str, Any], progress: Progress) -> None:
     if row.changed:
         progress.say("note", "metrics", f"{row.requested} became {row.value}: {row.reason}", setting=name)
     if not reading:
-        progress.say("OK", "metrics", f"nothing reads {monitor}; logged: {', '.join(logged)}")
+        progress.say("ok", "metrics", f"nothing reads {monitor}; logged: {', '.join(logged)}")
     elif monitor in logged:
-        progress.say("OK", "metrics", f"{monitor} was logged, for {', '.join(reading)}", setting=name)
+        progress.say("ok", "metrics", f"{monitor} was logged, for {', '.join(reading)}", setting=name)
     else:
         text = f"{monitor} was never logged, and {', '.join(reading)} would wait for it"
-        progress.say("FAIL", "metrics", text, f"monitor one of: {', '.join(logged) or 'nothing'}", name)
+        progress.say("error", "metrics", text, f"monitor one of: {', '.join(logged) or 'nothing'}", name)
 
 
-def _check_files(results: dict[str, Any], progress: Progress) -> None:
+def check_files(results: TrainingResult, progress: Progress) -> None:
     """Look for what checkpoints and logger should have written."""
-    used = results["plan"].settings
+    used = results.plan.settings
+    if used.fast_dev_run or not is_rank_zero():
+        return
     written = [path for path in (progress.folder / RUN).rglob("*") if path.is_file()]
     checkpoints = [path for path in written if path.suffix == ".ckpt"]
-    if used.enable_checkpointing and not used.fast_dev_run:
-        _say_written(progress, "checkpoints", checkpoints, "enable_checkpointing")
-    if used.logger_backend and not used.fast_dev_run:
-        logs = [path for path in written if path not in checkpoints]
-        _say_written(progress, f"logger {used.logger_backend}", logs, "logger_backend")
-
-
-def _say_written(progress: Progress, what: str, paths: Sequence[Path], setting: str) -> None:
-    if not is_rank_zero():
-        return
-    size = sum(path.stat().st_size for path in paths) / 2**20
-    if paths:
-        progress.say("OK", "files", f"{what}: {len(paths)} written, {size:.1f} MiB", setting=setting)
-    else:
-        progress.say("FAIL", "files", f"{what}: nothing was written", f"set {setting} off to go on without")
-
-
-# --- predict ---------------------------------------------------------------------------------------------
-
-
-def _predict(
-    settings: ExecutionSettings, results: dict[str, Any], scan: ScanData, progress: Progress
-) -> None:
-    """Predict and stitch one batch with the network that was just trained."""
-    _, inference = _settings(settings)
-    size = inference.inference_batch_size or inference.batch_size
-    part = scan.subset(np.arange(min(size, len(scan))))
-    start = time.perf_counter()
-    components.run_inference_with_lightning(results, part, results["science"], settings)
-    seconds = time.perf_counter() - start
-    text = f"{len(part)} patterns in batches of {size} stitched: {seconds:.1f} s{_peak_memory()}"
-    progress.say("OK", "predict", text)
+    logs = [path for path in written if path not in checkpoints]
+    expected = {
+        "enable_checkpointing": (used.enable_checkpointing, "checkpoints", checkpoints),
+        "logger_backend": (used.logger_backend, f"logger {used.logger_backend}", logs),
+    }
+    for setting, (asked, what, paths) in expected.items():
+        size = sum(path.stat().st_size for path in paths) / 2**20
+        if asked and paths:
+            progress.say("ok", "files", f"{what}: {len(paths)} written, {size:.1f} MiB", setting=setting)
+        elif asked:
+            progress.say(
+                "error", "files", f"{what}: nothing was written", f"set {setting} off to go on without"
+            )
 
 
 # --- failures --------------------------------------------------------------------------------------------
 
 
-def failures(doing: str, error: Exception) -> list[Step]:
+def failures(doing: str, error: Exception) -> list[Finding]:
     """Return what an error means to the person who asks whether the run will work."""
     if isinstance(error, UserError):
-        return [_failure(doing, finding) for finding in error.findings]
-    said = " ".join(str(error).split())
-    text = f"{type(error).__name__}: {said[:300]}"
-    return [Step("FAIL", f"probe {doing}", text, _remedy(said), setting=_setting(said))]
-
-
-def _failure(doing: str, finding: Finding) -> Step:
-    expected = f" (expected: {finding.expected})" if finding.expected else ""
-    name = finding.what.partition("=")[0]
-    setting = name if name in field_specs() else ""
-    return Step("FAIL", f"probe {doing}", finding.what + expected, finding.fix, finding.where, setting)
-
-
-def _remedy(said: str) -> str:
-    if _setting(said):
-        return "set checkpoint_monitor_metric to a metric that is logged"
-    if "out of memory" in said.lower():
-        return "a smaller batch_size with larger accum_steps, or precision=bf16-mixed"
-    return "change the setting that the message names; --debug shows where it happened"
-
-
-def _setting(said: str) -> str:
-    """Name the setting that an error of Lightning's is about.
-
-    Its callbacks and schedulers each complain in their own words about a metric that is not there.
-    """
-    missing = ("metric" in said and "which is not available" in said) or "find the monitored key" in said
-    return "checkpoint_monitor_metric" if missing else ""
+        return [
+            replace(
+                finding,
+                what=f"probe {doing}: {finding.what}"
+                + (f" (expected: {finding.expected})" if finding.expected else ""),
+                expected="",
+                field=name if (name := finding.what.partition("=")[0]) in field_specs() else "",
+            )
+            for finding in error.findings
+        ]
+    message = " ".join(str(error).split())
+    # Lightning's callbacks and schedulers each have their own words for a metric that is not there.
+    missing = ("metric" in message and "which is not available" in message) or (
+        "find the monitored key" in message
+    )
+    fix = "change the setting that the message names; --debug shows where it happened"
+    if missing:
+        fix = "set checkpoint_monitor_metric to a metric that is logged"
+    elif "out of memory" in message.lower():
+        fix = "a smaller batch_size with larger accum_steps, or precision=bf16-mixed"
+    what = f"probe {doing}: {type(error).__name__}: {message[:300]}"
+    return [Finding(what, fix=fix, field="checkpoint_monitor_metric" if missing else "")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the trial that lies in the folder given, and leave the report there."""
+    """Run the trial that lies in the directory given, and leave the report there."""
     (name,) = sys.argv[1:] if argv is None else argv
     folder = Path(name)
     trial: Trial = pickle.loads((folder / REQUEST).read_bytes())

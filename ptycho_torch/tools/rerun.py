@@ -1,4 +1,4 @@
-"""A run once more, from its manifest alone, and whether the same came out.
+"""A run once more, from its manifest alone, and whether its results are the same.
 
 Settings, science and places of the files are read from `manifest.json`; no environment variable, `.env` or
 settings file takes part. The data and the model must be the ones that the run had, by their hashes.
@@ -7,7 +7,7 @@ settings file takes part. The data and the model must be the ones that the run h
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ from typing import Any, Literal
 from ptycho_exec.errors import DataError, UserError
 from ptycho_exec.files import file_sha256
 from ptycho_exec.record import read_manifest, settings_from_manifest, write_manifest
-from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import InferencePayload, TrainingPayload
 from ptycho_torch.network.checkpoint import find_model
@@ -58,7 +57,7 @@ def rerun(
     places: Places | None = None,
     overrides: Mapping[str, Any] | None = None,
     say: Say = lambda _: None,
-) -> Run:
+) -> Run[Any]:
     """Repeat a training or inference from its manifest and leave a new run directory.
 
     Args:
@@ -72,54 +71,32 @@ def rerun(
         UserError: no manifest, or one of another task. DataError: data, model or checkpoint are missing, or
             are not those of the run.
     """
-    manifest = read_manifest(run)
+    manifest, places = read_manifest(run), places or Places()
     settings = settings_from_manifest(run, overrides)
     science = ScienceConfig.model_validate(manifest["science"])
-    repeat = {"train": _train, "infer": _infer}.get(str(manifest.get("task")))
-    if repeat is None:
+    task, data = manifest.get("task"), manifest["data"]
+    if out is None:
+        given = Path(os.path.abspath(run))
+        folder = given if given.is_dir() else given.parent
+        endings = ("-rerun", *(f"-rerun-{number}" for number in range(2, 10_000)))
+        paths = (folder.with_name(folder.name + ending) for ending in endings)
+        out = next(path for path in paths if not path.exists())
+    rest = (out, science, settings, manifest["overrides_applied"])
+    repeated_run: Run[Any]
+    if task == "train":
+        scan = same_data(data["train"], places.data, "--data")
+        test = None if data["test"] is None else same_data(data["test"], places.test, "--test")
+        resume = _same_checkpoint(manifest, places.resume)
+        repeated_run = runs.train(TrainingPayload(scan, test, *rest), resume=resume, say=say)
+    elif task == "infer":
+        scan = same_data(data["test"], places.data, "--data")
+        model = _same_model(manifest, places.model)
+        repeated_run = runs.infer(InferencePayload(model, scan, *rest), say=say)
+    else:
         raise UserError("the manifest does not say what was run", where=str(run), expected="train or infer")
-    target = _free_folder(run) if out is None else out
-    done = repeat(manifest, settings, science, target, places or Places(), say)
-    write_manifest(done.folder, rerun_of={"manifest": os.path.abspath(run), "created": manifest["created"]})
-    return done
-
-
-def _train(
-    manifest: Mapping[str, Any],
-    settings: ExecutionSettings,
-    science: ScienceConfig,
-    out: Path,
-    places: Places,
-    say: Say,
-) -> Run:
-    data = manifest["data"]
-    train = same_data(data["train"], places.data, "--data")
-    test = None if data["test"] is None else same_data(data["test"], places.test, "--test")
-    resume = _same_checkpoint(manifest, places.resume)
-    payload = TrainingPayload(train, test, out, science, settings, manifest["overrides_applied"])
-    return runs.train(payload, resume=resume, say=say)
-
-
-def _infer(
-    manifest: Mapping[str, Any],
-    settings: ExecutionSettings,
-    science: ScienceConfig,
-    out: Path,
-    places: Places,
-    say: Say,
-) -> Run:
-    scan = same_data(manifest["data"]["test"], places.data, "--data")
-    model = _same_model(manifest, places.model)
-    payload = InferencePayload(model, scan, out, science, settings, manifest["overrides_applied"])
-    return runs.infer(payload, say=say)
-
-
-def _free_folder(run: Path) -> Path:
-    given = Path(os.path.abspath(run))
-    folder = given if given.is_dir() else given.parent
-    numbers = ("-rerun", *(f"-rerun-{number}" for number in range(2, 10_000)))
-    names = (folder.with_name(folder.name + ending) for ending in numbers)
-    return next(path for path in names if not path.exists())
+    origin = {"manifest": os.path.abspath(run), "created": manifest["created"]}
+    write_manifest(repeated_run.folder, rerun_of=origin)
+    return repeated_run
 
 
 # --- the same files -------------------------------------------------------------------------------------
@@ -211,33 +188,29 @@ def verify(run: Path, again: Path) -> tuple[Compared, ...]:
                 expected="a run that completed, with the hashes of its results in the manifest",
                 fix="rerun without --verify",
             )
-    rows = [*_results(before, now), *_surroundings(before, now)]
-    told = [{"name": row.name, "before": row.before, "now": row.now, "same": row.same} for row in rows]
-    write_manifest(again, verification={"same": repeated(rows), "compared": told})
+    rows = _compared(before, now)
+    compared = [{"name": row.name, "before": row.before, "now": row.now, "same": row.same} for row in rows]
+    write_manifest(again, verification={"same": repeated(rows), "compared": compared})
     return tuple(rows)
 
 
-def repeated(rows: list[Compared] | tuple[Compared, ...]) -> bool:
+def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
+    """Return data, settings and results of two manifests side by side, and what was around them."""
+    pairs = []
+    for role in before["data"]:
+        old, new = ((manifest["data"].get(role) or {}).get("sha256") for manifest in (before, now))
+        pairs.append((f"{role} data", old, new))
+    pairs.append(("settings that can change results", before["fingerprint"], now["fingerprint"]))
+    names = {**before["content"], **now["content"]}
+    pairs += [(name, before["content"].get(name), now["content"].get(name)) for name in names]
+    rows = [Compared(*pair, "result") for pair in pairs]
+    for part in SURROUNDINGS:
+        past, present = (manifest.get(part) or {} for manifest in (before, now))
+        for name in {**past, **present}:
+            rows.append(Compared(f"{part}: {name}", past.get(name), present.get(name), "surroundings"))
+    return rows
+
+
+def repeated(rows: Sequence[Compared]) -> bool:
     """Tell whether data and results are the same."""
     return all(row.same for row in rows if row.kind == "result")
-
-
-def _results(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
-    found = [(f"{role} data", _hash(before, role), _hash(now, role)) for role in before["data"]]
-    found.append(("settings that can change results", before["fingerprint"], now["fingerprint"]))
-    names = {**before["content"], **now["content"]}
-    found += [(name, before["content"].get(name), now["content"].get(name)) for name in names]
-    return [Compared(name, one, other, "result") for name, one, other in found]
-
-
-def _hash(manifest: Mapping[str, Any], role: str) -> Any:
-    return (manifest["data"].get(role) or {}).get("sha256")
-
-
-def _surroundings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compared]:
-    rows = []
-    for part in SURROUNDINGS:
-        one, other = (manifest.get(part) or {} for manifest in (before, now))
-        for name in {**one, **other}:
-            rows.append(Compared(f"{part}: {name}", one.get(name), other.get(name), "surroundings"))
-    return rows

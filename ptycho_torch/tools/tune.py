@@ -9,15 +9,11 @@ nothing else. A value replaces another only when it is clearly faster, twice. Kn
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,8 @@ from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.files import write_atomically
+from ptycho_exec.machine.children import run_limited
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.record import values_of
 from ptycho_exec.settings import ExecutionSettings
@@ -69,40 +67,43 @@ class Knob:
         return field_specs()[self.name].effect is Effect.NUMERICS
 
 
-def _workers(facts: MachineFacts) -> list[Any]:
-    return [n for n in (0, 1, 2, 4, 8) if n <= max(1, facts.usable_cpus - 1)]
-
-
-def _threads(facts: MachineFacts) -> list[Any]:
-    return sorted({1, max(1, facts.usable_cpus // 2), facts.usable_cpus})
-
-
-def _precisions(facts: MachineFacts) -> list[Any]:
-    halves = not facts.gpus or all(gpu.bf16 for gpu in facts.gpus)
-    return ["32-true", *(["bf16-mixed"] if halves else ["16-mixed"])]
-
-
-def _compiled(facts: MachineFacts) -> list[Any]:
-    return [False, True] if facts.compiler or facts.gpus else [False]
-
-
-def _matmul(facts: MachineFacts) -> list[Any]:
-    return ["highest", "high"] if facts.gpus else ["highest"]
-
-
 KNOBS = (
-    Knob("num_workers", "train", _workers),
+    Knob(
+        "num_workers",
+        "train",
+        lambda facts: [n for n in (0, 1, 2, 4, 8) if n <= max(1, facts.usable_cpus - 1)],
+    ),
     Knob("inference_batch_size", "infer", lambda _: [16, 64, 256]),
-    Knob("num_threads", "train", _threads, "the last digits can change"),
-    Knob("precision", "train", _precisions, "results change within that precision"),
-    Knob("matmul_precision", "train", _matmul, "results change within that precision"),
+    Knob(
+        "num_threads",
+        "train",
+        lambda facts: sorted({1, max(1, facts.usable_cpus // 2), facts.usable_cpus}),
+        "the last digits can change",
+    ),
+    Knob(
+        "precision",
+        "train",
+        lambda facts: ["32-true", "bf16-mixed" if all(gpu.bf16 for gpu in facts.gpus) else "16-mixed"],
+        "results change within that precision",
+    ),
+    Knob(
+        "matmul_precision",
+        "train",
+        lambda facts: ["highest", "high"] if facts.gpus else ["highest"],
+        "results change within that precision",
+    ),
     Knob(
         "batch_size",
         "train",
         lambda _: [4, 8, 16, 32, 64],
         "more patterns per second, but fewer optimizer steps per pattern: judge by the object",
     ),
-    Knob("compile", "train", _compiled, "the last digits can change; the first step is slow"),
+    Knob(
+        "compile",
+        "train",
+        lambda facts: [False, True] if facts.compiler or facts.gpus else [False],
+        "the last digits can change; the first step is slow",
+    ),
 )
 """In the order in which they are tried: what a short budget should know first."""
 
@@ -122,6 +123,11 @@ class Row:
     gpu_mib: float = 0.0
     reason: str = ""
 
+    @property
+    def rate(self) -> float:
+        """Patterns per second; 0 when the trial failed."""
+        return self.patterns_per_s or 0.0
+
 
 @dataclass
 class Choice:
@@ -134,7 +140,7 @@ class Choice:
 
 @dataclass
 class Tuning:
-    """What is tuned, within which limits, and what was found so far.
+    """What is tuned, within which limits, and the results so far.
 
     budget_s, memory_mib: limits of all trials together, and of each one; None for the machine's memory.
     """
@@ -165,10 +171,14 @@ def tune(tuning: Tuning) -> list[Choice]:
     """Try every knob that may be tried, and return where each of them ended, with its reason."""
     best: dict[str, Any] = {}
     for knob in KNOBS:
-        why_not = _left_alone(knob, tuning)
-        if why_not:
+        origin, reason = tuning.settings.origins[knob.name], ""
+        if knob.numerics and not tuning.numerics:
+            reason = "can change results; tried with --numerics"
+        elif origin.kind not in (Kind.DEFAULT, Kind.FACTORY):
+            reason = f"kept, set by {origin.describe()}"
+        if reason:
             value = getattr(tuning.settings, knob.name)
-            tuning.add(Row(knob.name, value, knob.task, None, reason=why_not))
+            tuning.add(Row(knob.name, value, knob.task, None, reason=reason))
             continue
         choice = _tune_knob(knob, best, tuning)
         if choice is not None:
@@ -177,55 +187,36 @@ def tune(tuning: Tuning) -> list[Choice]:
     return tuning.choices
 
 
-def _left_alone(knob: Knob, tuning: Tuning) -> str:
-    """Say why a knob is not tried; an empty text when it is."""
-    origin = tuning.settings.origins[knob.name]
-    if knob.numerics and not tuning.numerics:
-        return "can change results; tried with --numerics"
-    if origin.kind not in (Kind.DEFAULT, Kind.FACTORY):
-        return f"kept, set by {origin.describe()}"
-    return ""
-
-
 def _tune_knob(knob: Knob, best: Mapping[str, Any], tuning: Tuning) -> Choice | None:
     """Return the knob's best value; None when nothing could be measured."""
     current = getattr(tuning.settings, knob.name)
     values = [current, *(value for value in knob.values(tuning.facts) if value != current)]
     rows = [_trial(knob, value, best, tuning) for value in values]
-    done = [row for row in rows if row.patterns_per_s is not None]
-    if not done:
+    measured = [row for row in rows if row.patterns_per_s is not None]
+    if not measured:
         return None
-    base, fastest = rows[0], max(done, key=_rate)
+    base, fastest = rows[0], max(measured, key=lambda row: row.rate)
     if fastest is base or base.patterns_per_s is None:
-        return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
+        return Choice(knob.name, fastest.value, _reason(knob, fastest, rows))
     doubt = "the difference is too small to count"
-    if _clearly(fastest, base):
-        again = _trial(knob, fastest.value, best, tuning, "once more")
-        if _clearly(again, base):
-            return Choice(knob.name, fastest.value, _measured(knob, fastest, rows))
+    if fastest.rate >= CLEARLY * base.rate:
+        second = _trial(knob, fastest.value, best, tuning, "once more")
+        if second.rate >= CLEARLY * base.rate:
+            return Choice(knob.name, fastest.value, _reason(knob, fastest, rows))
         doubt = "the faster one could not be confirmed"
-    return Choice(knob.name, base.value, _measured(knob, base, rows) + f"; {doubt}")
+    return Choice(knob.name, base.value, _reason(knob, base, rows) + f"; {doubt}")
 
 
-def _rate(row: Row) -> float:
-    return row.patterns_per_s or 0.0
-
-
-def _clearly(fast: Row, slow: Row) -> bool:
-    return _rate(slow) > 0 and _rate(fast) >= CLEARLY * _rate(slow)
-
-
-def _measured(knob: Knob, chosen: Row, rows: list[Row]) -> str:
-    """Return what came of each value, the chosen one first: the reason that goes beside the value."""
+def _reason(knob: Knob, chosen: Row, rows: list[Row]) -> str:
+    """Return the result of each value, the chosen one first: the reason that goes beside the value."""
     others = [row for row in rows if row is not chosen]
-    told = [f"{format_value(row.value)}: {_outcome(row)}" for row in (chosen, *others)]
+    results = [
+        f"{format_value(row.value)}: {row.reason if row.patterns_per_s is None else f'{row.rate:.0f}'}"
+        for row in (chosen, *others)
+    ]
     task = "training" if knob.task == "train" else "inference"
     caveat = f"; {knob.caveat}" if knob.caveat and any(row.patterns_per_s for row in others) else ""
-    return f"patterns/s in {task}: {', '.join(told)}{caveat}"
-
-
-def _outcome(row: Row) -> str:
-    return row.reason if row.patterns_per_s is None else f"{row.patterns_per_s:.0f}"
+    return f"patterns/s in {task}: {', '.join(results)}{caveat}"
 
 
 # --- one trial -------------------------------------------------------------------------------------------
@@ -238,22 +229,15 @@ def _trial(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, note
     if tuning.rows and tuning.left_s() < needed:
         return tuning.add(Row(knob.name, value, knob.task, None, reason=SPENT))
     began = time.monotonic()
-    found = _run(_request(knob, value, best, tuning, seconds), tuning, seconds + GRACE_SECONDS)
+    result = _run(_request(knob, value, best, tuning, seconds), tuning, seconds + GRACE_SECONDS)
     if seconds == SECONDS:
         tuning.longest_s = max(tuning.longest_s, time.monotonic() - began)
-    rate, memory = found.get("patterns_per_s"), (found.get("peak_mib"), found.get("gpu_peak_mib", 0.0))
-    reason = found.get("error", note if rate else f"no second step within {seconds} s")
-    row = Row(knob.name, value, knob.task, rate, *memory, reason)
-    return tuning.add(_within_memory(row, tuning))
-
-
-def _within_memory(row: Row, tuning: Tuning) -> Row:
-    peak, limit = max(row.peak_mib or 0.0, row.gpu_mib), tuning.memory_mib
-    if limit is None or row.patterns_per_s is None or peak <= limit:
-        return row
-    return Row(
-        **{**row.__dict__, "patterns_per_s": None, "reason": f"needs {peak:.0f} MiB, more than {limit:.0f}"}
-    )
+    rate, memory, gpu = result.get("patterns_per_s"), result.get("peak_mib"), result.get("gpu_peak_mib", 0.0)
+    reason = result.get("error", note if rate else f"no second step within {seconds} s")
+    peak, limit = max(memory or 0.0, gpu), tuning.memory_mib
+    if rate is not None and limit is not None and peak > limit:
+        rate, reason = None, f"needs {peak:.0f} MiB, more than {limit:.0f}"
+    return tuning.add(Row(knob.name, value, knob.task, rate, memory, gpu, reason))
 
 
 def _request(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, seconds: int) -> dict[str, Any]:
@@ -271,63 +255,21 @@ def _request(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, se
 
 
 def _run(request: Mapping[str, Any], tuning: Tuning, timeout_s: float) -> dict[str, Any]:
-    """Start a trial and return its answer, or `error`: what went wrong."""
+    """Start a trial and return its result, or `error`: what went wrong."""
     with tempfile.TemporaryDirectory(prefix="ptycho_tune_") as name:
-        file, log = Path(name) / "request.json", Path(name) / "log"
+        file = Path(name) / "request.json"
         file.write_text(json.dumps(request))
-        with log.open("w") as out, _process(file, out) as process:
-            killed = _wait(process, tuning.memory_mib, timeout_s)
-        said = log.read_text(errors="replace")
-    answers = [line.removeprefix(MARK) for line in said.splitlines() if line.startswith(MARK)]
-    if answers and not killed:
-        answer: dict[str, Any] = json.loads(answers[-1])
-        return answer
-    return {"error": killed or _last_words(said, process.returncode)}
+        argv = [sys.executable, "-m", "ptycho_torch.tools.tune_run", str(file)]
+        ended = run_limited(argv, limit_s=timeout_s, memory_mib=tuning.memory_mib)
+    results = [line.removeprefix(MARK) for line in ended.output.splitlines() if line.startswith(MARK)]
+    if results and not ended.stopped:
+        result: dict[str, Any] = json.loads(results[-1])
+        return result
+    last = ended.last_line[:200] or "it printed nothing"
+    return {"error": ended.stopped or f"failed with exit code {ended.code}: {last}"}
 
 
-@contextmanager
-def _process(file: Path, out: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A trial as a process group, which does not outlive the block."""
-    words = [sys.executable, "-m", "ptycho_torch.tools.tune_run", str(file)]
-    with subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True) as process:
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait(process: subprocess.Popen[bytes], memory_mib: float | None, timeout_s: float) -> str:
-    """Wait for the end of a trial; stop it, and say why, beyond its memory or time."""
-    deadline = time.monotonic() + timeout_s
-    while process.poll() is None:
-        used = _resident_mib(process.pid)
-        if memory_mib is not None and used > memory_mib:
-            os.killpg(process.pid, signal.SIGKILL)
-            return f"stopped at {used:.0f} MiB, more than {memory_mib:.0f}"
-        if time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
-            return f"stopped after {timeout_s:.0f} s"
-        time.sleep(0.05)
-    return ""
-
-
-def _resident_mib(pid: int) -> float:
-    """Return the resident memory of a process now; 0 where the system does not tell."""
-    try:
-        text = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0.0
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    return int(found[1]) / 2**10 if found else 0.0
-
-
-def _last_words(said: str, code: int | None) -> str:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"failed with exit code {code}: {lines[-1][:200] if lines else 'nothing was said'}"
-
-
-# --- what comes of it ------------------------------------------------------------------------------------
+# --- what is written and printed -------------------------------------------------------------------------
 
 
 def profile_text(tuning: Tuning) -> str:
@@ -341,26 +283,20 @@ def profile_text(tuning: Tuning) -> str:
     return "\n".join(lines) + "\n"
 
 
+def refuse_existing(path: Path) -> None:
+    """Raise an error where there is such a file already."""
+    if path.exists():
+        raise UserError(f"{path} exists already", expected="a new file", fix="choose another --out")
+
+
 def write_profile(path: Path, text: str) -> None:
     """Write a new settings file.
 
     Raises:
         UserError: there is such a file already, or its directory cannot be written.
     """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise refuse_existing(path) from None
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}", expected="a writable place", fix="choose another --out"
-        ) from None
-
-
-def refuse_existing(path: Path) -> UserError:
-    """Return the error for a file that is there already."""
-    return UserError(f"{path} exists already", expected="a new file", fix="choose another --out")
+    refuse_existing(path)
+    write_atomically(path, text)
 
 
 def seconds_of(text: str) -> float:
@@ -382,12 +318,12 @@ def mib_of(text: str) -> float:
 
 
 def _amount(text: str, units: Mapping[str, float], flag: str, expected: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]?)(?:ib|b)?", text.strip().lower())
-    if not found or found[2] not in units or float(found[1]) <= 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]?)(?:ib|b)?", text.strip().lower())
+    if not match or match[2] not in units or float(match[1]) <= 0:
         raise UserError(
             f"{flag} = {text!r} is not allowed", expected=expected, fix="write a number and its unit"
         )
-    return float(found[1]) * units[found[2]]
+    return float(match[1]) * units[match[2]]
 
 
 def table_row(row: Row) -> tuple[str, ...]:

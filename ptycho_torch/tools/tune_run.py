@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +19,39 @@ INFERENCE_PATTERNS = 512
 """At most so many patterns of the scan are predicted, twice; the first time is a warm-up."""
 
 
-def train(request: Mapping[str, Any], scan: Any, science: Any) -> float | None:
+def train(scan: Any, science: Any, settings: Any) -> float | None:
     """Return patterns per second of training, without the first step; None when there was no second one."""
     from ptycho_torch.workflows import components
 
-    results = components._train_with_lightning(scan, None, science, _settings(request))
-    trainer = results["models"]["trainer"]
-    rate = next(cb.samples_per_second for cb in trainer.callbacks if hasattr(cb, "samples_per_second"))
+    rate = components.train(scan, None, science, settings).samples_per_second
     return None if rate is None else rate * science.data.gridsize**2
 
 
-def infer(request: Mapping[str, Any], scan: Any, science: Any) -> float:
+def infer(scan: Any, science: Any, settings: Any) -> float:
     """Return patterns per second of prediction and stitching with a network that was never trained."""
     import numpy as np
 
+    from ptycho_torch.data.containers import dataset_of
     from ptycho_torch.workflows import components
 
-    settings = _settings(request)
     part = scan.subset(np.arange(min(INFERENCE_PATTERNS, len(scan))))
-    from ptycho_torch.data.containers import dataset_of
-
-    dataset = dataset_of(part, science.data, settings.seed)
-    module = components._build_module(part, dataset, science, settings).eval()
+    samples = dataset_of(part, science.data, settings.seed)
+    module = components.build_module(part, samples, science, settings).eval()
+    inference = components.plan_inference(module, part, science, settings)
     for _ in range(2):
         start = time.perf_counter()
-        components.run_inference_with_lightning(module, part, science, settings)
+        components.run_inference(inference)
     return len(part) / (time.perf_counter() - start)
-
-
-def _settings(request: Mapping[str, Any]) -> Any:
-    from ptycho_exec.settings import ExecutionSettings
-
-    return ExecutionSettings.from_values(request["settings"], place="ptycho-torch tune")
 
 
 def peak_mib() -> float:
     """Return the largest resident memory of this process so far, and of its loader processes, in MiB."""
-    status = Path("/proc/self/status")  # resource would count the memory of the process that started this one
-    own = next((float(line.split()[1]) / 2**10 for line in _lines(status) if line.startswith("VmHWM")), None)
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    if own is None:
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return own + _workers_mib(unit)
-
-
-def _workers_mib(unit: int) -> float:
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit
-
-
-def _lines(path: Path) -> Sequence[str]:
-    return path.read_text().splitlines() if path.is_file() else ()
+    loaders, status = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit, Path("/proc/self/status")
+    # The usage that resource reports would count the memory of the process that started this one.
+    lines = status.read_text().splitlines() if status.is_file() else ()
+    own = next((float(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), None)
+    return loaders + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if own is None else own)
 
 
 def gpu_peak_mib() -> float:
@@ -79,26 +62,27 @@ def gpu_peak_mib() -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do the trial that a file asks for, and print what came of it."""
-    (name,) = sys.argv[1:] if argv is None else argv
-    request = json.loads(Path(name).read_text())
+    """Run the trial that a file describes, and print its result."""
     from ptycho_torch.quick_start import import_lightning
 
+    (name,) = sys.argv[1:] if argv is None else argv
+    request = json.loads(Path(name).read_text())
     import_lightning()
     from ptycho_exec.errors import UserError
+    from ptycho_exec.settings import ExecutionSettings
     from ptycho_torch.config import ScienceConfig
     from ptycho_torch.data.read import read_scan
 
     science = ScienceConfig.model_validate(request["science"])
+    settings = ExecutionSettings.from_values(request["settings"], place="ptycho-torch tune")
+    result: dict[str, Any]
     try:
         scan = read_scan(request["scan"], science.data)
-        rate = (train if request["task"] == "train" else infer)(request, scan, science)
+        rate = (train if request["task"] == "train" else infer)(scan, science, settings)
+        result = {"patterns_per_s": rate, "peak_mib": peak_mib(), "gpu_peak_mib": gpu_peak_mib()}
     except UserError as error:
-        first = error.findings[0]
-        print(MARK + json.dumps({"error": f"{first.what}: {first.where}" if first.where else first.what}))
-        return 0
-    found = {"patterns_per_s": rate, "peak_mib": peak_mib(), "gpu_peak_mib": gpu_peak_mib()}
-    print(MARK + json.dumps(found))
+        result = {"error": ": ".join(filter(None, (error.findings[0].what, error.findings[0].where)))}
+    print(MARK + json.dumps(result))
     return 0
 
 

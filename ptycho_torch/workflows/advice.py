@@ -32,11 +32,6 @@ class Times(NamedTuple):
     limited_threads: int | None = None
     source: Path | None = None
 
-    @property
-    def inner(self) -> float:
-        """Seconds of the phase that Lightning ran."""
-        return sum(self.phases.get(phase, 0.0) for phase in INNER)
-
     def weighs(self, seconds: float, share: float) -> bool:
         """Tell whether `seconds` are more than `share` of the whole, and worth a word at all."""
         return seconds >= WORTH_S and seconds > share * sum(self.phases.values())
@@ -45,13 +40,13 @@ class Times(NamedTuple):
 def shares(times: Times) -> dict[str, float]:
     """Return the share of each phase, and of each part as `fit: load`, in the whole; 3 decimals."""
     whole = sum(times.phases.values()) or 1.0
-    found: dict[str, float] = {}
+    rounded: dict[str, float] = {}
     for phase, seconds in times.phases.items():
-        found[phase] = round(seconds / whole, 3)
+        rounded[phase] = round(seconds / whole, 3)
         if phase in INNER:
             parts = {**times.parts, "other": max(0.0, seconds - sum(times.parts.values()))}
-            found |= {f"{INNER[phase]}: {part}": round(value / whole, 3) for part, value in parts.items()}
-    return found
+            rounded |= {f"{INNER[phase]}: {part}": round(value / whole, 3) for part, value in parts.items()}
+    return rounded
 
 
 def advice(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> str | None:
@@ -62,82 +57,62 @@ def advice(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> st
         settings: the effective settings of that run.
         facts: of the machine that it ran on.
     """
-    found = sorted(_found(times, settings, facts), reverse=True)
-    if not found:
+    acting = [
+        row for row in knobs(times, settings, facts) if row.acts and times.weighs(row.seconds, row.share)
+    ]
+    if not acting:
         return None
-    _, knob = found[0]
-    told = [f"{name} {share:.0%}" for name, share in _largest(shares(times)) if share >= 0.05]
-    return f"{', '.join(told)} of the time; {knob}"
-
-
-def _largest(found: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Leave out a phase whose parts are there, and sort the rest by size."""
+    best = max(acting, key=lambda row: row.saved)
+    found = shares(times)
     split = {phase for phase, name in INNER.items() if any(key.startswith(f"{name}: ") for key in found)}
-    return sorted(((k, v) for k, v in found.items() if k not in split), key=lambda row: -row[1])
+    largest = sorted(((k, v) for k, v in found.items() if k not in split), key=lambda row: -row[1])
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in largest if share >= 0.05)
+    return f"{listed} of the time; {best.sentence}"
 
 
-def _found(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Iterator[tuple[float, str]]:
-    """Yield seconds that a knob would act on, and the sentence about it."""
-    for rule in (_loading, _idle_gpu, _idle_cores, _checkpoints, _pictures, _small_batches, _reading):
-        yield from rule(times, settings, facts)
+class Knob(NamedTuple):
+    """A knob that saves time where it `acts` and its `seconds` weigh more than `share` of the whole."""
+
+    acts: bool
+    seconds: float
+    share: float
+    saved: float
+    sentence: str
 
 
-Found = Iterator[tuple[float, str]]
-
-
-def _loading(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    load, spare = times.parts.get("load", 0.0), facts.usable_cpus - 1
-    workers = settings.num_workers if isinstance(settings.num_workers, int) else spare
-    if times.weighs(load, 0.15) and spare > workers:
-        more = min(spare, max(1, 2 * workers), 8)
-        yield load, f"num_workers={more} would load batches beside the computation"
-
-
-def _idle_gpu(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    compute = times.parts.get("compute", 0.0)
-    if facts.gpus and settings.accelerator == "cpu" and times.weighs(compute, 0.3):
-        yield compute, f"accelerator=gpu would compute on the {facts.gpus[0].name}, which was idle"
-
-
-def _idle_cores(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    compute, cpus, threads = times.parts.get("compute", 0.0), facts.usable_cpus, times.limited_threads
-    if threads and settings.accelerator == "cpu" and 2 * threads <= cpus and times.weighs(compute, 0.5):
-        text = f"num_threads={cpus} would use all CPUs, not {threads} (the last digits can change)"
-        yield compute * (1 - threads / cpus), text
-
-
-def _checkpoints(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    del facts
-    spent = times.parts.get("checkpoint", 0.0)
-    if not times.weighs(spent, 0.1):
-        return
-    if settings.checkpoint_save_top_k == 0:
-        yield spent, "enable_checkpointing=false would save it, and give up resuming"
-    else:
-        yield spent / 2, "checkpoint_save_top_k=0 would write the last checkpoint only"
-
-
-def _pictures(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    del facts
-    spent, every = times.parts.get("pictures", 0.0), settings.log_images_every_n_epochs or 0
-    if every and times.weighs(spent, 0.1):
-        yield spent, f"log_images_every_n_epochs={10 * every} would send fewer pictures"
-
-
-def _small_batches(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    """Time between the parts of a prediction is Lightning's, per batch."""
-    del facts
-    size = settings.inference_batch_size or settings.batch_size
+def knobs(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Iterator[Knob]:
+    """Yield every knob, with the seconds that it is about and those that it would save."""
+    load, compute, write, images = (
+        times.parts.get(part, 0.0) for part in ("load", "compute", "checkpoint", "images")
+    )
+    on_cpu, cpus, threads = settings.accelerator == "cpu", facts.usable_cpus, times.limited_threads
+    workers = settings.num_workers if isinstance(settings.num_workers, int) else cpus - 1
+    more = min(cpus - 1, max(1, 2 * workers), 8)
+    text = f"num_workers={more} would load batches beside the computation"
+    yield Knob(cpus - 1 > workers, load, 0.15, load, text)
+    gpu = facts.gpus[0].name if facts.gpus else ""
+    text = f"accelerator=gpu would compute on the {gpu}, which was idle"
+    yield Knob(bool(gpu) and on_cpu, compute, 0.3, compute, text)
+    text = f"num_threads={cpus} would use all CPUs, not {threads} (the last digits can change)"
+    idle = bool(threads) and on_cpu and 2 * (threads or 0) <= cpus
+    yield Knob(idle, compute, 0.5, compute * (1 - (threads or 0) / cpus), text)
+    last_only = settings.checkpoint_save_top_k == 0
+    text = "enable_checkpointing=false would save it, and give up resuming"
+    yield Knob(last_only, write, 0.1, write, text)
+    yield Knob(
+        not last_only, write, 0.1, write / 2, "checkpoint_save_top_k=0 would write the last checkpoint only"
+    )
+    every = settings.log_images_every_n_epochs or 0
+    text = f"log_images_every_n_epochs={10 * every} would send fewer images"
+    yield Knob(every > 0, images, 0.1, images, text)
+    # Time between the parts of a prediction is Lightning's, per batch.
     between = times.phases.get("predict and stitch", 0.0) - sum(times.parts.values())
-    if "predict and stitch" in times.phases and size < 64 and times.weighs(between, 0.15):
-        yield between, "inference_batch_size=64 would spend less between batches; the result stays the same"
-
-
-def _reading(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Found:
-    del settings, facts
-    read = times.phases.get("read", 0.0)
-    if times.source is not None and times.weighs(read, 0.3) and is_compressed(times.source):
-        yield read, "`ptycho-torch convert --to npz` would write it uncompressed, which reads faster"
+    small = (settings.inference_batch_size or settings.batch_size) < 64
+    text = "inference_batch_size=64 would spend less between batches; the result stays the same"
+    yield Knob(small and "predict and stitch" in times.phases, between, 0.15, between, text)
+    read, compressed = times.phases.get("read", 0.0), times.source is not None and is_compressed(times.source)
+    text = "`ptycho-torch convert --to npz` would write it uncompressed, which reads faster"
+    yield Knob(compressed, read, 0.3, read, text)
 
 
 def is_compressed(scan_file: Path) -> bool:

@@ -1,9 +1,8 @@
-"""What a run leaves in its directory besides the manifest: reconstruction, pictures, report."""
+"""What a run leaves in its directory besides the manifest: reconstruction, images, report."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_exec.files import file_sha256, write_atomically
+from ptycho_exec.files import atomic_path, file_sha256, write_atomically
 from ptycho_torch.data.formats.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
@@ -29,7 +28,7 @@ def write_reconstruction(
     scan: ScanData,
     probe: NDArray[np.complex64] | None = None,
 ) -> list[Path]:
-    """Write `reconstruction.npz`, the pictures of amplitude and phase, and, where the geometry is known,
+    """Write `reconstruction.npz`, the images of amplitude and phase, and, where the geometry is known,
     a `product.h5` that Ptychodus opens.
 
     Args:
@@ -44,16 +43,14 @@ def write_reconstruction(
         arrays["probe"] = probe
     if scan.pixel_size_m:
         arrays["pixel_size_m"] = np.float64(scan.pixel_size_m)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
     target = folder / RECONSTRUCTION
-    write_atomically(target, buffer.getvalue())
+    shown: dict[str, Any] = {"coverage": coverage, "pixel_size_m": scan.pixel_size_m}
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
     written = [
         target,
-        plots.save_amplitude(
-            obj, folder / "amplitude.png", coverage=coverage, pixel_size_m=scan.pixel_size_m
-        ),
-        plots.save_phase(obj, folder / "phase.png", coverage=coverage, pixel_size_m=scan.pixel_size_m),
+        plots.save_amplitude(obj, folder / "amplitude.png", **shown),
+        plots.save_phase(obj, folder / "phase.png", **shown),
     ]
     if scan.probe is not None and scan.pixel_size_m and scan.photon_energy_eV and scan.detector_distance_m:
         written.append(write_product(scan, folder / "product.h5", object_array=obj, probe=probe))
@@ -97,9 +94,8 @@ def content_sha256(arrays: Mapping[str, Any]) -> str:
     A file's hash would not do: it also covers paths, times and versions that a repeated run may not share.
     """
     digest = hashlib.sha256()
-    for name in sorted(arrays):
-        found = arrays[name]
-        array = np.ascontiguousarray(found.detach().cpu().numpy() if hasattr(found, "detach") else found)
+    for name, values in sorted(arrays.items()):
+        array = np.ascontiguousarray(values.detach().cpu().numpy() if hasattr(values, "detach") else values)
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Reconstruction pictures during training, for the logger that the settings chose."""
+"""Reconstructed images during training, for the logger that the settings chose."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.stitch import Stitcher, probe_weights
 
 
-def picture_callbacks(container: Any, gridsize: int, plan: Plan) -> tuple[Callback, ...]:
-    """Return the callback that sends pictures to the logger, if the settings ask for it.
+def image_callbacks(container: Any, gridsize: int, plan: Plan) -> tuple[Callback, ...]:
+    """Return the callback that sends images to the logger, if the settings ask for it.
 
     Raises:
-        SettingsError: pictures of a container without a canvas.
+        SettingsError: images of a container without a canvas.
     """
     every = plan.settings.log_images_every_n_epochs
     if every is None:
         return ()
     if not isinstance(container, ScanData):
         raise SettingsError(
-            "no picture can be made of a container without scan positions",
+            "no image can be reconstructed of a container without scan positions",
             where=plan.requested.origin_of("log_images_every_n_epochs"),
             expected="a scan, as ptycho_torch.read_scan returns it",
             fix="pass a scan, or set log_images_every_n_epochs=none",
         )
     size = plan.settings.inference_batch_size or plan.settings.batch_size
-    return (Images(lambda module: draw(module, container, gridsize, size), every),)
+    return (Images(lambda module: render(module, container, gridsize, size), every),)
 
 
-def draw(module: Any, scan: ScanData, gridsize: int, batch_size: int) -> dict[str, NDArray[np.uint8]]:
+def render(module: Any, scan: ScanData, gridsize: int, batch_size: int) -> dict[str, NDArray[np.uint8]]:
     """Reconstruct a scan with a network in training; amplitude and phase as (H, W, 3) bytes.
 
-    Reads the samples directly: a loader would draw from the random state and so change the training.
+    Reads the samples directly: a loader would take numbers from the random state and so change the training.
     """
     samples = PtychoDataset(scan, inference_groups(scan.positions_px, gridsize=gridsize))
     n = scan.n_pixels
@@ -48,8 +48,10 @@ def draw(module: Any, scan: ScanData, gridsize: int, batch_size: int) -> dict[st
     stitcher = Stitcher(scan.canvas_shape, n, weights=weights, out_of_canvas="crop")
     for start in range(0, len(samples), batch_size):
         batch = samples.__getitems__(range(start, min(start + batch_size, len(samples))))
-        found = module.predict_step({name: tensor.to(module.device) for name, tensor in batch.items()})
-        stitcher.add(found["patches"].reshape(-1, n, n).cpu(), found["positions_px"].reshape(-1, 2).cpu())
+        predicted = module.predict_step({name: tensor.to(module.device) for name, tensor in batch.items()})
+        stitcher.add(
+            predicted["patches"].reshape(-1, n, n).cpu(), predicted["positions_px"].reshape(-1, 2).cpu()
+        )
     stitched = stitcher.result()
     covered = (stitched.coverage > 0).numpy()
     obj = stitched.object.numpy()

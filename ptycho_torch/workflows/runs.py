@@ -1,7 +1,7 @@
 """One run and its directory: what `ptycho-torch train | infer | evaluate` do, callable from Python too.
 
-Everything that can be refused is refused before the directory exists; from then on the manifest says how
-far the run came, also when it fails.
+What can be refused is refused before anything is left in the directory, which is then removed again; from
+then on the manifest says how far the run came, also when it fails.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
-from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import manifest_parts, new_run_dir, read_manifest, write_manifest, write_settings_toml
-from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
@@ -41,19 +39,21 @@ from ptycho_torch.workflows.artifacts import (
     write_json,
     write_reconstruction,
 )
-from ptycho_torch.workflows.components import Clock
+from ptycho_torch.workflows.results import InferenceResult, TrainingResult
+from ptycho_torch.workflows.times import Clock
 
 METRICS = "metrics.json"
 Say = Callable[[str], None]
+ResultT = TypeVar("ResultT", TrainingResult, InferenceResult)
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: where it lies, what it wrote, what came of it, seconds of each phase, advice."""
+class Run(Generic[ResultT]):
+    """A finished run: its directory, what it wrote, its results, seconds of each phase, advice."""
 
     folder: Path
     written: tuple[Path, ...]
-    results: Mapping[str, Any]
+    results: ResultT
     seconds: Mapping[str, float]
     notices: tuple[str, ...] = ()
     advice: str | None = None
@@ -64,141 +64,107 @@ def train(
     *,
     resume: Path | None = None,
     say: Say = lambda _: None,
-    scan: ScanData | None = None,
+    training: components.Training | None = None,
     callbacks: Sequence[Callback] = (),
     about: Mapping[str, Any] | None = None,
-    facts: MachineFacts | None = None,
-) -> Run:
+) -> Run[TrainingResult]:
     """Train on the payload's scan and leave a complete run directory.
 
     Args:
         payload: from `create_training_payload`.
         resume: an earlier run, or a checkpoint of one, to continue from.
         say: takes a line for the user now and then.
-        scan: the training scan, where the caller has read it; None reads the payload's file.
+        training: the payload's training, where the caller has read and planned it.
         callbacks: the caller's own, for the Trainer.
-        about: more that the model file should say of its making, as plain data.
-        facts: of this machine, where they are known already.
+        about: more that the model file should hold about its origin, as plain data.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
-    clock = Clock()
-    settings, science = payload.settings, payload.science
-    validates = payload.test_data_file is not None or science.training.val_fraction > 0
-    plan = components.plan_for(settings, validates=validates, facts=facts)
-    plan.raise_if_blocked()
     checkpoint = None if resume is None else find_checkpoint(resume)
-    with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
-        scan = read_scan(payload.train_data_file, science.data) if scan is None else scan
-        test = None if payload.test_data_file is None else read_scan(payload.test_data_file, science.data)
+    with reserved_dir(payload.output_dir) as folder:
+        if training is None:
+            scans = payload.train_data_file, payload.test_data_file
+            training = components.plan_training(*scans, payload.science, payload.settings)
+        training.plan.raise_if_blocked()
+    plan, scan, clock = training.plan, training.container, training.clock
     say(_scan_line(scan))
-    with _recorded(folder, _training_parts(payload, plan, scan, test, checkpoint)) as notices:
-        _write_settings(folder, settings, plan, science.training.epochs)
-        results = components._train_with_lightning(
-            scan,
-            test,
-            science,
-            settings,
-            run_dir=folder,
-            resume_from=checkpoint,
-            clock=clock,
-            facts=plan.facts,
-            callbacks=callbacks,
-        )
-        with clock.phase("write"):
-            written = _write_training(folder, results, payload, scan, about or {})
-        write_manifest(
-            folder,
-            status="completed",
-            trained=_trained(results),
-            applied=results["applied"],
-            drift=results["drift"].to_json(),
-            **_time_record(clock, results),
-            outputs=output_hashes(folder, written),
-            content={"weights": model_weights_sha256(folder)},
-        )
-    return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
-
-
-def _write_settings(folder: Path, settings: ExecutionSettings, plan: Plan, epochs: int) -> None:
-    """Leave the settings, and what the Trainer will get of them, in a run directory."""
-    write_settings_toml(folder / "settings.toml", settings)
-    snapshot = trainer_kwargs(settings, max_epochs=epochs, run_dir=folder, plan=plan)
-    write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
-
-
-def _training_parts(
-    payload: TrainingPayload, plan: Plan, scan: ScanData, test: ScanData | None, checkpoint: Path | None
-) -> dict[str, Any]:
-    """Return what the manifest of a training says before it begins."""
-    return {
-        **_parts("train", payload, plan),
-        "data": {"train": _data_record(scan), "test": None if test is None else _data_record(test)},
+    parts = {
+        **_parts("train", payload, plan, train=scan, test=training.test_container),
         "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
         "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
     }
+    with _recorded(folder, parts) as notices:
+        write_settings_toml(folder / "settings.toml", payload.settings)
+        epochs = payload.science.training.epochs
+        snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
+        write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+        result = components.run_training(
+            training, run_dir=folder, resume_from=checkpoint, callbacks=callbacks
+        )
+        trained = result.summary()
+        source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
+        losses = {
+            name: values for name, values in result.history.items() if name in ("train_loss", "val_loss")
+        }
+        with clock.phase("write"):
+            model = folder / MODEL_NAME
+            save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
+            written = [model, plots.save_loss_curve(losses, folder / "loss.png")]
+        weights = model_weights_sha256(folder)
+        _complete(folder, result, clock, written, trained=trained, content={"weights": weights})
+    return _run(folder, written, result, clock, notices, scan)
 
 
-def _parts(task: str, payload: TrainingPayload | InferencePayload, plan: Plan) -> dict[str, Any]:
-    """Return what the manifests of both tasks have in common."""
+def _parts(
+    task: str, payload: TrainingPayload | InferencePayload, plan: Plan, **scans: ScanData | None
+) -> dict[str, Any]:
+    """Return what the manifests of both tasks say before the run begins."""
     return {
         **manifest_parts(payload.settings, plan=plan),
         "task": task,
         "science": payload.science.model_dump(mode="json"),
         "overrides_applied": dict(payload.overrides_applied),
+        "data": {
+            role: None
+            if scan is None
+            else {
+                "source": str(None if scan.source is None else os.path.abspath(scan.source)),
+                "sha256": scan.sha256,
+                "report": scan.report,
+            }
+            for role, scan in scans.items()
+        },
     }
 
 
-def _time_record(clock: Clock, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest's blocks about time: seconds of phases, shares of phases and parts, first step."""
-    taken = results.get("times")
-    parts, first = ({}, None) if taken is None else (taken.seconds, taken.first_step_at)
-    record = {"timings": dict(clock.seconds), "shares": shares(Times(clock.seconds, parts))}
-    return record if first is None else {**record, "first_step_at": first}
-
-
-def _advice(clock: Clock, results: Mapping[str, Any], scan: ScanData) -> str | None:
-    taken, settings = results.get("times"), results["plan"].settings
-    parts = {} if taken is None else taken.seconds
-    source = None if scan.source is None else Path(scan.source)
-    times = Times(clock.seconds, parts, limited_threads(settings), source)
-    return advice(times, settings, results["plan"].facts)
-
-
-def _write_training(
-    folder: Path,
-    results: Mapping[str, Any],
-    payload: TrainingPayload,
-    scan: ScanData,
-    more: Mapping[str, Any],
-) -> list[Path]:
-    module, history = results["models"]["lightning_module"], results["history"]
-    about = {
-        "train_data_file": str(payload.train_data_file),
-        "sha256": scan.sha256,
-        "trained": _trained(results),
-        **more,
-    }
-    curves = {name: values for name, values in history.items() if name in ("train_loss", "val_loss")}
-    return [
-        save_model(folder / MODEL_NAME, module, results["science"], about),
-        plots.save_loss_curve(curves, folder / "loss.png"),
-    ]
-
-
-def _trained(results: Mapping[str, Any]) -> dict[str, Any]:
-    trainer, module = results["models"]["trainer"], results["models"]["lightning_module"]
-    last = {name: values[-1] for name, values in results["history"].items() if values}
-    rate = next(
-        (cb.samples_per_second for cb in trainer.callbacks if hasattr(cb, "samples_per_second")), None
+def _complete(
+    folder: Path, result: TrainingResult | InferenceResult, clock: Clock, written: list[Path], **parts: Any
+) -> None:
+    """Write into the manifest that the run is complete, what took effect, where the time went, and hashes."""
+    times = result.times
+    record: dict[str, Any] = {"timings": dict(clock.seconds)}
+    record["shares"] = shares(Times(clock.seconds, times.seconds if times else {}))
+    if times is not None and times.first_step_at is not None:
+        record["first_step_at"] = times.first_step_at
+    write_manifest(
+        folder,
+        status="completed",
+        applied=result.applied,
+        drift=result.drift.to_json(),
+        outputs=output_hashes(folder, written),
+        **record,
+        **parts,
     )
-    return {
-        "epochs": trainer.current_epoch,
-        "optimizer_steps": module.optimizer_steps,
-        "samples_per_second": rate,
-        "last": last,
-    }
+
+
+def _run(
+    folder: Path, written: list[Path], result: ResultT, clock: Clock, notices: list[str], scan: ScanData
+) -> Run[ResultT]:
+    settings, parts = result.plan.settings, result.times.seconds if result.times else {}
+    source = None if scan.source is None else Path(scan.source)
+    hint = advice(Times(clock.seconds, parts, limited_threads(settings), source), settings, result.plan.facts)
+    return Run(folder, tuple(written), result, clock.seconds, tuple(notices), hint)
 
 
 def find_checkpoint(place: str | Path) -> Path:
@@ -219,57 +185,45 @@ def find_checkpoint(place: str | Path) -> Path:
     return file
 
 
-def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run:
+def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
-    clock = Clock()
-    settings, science = payload.settings, payload.science
-    plan = components.plan_for(settings, validates=False)
-    plan.raise_if_blocked()
-    with reserved_dir(payload.output_dir) as folder, clock.phase("read"):
-        scan = read_scan(payload.test_data_file, science.data)
-    say(_scan_line(scan))
     model = payload.model_path
+    with reserved_dir(payload.output_dir) as folder:
+        scan_file = payload.test_data_file
+        inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
+        inference.plan.raise_if_blocked()
+    scan, clock = inference.scan, inference.clock
+    say(_scan_line(scan))
     parts = {
-        **_parts("infer", payload, plan),
-        "data": {"test": _data_record(scan)},
+        **_parts("infer", payload, inference.plan, test=scan),
         "model": None if model is None else os.path.abspath(model),
         "model_weights": None if model is None else model_weights_sha256(model),
     }
     with _recorded(folder, parts) as notices:
-        write_settings_toml(folder / "settings.toml", settings)
-        results = components.run_inference_with_lightning(
-            payload.model_path, scan, science, settings, clock=clock, facts=plan.facts
-        )
-        notices += results["notices"]
-        found = results["consistency"]
-        if found is not None:
-            say(found.line())
+        write_settings_toml(folder / "settings.toml", payload.settings)
+        result = components.run_inference(inference)
+        notices += result.notices
+        agreement = result.consistency
+        if agreement is not None:
+            say(agreement.line())
         with clock.phase("write"):
-            written = write_reconstruction(
-                folder, results["object"], results["coverage"], scan, results.get("probe")
-            )
-        write_manifest(
+            written = write_reconstruction(folder, result.object, result.coverage, scan, result.probe)
+        arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
+        _complete(
             folder,
-            status="completed",
-            applied=results["applied"],
-            drift=results["drift"].to_json(),
+            result,
+            clock,
+            written,
             patterns=len(scan),
-            consistency=None if found is None else asdict(found),
-            **_time_record(clock, results),
-            outputs=output_hashes(folder, written),
-            content=_reconstruction_hashes(results),
+            consistency=None if agreement is None else asdict(agreement),
+            content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
-    return Run(folder, tuple(written), results, clock.seconds, tuple(notices), _advice(clock, results, scan))
-
-
-def _reconstruction_hashes(results: Mapping[str, Any]) -> dict[str, str]:
-    found = {name: results.get(name) for name in ("object", "coverage", "probe")}
-    return {name: content_sha256({name: array}) for name, array in found.items() if array is not None}
+    return _run(folder, written, result, clock, notices, scan)
 
 
 def has_truth(scan_file: Path) -> bool:
@@ -295,7 +249,7 @@ def compare(
 ) -> tuple[dict[str, Evaluation], list[Path]]:
     """Compare the reconstructions of output directories with the true object of a scan.
 
-    Writes into each directory its `metrics.json`, a picture of truth and reconstruction, their ring
+    Writes into each directory its `metrics.json`, an image of truth and reconstruction, their ring
     correlation, and a new report; and all reconstructions beside the truth into `picture`, where given.
 
     Returns:
@@ -305,19 +259,6 @@ def compare(
         DataError: no reconstruction, no truth, or they do not lie on the same canvas.
     """
     scan = read_scan(truth_file)
-    names = [folder.name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    made = [read_reconstruction(folder) for folder in folders]
-    results = {label: _scored(one, scan, truth_file) for label, one in zip(labels, made, strict=True)}
-    written = []
-    for folder, result in zip(folders, results.values(), strict=True):
-        written += _write_scores(folder, result, truth_file)
-    if picture is not None:
-        written.append(plots.save_comparison(results, picture))
-    return results, written
-
-
-def _scored(made: Mapping[str, Any], scan: ScanData, truth_file: Path) -> Evaluation:
     if scan.object_guess is None:
         raise DataError(
             "this scan holds no true object",
@@ -325,23 +266,30 @@ def _scored(made: Mapping[str, Any], scan: ScanData, truth_file: Path) -> Evalua
             expected="objectGuess, the object to compare with",
             fix="name a scan with a known object",
         )
-    return evaluate(
-        made["object"], scan.object_guess, coverage=made["coverage"], pixel_size_m=scan.pixel_size_m
-    )
-
-
-def _write_scores(folder: Path, result: Evaluation, truth_file: Path) -> list[Path]:
-    written = [
-        write_json(folder / METRICS, result.to_json()),
-        plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
-        plots.save_frc(
-            {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
-        ),
-    ]
-    if (folder / "manifest.json").is_file():
-        write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
-        written.append(write_run_report(folder))
-    return written
+    names = [folder.name for folder in folders]
+    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    results, written = {}, []
+    for label, arrays in zip(labels, [read_reconstruction(folder) for folder in folders], strict=True):
+        results[label] = evaluate(
+            arrays["object"],
+            scan.object_guess,
+            coverage=arrays["coverage"],
+            pixel_size_m=scan.pixel_size_m,
+        )
+    for folder, result in zip(folders, results.values(), strict=True):
+        written += [
+            write_json(folder / METRICS, result.to_json()),
+            plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
+            plots.save_frc(
+                {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
+            ),
+        ]
+        if (folder / "manifest.json").is_file():
+            write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
+            written.append(write_run_report(folder))
+    if picture is not None:
+        written.append(plots.save_comparison(results, picture))
+    return results, written
 
 
 def write_run_report(folder: Path) -> Path:
@@ -371,14 +319,14 @@ def write_run_report(folder: Path) -> Path:
 
 @contextmanager
 def reserved_dir(path: str | Path) -> Iterator[Path]:
-    """Make the run directory first, so that a bad place is told at once; undo it if the body fails."""
+    """Create the run directory first, so that a bad place is reported at once; undo it if the body fails."""
     target = Path(path).expanduser().absolute()
-    made = [folder for folder in (target, *target.parents) if not folder.exists()]
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
     folder = new_run_dir(target)
     try:
         yield folder
     except BaseException:
-        for empty in made:
+        for empty in created:
             empty.rmdir()
         raise
 
@@ -389,7 +337,7 @@ def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
 
     Warnings that arise meanwhile are kept in the manifest's `warnings` and still shown.
     """
-    notices: list[str] = [row["text"] for row in parts["plan"]["notices"]]
+    notices = [row["text"] for row in parts["plan"]["notices"]]
     write_manifest(folder, status="running", warnings=notices, process=os.getpid(), **parts)
     show = warnings.showwarning
 
@@ -407,11 +355,6 @@ def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
     finally:
         warnings.showwarning = show
     write_manifest(folder, warnings=notices)
-
-
-def _data_record(scan: ScanData) -> dict[str, Any]:
-    source = None if scan.source is None else os.path.abspath(scan.source)
-    return {"source": str(source), "sha256": scan.sha256, "report": scan.report}
 
 
 def _scan_line(scan: ScanData) -> str:

@@ -1,8 +1,11 @@
-"""Where the seconds inside `fit` and `predict` go, taken through Lightning's own profiler hooks."""
+"""Where the seconds of a run go: its phases, and the parts of `fit` and `predict` by Lightning's profiler."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from lightning.pytorch.profilers import Profiler
 
@@ -13,9 +16,24 @@ PARTS = (
     ("compute", ("run_training_batch", ".predict_step")),
     ("stitch", ("[Callback]StitchWriter",)),
     ("checkpoint", ("[Callback]BestCheckpoints", "[Callback]ResumePoint", "save_checkpoint")),
-    ("pictures", ("[Callback]Images",)),
+    ("images", ("[Callback]Images",)),
 )
 """Part of a run, and what the names of Lightning's actions contain that belong to it."""
+
+
+@dataclass
+class Clock:
+    """Seconds that each phase of a run took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class PartTimes(Profiler):
@@ -39,8 +57,11 @@ class PartTimes(Profiler):
     def start(self, action_name: str) -> None:
         now = time.perf_counter()
         self._charge(now)
+        if action_name not in self._parts:
+            found = (part for part, words in PARTS if any(word in action_name for word in words))
+            self._parts[action_name] = next(found, None)
         outer = self._open[-1][0] if self._open else None
-        self._open.append((self._part(action_name) or outer, now))
+        self._open.append((self._parts[action_name] or outer, now))
 
     def stop(self, action_name: str) -> None:
         now = time.perf_counter()
@@ -59,9 +80,3 @@ class PartTimes(Profiler):
             part, since = self._open[-1]
             if part is not None:
                 self.seconds[part] = self.seconds.get(part, 0.0) + now - since
-
-    def _part(self, action: str) -> str | None:
-        if action not in self._parts:
-            found = (part for part, words in PARTS if any(word in action for word in words))
-            self._parts[action] = next(found, None)
-        return self._parts[action]

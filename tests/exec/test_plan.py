@@ -337,7 +337,7 @@ PROBLEMS: list[tuple[MachineFacts, ModuleTraits | None, dict[str, object], str, 
         "limit_train_batches",
         "no batch at all",
         1,
-        True,
+        False,
     ),
     (
         LAPTOP,

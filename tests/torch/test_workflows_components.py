@@ -299,7 +299,7 @@ class TestRealTrainer:
         assert os.listdir(tmp_path) == []
 
 
-def weights(result: dict[str, Any]) -> dict[str, torch.Tensor]:
+def weights(result: Any) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = result["models"]["lightning_module"].state_dict()
     return state
 

@@ -318,7 +318,7 @@ def test_a_training_that_fails_leaves_what_was_asked_and_told(
         raise UserError("the loss became NaN")
 
     trainer, _, loader, _ = session_of(scan, tmp_path / "in")
-    monkeypatch.setattr("ptycho_torch.workflows.components._train_with_lightning", fail)
+    monkeypatch.setattr("ptycho_torch.workflows.components.run_training", fail)
     with pytest.raises(UserError, match="became NaN"):
         trainer.train()
     manifest = json.loads((loader.output_dir / "manifest.json").read_text())

@@ -725,11 +725,11 @@ def test_joined_scans_are_too_far_apart_to_be_neighbors() -> None:
 
 
 def test_one_warning_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
-    from ptycho_torch.api.base_api import tell
+    from ptycho_torch.api.base_api import warn_user
 
-    assert tell("training", ()) is None
+    assert warn_user("training", ()) is None
     with caplog.at_level(logging.WARNING):
-        text = tell("training", ("a has no effect: b", "c became d", "c became d"))
+        text = warn_user("training", ("a has no effect: b", "c became d", "c became d"))
     assert len(caplog.records) == 1
     assert text is not None
     assert text.count("\n") == 2

@@ -8,13 +8,14 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import ptycho_torch.model
 from ptycho_exec import ExecutionSettings
-from ptycho_exec.cli.probe import Step, Trial
+from ptycho_exec.cli.probe import Trial, to_json
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.tools import probe_run as trial
 
@@ -37,14 +38,16 @@ WATCHING: dict[str, dict[str, Any]] = {
 
 def tried(
     folder: Path, *, scan: str = "simulated", validation: str | None = None, **values: Any
-) -> dict[str, Step]:
+) -> dict[str, Any]:
     """Run a trial in this process; return its steps by subject, the last one of each, failures first."""
     settings = ExecutionSettings.from_values({**QUIET, **values})
     steps = trial.run_trial(Trial(settings, scan, validation), folder)
     report = json.loads((folder / "report.json").read_text())
     assert report["doing"] is None
-    assert [row["text"] for row in report["steps"]] == [step.text for step in steps]
-    return {step.subject: step for step in sorted(steps, key=lambda step: step.failed)}
+    assert [row["what"] for row in report["steps"]] == [step.what for step in steps]
+    ordered = sorted(steps, key=lambda step: step.level == "error")
+    rows = [SimpleNamespace(**to_json(step), failed=step.level == "error") for step in ordered]
+    return {row.subject: row for row in rows}
 
 
 class OnlyTrainLoss(ptycho_torch.model.PtychoPINN_Lightning):
@@ -119,8 +122,8 @@ def test_a_missing_metric_that_lightning_does_not_miss_is_found_by_comparing(tmp
     progress = trial.Progress(tmp_path)
     trial.check_metrics({"plan": Stand, "models": {"trainer": Stand}, "history": {}}, progress)
     (step,) = progress.steps
-    assert step.failed
-    assert step.text == "val_x was never logged, and checkpoints, early stopping would wait for it"
+    assert step.level == "error"
+    assert step.what.endswith("val_x was never logged, and checkpoints, early stopping would wait for it")
     assert step.fix == "monitor one of: train_loss"
 
 
@@ -179,9 +182,9 @@ def test_a_tracking_server_is_left_alone(tmp_path: Path) -> None:
 )
 def test_errors_of_other_kinds_have_a_remedy_too(error: Exception, fix: str) -> None:
     (step,) = trial.failures("fit", error)
-    assert step.failed
-    assert step.text.startswith("RuntimeError: ")
-    assert "\n" not in step.text
+    assert step.level == "error"
+    assert step.what.startswith("probe fit: RuntimeError: ")
+    assert "\n" not in step.what
     assert fix in step.fix
 
 

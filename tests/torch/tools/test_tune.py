@@ -195,10 +195,12 @@ def test_a_process_beyond_its_time_is_stopped(scan: Path) -> None:
     assert found["error"] == "stopped after 0 s"
 
 
-def test_what_python_itself_says_last_is_the_reason() -> None:
-    assert (
-        tune._last_words("Traceback\nRuntimeError: no\n\n", 1) == "failed with exit code 1: RuntimeError: no"
-    )
+def test_what_python_itself_prints_last_is_the_reason(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = _tuning(scan)
+    request = tune._request(tune.KNOBS[0], 0, {}, tuning, 1) | {"science": {"no_such_part": 1}}
+    error = tune._run(request, tuning, 120)["error"]
+    assert error.startswith("failed with exit code 1: ")
+    assert "pydantic" in error
 
 
 # --- words -----------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ def _advice(times: Times, facts: MachineFacts = FACTS, **settings: Any) -> str |
             "enable_checkpointing=false",
         ),
         (
-            Times(FIT, {"compute": 70, "pictures": 25}),
+            Times(FIT, {"compute": 70, "images": 25}),
             {"log_images_every_n_epochs": 1},
             "log_images_every_n_epochs=10",
         ),

@@ -1,0 +1,178 @@
+"""One run and its directory: one resolution and one plan, and what is refused leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from ptycho_exec import plan
+from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources import resolve
+from ptycho_exec.sources.origins import Kind, Layer
+from ptycho_torch.cli import main
+from ptycho_torch.factory import create_training_payload
+from ptycho_torch.simulate import save, simulate_scan
+from ptycho_torch.workflows import components, runs
+
+TINY = ["--n-filters=4", "--depth=1", "--epochs=1", "--num-threads=1"]
+NO_BATCH = ["--limit-train-batches=0.01", "--batch-size=64", "--accum-steps=9"]
+
+
+@pytest.fixture(scope="module")
+def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    scan = simulate_scan(n=32, patterns=40, photons=1e5, seed=0)
+    return save(scan, tmp_path_factory.mktemp("data") / "scan.npz")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count resolutions, plans, and settings that were validated, whoever asks for them."""
+    counts: Counter[str] = Counter()
+    fill = ExecutionSettings._fill
+
+    def source(_: Any) -> Layer:
+        counts["resolved"] += 1
+        return Layer()
+
+    def rule(_: Any) -> Iterator[Any]:
+        counts["planned"] += 1
+        yield from ()
+
+    def filled(self: ExecutionSettings, resolution: Any) -> None:
+        counts["validated"] += 1
+        fill(self, resolution)
+
+    monkeypatch.setattr(resolve, "SOURCES", (*resolve.SOURCES, (Kind.FACTORY, source)))
+    monkeypatch.setattr(plan, "RULES", (*plan.RULES, rule))
+    monkeypatch.setattr(ExecutionSettings, "_fill", filled)
+    return counts
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+def test_a_command_resolves_once_and_plans_once_and_the_value_reaches_the_loader(
+    scan_file: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = {"resolved": 1, "planned": 1, "validated": 1}
+    batch_sizes: list[int | None] = []
+
+    class Recorded(DataLoader[Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            batch_sizes.append(kwargs["batch_size"])
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(components, "DataLoader", Recorded)
+    assert main(["train", str(scan_file), "--out", "run", "--batch-size=8", *TINY]) == 0
+    assert counted == once
+    counted.clear()
+    assert main(["infer", "run", str(scan_file), "--out", "out", "--inference-batch-size=16"]) == 0
+    assert counted == once
+    assert batch_sizes[:2] == [8, 16]  # Lightning builds a third one out of the second
+
+
+def test_the_manifest_holds_the_plan_that_the_trainer_ran(
+    scan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", str(scan_file), "--out", "run", *NO_BATCH, "--on-unsupported=adapt", *TINY]
+    assert main(words) == 0
+    found, printed = manifest(Path("run")), capsys.readouterr().out
+    assert found["plan"]["effective"]["limit_train_batches"]["value"] == 1
+    assert found["applied"]["read_back"]["limit_train_batches"] == 1
+    snapshot = json.loads(Path("run/trainer_kwargs_snapshot.json").read_text())
+    assert snapshot["limit_train_batches"] == 1
+    for notice in (
+        "limit_train_batches: 0.01 became 1",
+        "batch_size=64 is more than the 40 training samples",
+        "accum_steps=9 is more than the 1 batches of an epoch",
+    ):
+        assert any(notice in text for text in found["warnings"])
+        assert notice in printed
+    exact = ["--limit-train-batches=1", *NO_BATCH[1:], "--on-unsupported=adapt", *TINY]
+    assert main(["train", str(scan_file), "--out", "exact", *exact]) == 0
+    assert found["effective_fingerprint"] == manifest(Path("exact"))["effective_fingerprint"]
+
+
+def test_held_back_samples_are_none_to_train_on(scan_file: Path) -> None:
+    words = ["--batch-size=20", "--val-fraction=0.5", "--accum-steps=2", *TINY]
+    assert main(["train", str(scan_file), "--out", "run", *words]) == 0
+    (text,) = (
+        row["text"] for row in manifest(Path("run"))["plan"]["notices"] if row["field"] == "accum_steps"
+    )
+    assert "more than the 1 batches" in text
+
+
+def test_a_value_that_the_data_do_not_allow_is_refused_and_leaves_no_directory(
+    scan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(scan_file), "--out", "a/run", *NO_BATCH, *TINY]) == 2
+    shown = capsys.readouterr().err
+    assert "limit_train_batches=0.01: that fraction of 1 batches is no batch at all" in shown
+    assert "flag --limit-train-batches" in shown
+    assert "Traceback" not in shown
+    assert not Path("a").exists()
+
+
+def test_code_that_trains_gets_the_same_refusal(scan_file: Path) -> None:
+    settings = ExecutionSettings.from_values({"limit_train_batches": 0.01, "batch_size": 64})
+    payload = create_training_payload(scan_file, "run", {"epochs": 1}, settings)
+    with pytest.raises(SettingsError, match="no batch at all"):
+        components.train(scan_file, None, payload.science, settings)
+    with pytest.raises(SettingsError, match="no batch at all"):
+        runs.train(payload)
+    assert not Path("run").exists()
+
+
+def test_a_model_that_is_damaged_leaves_no_directory(scan_file: Path) -> None:
+    Path("model.ckpt").write_text("no model")
+    assert main(["infer", "model.ckpt", str(scan_file), "--out", "out"]) == 1
+    assert not Path("out").exists()
+
+
+def test_a_used_directory_is_refused_before_the_scan_is_read(scan_file: Path) -> None:
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("mine")
+    payload = create_training_payload(scan_file, "run", {"epochs": 1}, ExecutionSettings.from_values({}))
+    scan_file = scan_file.rename(scan_file.with_suffix(".moved"))
+    try:
+        with pytest.raises(Exception, match="not empty") as caught:
+            runs.train(payload)
+        assert not isinstance(caught.value, DataError)
+    finally:
+        scan_file.rename(scan_file.with_suffix(".npz"))
+
+
+def test_a_part_too_small_to_hold_back_is_no_validation(scan_file: Path) -> None:
+    assert main(["train", str(scan_file), "--out", "run", "--val-fraction=0.01", *TINY]) == 0
+    assert manifest(Path("run"))["plan"]["effective"]["checkpoint_monitor_metric"]["value"] == "train_loss"
+
+
+def test_results_are_typed_and_read_as_mappings_too(scan_file: Path) -> None:
+    settings = ExecutionSettings.from_values({"logger_backend": None, "enable_progress_bar": False})
+    science = {"epochs": 1, "n_filters": 4, "depth": 1}
+    amplitude, _, results = components.run_cdi_example_torch(
+        scan_file, None, science, execution_config=settings
+    )
+    assert results["models"]["lightning_module"] is results.module
+    assert {**results}["history"] is results.history
+    assert results["inference"] is results.inference is not None
+    assert results.inference["amplitude"] is amplitude
+    assert results.inference.get("probe") is None
+    results["note"] = "of the caller"
+    assert dict(results)["note"] == "of the caller"
+    with pytest.raises(KeyError):
+        results["absent"]
