@@ -28,6 +28,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert snippets
@@ -72,6 +73,14 @@ def paths_of(tree: str) -> Iterator[str]:
         depth, words = len(names[1]) // 2, names[2].split()
         folders[depth:] = [words[0]]
         yield from ("".join(folders[:depth]) + word for word in words)
+
+
+def test_every_module_has_the_test_file_of_its_name() -> None:
+    for package, tests in (("ptycho_exec", "exec"), ("ptycho_torch", "torch")):
+        modules = [path.relative_to(ROOT / package) for path in (ROOT / package).rglob("[!_]*.py")]
+        wanted = {module.with_name(f"test_{module.name}") for module in modules}
+        missing = [path for path in sorted(wanted) if not (ROOT / "tests" / tests / path).exists()]
+        assert missing == [], f"tests/{tests} lacks {', '.join(map(str, missing))}"
 
 
 def test_every_silent_change_of_lightning_is_shown_by_a_test_that_exists() -> None:

@@ -39,6 +39,7 @@ def test_crashes():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tests", "code", "line"),
     [

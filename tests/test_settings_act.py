@@ -241,6 +241,7 @@ def test_compile_reaches_the_network(
     assert seen.compiled is asked
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_network_computes_the_same_numbers(scan: ScanData) -> None:
     states = []

@@ -53,6 +53,7 @@ def _space(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+@pytest.mark.slow
 def test_training_and_inference_of_the_peer(checkout: Path, tmp_path: Path) -> None:
     import peer
 

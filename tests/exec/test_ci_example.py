@@ -107,6 +107,7 @@ def test_production_settings_are_checked_for_the_cluster(place: Place) -> None:
     assert "::error file=production.toml,line=2::devices=8" in done.stderr
 
 
+@pytest.mark.slow
 def test_one_batch_is_tried_under_the_job_s_variables(place: Place) -> None:
     (step,) = yaml.safe_load(next(text for _, text in BLOCKS if "--probe" in text))
     done = run_step(place, step["run"], OMP_NUM_THREADS="1")

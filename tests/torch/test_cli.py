@@ -50,6 +50,7 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: Path, tmp_path: Path) -> None:
     trained = ptycho_torch("train", str(scan_file), "--out", "run", *TINY, PTYCHO_EXEC_SEED="5")
     assert trained.returncode == 0, trained.stderr

@@ -512,6 +512,7 @@ if torch.distributed.get_rank() == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_bring_their_parts_to_one_phase(scan: Any, tmp_path: Path) -> None:
     script, target = tmp_path / "two.py", tmp_path / "object.npy"
     script.write_text(TWO_PROCESSES)

@@ -179,6 +179,7 @@ SEVERAL = st.fixed_dictionaries(
 FRAME = st.fixed_dictionaries({}, optional={"profile": TEXT | SCALAR, "$schema": SCALAR, "sed": SCALAR})
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None)
 @given(ONE | SEVERAL | FRAME | st.dictionaries(TEXT | FIELDS, VALUE.map(json_native), max_size=3) | VALUE)
 def test_the_schema_accepts_exactly_what_the_model_accepts(document: Any) -> None:

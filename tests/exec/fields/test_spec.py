@@ -8,12 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect, malformed
-from ptycho_exec.fields.spec import decode_text, field_specs, format_value
+from ptycho_exec.fields.spec import decode_text, format_value
 from ptycho_exec.settings import ExecutionSettings
+from tests.exec.fields.specs import SPECS
 
-SPECS = field_specs()
 EFFECTS = {
     Effect.PERFORMANCE: {
         "num_workers",
@@ -44,16 +43,6 @@ def test_effect_classes() -> None:
     """A field is numerics unless it is known that it cannot change a result."""
     for effect, names in EFFECTS.items():
         assert {name for name, spec in SPECS.items() if spec.effect is effect} == names
-
-
-def test_every_word_of_every_field_has_a_meaning() -> None:
-    for name, spec in SPECS.items():
-        words = [format_value(choice) for choice in spec.choices]
-        if words == ["true", "false"]:
-            assert name not in CHOICES
-        else:
-            assert list(CHOICES.get(name, {})) == (sorted(words, key=list(CHOICES.get(name, {})).index))
-            assert set(CHOICES.get(name, {})) == set(words)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,21 @@ from ptycho_exec.sources.origins import Kind, Origin
 
 if TYPE_CHECKING:
     from conftest import Place
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conftest import Place
+from typing import TYPE_CHECKING
+
+from ptycho_exec.fields.model import CONFLICTS
+
+if TYPE_CHECKING:
+    from conftest import Place
+from tests.exec.makers import CLASHES, make
 
 TOML = "ptycho_exec.toml"
+
+
 ERRORS: dict[str, tuple[str, str, str]] = {
     "misspelt key": (TOML, "batchsize = 1\n", "unknown-name"),
     "value": (TOML, "batch_size = 0\n", "bad-value"),
@@ -34,6 +47,8 @@ ERRORS: dict[str, tuple[str, str, str]] = {
     "no prefix": (".env", "SEED=1\n", "wrong-prefix"),
     "no assignment": (".env", "PTYCHO_EXEC_SEED 1\n", "not-an-assignment"),
 }
+
+
 NOTES: dict[str, tuple[str, str, str]] = {
     "misnamed file": ("ptycho-exec.toml", "", "not-read"),
     "empty variable": (".env", "PTYCHO_EXEC_SEED=\n", "empty-variable"),
@@ -94,3 +109,102 @@ def test_the_remedy_of_a_typed_value_works(name: str, text: str, fix: str) -> No
     spec = field_specs()[name]
     finding = bad_value(spec, Origin(Kind.FLAG, spec.flag, decode_text(spec, text), raw=text))
     assert (finding.fix, finding.field, finding.where) == (fix, name, f"flag {spec.flag}")
+
+
+def test_all_findings_come_in_one_report(place: Place) -> None:
+    place.environ |= {"PTYCHO_EXEC_BACH_SIZE": "1", "PTYCHO_EXEC_SEED": "x"}
+    place.write(".env", "\nPTYCHO_EXEC_DEVICE=1\nseed=3\n")
+    place.write("ptycho_exec.toml", "learning_rat = 1\n[training]\nnum_workers = 2\nfoo = 3\n")
+    place.write("named.yaml", "seeed: 1\n")
+    with pytest.raises(SettingsError) as caught:
+        place.settings(settings_file="named.yaml", arguments={"acelerator": "cpu"}, profile="c")
+    told = [(f.what.partition(":")[0], Path(f.file).name, f.line) for f in caught.value.findings]
+    assert sorted(told) == sorted(
+        [
+            ("unknown setting 'acelerator'", "", 0),
+            ("unknown setting 'PTYCHO_EXEC_BACH_SIZE'", "", 0),
+            ("seed = 'x' is not allowed", "", 0),
+            ("unknown setting 'PTYCHO_EXEC_DEVICE'", ".env", 2),
+            ("seed in .env is ignored", ".env", 3),
+            ("unknown setting 'learning_rat'", "ptycho_exec.toml", 1),
+            ("num_workers is ignored in [training]", "ptycho_exec.toml", 3),
+            ("unknown setting 'foo'", "ptycho_exec.toml", 4),
+            ("unknown setting 'seeed'", "named.yaml", 1),
+            ("unknown profile 'c'", "", 0),
+        ]
+    )
+    assert all(f.what and f.where and f.expected and f.fix for f in caught.value.findings)
+
+
+def test_a_malformed_value_is_told_although_it_is_shadowed(place: Place) -> None:
+    place.write("ptycho_exec.toml", "batch_size = 0\n")
+    place.write_user_file("\nbatch_size = -1\n")
+    place.write("pyproject.toml", "[tool.ptycho_exec]\nbatch_size = 4\n")
+    with pytest.raises(SettingsError) as caught:
+        place.settings(arguments={"batch_size": 8}, factory_defaults={"batch_size": 2.5})
+    told = {(f.what, f.line) for f in caught.value.findings}
+    assert told == {
+        ("batch_size = 0 is not allowed", 1),
+        ("batch_size = -1 is not allowed", 2),
+        ("batch_size = 2.5 is not allowed", 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "fix"),
+    [
+        ({"batch_size": "8"}, "write batch_size=8, without quotes"),
+        ({"compile": "yes"}, "write compile=true, without quotes"),
+        ({"accelerator": "cdua"}, 'did you mean accelerator="cuda"?'),
+        ({"deterministic": "WARN"}, 'did you mean deterministic="warn"?'),
+        ({"batch_size": " "}, "write another value, or remove it for the default, 16"),
+        ({"batch_size": "nan"}, "write another value, or remove it for the default, 16"),
+        ({"learning_rate": "nan"}, "write another value, or remove it for the default, 0.001"),
+    ],
+)
+def test_the_remedy_fits_the_mistake(value: dict[str, Any], fix: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make(**value)
+    assert caught.value.findings[0].fix == fix
+
+
+def test_a_value_of_a_foreign_type_names_its_type() -> None:
+    from decimal import Decimal
+    from pathlib import Path
+
+    with pytest.raises(SettingsError, match=r"tracking_uri = /x \(of type PosixPath\) is not allowed"):
+        make(tracking_uri=Path("/x"))
+    with pytest.raises(SettingsError, match=r"batch_size = 2\.5 \(of type Decimal\) is not allowed"):
+        make(batch_size=Decimal("2.5"))
+
+
+def test_an_enormous_value_is_shortened_in_the_message() -> None:
+    with pytest.raises(SettingsError, match=r"10{59}\.\.\. \(401 characters\) is not allowed"):
+        make(batch_size=10**400)
+
+
+@pytest.mark.parametrize("values", CLASHES, ids=str)
+def test_contradictions_show_both_sides_and_how_to_choose(values: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        make(**values)
+    (finding,) = caught.value.findings
+    (rule,) = [rule for rule in CONFLICTS if rule.fix == finding.fix]
+    assert all(f"{name} = " in finding.where for name in rule.fields)
+    assert finding.what.startswith(" and ".join(rule.fields))
+
+
+def test_two_contradictions_come_in_one_report() -> None:
+    with pytest.raises(SettingsError) as caught:
+        make(benchmark=True, gradient_clip_algorithm="agc")
+    assert len(caught.value.findings) == 2
+
+
+def test_a_contradiction_across_sources_names_both_places(place: Place) -> None:
+    place.environ["PTYCHO_EXEC_BENCHMARK"] = "yes"
+    place.write("ptycho_exec.toml", "\ndeterministic = true\n")
+    with pytest.raises(SettingsError) as caught:
+        place.settings()
+    (finding,) = caught.value.findings
+    assert "benchmark = true (environment PTYCHO_EXEC_BENCHMARK)" in finding.where
+    assert f"deterministic = true (project-file ({place.cwd}/ptycho_exec.toml:2))" in finding.where
+    assert finding.line == 2

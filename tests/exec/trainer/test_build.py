@@ -3,142 +3,43 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-import random
 import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
+from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
-from torch.utils.data import DataLoader, TensorDataset
 
-from ptycho_exec.errors import DriftError, SettingsError
+from ptycho_exec.errors import SettingsError
 from ptycho_exec.machine.facts import Gpu, MachineFacts
-from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
     TRAINER_PARAMETERS,
-    apply_drift_policy,
     build_trainer,
     inference_loader_kwargs,
     process_flags,
     requested_and_effective,
-    seed_run,
     train_loader_kwargs,
     trainer_kwargs,
 )
-
-SAMPLES, WIDTH = 24, 4
-CPU = MachineFacts(cpus_logical=8, compiler="g++", packages={"tensorboard": "2"})
-
-
-def settings(**values: object) -> ExecutionSettings:
-    return ExecutionSettings.from_values({"batch_size": 4, **values})
-
-
-def plan_of(wanted: ExecutionSettings, traits: ModuleTraits | None = None) -> Plan:
-    return resolve_plan(wanted, CPU, traits)
-
-
-class Linear(pl.LightningModule):
-    """A tiny module that logs what the real one logs and remembers what it saw."""
-
-    def __init__(self, rate: float = 1e-3, manual: bool = False) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(WIDTH, 1)
-        self.rate = rate
-        self.automatic_optimization = not manual
-        self.seen: dict[str, Any] = {"batches": []}
-
-    def training_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
-        (x,) = batch
-        out = self.layer(x)
-        self.seen["batches"].append(len(x))
-        self.seen["dtype"] = out.dtype
-        self.seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
-        self.seen["matmul"] = torch.get_float32_matmul_precision()
-        self.seen["threads"] = torch.get_num_threads()
-        loss = out.float().pow(2).mean()
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: list[torch.Tensor], index: int) -> None:
-        self.log("val_loss", self.layer(batch[0]).float().pow(2).mean())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=self.rate)
-
-
-def loader(wanted: ExecutionSettings, plan: Plan | None = None, **more: Any) -> DataLoader[Any]:
-    data = torch.randn(SAMPLES, WIDTH, generator=torch.Generator().manual_seed(0))
-    return DataLoader(TensorDataset(data), **{**train_loader_kwargs(wanted, plan), **more})
-
-
-def fit(
-    wanted: ExecutionSettings,
-    *,
-    epochs: int = 1,
-    run_dir: Path | None = None,
-    traits: ModuleTraits | None = None,
-    module: Linear | None = None,
-    callbacks: tuple[pl.Callback, ...] = (),
-) -> tuple[pl.Trainer, Linear]:
-    """Train in the order of a workflow: flags, seeds, module, Trainer, fit."""
-    plan = plan_of(wanted, traits)
-    with process_flags(wanted):
-        seed_run(wanted)
-        module = module or Linear(wanted.learning_rate)
-        trainer = build_trainer(
-            wanted, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=callbacks
-        )
-        trainer.fit(module, loader(wanted, plan), loader(wanted, plan))
-    return trainer, module
-
-
-def read_back(trainer: pl.Trainer) -> Any:
-    return next(row for row in trainer.callbacks if type(row).__name__ == "ReadBack")
-
-
-def rows(trainer: pl.Trainer) -> dict[str, Any]:
-    return {row.name: row for row in read_back(trainer).report.rows}
-
-
-@pytest.fixture(autouse=True)
-def clean_process() -> Iterator[None]:
-    """No test may leave a flag, a variable or a warning filter behind."""
-    before = process_state()
-    yield
-    assert process_state() == before
-
-
-def process_state() -> dict[str, Any]:
-    names = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "CUBLAS_WORKSPACE_CONFIG")
-    return {
-        **{name: os.environ.get(name) for name in names},
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-        "matmul": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-        "dtype": torch.get_default_dtype(),
-        "fills_memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        "level": logging.getLogger("lightning.pytorch").level,
-    }
-
-
-# --- the table of parameters ------------------------------------------------------------------------
+from tests.exec.trainer.linear_runs import (
+    SAMPLES,
+    Linear,
+    fit,
+    loader,
+    plan_of,
+    rows,
+    settings,
+)
 
 
 def real_parameters() -> set[str]:
@@ -225,9 +126,6 @@ def test_a_smoke_test_writes_no_checkpoint() -> None:
     assert (found["fast_dev_run"], found["enable_checkpointing"]) == (2, False)
 
 
-# --- loaders ------------------------------------------------------------------------------------------
-
-
 def test_train_loader_kwargs() -> None:
     wanted = settings(num_workers=2, pin_memory=True, persistent_workers=True, prefetch_factor=3)
     assert train_loader_kwargs(wanted) == {
@@ -269,9 +167,6 @@ def test_workers_on_an_apple_gpu_are_spawned() -> None:
     wanted = settings(num_workers=2)
     found = train_loader_kwargs(wanted, resolve_plan(wanted, MachineFacts(mps=True)))
     assert found["multiprocessing_context"] == "spawn"
-
-
-# --- building -----------------------------------------------------------------------------------------
 
 
 def test_a_stand_in_for_the_trainer_sees_the_settings_verbatim(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,85 +246,6 @@ def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- process-wide flags -------------------------------------------------------------------------------
-
-
-def test_flags_are_set_inside_and_restored_after() -> None:
-    wanted = settings(matmul_precision="medium", num_threads=1, deterministic="warn")
-    before = process_state()
-    torch.manual_seed(1)
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    with process_flags(wanted):
-        seed_run(wanted)
-        assert os.environ["PL_GLOBAL_SEED"] == "42"
-        assert os.environ["PL_SEED_WORKERS"] == "1"
-        inside = process_state()
-    assert (inside["matmul"], inside["threads"], inside["warn_only"]) == ("medium", 1, True)
-    assert (before["fills_memory"], inside["fills_memory"]) == (True, False)
-    assert process_state() == before
-    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-
-
-def test_flags_are_restored_after_a_failure() -> None:
-    before = process_state()
-    with pytest.raises(ZeroDivisionError), process_flags(settings(matmul_precision="high")):  # noqa: PT012
-        seed_run(settings())
-        torch.set_default_dtype(torch.float64)
-        build_trainer(settings(), max_epochs=1)
-        raise ZeroDivisionError
-    assert process_state() == before
-
-
-def test_flags_of_the_caller_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    with process_flags(settings()):
-        seed_run(settings())
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    assert (os.environ["PL_GLOBAL_SEED"], os.environ["CUBLAS_WORKSPACE_CONFIG"]) == ("7", ":16:8")
-
-
-TRAIN_ONCE = """
-from pathlib import Path
-import sys
-sys.path.insert(0, sys.argv[1])
-import test_build
-test_build.fit(test_build.settings(enable_progress_bar=False))
-"""
-
-
-def test_srun_on_the_path_is_no_warning(tmp_path: Path) -> None:
-    """Lightning would advise every run on a login node to start its command with srun."""
-    srun = tmp_path / "srun"
-    srun.write_text("#!/bin/sh\n")
-    srun.chmod(0o755)
-    environ = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    options = ["-W", "error", "-W", "ignore:.*LeafSpec.*:FutureWarning"]
-    done = subprocess.run(
-        [sys.executable, *options, "-c", TRAIN_ONCE, str(Path(__file__).parent)],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_the_next_trainer_inherits_nothing() -> None:
-    _, first = fit(settings(deterministic=True))
-    _, second = fit(settings(deterministic=False))
-    assert (first.seen["deterministic"], second.seen["deterministic"]) == (True, False)
-
-
-def test_seeding_repeats_every_generator() -> None:
-    def draw() -> tuple[float, float, float]:
-        seed_run(settings(seed=5))
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    with process_flags(settings()):
-        assert draw() == draw()
-
-
 def test_import_of_the_facade_is_light() -> None:
     light = ["build", "parameters", "drift", "process", "callbacks", "loggers"]
     modules = ["machine.facts", "plan", "record", *(f"trainer.{name}" for name in light)]
@@ -437,22 +253,6 @@ def test_import_of_the_facade_is_light() -> None:
     code = f"import sys, {names}; print({{'torch', 'lightning', 'numpy'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
-
-
-# --- drift --------------------------------------------------------------------------------------------
-
-
-def test_a_run_as_asked_has_no_drift(tmp_path: Path) -> None:
-    wanted = settings(
-        accum_steps=2, gradient_clip_val=1.0, learning_rate=1e-2, num_threads=1, max_time="00:00:10:00"
-    )
-    trainer, _ = fit(wanted, run_dir=tmp_path)
-    report = read_back(trainer).report
-    assert report.differing == ()
-    unknown = {row.name for row in report.rows if row.verdict == "unknown"}
-    assert unknown == set()
-    assert rows(trainer)["max_time"].effective == "00:00:10:00"
-    assert rows(trainer)["optimizer_steps_per_epoch"].effective == 3
 
 
 def test_the_callers_profiler_is_built_in_and_read_back() -> None:
@@ -467,134 +267,6 @@ def test_the_callers_profiler_is_built_in_and_read_back() -> None:
     assert (row.requested, row.effective, row.verdict) == ("SimpleProfiler", "SimpleProfiler", "same")
     assert own.recorded_durations["run_training_batch"]
 
-
-@pytest.mark.parametrize("own", [SimpleProfiler(), None])
-def test_a_profiler_that_was_replaced_is_drift(own: SimpleProfiler | None) -> None:
-    wanted = settings()
-    with process_flags(wanted), pytest.raises(DriftError, match="asked for profiler="):  # noqa: PT012
-        trainer = build_trainer(wanted, max_epochs=1, plan=plan_of(wanted), profiler=own)
-        trainer.profiler = AdvancedProfiler()
-        trainer.fit(Linear(), loader(wanted))
-
-
-def test_a_stand_in_is_read_tolerantly() -> None:
-    for trainer in (object(), MagicMock()):
-        report = requested_and_effective(trainer, settings(), loaders={"train": object()})
-        assert report.differing == ()
-        apply_drift_policy(report, settings())
-
-
-TAMPERED: list[tuple[str, Any, dict[str, object], str]] = [
-    ("gradient_clip_val", 5.0, {"gradient_clip_val": 1.0}, "gradient_clip_val"),
-    ("gradient_clip_val", None, {"gradient_clip_val": 1.0}, "gradient_clip_val"),
-    ("gradient_clip_algorithm", "value", {"gradient_clip_val": 1.0}, "gradient_clip_algorithm"),
-    ("accumulate_grad_batches", 3, {}, "accumulate_grad_batches"),
-    ("limit_train_batches", 0, {}, "limit_train_batches"),
-    ("log_every_n_steps", 50, {}, "log_every_n_steps"),
-    ("fast_dev_run", 1, {}, "fast_dev_run"),
-    ("callbacks", [], {}, "early_stop_patience"),
-]
-
-
-@pytest.mark.parametrize(("name", "value", "asked", "row"), TAMPERED)
-def test_a_trainer_that_is_not_as_asked_is_drift(
-    name: str, value: Any, asked: dict[str, object], row: str
-) -> None:
-    wanted = settings(**asked)
-    plan = plan_of(wanted)
-    with process_flags(wanted):
-        trainer = build_trainer(wanted, max_epochs=1, plan=plan)
-        setattr(trainer, name, value)
-        report = requested_and_effective(trainer, wanted, plan, writes=False)
-    assert row in {found.name for found in report.differing}
-
-
-PROCESS_TAMPERED = {
-    "deterministic": lambda: torch.use_deterministic_algorithms(False),
-    "benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
-    "matmul_precision": lambda: torch.set_float32_matmul_precision("medium"),
-    "num_threads": lambda: torch.set_num_threads(3),
-    "seed": lambda: os.environ.__setitem__("PL_GLOBAL_SEED", "9"),
-}
-
-
-@pytest.mark.parametrize("name", PROCESS_TAMPERED)
-def test_a_process_flag_that_is_not_as_asked_is_drift(name: str) -> None:
-    wanted = settings(num_threads=1)
-    plan = plan_of(wanted)
-    with process_flags(wanted):
-        trainer = build_trainer(wanted, max_epochs=1, plan=plan)
-        PROCESS_TAMPERED[name]()
-        report = requested_and_effective(trainer, wanted, plan, writes=False)
-    assert {row.name for row in report.differing} == {name}
-
-
-@pytest.mark.parametrize(
-    ("asked", "given", "row"),
-    [
-        ({}, {"batch_size": 5}, "train.batch_size"),
-        ({}, {"num_workers": 1}, "train.num_workers"),
-        ({"num_workers": 1}, {"persistent_workers": True}, "train.persistent_workers"),
-        ({"num_workers": 1, "prefetch_factor": 3}, {"prefetch_factor": 2}, "train.prefetch_factor"),
-    ],
-)
-def test_a_loader_that_is_not_as_asked_is_drift(
-    asked: dict[str, object], given: dict[str, Any], row: str
-) -> None:
-    wanted = settings(**asked)
-    report = requested_and_effective(
-        object(), wanted, plan_of(wanted), loaders={"train": loader(wanted, **given)}
-    )
-    assert row in {found.name for found in report.differing}
-
-
-def test_inference_loaders_are_compared_with_the_inference_batch() -> None:
-    wanted = settings(inference_batch_size=2)
-    report = requested_and_effective(object(), wanted, loaders={"inference": loader(wanted)})
-    assert [(row.name, row.requested, row.effective) for row in report.differing] == [
-        ("inference.inference_batch_size", 2, 4)
-    ]
-
-
-def tampered_report(wanted: ExecutionSettings) -> Any:
-    return requested_and_effective(object(), wanted, loaders={"train": loader(wanted, batch_size=5)})
-
-
-def test_drift_is_an_error_by_default_and_says_where_the_value_came_from() -> None:
-    wanted = settings()
-    with pytest.raises(DriftError) as caught:
-        apply_drift_policy(tampered_report(wanted), wanted)
-    for word in ("asked for train.batch_size=4", "has 5", "argument from_values()", "drift=warn"):
-        assert word in str(caught.value)
-
-
-@pytest.mark.acts("drift", "whether a run with a Trainer other than asked stops or warns")
-def test_drift_can_warn_or_be_allowed() -> None:
-    wanted = settings(drift="warn")
-    with pytest.warns(UserWarning, match=r"train\.batch_size=4"):
-        apply_drift_policy(tampered_report(wanted), wanted)
-    allowed = settings(drift="allow")
-    apply_drift_policy(tampered_report(allowed), allowed)
-
-
-def test_drift_in_fit_stops_the_run() -> None:
-    with pytest.raises(DriftError, match="learning_rate"):
-        fit(settings(learning_rate=1e-3), module=Linear(rate=5e-4))
-    with pytest.raises(DriftError, match="has_scheduler"):
-        fit(settings(scheduler="Exponential"))
-
-
-def test_the_report_is_plain_json() -> None:
-    found = requested_and_effective(object(), settings()).to_json()
-    assert {
-        "name": "precision",
-        "requested": "32-true",
-        "effective": "unknown",
-        "verdict": "unknown",
-    } in found
-
-
-# --- the silent table: what Lightning ignores or changes without a word -----------------------------------
 
 REJECTED: list[dict[str, object]] = [
     {"deterministic": "yes"},
@@ -664,16 +336,6 @@ def test_what_lightning_would_take_for_not_deterministic_is_refused(word: object
         settings(deterministic=word)
 
 
-@pytest.mark.acts(
-    "deterministic", "torch's flag inside a training step, also in the warning form", ["False", "warn"]
-)
-@pytest.mark.parametrize("word", [True, False, "warn"])
-def test_deterministic_is_what_the_process_really_has(word: object) -> None:
-    trainer, module = fit(settings(deterministic=word))
-    assert rows(trainer)["deterministic"].effective == word
-    assert module.seen["deterministic"] is bool(word)
-
-
 @pytest.mark.acts("on_unsupported", "whether a run stops or trains with the nearest value")
 def test_16_mixed_adapted_on_a_cpu_is_recorded_and_warns_of_nothing_else() -> None:
     trainer, module = fit(settings(precision="16-mixed", on_unsupported="adapt"))
@@ -705,9 +367,6 @@ def test_more_workers_than_cpus_is_a_notice_and_trains() -> None:
     fit(wanted)
 
 
-# --- knob by knob, observed while it runs -----------------------------------------------------------------
-
-
 @pytest.mark.acts("precision", "dtype of the network's output in a forward hook", ["64-true-dtype3"])
 @pytest.mark.parametrize(
     ("word", "dtype"),
@@ -721,12 +380,6 @@ def test_more_workers_than_cpus_is_a_notice_and_trains() -> None:
 def test_precision_is_the_dtype_of_the_forward_pass(word: str, dtype: torch.dtype) -> None:
     _, module = fit(settings(precision=word))
     assert module.seen["dtype"] == dtype
-
-
-@pytest.mark.acts("matmul_precision", "torch's matrix product precision inside a training step")
-def test_matmul_precision_and_threads_act_inside_fit() -> None:
-    _, module = fit(settings(matmul_precision="medium", num_threads=1))
-    assert (module.seen["matmul"], module.seen["threads"]) == ("medium", 1)
 
 
 @pytest.mark.acts("batch_size", "length of the batches that arrive in the training step", ["3"])
@@ -789,18 +442,6 @@ def test_max_time_stops() -> None:
     assert trainer.current_epoch < 100_000
 
 
-def test_equal_settings_give_equal_weights_with_workers_too() -> None:
-    for more in ({}, {"num_workers": 1}, {"accum_steps": 2}):
-        weights = [fit(settings(**more), epochs=2)[1].layer.weight for _ in range(2)]
-        assert torch.equal(*weights)
-
-
-@pytest.mark.acts("seed", "trained weights differ between seeds")
-def test_seed_changes_the_weights() -> None:
-    weights = [fit(settings(seed=seed))[1].layer.weight for seed in (1, 2)]
-    assert not torch.equal(*weights)
-
-
 DDP_SCRIPT = """
 import os, sys, warnings
 import torch, lightning.pytorch as pl
@@ -846,12 +487,14 @@ def run_two_ranks(tmp_path: Path, rate: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_asked(tmp_path: Path) -> None:
     done = run_two_ranks(tmp_path, "1e-3")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("WORLD 2 0") == 2
 
 
+@pytest.mark.slow
 def test_ranks_with_different_settings_stop(tmp_path: Path) -> None:
     done = run_two_ranks(tmp_path, "2e-3")
     assert done.returncode != 0

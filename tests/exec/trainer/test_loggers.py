@@ -12,22 +12,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from socket import socket
-from typing import Any, get_args
+from typing import get_args
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, TensorDataset
 
-from ptycho_exec.errors import DriftError, SettingsError
+from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.choices import CHOICES, LoggerWord
-from ptycho_exec.machine.facts import LOGGER_PACKAGES, PACKAGES, MachineFacts
+from ptycho_exec.machine.facts import LOGGER_PACKAGES, PACKAGES
 from ptycho_exec.plan import resolve_plan
-from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.trainer.build import build_trainer, process_flags, seed_run, train_loader_kwargs
-from ptycho_exec.trainer.images import Images
 from ptycho_exec.trainer.loggers import (
     BACKENDS,
     LoggerBackend,
@@ -37,68 +31,10 @@ from ptycho_exec.trainer.loggers import (
     log_image,
     log_settings,
 )
+from tests.exec.trainer.logged_runs import FACTS, fit, settings
 
-FACTS = MachineFacts(cpus_logical=8, packages={"tensorboard": "2", "mlflow": "3", "wandb": "0"})
-DATA = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
 # What these packages themselves use that newer Pythons or libraries deprecate is not ours to fix.
 third_party = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-class Net(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
-
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        loss: torch.Tensor = self.layer(batch[0]).pow(2).mean()
-        self.log("train_loss", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Any, index: int) -> None:
-        self.log("val_loss", self.layer(batch[0]).pow(2).mean())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-3)
-
-
-def settings(**values: object) -> ExecutionSettings:
-    base = {"batch_size": 4, "log_every_n_steps": 1, "log_images_every_n_epochs": 2}
-    return ExecutionSettings.from_values({**base, **values})
-
-
-def image(module: pl.LightningModule) -> dict[str, NDArray[np.uint8]]:
-    assert not module.training
-    return {"amplitude": np.full((6, 8, 3), 100, np.uint8)}
-
-
-def fit(wanted: ExecutionSettings, run_dir: Path, *, pictures: bool = True) -> pl.Trainer:
-    run_dir.mkdir(exist_ok=True)
-    plan = resolve_plan(wanted, FACTS)
-    with process_flags(wanted):
-        seed_run(wanted)
-        every = plan.settings.log_images_every_n_epochs
-        extra = (Images(image, every),) if pictures and every else ()
-        trainer = build_trainer(wanted, max_epochs=3, run_dir=run_dir, plan=plan, extra_callbacks=extra)
-        loader = DataLoader(TensorDataset(DATA), **train_loader_kwargs(wanted, plan))
-        trainer.fit(Net(), loader, loader)
-        close_logger(trainer.logger)
-    return trainer
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home and a working directory that must stay empty; returns the run directory."""
-    places = [tmp_path / name for name in ("home", "cwd")]
-    for place in places:
-        place.mkdir()
-    monkeypatch.setenv("HOME", str(places[0]))
-    monkeypatch.chdir(places[1])
-    yield tmp_path / "run"
-    left = [path for place in places for path in place.rglob("*") if path.is_file()]
-    assert left == []
-
-
-# --- CSV and none ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.acts("log_images_every_n_epochs", "pictures beside the metrics, and their steps")
@@ -128,11 +64,6 @@ def test_none_logs_nothing(elsewhere: Path) -> None:
     assert sorted(path.name for path in elsewhere.iterdir()) == ["checkpoints"]
 
 
-def test_pictures_that_nobody_makes_are_drift(elsewhere: Path) -> None:
-    with pytest.raises(DriftError, match="log_images_every_n_epochs=2, but the Trainer has None"):
-        fit(settings(), elsewhere, pictures=False)
-
-
 def test_a_smoke_test_has_no_logger(tmp_path: Path) -> None:
     assert build_logger(resolve_plan(settings(fast_dev_run=1), FACTS), tmp_path) is None
 
@@ -147,9 +78,6 @@ def test_credentials_are_not_sent(tmp_path: Path) -> None:
     text = (tmp_path / "logs" / "hparams.yaml").read_text()
     assert "hunter2" not in text
     assert "***" in text
-
-
-# --- missing packages and servers -------------------------------------------------------------------------
 
 
 def test_every_backend_has_a_row_and_its_packages_are_recorded() -> None:
@@ -183,7 +111,11 @@ def hide(name):
     return version(name)
 metadata.version = hide
 """
+
+
 COMMAND = "from ptycho_torch.cli import main; sys.exit(main(sys.argv[2:]))"
+
+
 # The plan is of another machine, where the package is.
 LOGGER = """
 from ptycho_exec.errors import SettingsError
@@ -199,6 +131,8 @@ try:
 except SettingsError as error:
     sys.exit(str(error))
 """
+
+
 NEEDS_PACKAGE = pytest.mark.parametrize(
     ("backend", "packages"),
     [(word, ",".join(names)) for word, names in LOGGER_PACKAGES.items()],
@@ -216,6 +150,7 @@ def test_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @NEEDS_PACKAGE
 def test_training_where_the_package_is_missing_stops_before_anything_is_written(
     backend: str, packages: str, tmp_path: Path
@@ -253,9 +188,6 @@ def test_a_server_that_does_not_answer_is_an_error_at_once(
     with pytest.raises(SettingsError, match="no server answers") as caught:
         build_logger(plan, tmp_path)
     assert "hunter2" not in str(caught.value)
-
-
-# --- the others, where their package is installed ---------------------------------------------------------
 
 
 @third_party
@@ -329,6 +261,7 @@ def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
     pytest.fail("the MLflow server did not start")
 
 
+@pytest.mark.slow
 @third_party
 def test_mlflow_with_a_server(mlflow_server: str, elsewhere: Path) -> None:
     wanted = settings(logger_backend="mlflow", experiment_name="grain", tracking_uri=mlflow_server)
@@ -337,6 +270,7 @@ def test_mlflow_with_a_server(mlflow_server: str, elsewhere: Path) -> None:
     check_mlflow_run(mlflow_server)
 
 
+@pytest.mark.slow
 @third_party
 def test_wandb_writes_an_offline_run(elsewhere: Path) -> None:
     wandb = pytest.importorskip("wandb", reason="the extra wandb is not installed")

@@ -358,6 +358,7 @@ def session_of(
     return trainer, model, loader, watch
 
 
+@pytest.mark.slow
 def test_several_devices_play_their_epochs_to_the_caller(scan: ScanData, tmp_path: Path) -> None:
     trainer, model, loader, watch = session_of(
         scan, tmp_path / "in", device="cpu", n_devices=2, epochs=2, batch_size=25

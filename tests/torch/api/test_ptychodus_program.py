@@ -72,6 +72,7 @@ def score(scan: ScanData, obj: NDArray[np.complex64]) -> Evaluation:
     return evaluate(obj, scan.object_guess, coverage=light)
 
 
+@pytest.mark.slow
 def test_train_and_reconstruct_without_a_window(tmp_path: Path) -> None:
     scan = simulate_scan(n=32, patterns=100, photons=1e6, seed=5)
     data, out, result = (tmp_path / name for name in ("data", "out", "result"))
@@ -99,6 +100,7 @@ def test_train_and_reconstruct_without_a_window(tmp_path: Path) -> None:
     assert np.abs(found.alignment.shift_px).max() < 0.1
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_a_failed_program_that_says_why(tmp_path: Path) -> None:
     scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=5)
     write_ptychodus(scan, tmp_path / "data")

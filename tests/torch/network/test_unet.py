@@ -160,6 +160,7 @@ class TestPrediction:
         assert net(torch.rand(2, 3, 32, 32)).shape == (2, 2, 32, 32)
 
 
+@pytest.mark.slow
 def test_amplitude_does_not_collapse_at_128_pixels(record_property: pytest.RecordProperty) -> None:
     torch.manual_seed(0)
     n, probe = 128, disk_probe(128)

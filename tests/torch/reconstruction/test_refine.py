@@ -137,6 +137,7 @@ def test_an_unknown_probe_is_found_together_with_the_object(scan: ScanData) -> N
     assert np.array_equal(fixed.probe, guess.astype(np.complex64))
 
 
+@pytest.mark.slow
 def test_incoherent_modes_and_bad_pixels_are_part_of_the_model() -> None:
     scan = simulate_scan(n=32, patterns=144, photons=1e7, seed=4, modes=2, bad_pixels=6)
     assert scan.probe is not None
@@ -299,6 +300,7 @@ def test_divergence_is_an_error_not_a_picture(scan: ScanData) -> None:
         refine_object(broken, "flat", 2, placement="probe", probe=scan.probe)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data folder ../shared is not there")
 def test_the_semi_real_scan_is_reconstructed_in_ten_epochs() -> None:
     from ptycho_torch.data.read import read_scan

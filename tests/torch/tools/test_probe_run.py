@@ -188,6 +188,7 @@ def test_errors_of_other_kinds_have_a_remedy_too(error: Exception, fix: str) -> 
     assert fix in step.fix
 
 
+@pytest.mark.slow
 def test_the_whole_command_leaves_nothing_behind(tmp_path: Path) -> None:
     """The real thing, in processes of its own: home, working directory and temporary folder stay empty."""
     folders = [tmp_path / name for name in ("home", "work", "tmp")]

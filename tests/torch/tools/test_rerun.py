@@ -64,6 +64,7 @@ def command(place: Path, variables: dict[str, str], *words: str) -> subprocess.C
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["run", "out"])
 def test_a_manifest_alone_repeats_the_run_bit_for_bit_in_a_hostile_place(
     task: str, made: Path, hostile: tuple[Path, dict[str, str]]

@@ -146,6 +146,7 @@ def test_what_the_user_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- real trials -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_a_settings_file(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +166,7 @@ def test_the_command_measures_and_writes_a_settings_file(
     assert out.read_text() == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["train", "infer"])
 def test_a_real_trial_measures_speed_and_memory(scan: Path, task: str) -> None:
     tuning = _tuning(scan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["resolved"] += 1
         return Layer()
 
-    def rule(_: Any) -> Iterator[Any]:
+    def rule(_: Any) -> None:
         counts["planned"] += 1
-        yield from ()
 
     def filled(self: ExecutionSettings, resolution: Any) -> None:
         counts["validated"] += 1

@@ -156,6 +156,7 @@ def peak_kilobytes(path: Path, count: int) -> int:
     return int(peak)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the memory figures of /proc")
 def test_memory_does_not_grow_with_the_scan(tmp_path: Path) -> None:
     """A scan 4 times as long, beyond the budget in both cases, takes less than 10 % more memory."""

@@ -1,0 +1,140 @@
+"""Environment variables: ours, misspelt, other programs'; and what their text means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import Place
+
+
+def test_an_empty_variable_counts_as_unset(place: Place) -> None:
+    place.environ["PTYCHO_EXEC_BATCH_SIZE"] = "  "
+    place.write(".env", "PTYCHO_EXEC_BATCH_SIZE=5\nPTYCHO_EXEC_SEED=\n")
+    resolution = place.resolve()
+    assert resolution.values == {"batch_size": 5}
+    assert [(notice.what, notice.code, notice.field) for notice in resolution.notices] == [
+        ("PTYCHO_EXEC_BATCH_SIZE is empty and counts as unset", "empty-variable", "batch_size"),
+        (f"PTYCHO_EXEC_SEED is empty ({place.cwd}/.env:2) and counts as unset", "empty-variable", "seed"),
+    ]
+
+
+@pytest.mark.parametrize("word", ["none", "None", "NULL", "nUlL", " none "])
+def test_none_as_a_word_in_any_case(place: Place, word: str) -> None:
+    place.environ["PTYCHO_EXEC_EARLY_STOP_PATIENCE"] = word
+    place.write("ptycho_exec.toml", f'num_threads = "{word.strip()}"\n')
+    settings = place.settings(factory_defaults={"num_threads": 3})
+    assert settings.early_stop_patience is None
+    assert settings.num_threads is None
+
+
+@pytest.mark.parametrize("text", ["1", "true", "TRUE", "Yes", "on", "t", "y", " true "])
+def test_words_for_true(place: Place, text: str) -> None:
+    place.environ["PTYCHO_EXEC_COMPILE"] = text
+    assert place.settings().compile is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "No", "OFF", "f", "n"])
+def test_words_for_false(place: Place, text: str) -> None:
+    place.environ["PTYCHO_EXEC_DETERMINISTIC"] = text
+    assert place.settings().deterministic is False
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0,1", (0, 1)), ("[0, 1]", (0, 1)), ("[3]", (3,)), ("2", 2), ("auto", "auto")]
+)
+def test_devices_as_text(place: Place, text: str, value: object) -> None:
+    place.environ["PTYCHO_EXEC_DEVICES"] = text
+    assert place.settings().devices == value
+
+
+def test_dotenv_takes_values_of_the_environment_and_of_lines_above(place: Place) -> None:
+    place.environ["NODES"] = "4"
+    place.write(".env", "SIZE=3\nPTYCHO_EXEC_BATCH_SIZE=${SIZE}\nPTYCHO_EXEC_NUM_NODES=${NODES}\n")
+    settings = place.settings()
+    assert (settings.batch_size, settings.num_nodes) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PTYCHO_BATCH_SIZE",
+        "PTYCH_EXEC_BATCH_SIZE",
+        "PTYCHOEXEC_BATCH_SIZE",
+        "PTYCHO_EXECBATCH_SIZE",
+        "PTYCHO_EXECB_ATCH_SIZE",
+        "PTYCHO_EXCE_BATCH_SIZE",
+        "TPYCHO_EXEC_BATCH_SIZE",
+        "YTCHO_EXEC_BATCH_SIZE",
+        "PTYCHO_EXE_BATCH_SIZE",
+        "PTYCHO-EXEC-BATCH-SIZE",
+        "ptycho_exec_batch_size",
+        "Ptycho_Exec_Batch_Size",
+        "PTYCHO_EXEC__BATCH_SIZE",
+        "PTYCHO_EXEC_BATCHSIZE",
+        "PTYCHO_EXEC_BATCH_SIZE ",
+    ],
+)
+@pytest.mark.parametrize("dotenv", [False, True])
+def test_a_variable_that_is_nearly_ours_is_told(place: Place, name: str, dotenv: bool) -> None:
+    if dotenv:
+        place.write(".env", f"'{name}'=8\n")
+    else:
+        place.environ[name] = "8"
+    findings = place.resolve().findings
+    assert [finding.expected for finding in findings] == ["PTYCHO_EXEC_BATCH_SIZE"]
+
+
+def test_variables_of_other_programs_are_theirs(place: Place) -> None:
+    foreign = {
+        "PATH": "/bin",
+        "SEEDS": "1",
+        "PTYCHO_DATA": "/data",
+        "PTYPY_EXEC": "x",
+        "EXEC_BATCH_SIZE": "1",
+        "PSYCHO_SPECTRUM": "1",
+        "BATCH_SIZE": "7",
+        "OTHER_PTYCHO_HOME": "x",
+    }
+    place.environ |= foreign
+    place.write(".env", "DATABASE_URL=postgres://u:p@h/db\nSECRET_KEY='a b'\nexport FOO=1\n")
+    resolution = place.resolve()
+    assert (resolution.values, resolution.findings) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PTYCHO_EXEC_SERVICE_HOST",
+        "PTYCHO_EXEC_SERVICE_PORT",
+        "PTYCHO_EXEC_SERVICE_PORT_HTTP",
+        "PTYCHO_EXEC_PORT",
+        "PTYCHO_EXEC_PORT_8000_TCP",
+        "PTYCHO_EXEC_PORT_8000_TCP_ADDR",
+        "PTYCHO_EXEC_PORT_8000_TCP_PORT",
+        "PTYCHO_EXEC_PORT_8000_TCP_PROTO",
+        "PTYCHO_EXEC_API_SERVICE_HOST",
+        "PTYCHO_EXEC_API_PORT_53_UDP",
+    ],
+)
+def test_service_links_of_container_platforms_are_allowed(place: Place, name: str) -> None:
+    place.environ[name] = "tcp://10.0.0.1:8000"
+    assert place.resolve().findings == ()
+
+
+def test_lightnings_own_variables_are_said_to_have_no_effect(place: Place) -> None:
+    place.environ |= {"PL_TRAINER_MAX_EPOCHS": "3", "PL_GLOBAL_SEED": "1", "LT_DEVICES": "2"}
+    place.write(".env", "PL_TRAINER_DEVICES=3\n")
+    notices = place.resolve().notices
+    assert len(notices) == 2
+    assert notices[0].what.endswith("LT_DEVICES, PL_GLOBAL_SEED, PL_TRAINER_MAX_EPOCHS")
+    assert notices[1].what.endswith("PL_TRAINER_DEVICES")
+
+
+@pytest.mark.parametrize("table", ["tool.ptycho-exec", "tool.ptycho_exce", "tool.PtychoExec", "ptycho_exec"])
+def test_a_table_of_pyproject_that_is_nearly_ours_is_told(place: Place, table: str) -> None:
+    place.write("pyproject.toml", f"[project]\nname = 'x'\n[{table}]\nseed = 1\n")
+    findings = place.resolve().findings
+    assert [(finding.line, finding.expected) for finding in findings] == [(3, "[tool.ptycho_exec]")]

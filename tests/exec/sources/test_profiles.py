@@ -1,0 +1,113 @@
+"""Profiles: asked for, extended, wrong; and keys in tables where they set nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ptycho_exec.errors import SettingsError
+
+if TYPE_CHECKING:
+    from conftest import Place
+
+
+def test_a_profile_is_asked_for_by_argument_variable_dotenv_and_file(place: Place) -> None:
+    names = ["file", "dot", "variable", "argument"]
+    place.write(
+        "ptycho_exec.toml",
+        'profile = "file"\n' + "".join(f"[profiles.{n}]\nseed = {i}\n" for i, n in enumerate(names)),
+    )
+    found = [(resolution := place.resolve()).values["seed"]]
+    assert resolution.profile_asked_by == f"project-file ({place.cwd}/ptycho_exec.toml:1)"
+    place.write(".env", "PTYCHO_EXEC_PROFILE=dot\n")
+    found.append(place.resolve().values["seed"])
+    place.environ["PTYCHO_EXEC_PROFILE"] = "variable"
+    found.append(place.resolve().values["seed"])
+    found.append(place.resolve(profile="argument").values["seed"])
+    assert found == [0, 1, 2, 3]
+
+
+def test_profiles_extend_each_other(place: Place) -> None:
+    place.write(
+        "ptycho_exec.toml",
+        '[profiles.a]\nextends = "b"\nseed = 1\n[profiles.b]\nextends = "ci"\nbatch_size = 2\nseed = 3\n',
+    )
+    settings = place.settings(profile="a")
+    assert (settings.seed, settings.batch_size, settings.accelerator) == (1, 2, "cpu")
+    places = {name: settings.origins[name].place for name in ("seed", "batch_size", "accelerator")}
+    assert places == {"seed": "profile:a", "batch_size": "profile:b", "accelerator": "profile:ci"}
+
+
+def test_a_profile_may_extend_the_shipped_one_of_its_name(place: Place) -> None:
+    place.write("ptycho_exec.toml", '[profiles.ci]\nextends = "ci"\nseed = 1\n')
+    settings = place.settings(profile="ci")
+    assert (settings.seed, settings.accelerator) == (1, "cpu")
+
+
+def test_a_profile_of_a_higher_file_extends_its_namesake_below(place: Place) -> None:
+    place.write("ptycho_exec.toml", '[profiles.x]\nextends = "x"\nseed = 1\n')
+    place.write_user_file("[profiles.x]\nseed = 2\nbatch_size = 3\n")
+    settings = place.settings(profile="x")
+    assert (settings.seed, settings.batch_size) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[profiles.a]\nextends = "a"\n',
+        '[profiles.a]\nextends = "b"\n[profiles.b]\nextends = "a"\n',
+        '[profiles.a]\nextends = "b"\n[profiles.b]\nextends = "c"\n[profiles.c]\nextends = "b"\n',
+    ],
+)
+def test_a_cycle_of_profiles_is_an_error(place: Place, text: str) -> None:
+    place.write("ptycho_exec.toml", text)
+    with pytest.raises(SettingsError, match="extends itself") as caught:
+        place.settings(profile="a")
+    assert caught.value.findings[0].line == len(text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ('profile = "lptop"', 1, ["unknown profile 'lptop'", "expected: laptop"]),
+        ("profile = 3", 1, ["profile must be the name"]),
+        ('profile = " "', 1, ["profile must be the name"]),
+        ("[profile.ci]\nseed = 1", 1, ["table [profile] is not read", "[profiles.NAME]"]),
+        ("profiles = 1", 1, ["profiles is not a table"]),
+        ("[[profiles]]\nseed = 1", 1, ["profiles is not a table"]),
+        ("[profiles]\nseed = 1", 2, ["profile seed is not a table", "move seed out of [profiles]"]),
+        ("[profiles.a]\nextends = 3", 2, ["extends must be a string"]),
+        ("[profiles.a]\nextend = 'ci'", 2, ["unknown setting 'extend'", "expected: extends"]),
+        ("[profiles.a]\nbach_size = 3", 2, ["unknown setting 'bach_size'", "expected: batch_size"]),
+        ("[profiles.a]\nbatch_size = 0", 2, ["batch_size = 0 is not allowed", "profile:a"]),
+        ("[profiles.a.more]\nseed = 3", 2, ["seed is ignored in [profiles.a.more]"]),
+    ],
+)
+def test_profiles_that_are_wrong_are_found_although_nobody_asks_for_them(
+    place: Place, text: str, line: int, words: list[str]
+) -> None:
+    path = place.write("ptycho_exec.toml", f"{text}\n")
+    with pytest.raises(SettingsError) as caught:
+        place.settings()
+    report = str(caught.value)
+    assert not [word for word in words if word not in report]
+    assert {(f.file, f.line) for f in caught.value.findings} == {(str(path), line)}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool.ptycho_exec]\nseed = 1\n", [("seed", 2)]),
+        ("[ptycho_exec]\nseed = 1\nfoo = 2\n", [("seed", 2), ("foo", 3)]),
+        ("[a.b.c]\nseed = 1\n[a.d]\nx = 1\n", [("seed", 2), ("d", 3)]),
+        ("[trainer]\nfoo = 1\n", [("trainer", 1)]),
+    ],
+)
+def test_settings_in_the_wrong_table_are_found_at_any_depth(
+    place: Place, text: str, told: list[tuple[str, int]]
+) -> None:
+    place.write("ptycho_exec.toml", text)
+    findings = place.resolve().findings
+    assert [finding.line for finding in findings] == [line for _, line in told]
+    assert all(name in finding.what for (name, _), finding in zip(told, findings, strict=True))
