@@ -251,11 +251,11 @@ def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -
 
 def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Configs) -> Finding:
     """Return what is wrong with a config field as what is wrong with the keywords that go there."""
-    field = finding.where.partition(".")[2]
+    field = finding.field
     sent = _sent_to(finding.where, configs)
     if not sent:
         return finding
-    expected = finding.expected
+    expected = finding.expected if field else finding.what
     if field and values.get(field) not in sent.values():
         expected = f"{finding.where} {expected}; it came to {format_value(values.get(field))}"
     usual = ", ".join(f"{name} = {format_value(value)}" for name, value in _usual(sent).items())
@@ -264,6 +264,7 @@ def _in_their_words(finding: Finding, values: Mapping[str, Any], configs: Config
         where=f"{PLACE}, {', '.join(sent)}",
         expected=expected,
         fix=f"choose another value; Ptychodus begins with {usual}",
+        code=finding.code,
     )
 
 
