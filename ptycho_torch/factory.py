@@ -7,7 +7,7 @@ What took effect is listed in `overrides_applied`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,7 +221,7 @@ def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -
     """Validate a config with changes; what is wrong goes to `findings`."""
     section, specs = type(config).__name__, field_specs(type(config))
     bad = [
-        bad_value(specs[name], Origin(Kind.OVERRIDE, f"{section}.{name}", value))
+        replace(bad_value(specs[name], Origin(Kind.OVERRIDE, "", value)), where=f"{section}.{name}")
         for name, value in changes.items()
         if not specs[name].accepts(value)
     ]
@@ -230,7 +230,8 @@ def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -
         return config if bad or not changes else type(config)(**{**dict(config), **changes})
     except ValidationError as error:
         values = ", ".join(f"{name} = {format_value(value)}" for name, value in changes.items())
-        findings.append(_contradiction(error, f"{section} with {values}"))
+        finding = _contradiction(error, section)
+        findings.append(replace(finding, expected=f"{finding.expected}, unlike {values}"))
         return config
 
 

@@ -14,7 +14,8 @@ def import_lightning() -> None:
     if "lightning.pytorch" in sys.modules:
         return
     gc.disable()
-    import lightning.pytorch  # noqa: F401 - imported for those who import it next
-
-    gc.enable()
+    try:
+        import lightning.pytorch  # noqa: F401 - imported for those who import it next
+    finally:
+        gc.enable()
     gc.freeze()

@@ -245,11 +245,12 @@ def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -
     except SettingsError as error:
         findings = list(error.findings)
     for number, finding in enumerate(findings):
-        place, expected, sources = finding.where, finding.expected, _sources_of(finding.where, configs)
+        place, field, sources = finding.where, finding.field, _sources_of(finding.where, configs)
         if not sources:
             continue
         sent = {name: getattr(config, name) for name, config in sources.items()}
-        if "." in place and (value := values.get(place.partition(".")[2])) not in sent.values():
+        expected = finding.expected if field else finding.what
+        if field and (value := values.get(field)) not in sent.values():
             expected = f"{place} {expected}; it came to {format_value(value)}"
         usual = (f"{name} = {format_value(getattr(type(config), name))}" for name, config in sources.items())
         findings[number] = Finding(
@@ -257,6 +258,7 @@ def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -
             where=f"{PLACE}, {', '.join(sent)}",
             expected=expected,
             fix=f"choose another value; Ptychodus begins with {', '.join(usual)}",
+            code=finding.code,
         )
     raise SettingsError.from_findings(findings)
 

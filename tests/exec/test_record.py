@@ -27,76 +27,27 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.settings import ExecutionSettings
-
-# One other valid value for every field; the set equality below catches a forgotten one.
-OTHER: dict[str, object] = {
-    "accelerator": "cpu",
-    "devices": 2,
-    "num_nodes": 2,
-    "strategy": "ddp",
-    "precision": "bf16-mixed",
-    "matmul_precision": "high",
-    "compile": True,
-    "num_threads": 2,
-    "deterministic": "warn",
-    "benchmark": True,
-    "seed": 7,
-    "batch_size": 8,
-    "accum_steps": 2,
-    "learning_rate": 5e-4,
-    "scheduler": "Exponential",
-    "gradient_clip_val": 1.0,
-    "gradient_clip_algorithm": "value",
-    "max_time": "00:01:00:00",
-    "limit_train_batches": 0.5,
-    "fast_dev_run": 1,
-    "early_stop_patience": 5,
-    "num_workers": 2,
-    "pin_memory": True,
-    "persistent_workers": True,
-    "prefetch_factor": 4,
-    "enable_checkpointing": False,
-    "checkpoint_save_top_k": 3,
-    "checkpoint_monitor_metric": "train_loss",
-    "checkpoint_mode": "max",
-    "enable_progress_bar": True,
-    "logger_backend": None,
-    "log_every_n_steps": 1,
-    "log_images_every_n_epochs": 5,
-    "experiment_name": "other",
-    "tracking_uri": "http://127.0.0.1:5000",
-    "inference_batch_size": 64,
-    "middle_trim": 32,
-    "pad_eval": True,
-    "on_unsupported": "adapt",
-    "drift": "warn",
-}
-# Values that are valid only together with another one.
-COMPANIONS = {"benchmark": {"deterministic": False}, "gradient_clip_algorithm": {"gradient_clip_val": 1.0}}
+from tests.exec.samples import COMPANIONS, SAMPLES
 
 
 def settings(**values: object) -> ExecutionSettings:
     return ExecutionSettings.from_values(values)
 
 
-def test_every_field_has_another_value() -> None:
-    assert OTHER.keys() == ExecutionSettings.model_fields.keys()
-
-
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_fingerprint_changes_with_numerics_alone(name: str) -> None:
     companions = COMPANIONS.get(name, {})
-    before, after = settings(**companions), settings(**companions, **{name: OTHER[name]})
+    before, after = settings(**companions), settings(**companions, **{name: SAMPLES[name]})
     is_numerics = field_specs()[name].effect is Effect.NUMERICS
     assert (fingerprint(before) != fingerprint(after)) == is_numerics
     assert fingerprint(after) == fingerprint(numerics(after))
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", SAMPLES)
 def test_settings_survive_a_manifest_and_a_toml_file(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = settings(**{**COMPANIONS.get(name, {}), name: OTHER[name]})
+    before = settings(**{**COMPANIONS.get(name, {}), name: SAMPLES[name]})
     write_manifest(tmp_path / "manifest.json", **manifest_parts(before))
     write_settings_toml(tmp_path / "settings.toml", before)
     assert ExecutionSettings(settings_file=tmp_path / "settings.toml") == before

@@ -93,12 +93,6 @@ def test_the_precedence_page_has_the_order_of_the_sources() -> None:
     assert rows == [*(kind.value for kind, _ in SOURCES), Kind.DEFAULT.value]
 
 
-def test_the_settings_page_names_every_field_with_its_default_and_effect() -> None:
-    page = (ROOT / "specs" / "execution_settings.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \| (\w+) \|", page, re.M)
-    assert rows == [(spec.name, format_value(spec.default), spec.effect.value) for spec in SPECS.values()]
-
-
 # --- the schema -----------------------------------------------------------------------------------------
 
 

@@ -319,12 +319,12 @@ OUT_OF_RANGE: list[tuple[dict[str, Any], str, tuple[str, ...]]] = [
     (
         {"model__amp_loss": "Mean_Deviation", "model__amp_loss_coeff": -1.0},
         "amp_loss = Mean_Deviation, amp_loss_coeff = -1.0 is not allowed",
-        ("Ptychodus, amp_loss, amp_loss_coeff", "greater than or equal to 0"),
+        ("Ptychodus, amp_loss, amp_loss_coeff", "a number at least 0"),
     ),
     (
         {"training__finetune_val_split": -0.5},
         "finetune_val_split = -0.5 is not allowed",
-        ("Ptychodus, finetune_val_split", "greater than or equal to 0", "finetune_val_split = 0.05"),
+        ("Ptychodus, finetune_val_split", "a number at least 0", "finetune_val_split = 0.05"),
     ),
     ({"data__x_bounds": (0.5, 0.2)}, "x_bounds = ", ("Ptychodus, x_bounds", "0 <= low < high <= 1")),
 ]
