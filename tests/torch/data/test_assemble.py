@@ -10,8 +10,10 @@ import pytest
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
+from ptycho_torch.data.assemble import RawScan, assemble, fit_canvas, scan_from_arrays
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.archive import Member
 from ptycho_torch.simulate import save, simulate_scan
 from tests.torch.data.scan_files import (
     SCAN,
@@ -74,3 +76,44 @@ def test_pixel_center_moves_positions_by_half_a_pixel(scan: ScanData, tmp_path: 
     read = read_scan(path, DataConfig(patch_center="pixel"))
     np.testing.assert_allclose(read.positions_px, scan.positions_px - 0.5)
     assert read.position_shift_px == (-0.5, -0.5)
+
+
+def test_the_canvas_is_the_smallest_with_a_pixel_to_spare() -> None:
+    """Patches of 8 pixels reach 3.5 pixels from their centers."""
+    points = np.array([[0.0, 100.25], [10.5, 90.0]])
+    shape, shift = fit_canvas(points, 8)
+    np.testing.assert_array_equal(shift, [5, -85])
+    low, high = points + shift - 3.5, points + shift + 3.5
+    assert np.all((low.min(axis=0) >= 1) & (low.min(axis=0) < 2))
+    spare = np.array(shape) - 1 - high.max(axis=0)
+    assert np.all((spare >= 1) & (spare < 2))
+
+
+def test_arrays_are_checked_as_files_are(scan: ScanData) -> None:
+    stack, points = np.asarray(scan.patterns), scan.positions_px
+    read = scan_from_arrays(stack, points, probe=scan.probe, bad_pixels=~scan.good_pixels)
+    np.testing.assert_array_equal(read.amplitude([3]), scan.amplitude([3]))
+    assert (read.domain, read.report["format"]) == ("intensity", "arrays")
+    with pytest.raises(DataError, match=r"the positions have shape \(2, 40\)"):
+        scan_from_arrays(stack, points.T)
+    with pytest.raises(DataError, match="do not agree"):
+        scan_from_arrays(stack, points[1:])
+
+
+def test_a_new_canvas_keeps_the_stage_where_it_was(scan: ScanData) -> None:
+    """With another canvas, a pixel has another index and the same place in meters."""
+    old = np.array(scan.canvas_shape)
+    raw = RawScan(
+        path=None,
+        stack=Member("patterns", scan.patterns.shape, scan.patterns.dtype),
+        read_stack=lambda _: scan.patterns,
+        positions_px=scan.positions_px - 33,
+        center="half-pixel",
+        bad_pixels=~scan.good_pixels,
+        geometry={"pixel_size_m": 2e-8, "object_center_m": (1e-6, -3e-6)},
+        center_px=((old[0] - 1) / 2, (old[1] - 1) / 2),
+    )
+    read = assemble(raw, DataConfig())
+    before = (scan.positions_px - 33 - (old - 1) / 2) * 2e-8 + np.array([1e-6, -3e-6])
+    middle = (np.array(read.canvas_shape) - 1) / 2
+    np.testing.assert_allclose((read.positions_px - middle) * 2e-8 + read.object_center_m, before, atol=1e-15)

@@ -10,7 +10,7 @@ import pytest
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.formats import ptychodus
-from ptycho_torch.data.formats.paired import match_indexes
+from ptycho_torch.data.formats.paired import match_indexes, to_meters, to_pixels
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
@@ -79,3 +79,12 @@ def test_the_program_pairs_as_we_do(scan: ScanData, tmp_path: Path) -> None:
     ours = read_scan(tmp_path)
     np.testing.assert_allclose(ours.positions_px, positions_px(theirs.product), atol=1e-9)
     np.testing.assert_array_equal(ours.patterns[:], theirs.diffraction_patterns)
+
+
+def test_meters_become_pixels_around_the_middle_of_the_object() -> None:
+    """An object of 5 x 8 pixels has its middle at pixel (2, 3.5)."""
+    meters = np.array([[1e-6, -2e-6], [1e-6 + 3e-8, -2e-6 - 8e-8]])
+    pixels = to_pixels(meters, (1e-8, 4e-8), (1e-6, -2e-6), (5, 8))
+    np.testing.assert_allclose(pixels, [[2, 3.5], [5, 1.5]], atol=1e-9)
+    square = to_pixels(meters, (2e-8, 2e-8), (1e-6, -2e-6), (5, 8))
+    np.testing.assert_allclose(to_meters(square, 2e-8, (1e-6, -2e-6), (5, 8)), meters, atol=1e-18)

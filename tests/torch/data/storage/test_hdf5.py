@@ -20,6 +20,9 @@ from ptycho_torch.data.formats.cxi import write_cxi
 from ptycho_torch.data.formats.ptychodus import write_training
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage import patterns
+from ptycho_torch.data.storage.hdf5 import Hdf5Archive
+from ptycho_torch.data.storage.patterns import FilePatterns
 from ptycho_torch.simulate import simulate_scan
 from tests.torch.data.scan_files import (
     FUZZ,
@@ -85,3 +88,38 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, share: float) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     assert not read_or_refuse(path)
+
+
+def test_datasets_and_attributes_are_read_as_they_were_written(tmp_path: Path) -> None:
+    values = np.arange(6).reshape(2, 3)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["group/values"] = values
+        file["group/values"].attrs["pixel_width_m"] = 2e-8
+        file.attrs["name"] = np.bytes_(b"fly 7")
+    archive = Hdf5Archive(tmp_path / "scan.h5")
+    assert archive.names() == ["group"]
+    assert "group/values" in archive
+    assert "group" not in archive
+    assert archive.member("group/values").shape == (2, 3)
+    np.testing.assert_array_equal(archive.array("group/values"), values, strict=True)
+    assert archive.attribute("group/values", "pixel_width_m") == 2e-8
+    assert archive.attribute("", "name") == "fly 7"
+    assert archive.attribute("nowhere", "name") is None
+    with pytest.raises(DataError, match="cannot read"):
+        archive.array("nowhere")
+
+
+@pytest.mark.parametrize("chunks", [None, (3, 4, 5)])
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("budget", [0, 2**25])
+def test_a_stack_has_its_scan_axis_first(
+    tmp_path: Path, chunks: tuple[int, ...] | None, axis: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", budget)
+    stack = np.random.default_rng(0).integers(0, 9, (7, 8, 9))
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file.create_dataset("patterns", data=stack, chunks=chunks)
+    read = Hdf5Archive(tmp_path / "scan.h5").stack("patterns", axis)
+    assert isinstance(read, FilePatterns) is (budget == 0)
+    expected = stack if axis == 0 else stack.transpose(2, 0, 1)
+    np.testing.assert_array_equal(read[[5, 0]], expected[[5, 0]], strict=True)

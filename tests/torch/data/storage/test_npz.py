@@ -6,12 +6,17 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage import patterns
+from ptycho_torch.data.storage.npz import NpzArchive
+from ptycho_torch.data.storage.patterns import FilePatterns
 from tests.torch.data.scan_files import (
     FUZZ,
     assert_one_clear_error,
@@ -114,3 +119,36 @@ def test_arbitrary_headers_are_read_or_refused(
     size = struct.pack("<H" if version == (1, 0) else "<I", len(text) if length is None else length)
     with_member(tmp_path / "scan.npz", f"{name}.npy", b"\x93NUMPY" + bytes(version) + size + text + data)
     read_or_refuse(tmp_path / "scan.npz")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("budget", [0, 2**25])
+def test_a_stack_has_its_scan_axis_first(
+    tmp_path: Path, order: Literal["C", "F"], axis: int, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", budget)
+    stack = np.random.default_rng(0).integers(0, 9, (7, 8, 9))
+    np.savez(tmp_path / "scan.npz", patterns=np.asarray(stack, order=order))
+    archive = NpzArchive(tmp_path / "scan.npz")
+    read = archive.stack("patterns", axis)
+    assert isinstance(read, FilePatterns) is (budget == 0)
+    expected = stack if axis == 0 else stack.transpose(2, 0, 1)
+    np.testing.assert_array_equal(read[[5, 0]], expected[[5, 0]], strict=True)
+    np.testing.assert_array_equal(archive.array("patterns"), stack, strict=True)
+
+
+def test_keys_serve_as_attributes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scan.npz", probe=np.ones(3), probe_pixel_width_m=2e-8, name=np.array("fly 7"))
+    archive = NpzArchive(tmp_path / "scan.npz")
+    assert archive.names() == ["name", "probe", "probe_pixel_width_m"]
+    assert archive.attribute("probe", "pixel_width_m") == 2e-8
+    assert archive.attribute("", "name") == "fly 7"
+    assert archive.attribute("probe", "name") is None
+
+
+def test_a_pickle_is_loaded_only_when_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "scan.npz", note=np.array({"energy": 8.3}, dtype=object))
+    with pytest.raises(DataError, match="Python objects"):
+        NpzArchive(tmp_path / "scan.npz").array("note")
+    assert NpzArchive(tmp_path / "scan.npz", allow_pickle=True).array("note").item() == {"energy": 8.3}

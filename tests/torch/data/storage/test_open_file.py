@@ -8,12 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.storage.hdf5 import Hdf5Archive
+from ptycho_torch.data.storage.npz import NpzArchive
+from ptycho_torch.data.storage.open_file import open_archive
 from ptycho_torch.simulate import save
 from tests.torch.data.scan_files import (
     FUZZ,
@@ -63,3 +68,15 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest
 def test_arbitrary_bytes_are_refused(tmp_path: Path, content: bytes, magic: bytes) -> None:
     (tmp_path / "scan.npz").write_bytes(magic + content)
     assert not read_or_refuse(tmp_path / "scan.npz")
+
+
+def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(3))
+    (tmp_path / "a.npz").rename(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.npz", "w") as file:
+        file["x"] = np.arange(3)
+    for name, kind in (("a.h5", NpzArchive), ("b.npz", Hdf5Archive)):
+        archive = open_archive(tmp_path / name)
+        assert isinstance(archive, kind)
+        np.testing.assert_array_equal(archive.array("x"), [0, 1, 2])
+        archive.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.storage import patterns
 from ptycho_torch.data.storage.patterns import FilePatterns
+from ptycho_torch.data.storage.scratch import BLOCK_BYTES, read_exactly, scan_first, slabs_of_stream, unpack
 from ptycho_torch.simulate import save, simulate_scan
 
 
@@ -45,3 +47,32 @@ def test_scratch_files_go_with_their_scan(kind: str, tmp_path: Path, monkeypatch
     del part
     gc.collect()
     assert not list(scratch.iterdir())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("swap", [False, True])
+def test_an_unpacked_stack_has_its_scan_axis_first(
+    tmp_path: Path, axis: int, swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stack = np.random.default_rng(0).integers(0, 60000, (5, 6, 7)).astype(np.uint16)
+    slabs = ((start, stack[start : start + 2]) for start in range(0, 5, 2))
+    unpacked = unpack(slabs, stack.shape, stack.dtype, axis, swap, tmp_path / "scan.h5")
+    first, second = (other for other in range(3) if other != axis)
+    expected = stack.transpose(axis, *((second, first) if swap else (first, second)))
+    np.testing.assert_array_equal(unpacked[:], expected, strict=True)
+    np.testing.assert_array_equal(scan_first(stack, axis, swap), expected)
+
+
+def test_a_stream_comes_in_slabs_of_whole_rows() -> None:
+    stack = np.random.default_rng(0).random((9, 512, 512))
+    slabs = list(slabs_of_stream(io.BytesIO(stack.tobytes()), stack.shape, stack.dtype))
+    assert [start for start, _ in slabs] == [0, 4, 8]
+    assert max(slab.nbytes for _, slab in slabs) == BLOCK_BYTES
+    np.testing.assert_array_equal(np.concatenate([slab for _, slab in slabs]), stack)
+
+
+def test_a_stream_that_ends_early_is_told() -> None:
+    assert read_exactly(io.BytesIO(b"abcdef"), 4) == b"abcd"
+    with pytest.raises(EOFError, match="6 of 9 bytes are there"):
+        read_exactly(io.BytesIO(b"abcdef"), 9)
