@@ -76,11 +76,6 @@ def test_a_stack_that_stays_in_its_file_is_converted_too(
     np.testing.assert_array_equal(read.amplitude([29, 0, 1, 2]), scan.amplitude([29, 0, 1, 2]))
 
 
-def test_the_same_scan_gives_the_same_bytes(scan: ScanData, tmp_path: Path) -> None:
-    one, two = (write_npz(scan, tmp_path / name).read_bytes() for name in ("a.npz", "b.npz"))
-    assert one == two
-
-
 def test_refusals(scan: ScanData, tmp_path: Path) -> None:
     source = write_npz(scan, tmp_path / "source.npz")
     with pytest.raises(DataError, match="unknown format 'tiff'"):

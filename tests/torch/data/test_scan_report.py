@@ -1,0 +1,73 @@
+"""The report of a scan: numbers known beforehand, and a word on what looks odd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data.assemble import scan_from_arrays
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan_report import probe_diameter_px
+from tests.torch.data.scan_files import (
+    SCAN,
+    P,
+    X,
+    changed,
+    npz,
+)
+
+
+def test_what_is_odd_but_readable_is_a_warning(tmp_path: Path) -> None:
+    patterns = changed(P.astype(np.uint16), 7, 0)
+    patterns[:, ~SCAN.good_pixels] = 0
+    patterns[2, 3, 4] = 65535
+    path = npz(
+        diff3d=np.fft.fftshift(patterns, axes=(1, 2)),
+        xcoords=changed(X, 1, X[0]),
+        ycoords=changed(SCAN.positions_px[:, 0], 1, SCAN.positions_px[0, 0]),
+        objectGuess=SCAN.object_guess[:-4] if SCAN.object_guess is not None else None,
+        bad_pixels=None,
+    )(tmp_path)
+    warnings = "\n".join(read_scan(path, DataConfig(patch_center="half-pixel")).report["warnings"])
+    for words in (
+        "1 positions repeat an earlier one",
+        "1 patterns are zero everywhere",
+        "1 values are at the largest number of uint16",
+        "patches reach beyond the canvas",
+        "bright in the corners",
+    ):
+        assert words in warnings
+
+
+def test_the_diameter_of_a_disk_is_its_diameter() -> None:
+    y, x = np.mgrid[:128, :128] - 63.5
+    disk = (np.hypot(y, x) < 40).astype(np.complex64)
+    assert probe_diameter_px(disk[None]) == pytest.approx(80, rel=1e-2)
+    assert probe_diameter_px(np.stack([disk, 1j * disk])) == pytest.approx(80, rel=1e-2)
+
+
+def test_the_numbers_of_a_regular_scan_are_reported() -> None:
+    """A grid of 6 x 5 positions, 3 pixels apart, of patterns of one bright pixel beside a dim one."""
+    y, x = np.mgrid[:6, :5]
+    stack = np.zeros((30, 16, 16), np.uint16)
+    stack[:, 8, 6], stack[:, 8, 10] = 300, 100
+    stack += np.arange(30, dtype=np.uint16)[:, None, None]
+    positions = 3.0 * np.stack([y.ravel(), x.ravel()], axis=1)
+    disk = (np.hypot(*(np.mgrid[:16, :16] - 7.5)) < 5).astype(np.complex64)
+    report = scan_from_arrays(stack, positions, probe=disk).report
+    assert report["scan_extent_px"] == [15, 12]
+    assert report["mean_neighbor_distance_px"] == pytest.approx(3)
+    assert report["probe_diameter_px"] == pytest.approx(10, rel=0.05)
+    assert report["overlap_ratio"] == pytest.approx(1 - 3 / report["probe_diameter_px"])
+    assert report["photons_per_pattern"] == pytest.approx(400 + 14.5 * 256)
+    assert report["max_intensity"] == 329
+    background = 14.5 * 256
+    center_x = (300 * 6 + 100 * 10 + background * 7.5) / (400 + background)
+    assert report["brightest_px"] == pytest.approx(
+        [(400 * 8 + background * 7.5) / (400 + background), center_x]
+    )
+    assert (report["N"], report["patterns"], report["duplicate_positions"]) == (16, 30, 0)
+    assert report["warnings"] == []
