@@ -173,12 +173,12 @@ def test_a_run_leaves_no_variable_behind(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_failed_training_leaves_no_flag_and_no_variable_behind() -> None:
     scan = simulate_scan(n=32, patterns=24, photons=1e5, seed=3)
-    scan.patterns[:] = 0  # no light: training must stop
+    scan.patterns[:] = 0  # no intensity: training must stop
     before = (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision())
     variables = dict(os.environ)
     science = ScienceConfig(data=DataConfig(N=32), model=ModelConfig(n_filters=4, depth=1))
     wanted = settings(matmul_precision="medium", enable_progress_bar=False)
-    with pytest.raises(Exception, match="light"):
+    with pytest.raises(Exception, match="have no intensity"):
         _train_with_lightning(scan, None, science, wanted)
     assert (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()) == before
     assert dict(os.environ) == variables

@@ -48,7 +48,7 @@ def disguised(
     ramp: tuple[float, float] = (0, 0),
     shift: tuple[float, float] = (0, 0),
 ) -> NDArray[np.complex128]:
-    """Return the truth with everything added that diffraction patterns does not determine."""
+    """Return the truth with everything added that diffraction patterns do not determine."""
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     twist = np.exp(1j * (phase + ramp[0] * y + ramp[1] * x))
     return scale * shifted(truth, np.array(shift)) * twist
