@@ -61,6 +61,6 @@ def test_every_field_is_explained_and_none_is_also_a_setting_or_in_two_parts() -
 
 
 def test_building_science_loads_no_torch_and_no_numpy() -> None:
-    code = "import sys, ptycho_torch.config as c; c.DataConfig(); print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, ptycho_torch.config as c; c.DataConfig(); print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

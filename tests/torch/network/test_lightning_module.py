@@ -24,6 +24,7 @@ from ptycho_torch.network.lightning_module import (
     estimate_intensity_scale,
 )
 from ptycho_torch.physics import forward as physics
+from ptycho_torch.reconstruction.stitch import probe_weights
 
 N = 32
 SCALE = 37.0
@@ -595,3 +596,17 @@ class TestHealth:
         assert float(amplitude_spread(patches, probe)) == pytest.approx(0, abs=1e-6)
         patches[:1] *= 3
         assert float(amplitude_spread(patches, probe)) == pytest.approx(0.5)
+
+
+def test_a_group_s_own_phases_hardly_count_in_training() -> None:
+    """Phases of 0.3 rad rms, as networks have them, between flat patches that agree otherwise."""
+    module = make_module(Scan(channels=4), data_config={"gridsize": 2})
+    generator = torch.Generator().manual_seed(1)
+    phases = 0.3 * torch.randn(16, 4, 1, 1, generator=generator)
+    patches = torch.polar(torch.ones(16, 4, 32, 32), phases.expand(16, 4, 32, 32).contiguous())
+    grid = 100.5 + torch.tensor([[0, 0], [0, 3], [3, 0], [3, 3]]).expand(16, 4, 2)
+    merged = module._merged(patches, grid)
+    plain = physics.overlap_constraint(patches, grid - 102, probe_weights(module.probe.detach()))
+    lit = probe_weights(module.probe.detach()) > 0.1 * probe_weights(module.probe.detach()).max()
+    loss_of_amplitude = [float((1 - image[..., lit].abs()).mean()) for image in (merged, plain)]
+    assert loss_of_amplitude[0] < 0.2 * loss_of_amplitude[1]
