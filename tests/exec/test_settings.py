@@ -74,17 +74,6 @@ def test_origins_survive_pickling_copying_and_a_spawned_process(place: Place) ->
         assert dict(other.origins) == dict(settings.origins)
 
 
-def test_an_error_survives_pickling() -> None:
-    with pytest.raises(SettingsError) as caught:
-        make(bach_size=1, seeed=2)
-    copied = pickle.loads(pickle.dumps(caught.value))
-    assert (type(copied), copied.findings, str(copied)) == (
-        SettingsError,
-        caught.value.findings,
-        str(caught.value),
-    )
-
-
 def test_model_copy_validates() -> None:
     settings = make(batch_size=8)
     assert settings.model_copy(update={"seed": 1}) == settings.with_overrides(seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec.machine.facts import MachineFacts
@@ -112,3 +114,8 @@ def process_state() -> dict[str, Any]:
         "fills_memory": torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
         "level": logging.getLogger("lightning.pytorch").level,
     }
+
+
+def real_parameters() -> set[str]:
+    """Ask the class itself: a test may have put a stand-in in its usual place."""
+    return set(inspect.signature(RealTrainer.__init__).parameters) - {"self"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import subprocess
 import sys
@@ -16,14 +15,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
-from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
-    TRAINER_PARAMETERS,
     build_trainer,
     inference_loader_kwargs,
     process_flags,
@@ -37,23 +34,10 @@ from tests.exec.trainer.linear_runs import (
     fit,
     loader,
     plan_of,
+    real_parameters,
     rows,
     settings,
 )
-
-
-def real_parameters() -> set[str]:
-    """Ask the class itself: a test may have put a stand-in in its usual place."""
-    return set(inspect.signature(RealTrainer.__init__).parameters) - {"self"}
-
-
-def test_every_parameter_of_the_real_trainer_is_passed() -> None:
-    names = [parameter.name for parameter in TRAINER_PARAMETERS]
-    assert len(names) == len(set(names))
-    assert real_parameters() <= set(names)
-    # Only what newer versions than the installed one may know can be left over.
-    assert set(names) - real_parameters() <= {"enable_autolog_hparams", "model_registry"}
-    assert all(parameter.why for parameter in TRAINER_PARAMETERS)
 
 
 def test_kwargs_hold_lightnings_words_verbatim() -> None:

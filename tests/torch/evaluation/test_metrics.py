@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.evaluation.metrics import (
@@ -21,68 +20,8 @@ from ptycho_torch.evaluation.metrics import (
     ring_correlation,
     ssim,
 )
-from ptycho_torch.evaluation.registration import Field, largest_rectangle, shifted
-
-SHAPE = (120, 96)
-
-
-def smooth(seed: int, sigma: float = 2.0) -> NDArray[np.float64]:
-    image = gaussian_filter(np.random.default_rng(seed).normal(size=SHAPE), sigma, mode="wrap")
-    return np.asarray(image / np.abs(image).max())
-
-
-def make_truth() -> NDArray[np.complex128]:
-    return (0.8 + 0.2 * smooth(1)) * np.exp(1.2j * smooth(2))
-
-
-def noisy(image: NDArray[np.complex128], level: float, seed: int = 9) -> NDArray[np.complex128]:
-    rng = np.random.default_rng(seed)
-    return image + level * (rng.normal(size=SHAPE) + 1j * rng.normal(size=SHAPE))
-
-
-def disguised(
-    truth: NDArray[np.complex128],
-    *,
-    scale: float = 1.0,
-    phase: float = 0.0,
-    ramp: tuple[float, float] = (0, 0),
-    shift: tuple[float, float] = (0, 0),
-) -> NDArray[np.complex128]:
-    """Return the truth with everything added that diffraction patterns do not determine."""
-    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
-    twist = np.exp(1j * (phase + ramp[0] * y + ramp[1] * x))
-    return scale * shifted(truth, np.array(shift)) * twist
-
-
-def coverage_map() -> NDArray[np.float32]:
-    coverage = np.zeros(SHAPE, np.float32)
-    coverage[12:104, 9:88] = 3
-    return coverage
-
-
-DISGUISES: list[dict[str, Any]] = [
-    {"scale": 2.5},
-    {"phase": 2.9},
-    {"ramp": (0.05, -0.11)},
-    {"ramp": (-0.9, 0.6)},
-    {"shift": (2, -3)},
-    {"shift": (0.37, -1.62)},
-    {"scale": 0.4, "phase": -2, "ramp": (0.2, 0.3), "shift": (-4.25, 3.5)},
-]
-
-
-@pytest.mark.parametrize("disguise", DISGUISES, ids=str)
-def test_what_diffraction_cannot_tell_is_removed(disguise: dict[str, Any]) -> None:
-    truth = make_truth()
-    result = evaluate(disguised(truth, **disguise), truth, coverage=coverage_map())
-    assert result.nrmse < 2e-3
-    assert result.amplitude_ssim > 0.9995
-    assert result.phase_ssim > 0.9995
-    assert result.alignment.amplitude_scale == pytest.approx(1 / disguise.get("scale", 1), rel=2e-3)
-    np.testing.assert_allclose(result.alignment.shift_px, -np.array(disguise.get("shift", (0, 0))), atol=5e-3)
-    np.testing.assert_allclose(
-        result.alignment.ramp_rad_per_px, -np.array(disguise.get("ramp", (0, 0))), atol=1e-4
-    )
+from ptycho_torch.evaluation.registration import Field
+from tests.torch.evaluation.disguises import SHAPE, coverage_map, disguised, make_truth, noisy, smooth
 
 
 def test_a_disguise_does_not_change_the_scores_of_a_noisy_reconstruction() -> None:
@@ -226,38 +165,6 @@ def test_half_bit_threshold_matches_the_printed_values() -> None:
     np.testing.assert_allclose(values, [1.0, 0.30662, 0.17158], rtol=1e-3)
 
 
-def slow_largest_area(mask: NDArray[np.bool_]) -> int:
-    rows, columns = mask.shape
-    return max(
-        (
-            (bottom - top) * (right - left)
-            for top in range(rows)
-            for bottom in range(top + 1, rows + 1)
-            for left in range(columns)
-            for right in range(left + 1, columns + 1)
-            if mask[top:bottom, left:right].all()
-        ),
-        default=0,
-    )
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_largest_rectangle_equals_a_search_over_all_of_them(seed: int) -> None:
-    mask = np.random.default_rng(seed).random((9, 7)) < 0.75
-    area = largest_rectangle(mask)
-    assert mask[area.slices].all()
-    assert area.shape[0] * area.shape[1] == slow_largest_area(mask)
-
-
-def test_largest_rectangle_of_a_huge_canvas_is_inside_the_mask() -> None:
-    mask = np.zeros((1500, 1300), bool)
-    mask[101:1402, 203:1204] = True
-    area = largest_rectangle(mask)
-    assert mask[area.slices].all()
-    assert area.shape[0] * area.shape[1] > 0.98 * mask.sum()
-    assert largest_rectangle(np.zeros((5, 5), bool)).shape == (0, 0)
-
-
 def test_scores_agree_with_scikit_image() -> None:
     from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio
 
@@ -292,39 +199,3 @@ def test_scores_and_rings_agree_with_ptychodus() -> None:
         (rings.resolution_px(rings.half_bit), reference.get_resolution_m_at_bit_threshold(0.5)),
     ):
         assert ours == pytest.approx(their, rel=1e-3)
-
-
-def as_product(array: NDArray[np.complex128]) -> Any:
-    """Wrap an object in the smallest product that ptychodus accepts."""
-    from ptychodus.api.geometry import PixelGeometry
-    from ptychodus.api.object import Object, ObjectCenter
-    from ptychodus.api.probe import Probe, ProbeSequence
-    from ptychodus.api.probe_positions import ProbePositionSequence
-    from ptychodus.api.product import Product, ProductMetadata
-
-    pixel = PixelGeometry(width_m=1.0, height_m=1.0)
-    probe = Probe(array=np.ones((1, 8, 8), complex), pixel_geometry=pixel)
-    return Product(
-        metadata=ProductMetadata("", "", 1.0, 8000.0, 1.0, 1.0, 0.0, 0.0),
-        probe_positions=ProbePositionSequence([]),
-        probes=ProbeSequence.from_probe(probe),
-        object_=Object(array[None], pixel_geometry=pixel, center=ObjectCenter(0.0, 0.0)),
-        losses=[],
-    )
-
-
-def test_the_alignment_agrees_with_ptychodus() -> None:
-    theirs = pytest.importorskip("ptychodus.api.metrics", reason="the ptychodus extra is not installed")
-    truth = make_truth()
-    image = disguised(noisy(truth, 0.01), scale=2, phase=1, ramp=(0.02, -0.03))
-    pair = theirs.compute_object_comparison(as_product(truth), as_product(image))
-    ours = evaluate(image, truth)
-    known = pair.ambiguities
-    assert ours.alignment.amplitude_scale == pytest.approx(1 / known.object_scale_factor, rel=1e-3)
-    np.testing.assert_allclose(
-        ours.alignment.ramp_rad_per_px,
-        (-known.phase_ramp_y_rad_per_m, -known.phase_ramp_x_rad_per_m),
-        atol=1e-4,
-    )
-    reference = pair.reference_complex
-    assert ours.nrmse <= np.linalg.norm(pair.test_complex - reference) / np.linalg.norm(reference) + 1e-6

@@ -18,7 +18,6 @@ from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_torch.cli import main
 from ptycho_torch.tools.rerun import Places, repeated, rerun, verify
-from ptycho_torch.workflows.artifacts import content_sha256
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--num-workers=1", "--accum-steps=2", "--seed=5"]
 
@@ -200,19 +199,3 @@ def test_hidden_credentials_are_given_again(made: Path, tmp_path: Path) -> None:
 def test_a_settings_file_is_refused(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rerun", str(made / "run"), "--profile=ci"]) == 2
     assert "from the manifest" in capsys.readouterr().err
-
-
-def test_the_hash_covers_names_types_shapes_and_bytes() -> None:
-    one = np.arange(6, dtype=np.float32)
-    found = {
-        content_sha256(arrays)
-        for arrays in (
-            {"a": one},
-            {"b": one},
-            {"a": one.astype(np.float64)},
-            {"a": one.reshape(2, 3)},
-            {"a": one + 1},
-        )
-    }
-    assert len(found) == 5
-    assert content_sha256({"a": one, "b": one}) == content_sha256({"b": one, "a": one.copy()})

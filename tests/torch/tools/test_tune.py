@@ -166,18 +166,6 @@ def test_the_command_measures_and_writes_a_settings_file(
     assert out.read_text() == text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["train", "infer"])
-def test_a_real_trial_measures_speed_and_memory(scan: Path, task: str) -> None:
-    tuning = _tuning(scan)
-    tuning.science = ScienceConfig.model_validate({"model": {"n_filters": 8}})
-    knob = next(knob for knob in tune.KNOBS if knob.task == task)
-    found = tune._run(tune._request(knob, 1 if task == "infer" else 0, {}, tuning, 1), tuning, 120)
-    assert found.keys() == {"patterns_per_s", "peak_mib", "gpu_peak_mib"}
-    assert found["patterns_per_s"] > 0
-    assert 100 < found["peak_mib"] < 20_000
-
-
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     tuning = _tuning(tmp_path / "missing.npz")
     found = tune._run(tune._request(tune.KNOBS[0], 0, {}, tuning, 1), tuning, 120)

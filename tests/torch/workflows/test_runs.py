@@ -157,20 +157,3 @@ def test_a_used_directory_is_refused_before_the_scan_is_read(scan_file: Path) ->
 def test_a_part_too_small_to_hold_back_is_no_validation(scan_file: Path) -> None:
     assert main(["train", str(scan_file), "--out", "run", "--val-fraction=0.01", *TINY]) == 0
     assert manifest(Path("run"))["plan"]["effective"]["checkpoint_monitor_metric"]["value"] == "train_loss"
-
-
-def test_results_are_typed_and_read_as_mappings_too(scan_file: Path) -> None:
-    settings = ExecutionSettings.from_values({"logger_backend": None, "enable_progress_bar": False})
-    science = {"epochs": 1, "n_filters": 4, "depth": 1}
-    amplitude, _, results = components.run_cdi_example_torch(
-        scan_file, None, science, execution_config=settings
-    )
-    assert results["models"]["lightning_module"] is results.module
-    assert {**results}["history"] is results.history
-    assert results["inference"] is results.inference is not None
-    assert results.inference["amplitude"] is amplitude
-    assert results.inference.get("probe") is None
-    results["note"] = "of the caller"
-    assert dict(results)["note"] == "of the caller"
-    with pytest.raises(KeyError):
-        results["absent"]
