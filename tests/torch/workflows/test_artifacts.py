@@ -68,7 +68,10 @@ def test_without_a_geometry_there_is_no_product_for_ptychodus(scan: Any, tmp_pat
     assert "probe" not in read_reconstruction(tmp_path)
 
 
-def test_a_missing_reconstruction_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 half a zip"])
+def test_a_missing_or_damaged_reconstruction_is_told(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "reconstruction.npz").write_bytes(content)
     with pytest.raises(DataError, match="no reconstruction to read") as caught:
         read_reconstruction(tmp_path)
     assert str(tmp_path / "reconstruction.npz") in str(caught.value)
