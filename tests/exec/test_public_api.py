@@ -1,4 +1,4 @@
-"""The door: an explicit, sorted list of names, all of which load; and nothing heavy behind it."""
+"""The public API: an explicit, sorted list of names, all of which load; and nothing heavy behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door of ptycho_torch: explicit, sorted, complete, and light."""
+"""The public API of ptycho_torch: explicit, sorted, complete, and light."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door that Ptychodus opens: its keyword classes, where each keyword goes, checkpoints, training data."""
+"""Where each keyword of Ptychodus goes, and what becomes of one that has no effect here."""
 
 from __future__ import annotations
 
