@@ -1,4 +1,4 @@
-"""The quick import collects no garbage meanwhile, and leaves the collector as it was."""
+"""The quick import collects no garbage and loads no optional package, and leaves everything as it was."""
 
 import subprocess
 import sys
@@ -30,3 +30,17 @@ def test_nothing_happens_when_lightning_is_there_already() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.split() == ["0"]
+
+
+def test_optional_packages_stay_out_and_are_available_afterwards() -> None:
+    code = (
+        "import sys\nfrom ptycho_torch.quick_start import UNNEEDED, import_lightning\n"
+        "finders = list(sys.meta_path); import_lightning()\n"
+        "print(len(UNNEEDED & set(sys.modules)), sys.meta_path == finders)\n"
+        "import importlib.metadata, matplotlib.figure, scipy.signal, torchmetrics.regression\n"
+        "print(importlib.metadata.version('scipy') == scipy.__version__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["0", "True", "True"]

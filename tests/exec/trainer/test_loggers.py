@@ -31,6 +31,7 @@ from ptycho_exec.trainer.loggers import (
     log_image,
     log_settings,
 )
+from ptycho_torch.simulate import save, simulate_scan
 from tests.exec.trainer.logged_runs import FACTS, fit, settings
 
 # What these packages themselves use that newer Pythons or libraries deprecate is not ours to fix.
@@ -155,9 +156,8 @@ def test_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path
 def test_training_where_the_package_is_missing_stops_before_anything_is_written(
     backend: str, packages: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "scan.npz").touch()
+    save(simulate_scan(n=32, patterns=12), tmp_path / "scan.npz")
     words = ["train", "scan.npz", "--out", "run", f"--logger-backend={backend}"]
-    words += ["--n=32"]  # the scan need not be read to know that its metrics could not be logged
     done = subprocess.run(
         [sys.executable, "-c", HIDDEN + COMMAND, packages, *words],
         cwd=tmp_path,
