@@ -28,7 +28,7 @@ def import_lightning() -> None:
     try:
         import torch  # noqa: F401 - before packages are hidden
 
-        with _hidden(UNNEEDED):
+        with _hidden(UNNEEDED - sys.modules.keys()):
             import torchmetrics  # noqa: F401
         import lightning.pytorch  # noqa: F401 - imported for those who import it next
     finally:
@@ -37,7 +37,7 @@ def import_lightning() -> None:
 
 
 @contextmanager
-def _hidden(names: Iterable[str]) -> Iterator[None]:
+def _hidden(names: frozenset[str]) -> Iterator[None]:
     """Have packages that are not imported yet found nowhere inside the block, as if not installed."""
     finders = list(sys.meta_path)
     sys.meta_path[:] = [_Without(names, finder) for finder in finders]
@@ -50,7 +50,7 @@ def _hidden(names: Iterable[str]) -> Iterator[None]:
 class _Without:
     """A finder of modules and distributions that does not find some of them."""
 
-    def __init__(self, names: Iterable[str], finder: Any) -> None:
+    def __init__(self, names: frozenset[str], finder: Any) -> None:
         self._names, self._finder = names, finder
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:

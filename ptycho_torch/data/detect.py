@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
@@ -188,6 +187,8 @@ def _fit_waves(
     waves: NDArray[Any], measured: NDArray[np.float64], good: NDArray[np.bool_]
 ) -> ForwardFit | None:
     """Fit one scale to (K, P, N, N) exit waves against (K, N, N) measured amplitudes."""
+    import scipy.fft
+
     intensity = np.sum(np.abs(scipy.fft.fft2(waves, norm="ortho")) ** 2, axis=1)
     model = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1))) * good
     power = float(np.sum(model * model))
@@ -201,6 +202,8 @@ def _fit_waves(
 
 def shift_probe(probe: NDArray[np.complex64], shift_px: NDArray[np.float64]) -> NDArray[Any]:
     """Return (K, P, N, N) probes moved by (K, 2) [y, x] pixels with Fourier phase ramps (band-limited)."""
+    import scipy.fft
+
     ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * scipy.fft.fftfreq(probe.shape[-1]))
     kernel = (ramp[:, 0, :, None] * ramp[:, 1, None, :])[:, None]
     return np.asarray(scipy.fft.ifft2(scipy.fft.fft2(probe) * kernel))

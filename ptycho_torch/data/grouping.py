@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
 from ptycho_exec.errors import DataError
 
@@ -160,6 +159,8 @@ def _candidates(
     positions: NDArray[np.float64], count: int, low: float, high: float, needed: int
 ) -> NDArray[np.int64]:
     """Return (M, K) candidates of every pattern, nearest first; -1 where the window holds fewer than K."""
+    from scipy.spatial import cKDTree
+
     tree, total = cKDTree(positions), len(positions)
     candidates = np.full((total, count), -1, dtype=np.int64)
     rows, width = np.arange(total, dtype=np.int64), min(count, total - 1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
@@ -43,6 +42,8 @@ def describe_scan(
         warnings: what the reader of the format noticed.
         notes: further facts of the format.
     """
+    from scipy.spatial import cKDTree
+
     extent, spacing = np.ptp(scan.positions_px, axis=0), None
     if len(scan) > 1:
         distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
