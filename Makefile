@@ -43,7 +43,7 @@ test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest su
 		--ignore tests/exec/trainer/test_loggers.py --ignore tests/exec/trainer/test_images.py -k 'not compiled'
 
 mutation: $(DEV)   ## give every setting its default on the way to its consumer, in turn: a test must go red
-	$(BIN)/python -m pytest -n auto --cut
+	$(BIN)/python -m pytest --cut
 
 lint: $(DEV)   ## check style, formatting, and that imports point down
 	$(BIN)/ruff check .
