@@ -92,6 +92,7 @@ def test_a_mistake_in_a_file_is_marked_at_its_line(place: Place) -> None:
     assert line.startswith("::error file=ptycho_exec.toml,line=3::unknown setting 'bach_size'%0A  where:")
 
 
+@pytest.mark.slow
 def test_production_settings_are_checked_for_the_cluster(place: Place) -> None:
     step = yaml.safe_load(next(text for _, text in BLOCKS if "--facts" in text))[0]
     facts = json.loads(run_step(place, "ptycho-exec facts").stdout)

@@ -21,6 +21,7 @@ def test_nothing_is_collected_while_lightning_is_imported() -> None:
     assert done.stdout.split() == ["0", "True", "True"]
 
 
+@pytest.mark.slow
 def test_nothing_happens_when_lightning_is_there_already() -> None:
     code = (
         "import gc, lightning.pytorch\nfrom ptycho_torch.quick_start import import_lightning\n"

@@ -287,6 +287,7 @@ def test_check_of_every_field_set_is_still_one_screen(here: Run, clean_process: 
     assert len(done.out.splitlines()) <= 24
 
 
+@pytest.mark.slow
 def test_settings_made_here_are_checked_for_another_machine(run: Run, place: Place) -> None:
     facts = json.loads(run("facts").out)
     gpu = {"name": "A100", "memory_mb": 81920, "capability": "8.0", "bf16": True}

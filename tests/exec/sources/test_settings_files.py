@@ -348,6 +348,7 @@ def _json_rows(value: Any, draw: Any, rows: list[str], path: tuple[str, ...], en
         put(json.dumps(value, ensure_ascii=draw(st.booleans())))
 
 
+@pytest.mark.slow
 @CORPUS
 @given(st.data(), nested())
 def test_lines_of_json(data: st.DataObject, value: dict[str, Any]) -> None:
@@ -377,6 +378,7 @@ def _yaml_rows(
             rows.append(f"{name} {json.dumps(item)}")
 
 
+@pytest.mark.slow
 @CORPUS
 @given(st.data(), nested())
 def test_lines_of_yaml(data: st.DataObject, value: dict[str, Any]) -> None:
@@ -387,6 +389,7 @@ def test_lines_of_yaml(data: st.DataObject, value: dict[str, Any]) -> None:
     assert {path: lines[path] for path in outside_lists} == outside_lists
 
 
+@pytest.mark.slow
 @CORPUS
 @given(
     st.data(), st.lists(st.tuples(st.from_regex(r"[A-Z][A-Z0-9_]{0,8}", fullmatch=True), TEXTS), max_size=6)

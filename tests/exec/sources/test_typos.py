@@ -25,6 +25,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_no_slip_is_accepted_and_the_right_name_comes_first(bench: ModuleType) -> None:
     for source, tally in bench.sweep(bench.OURS, 0.05).items():
         assert tally.tried > 80, source

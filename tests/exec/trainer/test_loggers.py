@@ -141,6 +141,7 @@ NEEDS_PACKAGE = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @NEEDS_PACKAGE
 def test_a_missing_package_names_its_extra(backend: str, packages: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", HIDDEN + LOGGER, packages, backend]
