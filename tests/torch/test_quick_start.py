@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import gc
 from ptycho_torch.quick_start import import_lightning
