@@ -33,8 +33,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise UserError(
             f"cannot write the file: {error.strerror or error}",
             where=str(target),
-            expected="an existing directory that you may write to, with room for the file",
-            fix="choose another place, or make room",
+            expected="an existing directory that you may write to, with free space for the file",
+            fix="choose another place, or free some space",
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -322,7 +322,7 @@ def plan_inference(
     if science.inference.start == "network" and strategy in SPAWNING and devices not in (1, (0,)):
         raise SettingsError(
             f"inference cannot run under strategy={strategy} on several devices",
-            where=settings.origins["strategy"].describe(),
+            where=settings.origin_of("strategy"),
             expected="ddp, whose processes can add up their parts of the object",
             fix="set strategy=ddp, or devices=1",
         )

@@ -118,8 +118,8 @@ def test_all_findings_come_in_one_report(place: Place) -> None:
     place.write("named.yaml", "seeed: 1\n")
     with pytest.raises(SettingsError) as caught:
         place.settings(settings_file="named.yaml", arguments={"acelerator": "cpu"}, profile="c")
-    told = [(f.what.partition(":")[0], Path(f.file).name, f.line) for f in caught.value.findings]
-    assert sorted(told) == sorted(
+    reported = [(f.what.partition(":")[0], Path(f.file).name, f.line) for f in caught.value.findings]
+    assert sorted(reported) == sorted(
         [
             ("unknown setting 'acelerator'", "", 0),
             ("unknown setting 'PTYCHO_EXEC_BACH_SIZE'", "", 0),
@@ -142,8 +142,8 @@ def test_a_malformed_value_is_told_although_it_is_shadowed(place: Place) -> None
     place.write("pyproject.toml", "[tool.ptycho_exec]\nbatch_size = 4\n")
     with pytest.raises(SettingsError) as caught:
         place.settings(arguments={"batch_size": 8}, factory_defaults={"batch_size": 2.5})
-    told = {(f.what, f.line) for f in caught.value.findings}
-    assert told == {
+    reported = {(f.what, f.line) for f in caught.value.findings}
+    assert reported == {
         ("batch_size = 0 is not allowed", 1),
         ("batch_size = -1 is not allowed", 2),
         ("batch_size = 2.5 is not allowed", 0),

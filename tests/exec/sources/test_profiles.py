@@ -96,7 +96,7 @@ def test_profiles_that_are_wrong_are_found_although_nobody_asks_for_them(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("[tool.ptycho_exec]\nseed = 1\n", [("seed", 2)]),
         ("[ptycho_exec]\nseed = 1\nfoo = 2\n", [("seed", 2), ("foo", 3)]),
@@ -105,9 +105,9 @@ def test_profiles_that_are_wrong_are_found_although_nobody_asks_for_them(
     ],
 )
 def test_settings_in_the_wrong_table_are_found_at_any_depth(
-    place: Place, text: str, told: list[tuple[str, int]]
+    place: Place, text: str, reported: list[tuple[str, int]]
 ) -> None:
     place.write("ptycho_exec.toml", text)
     findings = place.resolve().findings
-    assert [finding.line for finding in findings] == [line for _, line in told]
-    assert all(name in finding.what for (name, _), finding in zip(told, findings, strict=True))
+    assert [finding.line for finding in findings] == [line for _, line in reported]
+    assert all(name in finding.what for (name, _), finding in zip(reported, findings, strict=True))

@@ -29,7 +29,7 @@ def test_a_path_means_the_scan_in_its_file(scan: ScanData, tmp_path: Path) -> No
 
 
 def test_rows_with_positions_get_a_canvas_of_their_own() -> None:
-    """Coordinates are x before y; the canvas holds every patch, and the shift onto it is told."""
+    """Coordinates are x before y; the canvas holds every patch, and the shift onto it is recorded."""
     amplitude = np.random.default_rng(0).random((5, 8, 8), dtype=np.float32)
     x, y = np.array([-50.25, -47, -44, -41, -38]), np.array([3.5, 5, 6, 7, 9])
     read = scan_of({"X": amplitude, "coords_nominal": np.stack([x, y], axis=1)}, DataConfig())

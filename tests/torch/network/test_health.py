@@ -1,4 +1,4 @@
-"""A training that diverges, collapses or stays where it began is told; one that learns is left alone."""
+"""A training that diverges, collapses or stays where it began is an error; one that learns is left alone."""
 
 from __future__ import annotations
 
