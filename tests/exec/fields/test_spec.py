@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.model import Effect, malformed
 from ptycho_exec.fields.spec import decode_text, format_value
 from ptycho_exec.settings import ExecutionSettings
@@ -57,7 +58,7 @@ def test_effect_classes() -> None:
         ("num_workers", "auto, or an integer at least 0"),
         ("learning_rate", "a number > 0 and <= 10"),
         ("checkpoint_mode", "min or max"),
-        ("logger_backend", "one of: csv, tensorboard, mlflow, wandb, or none"),
+        ("logger_backend", f"one of: {', '.join(get_args(LoggerWord))}, or none"),
         ("max_time", "a string of the form DD:HH:MM:SS, more than zero, or none"),
         (
             "limit_train_batches",
