@@ -54,6 +54,7 @@ def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | No
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
+            ExecutionSettings,
             flags=flags_given(args),
             profile=args.profile,
             settings_file=args.settings,
@@ -329,7 +330,7 @@ def settings_of(what: str) -> ExecutionSettings:
     if what == "env":
         return ExecutionSettings()
     if what.startswith("profile:"):
-        return ExecutionSettings.from_resolution(resolve_profile(what.removeprefix("profile:")))
+        return ExecutionSettings.from_resolution(resolve_profile(ExecutionSettings, what.removeprefix("profile:")))
     path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
     if not path.is_file():
         raise UserError(
@@ -342,7 +343,7 @@ def settings_of(what: str) -> ExecutionSettings:
     if intent is not None:
         return ExecutionSettings.from_values(intent, place=str(path))
     with tempfile.TemporaryDirectory() as nowhere:
-        request = Request(settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
+        request = Request(ExecutionSettings, settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
         return ExecutionSettings.from_resolution(resolve(request))
 
 
@@ -400,7 +401,7 @@ def docs(args: argparse.Namespace) -> int:
 
 def profiles(args: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
-    reader = Reader(Request())
+    reader = Reader(Request(ExecutionSettings))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
     errors = [finding for finding in reader.findings if finding.level == "error"]
     if errors:
