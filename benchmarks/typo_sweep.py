@@ -96,7 +96,9 @@ def bare(name: str) -> str:
 
 
 def _resolved(**request: Any) -> str | None:
-    return first_suggestion(resolve(Request(ExecutionSettings, environ=ENVIRON, cwd=NOWHERE, **request)).findings)
+    return first_suggestion(
+        resolve(Request(ExecutionSettings, environ=ENVIRON, cwd=NOWHERE, **request)).findings
+    )
 
 
 def _with_file(name: str, text: str, **request: Any) -> str | None:

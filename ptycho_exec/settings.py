@@ -1,6 +1,6 @@
 """`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from every place that can set them.
 
-`ResolvedSettings` is the class behind it, for any settings: sources in a stated order, an origin for each value.
+`ResolvedSettings` is the class behind it, for any settings: sources in a stated order, an origin for each.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ class ResolvedSettings(BaseSettings):
 
     def _fill(self, resolution: Resolution) -> None:
         check(resolution, lambda values: fill(self, values))
-        self._origins = dict(resolution.origins)
+        self._keep_origins(resolution.origins)
+
+    def _keep_origins(self, origins: Mapping[str, Origin]) -> None:
+        self._origins = dict(origins)  # type: ignore[misc]  # a private attribute, not a frozen field
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
@@ -175,7 +178,7 @@ class ResolvedSettings(BaseSettings):
             SettingsError: always.
         """
         raise SettingsError(
-            f"{cls.__name__}.settings_cached() would keep values that later variables and blocks do not reach",
+            f"{cls.__name__}.settings_cached() would keep values that later variables do not reach",
             expected="an object that the program keeps where it needs it",
             fix=f"write settings = {cls.__name__}() once, and pass settings on",
         )
@@ -216,12 +219,18 @@ class ResolvedSettings(BaseSettings):
         """Return a copy in which a workflow's `defaults` replace only values that nobody set."""
         return self.from_resolution(resolve_under(self, defaults))
 
+    def with_effective(self, values: Mapping[str, Any]) -> Self:
+        """Return a copy in which a plan's `values` take the place of what was asked, not validated."""
+        effective: Self = self.model_construct(**{**dict(self), **values})
+        effective._keep_origins(self._origins)
+        return effective
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; an update is validated like any other override."""
         del deep  # every value is immutable, so a shallow copy is a deep one
         return self.with_overrides(**update) if update else self
 
-    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False, **parts: Any) -> Self:  # type: ignore[override]
+    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False, **parts: Any) -> Self:
         """Copy as `model_copy` does.
 
         Raises:
@@ -354,7 +363,7 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
         raise SettingsError(
             f"class {cls.__name__} cannot have: {'; '.join(problems)}",
             where=f"{cls.__module__}.{cls.__qualname__}",
-            expected="a subclass with flat fields, and env_prefix, env_file, secrets_dir or program of its own",
+            expected="flat fields, and env_prefix, env_file, secrets_dir or program of its own",
             fix="change the class as said, or hold the settings in a class of your own",
         )
 

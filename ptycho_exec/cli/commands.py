@@ -330,7 +330,9 @@ def settings_of(what: str) -> ExecutionSettings:
     if what == "env":
         return ExecutionSettings()
     if what.startswith("profile:"):
-        return ExecutionSettings.from_resolution(resolve_profile(ExecutionSettings, what.removeprefix("profile:")))
+        return ExecutionSettings.from_resolution(
+            resolve_profile(ExecutionSettings, what.removeprefix("profile:"))
+        )
     path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
     if not path.is_file():
         raise UserError(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
     from typing_extensions import dataclass_transform
 
-    # Type checkers learn from this that fields cannot be assigned, in subclasses too. pydantic itself can tell
-    # them only class by class, by a keyword that every subclass would have to repeat.
+    # Type checkers learn from this that fields cannot be assigned, in subclasses too. pydantic itself can
+    # tell them only class by class, by a keyword that every subclass would have to repeat.
     @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr))
     class _FrozenMetaclass(ModelMetaclass): ...
 
@@ -84,7 +84,9 @@ def _converters(model: type[BaseModel]) -> Mapping[str, Callable[[Any], Any]]:
         kinds = [kind for kind, _ in branches(info.annotation)]
         others = [kind for kind in kinds if kind_of(kind) not in PLAIN]
         if others or any(kind_of(kind) is tuple for kind in kinds):
-            found[name] = _converter(tuple(TypeAdapter(kind) for kind in others), bool(len(kinds) > len(others)))
+            found[name] = _converter(
+                tuple(TypeAdapter(kind) for kind in others), bool(len(kinds) > len(others))
+            )
     return found
 
 

@@ -23,8 +23,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.base import FrozenModel, fill
+from ptycho_exec.fields.choices import LoggerWord
 
 ENV_PREFIX = "PTYCHO_EXEC_"
 
@@ -240,7 +240,9 @@ def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionField
         fill(model.__new__(model), values)
     except ValidationError as error:
         items = error.errors(include_input=False)
-        return list(dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"] and item["loc"][0] in values))
+        return list(
+            dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"] and item["loc"][0] in values)
+        )
     return []
 
 

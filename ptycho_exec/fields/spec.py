@@ -100,7 +100,9 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         model=model,
         name=name,
         sentence=" ".join((info.description or "").split()),
-        default=None if info.is_required() else info.get_default(call_default_factory=True, validated_data={}),
+        default=None
+        if info.is_required()
+        else info.get_default(call_default_factory=True, validated_data={}),
         required=info.is_required(),
         effect=next((item for item in info.metadata if isinstance(item, Effect)), Effect.NUMERICS),
         choices=tuple(choices),

@@ -30,6 +30,7 @@ from ptycho_exec.sources.settings_files import (
 if TYPE_CHECKING:
     from pydantic_settings import PydanticBaseSettingsSource
 
+
 @dataclass(frozen=True)
 class Places:
     """Where a settings class looks: all names follow from its `env_prefix`, `env_file` and `program`."""
@@ -71,7 +72,7 @@ def places_of(model: type[BaseModel]) -> Places:
 
 
 def paths_of(given: Any) -> tuple[str, ...]:
-    """Return what pydantic-settings takes for `env_file` and `secrets_dir` - none, one path, several - as paths."""
+    """Return what pydantic-settings takes for `env_file` and `secrets_dir` (none, one, several) as paths."""
     if given is None:
         return ()
     return tuple(map(os.fspath, given)) if isinstance(given, (list, tuple)) else (os.fspath(given),)

@@ -45,7 +45,9 @@ def variables_layer(
             stray.append(name)
         elif name.startswith(_inherited_prefixes(model)) and not name.startswith(places_of(model).prefix):
             what = f"{name} has no effect: {model.__name__} reads {places_of(model).prefix}... in its place"
-            layer.findings.append(Finding(what, file=file or "", line=line or 0, level="note", code="no-effect"))
+            layer.findings.append(
+                Finding(what, file=file or "", line=line or 0, level="note", code="no-effect")
+            )
         elif finding := _misspelt(name, model):
             where = f"{file}:{line}" if file else f"{kind.value} variable"
             layer.findings.append(replace(finding, where=where, file=file or "", line=line or 0))
@@ -107,7 +109,11 @@ def _misspelt(name: str, model: type[BaseModel]) -> Finding | None:
         return None if foreign else unknown_name(name, variables, where="")
     if not may_be_meant(prefix).search(name):
         return None
-    unfinished = (variable for variable in variables if folded == _without_last_word(prefix) + variable.removeprefix(prefix))
+    unfinished = (
+        variable
+        for variable in variables
+        if folded == _without_last_word(prefix) + variable.removeprefix(prefix)
+    )
     near = ((distance(folded, word), word) for word in variables if abs(len(word) - len(folded)) <= 3)
     score, meant = min(near, default=(99, ""))
     meant = next(unfinished, meant if score <= 3 else "")

@@ -1,7 +1,7 @@
 """One pass over the sources of a settings class: every name checked, every value with its origin.
 
-Which sources there are, and in which order, is the tuple that the class's `settings_customise_sources` returns;
-`standard_sources` is what it returns unless a subclass decides otherwise:
+Which sources there are, and in which order, is the tuple that the class's `settings_customise_sources`
+returns; `standard_sources` is what it returns unless a subclass decides otherwise:
 
 1. arguments of the call, then an `overrides` mapping, then flags, then `override_settings` blocks
 2. values recorded with a trained model, where a workflow continues from one
@@ -148,7 +148,7 @@ def from_dotenv(reader: Reader) -> Layer:
 
 
 def from_secrets(reader: Reader) -> Layer:
-    """Read a file per field from the secrets directories, as containers mount them: the last directory wins."""
+    """Read a file per field from the secrets directories, as containers mount them; the last one wins."""
     layer, variables = Layer(), {spec.variable.lower(): spec for spec in reader.specs.values()}
     given = reader.places.secrets if reader.request.secrets is None else reader.request.secrets
     for folder in (reader.cwd / Path(name).expanduser() for name in given):
@@ -228,7 +228,7 @@ def _sources(reader: Reader) -> tuple[PydanticBaseSettingsSource, ...]:
 
 
 def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
-    """Return what a source supplies; one from elsewhere has no lines, and its texts are typed by their fields."""
+    """Return what a source supplies; texts of one from elsewhere are typed by their fields."""
     if isinstance(source, LayerSource):
         return source.layer
     specs, name = field_specs(model), type(source).__name__
@@ -276,7 +276,7 @@ def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]
 @cache
 def _defaults(model: type[BaseModel]) -> dict[str, Origin]:
     specs = field_specs(model).items()
-    own = {name: f"default of {model.__name__}" for name in _restated(model)}
+    own = dict.fromkeys(_restated(model), f"default of {model.__name__}")
     return {
         name: Origin(Kind.DEFAULT, own.get(name, "default"), spec.default)
         for name, spec in specs
@@ -411,12 +411,13 @@ def _factory(model: type[BaseModel], defaults: Mapping[str, Any]) -> Layer:
 
 @cache
 def _restated(model: type[BaseModel]) -> frozenset[str]:
-    """Return the fields to which a class gave a default in place of an inherited one: a workflow's do not count."""
+    """Return the fields whose inherited default a class has replaced; a workflow's default does not."""
     return frozenset(
         name
         for name, info in model.model_fields.items()
         if any(
-            name in getattr(base, "model_fields", {}) and base.model_fields[name].default != info.default
+            name in base.model_fields and base.model_fields[name].default != info.default
             for base in model.__mro__[1:]
+            if issubclass(base, BaseModel) and base is not BaseModel
         )
     )

@@ -287,7 +287,7 @@ def has_table(table: KeyPath) -> Callable[[Path], bool]:
 
 @cache
 def may_be_meant(prefix: str) -> re.Pattern[str]:
-    """Return a pattern for text that may be meant to have this prefix: a part that one typing error leaves intact."""
+    """Return a pattern for text that may be meant to have this prefix: a part that one error leaves."""
     words = [word for word in prefix.lower().split("_") if word]
     parts = [part for word in words if len(word) > 4 for part in (word[:4], word[-4:])]
     parts += [f"{word}[_ -]" for word in words if len(word) <= 4]

@@ -18,8 +18,7 @@ from ptycho_exec.record import (
     write_manifest,
     write_settings_toml,
 )
-from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.settings import override_settings
+from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import READERS
 

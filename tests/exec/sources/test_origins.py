@@ -55,6 +55,10 @@ def test_an_origin_is_frozen_picklable_and_plain_json() -> None:
 
 
 def test_a_resolution_shows_names_but_no_values() -> None:
-    shown = repr(Resolution(ExecutionSettings, {"tracking_uri": "t0ken"}, {}, (SearchedFile(Kind.DOTENV, "/.env", True),)))
+    shown = repr(
+        Resolution(
+            ExecutionSettings, {"tracking_uri": "t0ken"}, {}, (SearchedFile(Kind.DOTENV, "/.env", True),)
+        )
+    )
     assert shown == "Resolution(tracking_uri, 0 findings)"
     assert Layer().entries == {}

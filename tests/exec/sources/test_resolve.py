@@ -265,7 +265,9 @@ def test_names_that_are_no_text() -> None:
 
 def test_misspelt_words_of_the_call_itself() -> None:
     with pytest.raises(SettingsError, match="expected: profile"):
-        ExecutionSettings.from_resolution(resolve(Request(ExecutionSettings, arguments={"profil": "ci"}, environ={})))
+        ExecutionSettings.from_resolution(
+            resolve(Request(ExecutionSettings, arguments={"profil": "ci"}, environ={}))
+        )
 
 
 def test_contexts_nest_and_the_inner_one_wins(place: Place) -> None:
