@@ -28,6 +28,7 @@ from ptycho_exec.sources.resolve import (
     overriding,
     resolve,
     resolve_onto,
+    resolve_recorded,
     resolve_under,
     resolve_values,
     standard_sources,
@@ -218,6 +219,10 @@ class ResolvedSettings(BaseSettings):
     def with_factory_defaults(self, **defaults: Any) -> Self:
         """Return a copy in which a workflow's `defaults` replace only values that nobody set."""
         return self.from_resolution(resolve_under(self, defaults))
+
+    def with_recorded(self, values: Mapping[str, Any], *, place: str) -> Self:
+        """Return a copy in which values kept at a place win over all but arguments, overrides, flags and blocks."""
+        return self.from_resolution(resolve_recorded(self, values, place=place))
 
     def with_effective(self, values: Mapping[str, Any]) -> Self:
         """Return a copy in which a plan's `values` take the place of what was asked, not validated."""

@@ -38,7 +38,7 @@ class Effect(StrEnum):
     UI = "ui"
 
 
-def _as_integer(value: object) -> object:
+def as_integer(value: object) -> object:
     """JSON does not distinguish 8.0 from 8, so neither do we; NumPy's integers are integers too."""
     integral = isinstance(value, Integral) and not isinstance(value, (bool, int))
     return int(value) if integral or (isinstance(value, float) and value.is_integer()) else value  # type: ignore[call-overload]
@@ -50,8 +50,8 @@ MOST = 10**9
 # Files without a null (TOML) write none as a word; every optional field understands it.
 NoneWord = BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "null") else v)
 # Limits are set on the number itself, inside the conversion, so that the JSON schema has them too.
-Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_as_integer)]
-NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_as_integer)]
+Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(as_integer)]
+NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(as_integer)]
 # A plain string among the annotations describes what the type takes, for messages and the reference.
 Indices = Annotated[
     tuple[NonNegative, ...],
@@ -127,7 +127,7 @@ class ExecutionFields(FrozenModel):
     """Use only operations that give the same bits on every run; warn allows others with a warning."""
     benchmark: bool = False
     """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
-    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = 42
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(as_integer)] = 42
     """Seed of every random number: initialization, shuffling, grouping and workers."""
 
     # --- optimization
@@ -149,7 +149,7 @@ class ExecutionFields(FrozenModel):
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
     limit_train_batches: Annotated[
         Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
-        BeforeValidator(lambda v: _as_integer(v) if not isinstance(v, float) or v > 1 else v),
+        BeforeValidator(lambda v: as_integer(v) if not isinstance(v, float) or v > 1 else v),
         NoneWord,
     ] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
@@ -172,7 +172,7 @@ class ExecutionFields(FrozenModel):
     enable_checkpointing: Annotated[bool, Effect.IO] = True
     """Write checkpoints during training, so that an interrupted run can be resumed."""
     checkpoint_save_top_k: Annotated[
-        int, Interval(ge=-1, le=MOST), BeforeValidator(_as_integer), Effect.IO
+        int, Interval(ge=-1, le=MOST), BeforeValidator(as_integer), Effect.IO
     ] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"

@@ -4,16 +4,15 @@ Which sources there are, and in which order, is the tuple that the class's `sett
 returns; `standard_sources` is what it returns unless a subclass decides otherwise:
 
 1. arguments of the call, then an `overrides` mapping, then flags, then `override_settings` blocks
-2. values recorded with a trained model, where a workflow continues from one
-3. environment: `<PREFIX><FIELD>`
-4. `.env` in the working directory
-5. the file named by `--settings FILE` or `<PREFIX>SETTINGS_FILE` (TOML, YAML or JSON)
-6. `<program>.toml` from the working directory upward, then `[tool.<program>]` in `pyproject.toml`
-7. the user's file, `~/.config/<program>/settings.toml`
-8. a secrets directory, where one is given
-9. profiles, shipped or `[profiles.NAME]` in one of the files
-10. factory defaults that a workflow derives
-11. the class's own defaults
+2. environment: `<PREFIX><FIELD>`
+3. `.env` in the working directory
+4. the file named by `--settings FILE` or `<PREFIX>SETTINGS_FILE` (TOML, YAML or JSON)
+5. `<program>.toml` from the working directory upward, then `[tool.<program>]` in `pyproject.toml`
+6. the user's file, `~/.config/<program>/settings.toml`
+7. a secrets directory, where one is given
+8. profiles, shipped or `[profiles.NAME]` in one of the files
+9. factory defaults that a workflow derives
+10. the class's own defaults
 
 The engine keeps for each value its origin and what it shadowed; the merge of pydantic-settings keeps neither.
 """
@@ -126,11 +125,6 @@ def from_context(reader: Reader) -> Layer:
     return layer
 
 
-def from_recorded(reader: Reader) -> Layer:
-    request = reader.request
-    return _given(request.model, request.recorded, Kind.RECORDED, request.recorded_place)
-
-
 def from_environment(reader: Reader) -> Layer:
     rows = ((name, text, None) for name, text in reader.environ.items())
     return variables_layer(reader.request.model, Kind.ENVIRONMENT, rows)
@@ -181,7 +175,6 @@ READERS: Mapping[Kind, Callable[[Reader], Layer]] = {
     Kind.OVERRIDE: from_overrides,
     Kind.FLAG: from_flags,
     Kind.CONTEXT: from_context,
-    Kind.RECORDED: from_recorded,
     Kind.ENVIRONMENT: from_environment,
     Kind.DOTENV: from_dotenv,
     Kind.SETTINGS_FILE: _from_document(Kind.SETTINGS_FILE),
@@ -245,7 +238,29 @@ def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
 
 def resolve(request: Request) -> Resolution:
     """Read every source once and merge, highest first. Findings are kept; `check` raises them together."""
-    reader = Reader(request)
+    return _resolve(Reader(request))
+
+
+def resolve_together(*requests: Request) -> list[Resolution]:
+    """Resolve several settings classes of one run.
+
+    One file that is named holds values of all of them; a profile needs to be known to one of them only; and
+    a profile or file that was asked for through the variables of one counts for the others too.
+    """
+    readers = [Reader(request) for request in requests]
+    for reader in readers:
+        reader.beside = tuple(other for other in readers if other is not reader)
+    found = [_resolve(reader) for reader in readers]
+    missing = [{f.what for f in resolution.findings if f.field == "profile"} for resolution in found]
+    nowhere = set.intersection(*missing)
+    return [
+        replace(r, findings=tuple(f for f in r.findings if f.field != "profile" or f.what in nowhere))
+        for r in found
+    ]
+
+
+def _resolve(reader: Reader) -> Resolution:
+    request = reader.request
     layers = [_layer_of(source, request.model) for source in _sources(reader)]
     chains: dict[str, list[Origin]] = {}
     for layer in layers:
@@ -318,6 +333,15 @@ def resolve_onto(settings: Resolved, overrides: Mapping[str, Any], *, place: str
     """Put `overrides` above everything that `settings` was resolved from."""
     layer = _given(cast(type[BaseModel], type(settings)), overrides, Kind.OVERRIDE, place)
     return _restack(settings, layer, lambda _: True)
+
+
+_SAID = (Kind.ARGUMENT, Kind.OVERRIDE, Kind.FLAG, Kind.CONTEXT)
+
+
+def resolve_recorded(settings: Resolved, values: Mapping[str, Any], *, place: str) -> Resolution:
+    """Put `values` that are kept with something, a trained model say, above all but what the call itself says."""
+    layer = _given(cast(type[BaseModel], type(settings)), values, Kind.RECORDED, place)
+    return _restack(settings, layer, lambda old: old is None or old.kind not in _SAID)
 
 
 def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution:

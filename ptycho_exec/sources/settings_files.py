@@ -7,8 +7,8 @@ import json
 import re
 import tomllib
 from collections import ChainMap
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,6 +44,17 @@ class Document:
     def table_at(self, path: KeyPath) -> Mapping[str, Any]:
         node = self.value_at(path)
         return node if isinstance(node, Mapping) else {}
+
+    def without(self, names: Collection[str]) -> Document:
+        """Return the same file without some names, at its top and in its profiles."""
+
+        def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in table.items() if name not in names}
+
+        data, profiles = kept(self.data), self.table_at(("profiles",))
+        if profiles:
+            data["profiles"] = {k: kept(v) if isinstance(v, Mapping) else v for k, v in profiles.items()}
+        return replace(self, data=data)
 
     def line(self, path: KeyPath) -> int | None:
         return self.lines.get((*self.table, *path))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from unicodedata import normalize
 
 from ptycho_exec.errors import Finding
+from ptycho_exec.sources.classes import spec_elsewhere
 
 _LONGEST = 80
 
@@ -38,16 +39,6 @@ RETIRED = {
     "workers": "num_workers",
 }
 """Names of other programs and earlier versions, with ours."""
-
-SCIENCE = {
-    "epochs": "--epochs N",
-    "max_epochs": "--epochs N",
-    "nepochs": "--epochs N",
-    "gridsize": "--gridsize G",
-    "n_groups": "DataConfig.n_groups",
-    "loss": "TrainingConfig.loss",
-}
-"""Names of WHAT to run: they belong to the science configs, not here."""
 
 
 def distance(a: str, b: str) -> int:
@@ -108,8 +99,9 @@ def unknown_name(
     all_of_them = ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
     if renamed is not None:
         fix = f"write {renamed}, as this program calls it"
-    elif bare in SCIENCE:
-        fix = f"it says what to run, not how: use {SCIENCE[bare]}"
+    elif (owner := None if close else spec_elsewhere(bare)) is not None:
+        program = getattr(owner.model, "program", "")
+        fix = f"it is a setting of {program}: set {owner.variable} or {owner.flag}, or write it in {program}.toml"
     else:
         fix = f"write {close[0]}, or remove it" if close else "remove it"
     return Finding(
