@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.cli.flags import (
     JSON,
     Command,
@@ -25,7 +27,7 @@ from ptycho_exec.cli.flags import (
 )
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.model import Effect, ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Reader, Request
@@ -50,25 +52,35 @@ def build_parser() -> Parser:
     return parser
 
 
-def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | None = None) -> Resolution:
+def resolve_from(
+    args: argparse.Namespace,
+    factory_defaults: dict[str, Any] | None = None,
+    model: type[ExecutionSettings] = ExecutionSettings,
+) -> Resolution:
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            flags=flags_given(args),
+            flags=flags_given(args, model),
             profile=args.profile,
             settings_file=args.settings,
             factory_defaults=factory_defaults or {},
+            model=_fields_of(model),
         )
     )
+
+
+def _fields_of(model: type[ExecutionSettings]) -> type[BaseModel]:
+    """Return the plain model that is validated for a settings class."""
+    return ExecutionFields if model is ExecutionSettings else model
 
 
 # --- show and explain ------------------------------------------------------------------------------------
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print every value with its origin, or what Trainer and loaders would be given."""
-    resolution = resolve_from(args)
-    settings = ExecutionSettings.from_resolution(resolution)
+    resolution = resolve_from(args, model=model)
+    settings = model.from_resolution(resolution)
     if args.trainer or args.loader:
         from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
 
@@ -83,7 +95,7 @@ def show(args: argparse.Namespace) -> int:
         return 0
     rows = [
         (name, shown(getattr(settings, name)), settings.origins[name].describe())
-        for name in field_specs()
+        for name in field_specs(model)
         if not args.changed or settings.origins[name].kind is not Kind.DEFAULT
     ]
     print("\n".join(table(rows)) if rows else "every value is its default")
@@ -123,20 +135,21 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
         ).rstrip()
 
 
-def explain(args: argparse.Namespace) -> int:
+def explain(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
-    if args.field and args.field not in field_specs():
-        finding = unknown_name(args.field, tuple(field_specs()), where="command line")
+    specs = field_specs(model)
+    if args.field and args.field not in specs:
+        finding = unknown_name(args.field, tuple(specs), where="command line")
         raise SettingsError.from_findings([finding])
-    resolution = resolve_from(args)
-    settings = ExecutionSettings.from_resolution(resolution)
+    resolution = resolve_from(args, model=model)
+    settings = model.from_resolution(resolution)
     names = [args.field] if args.field else _changed(settings)
     if args.json:
         chosen = settings_json(settings)
         print(json.dumps({name: chosen[name] for name in names}, indent=2))
         return 0
     for name in names:
-        print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
+        print("\n".join(_explained(specs[name], settings, resolution.notices)))
         print()
     if resolution.profile:
         print(f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}")
@@ -148,7 +161,7 @@ def explain(args: argparse.Namespace) -> int:
 
 
 def _changed(settings: ExecutionSettings) -> list[str]:
-    return [name for name in field_specs() if settings.origins[name].kind is not Kind.DEFAULT]
+    return [name for name, origin in settings.origins.items() if origin.kind is not Kind.DEFAULT]
 
 
 def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[Finding]) -> Iterator[str]:
@@ -361,27 +374,27 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(_: argparse.Namespace) -> int:
+def schema(_: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print the JSON schema of a settings file."""
     from ptycho_exec.cli.reference import schema_text
 
-    print(schema_text(), end="")
+    print(schema_text(model), end="")
     return 0
 
 
-def init(args: argparse.Namespace) -> int:
+def init(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Write a starter settings file, every field commented out at its default, and its schema."""
-    from ptycho_exec.cli.reference import schema_text, starter_toml
+    from ptycho_exec.cli.reference import package_name, schema_text, starter_toml
 
     path = Path(args.path)
     if path.suffix != ".toml":
         raise UserError(f"{path} is no TOML file", expected="a name that ends with .toml", fix="rename it")
     if path.exists():
         raise UserError(f"{path} exists already", expected="a new file", fix="choose another name")
-    schema_path = path.with_name("ptycho_exec.schema.json")
+    schema_path = path.with_name(f"{package_name(model)}.schema.json")
     try:
-        schema_path.write_text(schema_text(), "utf-8")
-        path.write_text(starter_toml(f"./{schema_path.name}"), "utf-8")
+        schema_path.write_text(schema_text(model), "utf-8")
+        path.write_text(starter_toml(f"./{schema_path.name}", model), "utf-8")
     except OSError as error:
         fix = "choose a folder that exists and that you may write to"
         raise UserError(f"cannot write {path}: {error.strerror}", where=str(path.parent), fix=fix) from None
@@ -398,9 +411,9 @@ def docs(args: argparse.Namespace) -> int:
     return 0
 
 
-def profiles(args: argparse.Namespace) -> int:
+def profiles(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
-    reader = Reader(Request())
+    reader = Reader(Request(model=_fields_of(model)))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
     errors = [finding for finding in reader.findings if finding.level == "error"]
     if errors:
