@@ -16,10 +16,12 @@ from typing import Any, Self
 from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ptycho_exec.errors import SettingsError, redact
+from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.sources.discovery import Request
-from ptycho_exec.sources.origins import Origin, Resolution
+from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
+from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.resolve import check, resolve, resolve_onto, resolve_under, resolve_values
 
 _filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
@@ -49,6 +51,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+    _notices: tuple[Finding, ...] = PrivateAttr(default=())
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
 
         check(resolution, validate)
         self._origins = dict(resolution.origins)
+        self._notices = resolution.notices
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
@@ -108,6 +112,33 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
         """Return where the value of a field came from, as text; empty where that is not known."""
         origin = self._origins.get(name)
         return origin.describe() if origin else ""
+
+    @property
+    def notices(self) -> tuple[Finding, ...]:
+        """What is worth knowing about the sources: a variable that is empty, a file that is not read."""
+        return self._notices
+
+    def explain(self, name: str | None = None) -> str:
+        """Return in words where a value came from and what it means; without a name, for all that were set.
+
+        Raises:
+            SettingsError: there is no such field.
+        """
+        specs = field_specs(type(self))
+        names = changed(self._origins) if name is None else [checked_name(name, specs, where="explain()")]
+        blocks = (
+            explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
+            for name in names
+        )
+        return "\n\n".join("\n".join(lines) for lines in blocks) or "every value is its default"
+
+    def _origin(self, name: str) -> Origin:
+        return self._origins.get(name) or Origin(Kind.DEFAULT, "not known", getattr(self, name))
+
+    def _repr_html_(self) -> str:
+        """Show every value with its origin in a notebook, credentials hidden."""
+        specs = field_specs(type(self))
+        return explain_html(type(self).__name__, specs, dict(self), self._origins, self._notices)
 
     def with_overrides(self, **overrides: Any) -> Self:
         """Return a validated copy in which `overrides` win over everything that was resolved before."""
