@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs
-from ptycho_exec.sources.resolve import Request, override_settings, resolve
+from ptycho_exec.settings import ExecutionSettings, override_settings
+from ptycho_exec.sources.resolve import Request, resolve
 from ptycho_exec.sources.suggestions import RETIRED
 
 NOWHERE = Path(tempfile.mkdtemp(prefix="typo_sweep_"))
@@ -95,7 +96,9 @@ def bare(name: str) -> str:
 
 
 def _resolved(**request: Any) -> str | None:
-    return first_suggestion(resolve(Request(environ=ENVIRON, cwd=NOWHERE, **request)).findings)
+    return first_suggestion(
+        resolve(Request(ExecutionSettings, environ=ENVIRON, cwd=NOWHERE, **request)).findings
+    )
 
 
 def _with_file(name: str, text: str, **request: Any) -> str | None:
@@ -130,7 +133,7 @@ def _context(name: str) -> str | None:
 
 def _environment(name: str) -> str | None:
     environ = {**ENVIRON, name: "1"}
-    return first_suggestion(resolve(Request(environ=environ, cwd=NOWHERE)).findings)
+    return first_suggestion(resolve(Request(ExecutionSettings, environ=environ, cwd=NOWHERE)).findings)
 
 
 def _quoted(name: str) -> str:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
     from ptycho_exec.record import fingerprint, settings_from_manifest
-    from ptycho_exec.settings import ExecutionSettings
+    from ptycho_exec.settings import ExecutionSettings, override_settings
     from ptycho_exec.settings import ExecutionSettings as PyTorchExecutionConfig
     from ptycho_exec.sources.origins import Kind, Origin
-    from ptycho_exec.sources.resolve import Factory, override_settings
+    from ptycho_exec.sources.resolve import Factory
     from ptycho_exec.trainer.build import (
         build_trainer,
         inference_loader_kwargs,
@@ -47,7 +47,7 @@ _HOME = {
     "fingerprint": "record",
     "inference_loader_kwargs": "trainer.build",
     "json_schema": "cli.reference",
-    "override_settings": "sources.resolve",
+    "override_settings": "settings",
     "process_flags": "trainer.build",
     "resolve_plan": "plan",
     "seed_run": "trainer.build",

@@ -85,10 +85,7 @@ class Plan:
     @cached_property
     def settings(self) -> ExecutionSettings:
         """The effective values as settings, not validated again: a plan with problems has them too."""
-        values = {name: row.value for name, row in self.effective.items()}
-        effective = type(self.requested).model_construct(**values)
-        effective._origins = dict(self.requested.origins)
-        return effective
+        return self.requested.with_effective({name: row.value for name, row in self.effective.items()})
 
     def raise_if_blocked(self, *, include_trainer_refusals: bool = True) -> None:
         """Raise one SettingsError with every problem, or with those that no Trainer would refuse itself."""

@@ -1,85 +1,135 @@
 """`ExecutionSettings`: the fields of `ptycho_exec.fields.model`, resolved from every place that can set them.
 
-Where values come from, and in which order, is decided in `ptycho_exec.sources.resolve` alone.
+`ResolvedSettings` is the class behind it, for any settings: sources in a stated order, an origin for each.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
+from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ptycho_exec.errors import Finding, SettingsError, redact
-from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
-from ptycho_exec.fields.spec import field_specs
-from ptycho_exec.sources.discovery import Request
+from ptycho_exec.fields.base import FrozenModel, branches, fill, is_filling, kind_of
+from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
+from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.sources.discovery import Request, paths_of
 from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-from ptycho_exec.sources.resolve import check, resolve, resolve_onto, resolve_under, resolve_values
+from ptycho_exec.sources.resolve import (
+    CONTROLS,
+    check,
+    overriding,
+    resolve,
+    resolve_onto,
+    resolve_under,
+    resolve_values,
+    standard_sources,
+)
 
-_filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
+if TYPE_CHECKING:
+
+    class BaseSettings(FrozenModel):
+        """The one of pydantic-settings, seen by type checkers as a frozen model with a typed constructor."""
+else:
+    from pydantic_settings import BaseSettings
 
 
-@contextmanager
-def _own_validation() -> Iterator[None]:
-    """Mark that values come from our engine, not from a model around this one."""
-    token = _filling.set(True)
-    try:
-        yield
-    finally:
-        _filling.reset(token)
+class ResolvedSettings(BaseSettings):
+    """Settings of any program: validated, frozen, with the origin of each value.
 
-
-class ExecutionSettings(ExecutionFields, BaseSettings):
-    """How to run, for any machine: validated, frozen, with the origin of each value.
-
-    `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
-    documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
-    else.
+    A subclass states its fields, `env_prefix` in `model_config`, and `program`; all names follow from these:
+    variables `<PREFIX><FIELD>`, the file `<program>.toml`, the table `[tool.<program>]`, the user's file
+    `~/.config/<program>/settings.toml`. `settings_customise_sources` returns the sources in their order.
 
     Raises:
-        SettingsError: misspelt names, malformed values or contradictions, all of them in one report.
+        SettingsError: misspelt names, malformed values or contradictions, all of them in one report; from the
+            definition of a subclass, what cannot work in it.
     """
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)
+    program: ClassVar[str] = ""
+    """Name of the settings file, of the table in pyproject.toml, and of the folder for the user's file."""
+    shipped_profiles: ClassVar[Path | None] = None
+    """Folder with profiles that come with the program, `NAME.toml` each."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        env_file=".env",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
     _notices: tuple[Finding, ...] = PrivateAttr(default=())
 
-    def __init__(
-        self,
-        /,
-        *,
-        profile: str | None = None,
-        settings_file: str | Path | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        factory_defaults: Mapping[str, Any] | None = None,
-        **explicit: Any,
-    ) -> None:
-        request = Request(
-            arguments=explicit,
-            overrides=overrides or {},
-            profile=profile,
-            settings_file=settings_file,
-            factory_defaults=factory_defaults or {},
+    if TYPE_CHECKING:  # so that type checkers derive the constructor from the fields, with these besides
+        profile: str | None = None
+        settings_file: str | Path | None = None
+        overrides: Mapping[str, Any] | None = None
+        factory_defaults: Mapping[str, Any] | None = None
+    else:
+
+        def __init__(
+            self,
+            /,
+            *,
+            profile: str | None = None,
+            settings_file: str | Path | None = None,
+            overrides: Mapping[str, Any] | None = None,
+            factory_defaults: Mapping[str, Any] | None = None,
+            **explicit: Any,
+        ) -> None:
+            foreign = {name: explicit.pop(name) for name in list(explicit) if name.startswith("_")}
+            request = Request(
+                type(self),
+                arguments=explicit,
+                overrides=overrides or {},
+                profile=profile,
+                settings_file=settings_file,
+                factory_defaults=factory_defaults or {},
+            )
+            self._fill(resolve(replace(request, **_options_of_pydantic_settings(foreign))))
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        _refuse_what_cannot_work(cls)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseModel],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources, highest precedence first: those of `ptycho_exec.sources.resolve`.
+
+        A subclass can return others, or another order; sources of pydantic-settings take part with the name
+        of their class as the origin.
+        """
+        return standard_sources(
+            settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
         )
-        self._fill(resolve(request))
 
     def _fill(self, resolution: Resolution) -> None:
-        def validate(values: Mapping[str, Any]) -> None:
-            with _own_validation():
-                BaseModel.__init__(self, **values)
+        check(resolution, lambda values: fill(self, values))
+        self._keep_origins(resolution.origins, resolution.notices)
 
-        check(resolution, validate)
-        self._origins = dict(resolution.origins)
-        self._notices = resolution.notices
+    def _keep_origins(self, origins: Mapping[str, Origin], notices: tuple[Finding, ...]) -> None:
+        self._origins = dict(origins)  # type: ignore[misc]  # private attributes, not frozen fields
+        self._notices = notices  # type: ignore[misc]
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
@@ -91,17 +141,68 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, place: str = "from_values()") -> Self:
         """Build from `values` and the defaults alone: no environment, no file, no working directory."""
-        return cls.from_resolution(resolve_values(values, place=place))
+        return cls.from_resolution(resolve_values(cls, values, place=place))
 
     @classmethod
-    def model_validate(cls, obj: Any, **_: Any) -> Self:
+    def override(cls, **overrides: Any) -> AbstractContextManager[None]:
+        """Return a block in which `overrides` win in everything resolved, in this thread or task only.
+
+        Raises:
+            SettingsError: a name that is no field.
+        """
+        return overriding(cls, overrides)
+
+    # --- what pydantic and pydantic-settings offer, by our rules
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
         """Validate a mapping by itself. (Plain pydantic-settings would read the environment again.)"""
+        _refuse_options("model_validate", options)
         return obj if isinstance(obj, cls) else cls.from_values(obj, place="model_validate()")
 
     @classmethod
-    def model_validate_json(cls, json_data: str | bytes | bytearray, **_: Any) -> Self:
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
         """Validate JSON text by itself; see `model_validate`."""
-        return cls.from_values(json.loads(json_data), place="model_validate_json()")
+        _refuse_options("model_validate_json", options)
+        return cls.from_values(_parsed_json(json_data), place="model_validate_json()")
+
+    @classmethod
+    def model_validate_strings(cls, obj: Any, **options: Any) -> Self:
+        """Validate texts by themselves, each typed by its field as the text of a variable is."""
+        _refuse_options("model_validate_strings", options)
+        resolution = resolve_values(cls, obj, place="model_validate_strings()", texts=True)
+        return cls.from_resolution(resolution)
+
+    @classmethod
+    def settings_cached(cls) -> Self:
+        """Refuse: the cache would not see variables, files and `override_settings` blocks that come later.
+
+        Raises:
+            SettingsError: always.
+        """
+        raise SettingsError(
+            f"{cls.__name__}.settings_cached() would keep values that later variables do not reach",
+            expected="an object that the program keeps where it needs it",
+            fix=f"write settings = {cls.__name__}() once, and pass settings on",
+        )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _by_itself(cls, data: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Inside another model, or in a TypeAdapter, take a mapping by itself, as `model_validate` does.
+
+        pydantic would call the constructor, which resolves environment and files: settings that were written
+        on one machine would silently become others where they are read. Texts are typed by their fields,
+        because a model around this one may have read them from variables; in JSON they stay texts.
+        """
+        if is_filling():
+            return handler(data)
+        if isinstance(data, cls):
+            return data
+        place = f"{cls.__name__} in another model"
+        return cls.from_resolution(resolve_values(cls, data, place=place, texts=info.mode != "json"))
+
+    # --- values and origins
 
     @property
     def origins(self) -> Mapping[str, Origin]:
@@ -148,20 +249,27 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
         """Return a copy in which a workflow's `defaults` replace only values that nobody set."""
         return self.from_resolution(resolve_under(self, defaults))
 
+    def with_effective(self, values: Mapping[str, Any]) -> Self:
+        """Return a copy in which a plan's `values` take the place of what was asked, not validated."""
+        effective: Self = self.model_construct(**{**dict(self), **values})
+        effective._keep_origins(self._origins, self._notices)
+        return effective
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; an update is validated like any other override."""
         del deep  # every value is immutable, so a shallow copy is a deep one
         return self.with_overrides(**update) if update else self
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _by_itself(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Inside another model, or in a TypeAdapter, take a mapping by itself, as `model_validate` does.
+    def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False, **parts: Any) -> Self:
+        """Copy as `model_copy` does.
 
-        pydantic would call the constructor, which resolves environment and files: settings that were written
-        on one machine would silently become others where they are read.
+        Raises:
+            SettingsError: for a part of the settings (`include`, `exclude`), which would be no settings.
         """
-        return handler(data) if _filling.get() else cls.model_validate(data)
+        if any(part is not None for part in parts.values()):
+            what, fix = "settings cannot be copied in part", "use settings.model_dump(include=...)"
+            raise SettingsError(what, where="copy()", expected="update= alone", fix=fix)
+        return self.model_copy(update=update, deep=deep)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse, without repeating the value: it may hold credentials."""
@@ -171,7 +279,7 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
 
     def __eq__(self, other: object) -> bool:
         """Compare values only: the same settings from different places are the same settings."""
-        return isinstance(other, ExecutionSettings) and self.__dict__ == other.__dict__
+        return isinstance(other, ResolvedSettings) and self.__dict__ == other.__dict__
 
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))
@@ -179,3 +287,134 @@ class ExecutionSettings(ExecutionFields, BaseSettings):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in self.__dict__.items():
             yield name, redact(value)
+
+
+def _refuse_options(method: str, options: Mapping[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SettingsError(
+            f"{method}() of settings takes values alone, not {', '.join(given)}",
+            expected="the same rules in every place",
+            fix=f"leave {', '.join(given)} out",
+        )
+
+
+def _options_of_pydantic_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the options of its constructor mean to a request.
+
+    Raises:
+        SettingsError: one that has no meaning here.
+    """
+    options: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "_env_file":
+            options["dotenv"] = paths_of(value)
+        elif name == "_secrets_dir":
+            options["secrets"] = paths_of(value)
+        elif name == "_build_sources":  # what CliApp.run hands over: the standard sources, and its own
+            sources, arguments = value
+            options["extra_sources"] = tuple(s for s in sources if isinstance(s, CliSettingsSource))
+            options["arguments"] = arguments
+        elif value is not None:
+            raise SettingsError(
+                f"{name} is no argument of settings",
+                expected="_env_file or _secrets_dir, of the options of pydantic-settings",
+                fix="set it in model_config of a subclass; for flags use CliApp.run",
+            )
+    return options
+
+
+def _parsed_json(data: str | bytes | bytearray) -> Any:
+    """Parse JSON in which every name is there once.
+
+    Raises:
+        SettingsError: it is no JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is defined twice")
+        return dict(pairs)
+
+    try:
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8")
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        problem = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        what, where = f"this is not valid JSON: {problem}", "argument of model_validate_json()"
+        raise SettingsError(what, where=where, expected="a JSON object", fix="correct the text") from None
+
+
+# --- subclasses ---------------------------------------------------------------------------------------------
+
+_FIXED_CONFIG = {
+    "frozen": "settings never change; use with_overrides",
+    "extra": "an unknown name is an error",
+    "strict": "a text is no number; sources of text are typed by their fields",
+    "validate_default": "defaults are checked when the class is defined",
+    "case_sensitive": "variables are written in capitals",
+    "env_nested_delimiter": "settings are flat; nest them in another BaseSettings instead",
+    "env_nested_max_split": "settings are flat",
+    "env_prefix_target": "every variable has the prefix",
+    "env_file_encoding": "files are UTF-8",
+    "env_file_depth": "the file in the working directory is read",
+    "env_parse_none_str": "none and null are understood everywhere",
+    "toml_file": 'set the class attribute program = "NAME" for NAME.toml and [tool.NAME]',
+    "pyproject_toml_table_header": 'set the class attribute program = "NAME" for [tool.NAME]',
+    "json_file": "name the file in the call, settings_file=..., or by its variable",
+    "yaml_file": "name the file in the call, settings_file=..., or by its variable",
+    "cli_parse_args": "use CliApp.run",
+}
+"""Options of pydantic-settings that a subclass cannot change, and why or what to do instead."""
+
+
+def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
+    problems = [
+        f"model_config[{key!r}]: {why}"
+        for key, why in _FIXED_CONFIG.items()
+        if cls.model_config.get(key) != ResolvedSettings.model_config.get(key)
+    ]
+    for name, info in cls.model_fields.items():
+        kinds = [kind_of(kind) for kind, _ in branches(info.annotation)]
+        if name in CONTROLS:
+            problems.append(f"field {name}: the constructor has an argument of that name")
+        if info.alias or info.validation_alias:
+            problems.append(f"field {name}: an alias; variable, flag and key have the name of the field")
+        if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+            problems.append(f"field {name}: a model; put it beside these settings in a class around both")
+    defaults = {name: spec.default for name, spec in field_specs(cls).items() if not spec.required}
+    if not problems:
+        for name in malformed(defaults, cls):
+            value, expected = format_value(defaults[name]), field_specs(cls)[name].expected()
+            problems.append(f"field {name}: its default {value} is not allowed; expected {expected}")
+    if problems:
+        raise SettingsError(
+            f"class {cls.__name__} cannot have: {'; '.join(problems)}",
+            where=f"{cls.__module__}.{cls.__qualname__}",
+            expected="flat fields, and env_prefix, env_file, secrets_dir or program of its own",
+            fix="change the class as said, or hold the settings in a class of your own",
+        )
+
+
+class ExecutionSettings(ExecutionFields, ResolvedSettings):
+    """How to run, for any machine: validated, frozen, with the origin of each value.
+
+    `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
+    documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
+    else.
+
+    Raises:
+        SettingsError: misspelt names, malformed values or contradictions, all of them in one report.
+    """
+
+    program: ClassVar[str] = "ptycho_exec"
+    shipped_profiles: ClassVar[Path | None] = Path(__file__).with_name("profiles")
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)
+
+
+def override_settings(**overrides: Any) -> AbstractContextManager[None]:
+    """Return a block in which execution settings are overridden; see `ExecutionSettings.override`."""
+    return ExecutionSettings.override(**overrides)

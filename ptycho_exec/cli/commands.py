@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
 from ptycho_exec.cli.flags import (
     JSON,
     Command,
@@ -26,7 +24,7 @@ from ptycho_exec.cli.flags import (
     switch,
 )
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
-from ptycho_exec.fields.model import Effect, ExecutionFields
+from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Reader, Request
@@ -62,18 +60,13 @@ def resolve_from(
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
+            model,
             flags=flags_given(args, model),
             profile=args.profile,
             settings_file=args.settings,
             factory_defaults=factory_defaults or {},
-            model=_fields_of(model),
         )
     )
-
-
-def _fields_of(model: type[ExecutionSettings]) -> type[BaseModel]:
-    """Return the plain model that is validated for a settings class."""
-    return ExecutionFields if model is ExecutionSettings else model
 
 
 # --- show and explain ------------------------------------------------------------------------------------
@@ -315,7 +308,9 @@ def settings_of(what: str) -> ExecutionSettings:
     if what == "env":
         return ExecutionSettings()
     if what.startswith("profile:"):
-        return ExecutionSettings.from_resolution(resolve_profile(what.removeprefix("profile:")))
+        return ExecutionSettings.from_resolution(
+            resolve_profile(ExecutionSettings, what.removeprefix("profile:"))
+        )
     path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
     if not path.is_file():
         raise UserError(
@@ -328,7 +323,7 @@ def settings_of(what: str) -> ExecutionSettings:
     if intent is not None:
         return ExecutionSettings.from_values(intent, place=str(path))
     with tempfile.TemporaryDirectory() as nowhere:
-        request = Request(settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
+        request = Request(ExecutionSettings, settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
         return ExecutionSettings.from_resolution(resolve(request))
 
 
@@ -386,7 +381,7 @@ def docs(args: argparse.Namespace) -> int:
 
 def profiles(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
-    reader = Reader(Request(model=_fields_of(model)))
+    reader = Reader(Request(model))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
     errors = [finding for finding in reader.findings if finding.level == "error"]
     if errors:

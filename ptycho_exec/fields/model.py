@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
+from ptycho_exec.fields.base import FrozenModel, fill
 from ptycho_exec.fields.choices import LoggerWord
 
 ENV_PREFIX = "PTYCHO_EXEC_"
@@ -90,7 +91,7 @@ Metric = Annotated[
 ]
 
 
-class ExecutionFields(BaseModel):
+class ExecutionFields(FrozenModel):
     """Every execution setting: a sentence, an effect class and its limits."""
 
     model_config = SettingsConfigDict(
@@ -211,9 +212,9 @@ class ExecutionFields(BaseModel):
 
     @model_validator(mode="after")
     def _choose_one(self) -> Self:
-        clashes = tuple(rule for rule in CONFLICTS if rule.clashes(self))
+        clashes = [Contradiction(rule.fields, rule.why, rule.fix) for rule in CONFLICTS if rule.clashes(self)]
         if clashes:
-            raise PydanticCustomError("conflict", "settings contradict each other", {"conflicts": clashes})
+            raise contradiction(*clashes)
         return self
 
 
@@ -236,11 +237,27 @@ def monitor_readers(values: Mapping[str, Any]) -> list[str]:
 def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionFields) -> list[str]:
     """Return the names in `values` whose value their field of `model` does not accept by itself."""
     try:
-        model(**values)
+        fill(model.__new__(model), values)
     except ValidationError as error:
-        names = (str(item["loc"][0]) for item in error.errors(include_input=False) if item["loc"])
-        return list(dict.fromkeys(names))
+        items = error.errors(include_input=False)
+        return list(
+            dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"] and item["loc"][0] in values)
+        )
     return []
+
+
+class Contradiction(NamedTuple):
+    """Values of some fields that cannot be meant together, why, and how to choose."""
+
+    fields: tuple[str, ...]
+    why: str
+    fix: str
+
+
+def contradiction(*found: Contradiction) -> PydanticCustomError:
+    """Return what a validator raises about values that contradict each other; every one is reported."""
+    text = "; ".join(f"{item.why}; {item.fix}" for item in found)
+    return PydanticCustomError("conflict", "{text}", {"text": text, "conflicts": found})
 
 
 class Conflict(NamedTuple):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from enum import Enum
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ptycho_exec.fields.base import branches, kind_of
 from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
@@ -26,6 +29,7 @@ class FieldSpec:
     name: str
     sentence: str
     default: Any
+    required: bool
     effect: Effect
     choices: tuple[Any, ...]
     kinds: frozenset[type]
@@ -58,6 +62,7 @@ class FieldSpec:
         return ", or ".join([*parts, *self.words, *(["none"] if self.optional else [])])
 
 
+_LISTS = (tuple, list, set, frozenset)
 _SPECS: dict[type[BaseModel], dict[str, FieldSpec]] = {}
 
 
@@ -70,47 +75,40 @@ def field_specs(model: type[BaseModel] = ExecutionFields) -> Mapping[str, FieldS
 
 def _spec(model: type[BaseModel], name: str) -> FieldSpec:
     info = model.model_fields[name]
-    branches = list(_branches(info.annotation, tuple(info.metadata)))
-    kinds = {typing.get_origin(kind) or kind for kind, _ in branches} - {Literal}
-    nouns = {
+    parts = list(branches(info.annotation, tuple(info.metadata)))
+    kinds = {kind_of(kind) for kind, _ in parts} - {Literal}
+    nouns: dict[Any, str] = {
         int: "an integer",
         float: "a number with a decimal point" if int in kinds else "a number",
-        tuple: "a list",
+        **dict.fromkeys(_LISTS, "a list"),
         str: "a string",
     }
     choices: list[Any] = []
     words = []
-    for kind, constraints in branches:
-        origin = typing.get_origin(kind) or kind
+    for kind, constraints in parts:
+        origin = kind_of(kind)
         if origin is Literal:
             choices += typing.get_args(kind)
         elif origin is bool:
             choices += [True, False]
-        elif origin in nouns:
-            words.append(" ".join([nouns[origin], *_limits(constraints)]))
+        elif isinstance(origin, type) and issubclass(origin, Enum):
+            choices += [member.value for member in origin]
+        elif origin is not type(None):
+            noun = nouns.get(origin, f"a {getattr(origin, '__name__', origin)}")
+            words.append(" ".join([noun, *_limits(constraints)]))
     return FieldSpec(
         model=model,
         name=name,
         sentence=" ".join((info.description or "").split()),
-        default=info.default,
+        default=None
+        if info.is_required()
+        else info.get_default(call_default_factory=True, validated_data={}),
+        required=info.is_required(),
         effect=next((item for item in info.metadata if isinstance(item, Effect)), Effect.NUMERICS),
         choices=tuple(choices),
         kinds=frozenset(kinds),
         words=tuple(words),
     )
-
-
-def _branches(annotation: Any, constraints: tuple[Any, ...]) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Yield each type or Literal that a value may be of, with the constraints that apply to it."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        inner, *extra = typing.get_args(annotation)
-        yield from _branches(inner, (*constraints, *extra))
-    elif origin in (typing.Union, types.UnionType):
-        for part in typing.get_args(annotation):
-            yield from _branches(part, constraints)
-    else:
-        yield annotation, constraints
 
 
 def _limits(constraints: tuple[Any, ...]) -> Iterator[str]:
@@ -159,11 +157,21 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
         return float(number)
     if bool in spec.kinds and lower in TRUE_WORDS | FALSE_WORDS:
         return lower in TRUE_WORDS
-    if tuple in spec.kinds and ("," in lower or lower.startswith("[")):
-        inner = lower[1:-1] if lower.startswith("[") and lower.endswith("]") else lower
-        numbers = [_number(part.strip()) for part in inner.split(",")]
-        return word if None in numbers else numbers
+    if spec.kinds.intersection(_LISTS) and ("," in lower or lower.startswith("[")):
+        return _decode_list(spec, word)
+    if dict in spec.kinds and word.startswith("{"):
+        with suppress(ValueError):
+            return json.loads(word)
     return word
+
+
+def _decode_list(spec: FieldSpec, word: str) -> Any:
+    inner = word[1:-1] if word.startswith("[") and word.endswith("]") else word
+    parts = [part.strip().strip("\"'") for part in inner.split(",")]
+    numbers = [_number(part.lower()) for part in parts]
+    if None not in numbers and not spec.accepts(parts):
+        return numbers
+    return parts if spec.accepts(parts) else word
 
 
 def _number(word: str) -> int | float | None:

@@ -1,7 +1,6 @@
 """What one resolution may read, and where it finds it: `.env`, the settings files, the profile's name.
 
-Nothing here decides a precedence: `ptycho_exec.sources.resolve` does. Every file is read once, when first
-asked for.
+Nothing here decides a precedence: the settings class does. Every file is read once, when first asked for.
 """
 
 from __future__ import annotations
@@ -9,14 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, redact
-from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, field_specs
 from ptycho_exec.sources.origins import Kind, Origin, SearchedFile
 from ptycho_exec.sources.settings_files import (
@@ -29,29 +27,88 @@ from ptycho_exec.sources.settings_files import (
     read_dotenv,
 )
 
-SETTINGS_FILE_VARIABLE = ENV_PREFIX + "SETTINGS_FILE"
-PROFILE_VARIABLE = ENV_PREFIX + "PROFILE"
-PROJECT_FILE = "ptycho_exec.toml"
-PYPROJECT_TABLE = ("tool", "ptycho_exec")
+if TYPE_CHECKING:
+    from pydantic_settings import PydanticBaseSettingsSource
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a settings class looks: all names follow from its `env_prefix`, `env_file` and `program`."""
+
+    prefix: str
+    program: str
+    dotenv: tuple[str, ...] = (".env",)
+    secrets: tuple[str, ...] = ()
+    shipped_profiles: Path | None = None
+
+    @property
+    def settings_file_variable(self) -> str:
+        return f"{self.prefix}SETTINGS_FILE"
+
+    @property
+    def profile_variable(self) -> str:
+        return f"{self.prefix}PROFILE"
+
+    @property
+    def project_file(self) -> str:
+        return f"{self.program}.toml"
+
+    @property
+    def table(self) -> tuple[str, str]:
+        return ("tool", self.program)
+
+
+@cache
+def places_of(model: type[BaseModel]) -> Places:
+    """Return where a settings class looks for its values."""
+    config = model.model_config
+    return Places(
+        prefix=str(config.get("env_prefix", "")).upper(),
+        program=getattr(model, "program", ""),
+        dotenv=paths_of(config.get("env_file")),
+        secrets=paths_of(config.get("secrets_dir")),
+        shipped_profiles=getattr(model, "shipped_profiles", None),
+    )
+
+
+def paths_of(given: Any) -> tuple[str, ...]:
+    """Return what pydantic-settings takes for `env_file` and `secrets_dir` (none, one, several) as paths."""
+    if given is None:
+        return ()
+    return tuple(map(os.fspath, given)) if isinstance(given, (list, tuple)) else (os.fspath(given),)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one resolution may read. `environ` and `cwd` default to the process's own.
+    """What one resolution of a settings class may read. `environ` and `cwd` default to the process's own.
 
     A flag that was given several times has all its texts, of which the last one counts.
+
+    Attributes:
+        recorded: values kept with a trained model, say; they win over the environment and files.
+        recorded_place: where they are kept.
+        beside: the settings class that is resolved in the same run. Its names may be in the same named file,
+            and its profile and named file count where this class was given none of its own.
+        dotenv, secrets: paths that take the place of the class's own.
+        extra_sources: sources of pydantic-settings that win over all others.
     """
 
+    model: type[BaseModel]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    recorded_place: str = ""
     profile: str | None = None
     settings_file: str | Path | None = None
     factory_defaults: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] | None = field(default=None, repr=False)
     cwd: Path | None = None
-    place: str = "ExecutionSettings()"
-    model: type[BaseModel] = ExecutionFields
+    place: str = ""
+    beside: Reader | None = None
+    dotenv: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] | None = None
+    extra_sources: tuple[PydanticBaseSettingsSource, ...] = ()
 
     def __repr__(self) -> str:
         """Name what was asked for; values stay out, for they may hold credentials."""
@@ -70,8 +127,13 @@ class Reader:
 
     @property
     def specs(self) -> Mapping[str, FieldSpec]:
-        """The fields of the model that is resolved."""
+        """The fields of the class that is resolved."""
         return field_specs(self.request.model)
+
+    @property
+    def places(self) -> Places:
+        """Where that class looks."""
+        return places_of(self.request.model)
 
     def note(self, what: str) -> None:
         self.findings.append(Finding(what, level="note", code="not-read"))
@@ -87,13 +149,16 @@ class Reader:
             return Path(os.sep, "working-directory-is-gone")
 
     @cached_property
-    def dotenv(self) -> list[Assigned]:
-        """The assignments of `.env` in the working directory."""
-        path = self.cwd / ".env"
+    def dotenv(self) -> list[tuple[str, list[Assigned]]]:
+        """The assignments of each `.env` file, the ones that win first."""
+        files = self.places.dotenv if self.request.dotenv is None else self.request.dotenv
+        return [(str(path), self._dotenv(path)) for path in (self.cwd / name for name in reversed(files))]
+
+    def _dotenv(self, path: Path) -> list[Assigned]:
         found = is_file(path)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
-        return read_dotenv(path, self.findings, self.environ) if found else []
+        return read_dotenv(path, self.findings, self.environ, self.places.prefix) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
         """Return what was asked for a control such as the profile: argument, then variable, then `.env`."""
@@ -101,10 +166,11 @@ class Reader:
             return Origin(Kind.ARGUMENT, flag, str(given))
         if self.environ.get(variable, "").strip():
             return Origin(Kind.ENVIRONMENT, variable, self.environ[variable].strip())
-        file = str(self.cwd / ".env")
-        hits = [row for row in self.dotenv if row.name == variable and row.text.strip()]
-        last = hits[-1] if hits else None
-        return Origin(Kind.DOTENV, variable, last.text.strip(), file=file, line=last.line) if last else None
+        for file, rows in self.dotenv:
+            hits = [row for row in rows if row.name == variable and row.text.strip()]
+            if hits:
+                return Origin(Kind.DOTENV, variable, hits[-1].text.strip(), file=file, line=hits[-1].line)
+        return None
 
     @cached_property
     def documents(self) -> dict[Kind, Document]:
@@ -116,12 +182,14 @@ class Reader:
     @cached_property
     def settings_file(self) -> Origin | None:
         """The file that was named, and by whom."""
-        return self.control(self.request.settings_file, SETTINGS_FILE_VARIABLE, "settings_file (--settings)")
+        variable, beside = self.places.settings_file_variable, self.request.beside
+        asked = self.control(self.request.settings_file, variable, "settings_file (--settings)")
+        return asked or (beside.settings_file if beside else None)
 
     def _named_file(self) -> Document | None:
         asked = self.settings_file
         if asked is None:
-            named = f"none was named (--settings, {SETTINGS_FILE_VARIABLE})"
+            named = f"none was named (--settings, {self.places.settings_file_variable})"
             self.searched.append(SearchedFile(Kind.SETTINGS_FILE, named, False))
             return None
         path = self.cwd / os.path.expanduser(asked.value)
@@ -133,16 +201,18 @@ class Reader:
         return read_document(path, Kind.SETTINGS_FILE, self.findings)
 
     def _project_file(self) -> Document | None:
-        path = find_upward(self.cwd, PROJECT_FILE)
-        self._note_odd(self.cwd / PROJECT_FILE)
-        self._note_misnamed(self.cwd, PROJECT_FILE)
-        self._searched_upward(Kind.PROJECT_FILE, path, PROJECT_FILE)
+        name = self.places.project_file
+        path = find_upward(self.cwd, name)
+        self._note_odd(self.cwd / name)
+        self._note_misnamed(self.cwd, name)
+        self._searched_upward(Kind.PROJECT_FILE, path, name)
         return read_document(path, Kind.PROJECT_FILE, self.findings) if path else None
 
     def _pyproject(self) -> Document | None:
-        path = find_upward(self.cwd, "pyproject.toml", has_table(PYPROJECT_TABLE))
+        table = self.places.table
+        path = find_upward(self.cwd, "pyproject.toml", has_table(table))
         self._searched_upward(Kind.PYPROJECT, path, "pyproject.toml")
-        return read_document(path, Kind.PYPROJECT, self.findings, PYPROJECT_TABLE) if path else None
+        return read_document(path, Kind.PYPROJECT, self.findings, table) if path else None
 
     def _note_odd(self, path: Path) -> None:
         """Note what has the name of a settings file and is none: a folder, a pipe, a link to nothing."""
@@ -173,7 +243,7 @@ class Reader:
                 self.searched.append(SearchedFile(Kind.USER_FILE, "this user has no home directory", False))
                 return None
             xdg = os.path.join(home, ".config")
-        path = Path(xdg, "ptycho_exec", "settings.toml")
+        path = Path(xdg, self.places.program, "settings.toml")
         self._note_misnamed(path.parent, path.name)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.USER_FILE, str(path), is_file(path)))
@@ -182,13 +252,13 @@ class Reader:
     @cached_property
     def profile(self) -> Origin | None:
         """The profile that was asked for: by argument, variable, `.env`, or a file's `profile` key."""
-        asked = self.control(self.request.profile, PROFILE_VARIABLE, "profile (--profile)")
+        asked = self.control(self.request.profile, self.places.profile_variable, "profile (--profile)")
         if asked is not None:
             return asked
         for document in self.documents.values():
             if isinstance(document.data.get("profile"), str):
                 return document.origin(("profile",))
-        return None
+        return self.request.beside.profile if self.request.beside else None
 
 
 def _not_there(path: Path, asked: Origin) -> Finding:

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs
-from ptycho_exec.sources.discovery import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
+from ptycho_exec.sources.discovery import places_of
 from ptycho_exec.sources.origins import Kind, Layer, Origin
-from ptycho_exec.sources.settings_files import MAY_BE_OURS, duplicate_key
+from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
 from ptycho_exec.sources.suggestions import distance, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
@@ -43,6 +43,11 @@ def variables_layer(
                 layer.entries[spec.name] = Origin(kind, name, value, text, file=file, line=line)
         elif name.startswith(_STRAY):
             stray.append(name)
+        elif name.startswith(_inherited_prefixes(model)) and not name.startswith(places_of(model).prefix):
+            what = f"{name} has no effect: {model.__name__} reads {places_of(model).prefix}... in its place"
+            layer.findings.append(
+                Finding(what, file=file or "", line=line or 0, level="note", code="no-effect")
+            )
         elif finding := _misspelt(name, model):
             where = f"{file}:{line}" if file else f"{kind.value} variable"
             layer.findings.append(replace(finding, where=where, file=file or "", line=line or 0))
@@ -66,6 +71,11 @@ def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> I
         lines[name] = line
 
 
+def _without_last_word(prefix: str) -> str:
+    """`PTYCHO_` for `PTYCHO_EXEC_`: what is left of a prefix when its second half is forgotten."""
+    return "_".join(prefix.rstrip("_").split("_")[:-1]) + "_"
+
+
 def _rename(what: str, meant: str) -> Finding:
     return Finding(what, expected=meant, fix=f"rename it to {meant}", code="wrong-prefix")
 
@@ -75,23 +85,35 @@ def _folded(name: str) -> str:
 
 
 @cache
+def _inherited_prefixes(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the prefixes of classes above that this one has replaced by its own."""
+    prefixes = {places_of(base).prefix for base in model.__mro__[1:] if issubclass(base, BaseModel)}
+    return tuple(prefixes - {places_of(model).prefix, ""})
+
+
+@cache
 def _by_variable(model: type[BaseModel]) -> dict[str, FieldSpec | None]:
     """Return every variable that is read, with its field; those that name a file and a profile have none."""
     specs: dict[str, FieldSpec | None] = {spec.variable: spec for spec in field_specs(model).values()}
-    return {**specs, SETTINGS_FILE_VARIABLE: None, PROFILE_VARIABLE: None}
+    places = places_of(model)
+    return {**specs, places.settings_file_variable: None, places.profile_variable: None}
 
 
 @lru_cache(maxsize=4096)
 def _misspelt(name: str, model: type[BaseModel]) -> Finding | None:
     """Return a finding, without its place, when a name was meant to be a variable of ours but is none."""
-    folded, prefix = _folded(name), str(model.model_config.get("env_prefix", ""))
+    folded, prefix = _folded(name), places_of(model).prefix
     variables = tuple(_by_variable(model))
-    if folded.startswith(prefix):
+    if prefix and folded.startswith(prefix):
         foreign = _SERVICE_LINK.search(name.removeprefix(prefix))
         return None if foreign else unknown_name(name, variables, where="")
-    if not MAY_BE_OURS.search(name):
+    if not may_be_meant(prefix).search(name):
         return None
-    unfinished = (variable for variable in variables if folded == variable.replace("_EXEC_", "_", 1))
+    unfinished = (
+        variable
+        for variable in variables
+        if folded == _without_last_word(prefix) + variable.removeprefix(prefix)
+    )
     near = ((distance(folded, word), word) for word in variables if abs(len(word) - len(folded)) <= 3)
     score, meant = min(near, default=(99, ""))
     meant = next(unfinished, meant if score <= 3 else "")

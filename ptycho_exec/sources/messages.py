@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, redact
-from ptycho_exec.fields.model import Conflict, malformed
+from ptycho_exec.fields.model import Contradiction, malformed
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.settings_files import assignment
@@ -22,10 +22,35 @@ _TYPED = (Kind.ENVIRONMENT, Kind.DOTENV, Kind.FLAG)
 def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Finding]:
     """Yield a finding for each field, and each contradiction, that a validation complains about."""
     items = error.errors(include_url=False, include_input=False)
+    specs = field_specs(resolution.model)
     for rule in (rule for item in items if item["type"] == "conflict" for rule in item["ctx"]["conflicts"]):
         yield _conflict(rule, resolution)
-    for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["type"] != "conflict"):
-        yield bad_value(field_specs(resolution.model)[name], resolution.origins[name])
+    for item in (item for item in items if not item["loc"] and item["type"] != "conflict"):
+        yield _own_rule(item["msg"], resolution)
+    for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"]):
+        if name in resolution.origins:
+            yield bad_value(specs[name], resolution.origins[name])
+        else:
+            yield _missing(specs[name], resolution)
+
+
+def _missing(spec: FieldSpec, resolution: Resolution) -> Finding:
+    return Finding(
+        f"{spec.name} is required and nothing sets it",
+        where=resolution.model.__name__,
+        expected=spec.expected(),
+        fix=f"set {spec.variable}, or {spec.name} = ... in a settings file, or pass {spec.name}=...",
+        code="missing-value",
+        field=spec.name,
+    )
+
+
+def _own_rule(message: str, resolution: Resolution) -> Finding:
+    """Return the finding about what a validator of a subclass refuses; it may say `what; what to do`."""
+    what, _, fix = message.removeprefix("Value error, ").partition("; ")
+    fix = fix or "change one of the values that the message names"
+    where = resolution.model.__name__
+    return Finding(what, where=where, expected="values that go together", fix=fix, code="conflict")
 
 
 def inactive_values(resolution: Resolution) -> Iterator[Finding]:
@@ -76,10 +101,12 @@ def _remedy(spec: FieldSpec, origin: Origin) -> str:
             return f"write {assignment(origin.file, spec.name, format_value(meant))}, without quotes"
         if close:
             return f"did you mean {assignment(origin.file, spec.name, json.dumps(close[0]))}?"
+    if spec.required:
+        return "write another value"
     return f"write another value, or remove it for the default, {format_value(spec.default)}"
 
 
-def _conflict(rule: Conflict, resolution: Resolution) -> Finding:
+def _conflict(rule: Contradiction, resolution: Resolution) -> Finding:
     origins = {name: resolution.origins[name] for name in rule.fields}
     sides = [f"{name} = {redact(format_value(o.value))} ({o.describe()})" for name, o in origins.items()]
     file, line = next(((o.file, o.line) for o in origins.values() if o.file), (None, None))

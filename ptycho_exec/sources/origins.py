@@ -18,7 +18,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, redact
-from ptycho_exec.fields.model import ExecutionFields
 
 
 class Kind(StrEnum):
@@ -28,15 +27,19 @@ class Kind(StrEnum):
     OVERRIDE = "override"
     FLAG = "flag"
     CONTEXT = "context"
+    RECORDED = "recorded"
     ENVIRONMENT = "environment"
     DOTENV = "dotenv"
     SETTINGS_FILE = "settings-file"
     PROJECT_FILE = "project-file"
     PYPROJECT = "pyproject"
     USER_FILE = "user-file"
+    SECRET = "secret-file"
     PROFILE = "profile"
     FACTORY = "factory"
     DEFAULT = "default"
+    OTHER = "source"
+    """A source that a subclass added; its place in the order is where the subclass put it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +91,10 @@ class SearchedFile:
 class Resolution:
     """The result of one resolution: values that somebody set, an origin for every field, and findings."""
 
+    model: type[BaseModel]
     values: Mapping[str, Any]
     origins: Mapping[str, Origin]
     searched: tuple[SearchedFile, ...] = ()
-    model: type[BaseModel] = ExecutionFields
     findings: tuple[Finding, ...] = ()
     """What is wrong (of level error), and what is only worth knowing (of level note)."""
     inactive: tuple[tuple[str, Origin], ...] = ()

@@ -14,7 +14,6 @@ from ptycho_exec.sources.origins import KeyPath, Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import Document, read_document
 from ptycho_exec.sources.suggestions import unknown_name
 
-SHIPPED_PROFILES = Path(__file__).parents[1] / "profiles"
 PROFILE_KEYS = ("extends", "description")
 
 
@@ -150,27 +149,29 @@ def find_profile(name: str, reader: Reader, skip: list[Profile]) -> Profile | No
     for document in reader.documents.values():
         if document.path not in used and isinstance(document.table_at(("profiles",)).get(name), Mapping):
             return Profile(name, document, ("profiles", name))
-    path = SHIPPED_PROFILES / f"{name}.toml"
-    if name not in shipped_profiles() or str(path) in used:
+    path = (reader.places.shipped_profiles or Path()) / f"{name}.toml"
+    if name not in shipped_profiles(reader) or str(path) in used:
         return None
     shipped = read_document(path, Kind.PROFILE, reader.findings)
     return Profile(name, shipped, ()) if shipped else None
 
 
-def shipped_profiles() -> tuple[str, ...]:
-    """Names of the profiles that come with the package."""
-    return tuple(sorted(path.stem for path in SHIPPED_PROFILES.glob("*.toml")))
+def shipped_profiles(reader: Reader) -> tuple[str, ...]:
+    """Names of the profiles that come with the program."""
+    folder = reader.places.shipped_profiles
+    return tuple(sorted(path.stem for path in folder.glob("*.toml"))) if folder else ()
 
 
 def profile_names(reader: Reader) -> tuple[str, ...]:
     """Names of all profiles that can be asked for here."""
     own = {name for document in reader.documents.values() for name in document.table_at(("profiles",))}
-    return tuple(sorted(own | set(shipped_profiles())))
+    return tuple(sorted(own | set(shipped_profiles(reader))))
 
 
 def _no_such_profile(asked: Origin, reader: Reader) -> Finding:
     name, known, where = str(asked.value), profile_names(reader), asked.describe()
     finding = unknown_name(name, known, where=where, noun="profile", file=asked.file, line=asked.line)
+    finding = replace(finding, field="profile")
     if not name.strip():
         return replace(finding, what="the name of the profile is empty")
     if name not in known:

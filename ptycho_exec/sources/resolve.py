@@ -1,19 +1,21 @@
-"""Where settings come from, in one order, decided here and nowhere else.
+"""One pass over the sources of a settings class: every name checked, every value with its origin.
 
-`SOURCES` is the precedence, highest first:
+Which sources there are, and in which order, is the tuple that the class's `settings_customise_sources`
+returns; `standard_sources` is what it returns unless a subclass decides otherwise:
 
 1. arguments of the call, then an `overrides` mapping, then flags, then `override_settings` blocks
-2. environment: `PTYCHO_EXEC_<FIELD>`
-3. `.env` in the working directory
-4. the file named by `--settings FILE` or `PTYCHO_EXEC_SETTINGS_FILE` (TOML, YAML or JSON)
-5. `ptycho_exec.toml` from the working directory upward, then `[tool.ptycho_exec]` in `pyproject.toml`
-6. the user's file, `~/.config/ptycho_exec/settings.toml`
-7. the profile, shipped or `[profiles.NAME]` in one of the files
-8. factory defaults that a workflow derives
-9. the model's own defaults
+2. values recorded with a trained model, where a workflow continues from one
+3. environment: `<PREFIX><FIELD>`
+4. `.env` in the working directory
+5. the file named by `--settings FILE` or `<PREFIX>SETTINGS_FILE` (TOML, YAML or JSON)
+6. `<program>.toml` from the working directory upward, then `[tool.<program>]` in `pyproject.toml`
+7. the user's file, `~/.config/<program>/settings.toml`
+8. a secrets directory, where one is given
+9. profiles, shipped or `[profiles.NAME]` in one of the files
+10. factory defaults that a workflow derives
+11. the class's own defaults
 
-One pass reads every source, checks every name in it, and keeps for each value its origin and what it
-shadowed. pydantic-settings gets the merged result, because its own merge keeps no provenance.
+The engine keeps for each value its origin and what it shadowed; the merge of pydantic-settings keeps neither.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
@@ -48,7 +52,8 @@ class Resolved(Protocol):
 # Words that a call takes beside the settings; a misspelt one is reported as such.
 CONTROLS = ("profile", "settings_file", "overrides", "factory_defaults")
 
-_CONTEXT: ContextVar[tuple[Mapping[str, Any], ...]] = ContextVar("ptycho_exec_overrides", default=())
+_Block = tuple[type[BaseModel], Mapping[str, Any]]
+_CONTEXT: ContextVar[tuple[_Block, ...]] = ContextVar("ptycho_exec_overrides", default=())
 
 
 class Factory(NamedTuple):
@@ -58,12 +63,38 @@ class Factory(NamedTuple):
     reason: str = ""
 
 
-# --- the sources, each a function from the reader to a layer --------------------------------------------
+# --- the sources --------------------------------------------------------------------------------------------
+
+
+class LayerSource(PydanticBaseSettingsSource):
+    """A source of pydantic-settings that also knows where each of its values came from."""
+
+    def __init__(self, kind: Kind, reader: Reader, read: Callable[[Reader], Layer]) -> None:
+        super().__init__(cast(Any, reader.request.model))
+        self.kind, self.reader, self._read = kind, reader, read
+
+    @cached_property
+    def layer(self) -> Layer:
+        """What the source supplies; read when first asked for."""
+        return self._read(self.reader)
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: origin.value for name, origin in self.layer.entries.items()}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        origin = self.layer.entries.get(field_name)
+        return (origin.value if origin else None), field_name, False
+
+    def __repr__(self) -> str:
+        """Name the kind; values stay out, for they may hold credentials."""
+        return f"LayerSource({self.kind})"
 
 
 def from_arguments(reader: Reader) -> Layer:
     request = reader.request
-    return _given(request.model, request.arguments, Kind.ARGUMENT, request.place, also=CONTROLS)
+    place = request.place or f"{request.model.__name__}()"
+    return _given(request.model, request.arguments, Kind.ARGUMENT, place, also=CONTROLS)
 
 
 def from_overrides(reader: Reader) -> Layer:
@@ -85,13 +116,19 @@ def flag_origin(spec: FieldSpec, texts: str | Sequence[str]) -> Origin:
 
 
 def from_context(reader: Reader) -> Layer:
-    layer = Layer()
-    for overrides in _CONTEXT.get():  # the blocks in force belong to the calling context, not to the request
-        inner = _given(reader.request.model, overrides, Kind.CONTEXT, "override_settings()").entries
-        for name, origin in inner.items():
+    model, layer = reader.request.model, Layer()
+    for owner, overrides in _CONTEXT.get():  # the blocks belong to the calling context, not to the request
+        if not issubclass(model, owner):
+            continue
+        for name, origin in _given(model, overrides, Kind.CONTEXT, "override_settings()").entries.items():
             outer = layer.entries.get(name)
             layer.entries[name] = origin.shadowing((outer, *outer.shadowed) if outer else ())
     return layer
+
+
+def from_recorded(reader: Reader) -> Layer:
+    request = reader.request
+    return _given(request.model, request.recorded, Kind.RECORDED, request.recorded_place)
 
 
 def from_environment(reader: Reader) -> Layer:
@@ -100,9 +137,31 @@ def from_environment(reader: Reader) -> Layer:
 
 
 def from_dotenv(reader: Reader) -> Layer:
-    model, rows, file = reader.request.model, reader.dotenv, str(reader.cwd / ".env")
-    layer = variables_layer(model, Kind.DOTENV, rows, file)
-    return replace(layer, findings=[*layer.findings, *dotenv_findings(model, rows, file)])
+    model, whole = reader.request.model, Layer()
+    for file, rows in reader.dotenv:  # the file that wins comes first
+        layer = variables_layer(model, Kind.DOTENV, rows, file)
+        whole.findings += [*layer.findings, *dotenv_findings(model, rows, file)]
+        for name, origin in layer.entries.items():
+            won = whole.entries.get(name)
+            whole.entries[name] = won.shadowing((*won.shadowed, origin)) if won else origin
+    return whole
+
+
+def from_secrets(reader: Reader) -> Layer:
+    """Read a file per field from the secrets directories, as containers mount them; the last one wins."""
+    layer, variables = Layer(), {spec.variable.lower(): spec for spec in reader.specs.values()}
+    given = reader.places.secrets if reader.request.secrets is None else reader.request.secrets
+    for folder in (reader.cwd / Path(name).expanduser() for name in given):
+        if not folder.is_dir():
+            what, fix = "the secrets directory is not there", "correct the path, or do not name one"
+            layer.findings.append(Finding(what, str(folder), "a directory", fix, code="unreadable-file"))
+            continue
+        for path in sorted(folder.iterdir()):
+            spec = variables.get(path.name.lower())
+            if spec and path.is_file():
+                value = decode_text(spec, path.read_text("utf-8").strip())
+                layer.entries[spec.name] = Origin(Kind.SECRET, str(path), value)
+    return layer
 
 
 def _from_document(kind: Kind) -> Callable[[Reader], Layer]:
@@ -117,20 +176,68 @@ def from_factory(reader: Reader) -> Layer:
     return _factory(reader.request.model, reader.request.factory_defaults)
 
 
-SOURCES: tuple[tuple[Kind, Callable[[Reader], Layer]], ...] = (
-    (Kind.ARGUMENT, from_arguments),
-    (Kind.OVERRIDE, from_overrides),
-    (Kind.FLAG, from_flags),
-    (Kind.CONTEXT, from_context),
-    (Kind.ENVIRONMENT, from_environment),
-    (Kind.DOTENV, from_dotenv),
-    (Kind.SETTINGS_FILE, _from_document(Kind.SETTINGS_FILE)),
-    (Kind.PROJECT_FILE, _from_document(Kind.PROJECT_FILE)),
-    (Kind.PYPROJECT, _from_document(Kind.PYPROJECT)),
-    (Kind.USER_FILE, _from_document(Kind.USER_FILE)),
-    (Kind.PROFILE, profile_layer),
-    (Kind.FACTORY, from_factory),
-)
+READERS: Mapping[Kind, Callable[[Reader], Layer]] = {
+    Kind.ARGUMENT: from_arguments,
+    Kind.OVERRIDE: from_overrides,
+    Kind.FLAG: from_flags,
+    Kind.CONTEXT: from_context,
+    Kind.RECORDED: from_recorded,
+    Kind.ENVIRONMENT: from_environment,
+    Kind.DOTENV: from_dotenv,
+    Kind.SETTINGS_FILE: _from_document(Kind.SETTINGS_FILE),
+    Kind.PROJECT_FILE: _from_document(Kind.PROJECT_FILE),
+    Kind.PYPROJECT: _from_document(Kind.PYPROJECT),
+    Kind.USER_FILE: _from_document(Kind.USER_FILE),
+    Kind.SECRET: from_secrets,
+    Kind.PROFILE: profile_layer,
+    Kind.FACTORY: from_factory,
+}
+"""How each kind of source is read, highest precedence first."""
+
+
+def standard_sources(
+    model: type[BaseModel],
+    init_settings: PydanticBaseSettingsSource,
+    env_settings: PydanticBaseSettingsSource,
+    dotenv_settings: PydanticBaseSettingsSource,
+    file_secret_settings: PydanticBaseSettingsSource,
+) -> tuple[PydanticBaseSettingsSource, ...]:
+    """Return all sources in the documented order; the four that pydantic-settings knows are handed in."""
+    reader = init_settings.reader if isinstance(init_settings, LayerSource) else Reader(Request(model))
+    own = {kind: LayerSource(kind, reader, read) for kind, read in READERS.items()}
+    known = (init_settings, env_settings, dotenv_settings, file_secret_settings)
+    kinds = (Kind.ARGUMENT, Kind.ENVIRONMENT, Kind.DOTENV, Kind.SECRET)
+    return tuple((own | dict(zip(kinds, known, strict=True))).values())
+
+
+def _sources(reader: Reader) -> tuple[PydanticBaseSettingsSource, ...]:
+    """Return what the class chooses, after sources that the call itself brought."""
+    model = cast(Any, reader.request.model)
+
+    def known(kind: Kind) -> LayerSource:
+        return LayerSource(kind, reader, READERS[kind])
+
+    chosen: tuple[PydanticBaseSettingsSource, ...] = model.settings_customise_sources(
+        model,
+        init_settings=known(Kind.ARGUMENT),
+        env_settings=known(Kind.ENVIRONMENT),
+        dotenv_settings=known(Kind.DOTENV),
+        file_secret_settings=known(Kind.SECRET),
+    )
+    return (*reader.request.extra_sources, *chosen)
+
+
+def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
+    """Return what a source supplies; texts of one from elsewhere are typed by their fields."""
+    if isinstance(source, LayerSource):
+        return source.layer
+    specs, name = field_specs(model), type(source).__name__
+    layer = _given(model, source(), Kind.OTHER, name)
+    for field, origin in layer.entries.items():
+        if isinstance(origin.value, str):
+            value = decode_text(specs[field], origin.value)
+            layer.entries[field] = replace(origin, value=value, raw=origin.value)
+    return layer
 
 
 # --- the engine -----------------------------------------------------------------------------------------
@@ -139,7 +246,7 @@ SOURCES: tuple[tuple[Kind, Callable[[Reader], Layer]], ...] = (
 def resolve(request: Request) -> Resolution:
     """Read every source once and merge, highest first. Findings are kept; `check` raises them together."""
     reader = Reader(request)
-    layers = [read(reader) for _, read in SOURCES]
+    layers = [_layer_of(source, request.model) for source in _sources(reader)]
     chains: dict[str, list[Origin]] = {}
     for layer in layers:
         for name, origin in layer.entries.items():
@@ -147,9 +254,9 @@ def resolve(request: Request) -> Resolution:
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
     return Resolution(
+        request.model,
         values={name: chain[0].value for name, chain in chains.items()},
         origins=_with_defaults(request.model, chains),
-        model=request.model,
         searched=tuple(reader.searched),
         findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings)),
         inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
@@ -161,62 +268,74 @@ def resolve(request: Request) -> Resolution:
 def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]]) -> dict[str, Origin]:
     origins = dict(_defaults(model))
     for name, (first, *rest) in chains.items():
-        origins[name] = first.shadowing((*rest, origins[name]))
+        default = (origins[name],) if name in origins else ()
+        origins[name] = first.shadowing((*rest, *default))
     return origins
 
 
 @cache
 def _defaults(model: type[BaseModel]) -> dict[str, Origin]:
-    return {name: Origin(Kind.DEFAULT, "default", spec.default) for name, spec in field_specs(model).items()}
+    specs = field_specs(model).items()
+    own = dict.fromkeys(_restated(model), f"default of {model.__name__}")
+    return {
+        name: Origin(Kind.DEFAULT, own.get(name, "default"), spec.default)
+        for name, spec in specs
+        if not spec.required
+    }
 
 
 def resolve_values(
-    values: Mapping[str, Any],
-    *,
-    place: str,
-    kind: Kind = Kind.ARGUMENT,
-    file: str | None = None,
-    model: type[BaseModel] = ExecutionFields,
+    model: type[BaseModel], values: Mapping[str, Any], *, place: str, texts: bool = False
 ) -> Resolution:
-    """Resolve `values` over the defaults alone: nothing of the environment or the disk is read."""
-    return _alone(_given(model, values, kind, place, file=file), model)
+    """Resolve `values` over the defaults alone: nothing of the environment or the disk is read.
+
+    With `texts` a string is typed by its field, as the text of a variable is.
+    """
+    layer, specs = _given(model, values, Kind.ARGUMENT, place), field_specs(model)
+    for name, origin in layer.entries.items():
+        if texts and isinstance(origin.value, str):
+            layer.entries[name] = replace(origin, value=decode_text(specs[name], origin.value))
+    return _alone(layer, model)
 
 
-def resolve_profile(name: str) -> Resolution:
+def resolve_profile(model: type[BaseModel], name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
-    reader = Reader(Request(profile=name))
+    reader = Reader(Request(model, profile=name))
     layer = profile_layer(reader)
     return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
 
 
 def _alone(layer: Layer, model: type[BaseModel]) -> Resolution:
     return Resolution(
+        model,
         values={name: origin.value for name, origin in layer.entries.items()},
         origins=_with_defaults(model, {name: [origin] for name, origin in layer.entries.items()}),
-        model=model,
         findings=tuple(layer.findings),
     )
 
 
 def resolve_onto(settings: Resolved, overrides: Mapping[str, Any], *, place: str) -> Resolution:
     """Put `overrides` above everything that `settings` was resolved from."""
-    return _restack(settings, _given(ExecutionFields, overrides, Kind.OVERRIDE, place), lambda _: True)
+    layer = _given(cast(type[BaseModel], type(settings)), overrides, Kind.OVERRIDE, place)
+    return _restack(settings, layer, lambda _: True)
 
 
 def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution:
     """Put a workflow's factory `defaults` under everything that somebody set in `settings`."""
-    return _restack(settings, _factory(ExecutionFields, defaults), lambda old: old.kind is Kind.DEFAULT)
+    layer = _factory(cast(type[BaseModel], type(settings)), defaults)
+    return _restack(settings, layer, lambda old: old is None or old.kind is Kind.DEFAULT)
 
 
-def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin], bool]) -> Resolution:
-    origins = dict(settings.origins) or dict(_defaults(ExecutionFields))
-    values = {name: getattr(settings, name) for name in origins}
+def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], bool]) -> Resolution:
+    model = cast(type[BaseModel], type(settings))
+    origins = dict(settings.origins) or dict(_defaults(model))
+    values = {name: getattr(settings, name) for name in field_specs(model)}
     for name, new in layer.entries.items():
-        old = origins[name]
+        old = origins.get(name)
         if wins(old):
-            origins[name] = new.shadowing((old, *old.shadowed))
+            origins[name] = new.shadowing((old, *old.shadowed) if old else ())
             values[name] = new.value
-    return Resolution(values=values, origins=origins, findings=tuple(layer.findings))
+    return Resolution(model, values=values, origins=origins, findings=tuple(layer.findings))
 
 
 def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None]) -> None:
@@ -236,16 +355,18 @@ def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None])
 
 
 @contextmanager
-def override_settings(**overrides: Any) -> Iterator[None]:
-    """Override settings for everything resolved inside the block, in this thread or task only.
+def overriding(model: type[BaseModel], overrides: Mapping[str, Any]) -> Iterator[None]:
+    """Override settings of a class, and of those below it, for everything resolved inside the block.
+
+    The block counts in this thread or task only.
 
     Raises:
         SettingsError: a name that is no field.
     """
-    findings = _given(ExecutionFields, overrides, Kind.CONTEXT, "override_settings()").findings
+    findings = _given(model, overrides, Kind.CONTEXT, "override_settings()").findings
     if findings:
         raise SettingsError.from_findings(findings)
-    token = _CONTEXT.set((*_CONTEXT.get(), dict(overrides)))
+    token = _CONTEXT.set((*_CONTEXT.get(), (model, dict(overrides))))
     try:
         yield
     finally:
@@ -280,7 +401,23 @@ def _given(
 def _factory(model: type[BaseModel], defaults: Mapping[str, Any]) -> Layer:
     plain = {name: item.value if isinstance(item, Factory) else item for name, item in defaults.items()}
     layer = _given(model, plain, Kind.FACTORY, "factory")
+    for name in _restated(model) & layer.entries.keys():
+        del layer.entries[name]
     for name, item in defaults.items():
         if isinstance(item, Factory) and name in layer.entries:
             layer.entries[name] = replace(layer.entries[name], reason=item.reason)
     return layer
+
+
+@cache
+def _restated(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields whose inherited default a class has replaced; a workflow's default does not."""
+    return frozenset(
+        name
+        for name, info in model.model_fields.items()
+        if any(
+            name in base.model_fields and base.model_fields[name].default != info.default
+            for base in model.__mro__[1:]
+            if issubclass(base, BaseModel) and base is not BaseModel
+        )
+    )

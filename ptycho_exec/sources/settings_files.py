@@ -285,8 +285,13 @@ def has_table(table: KeyPath) -> Callable[[Path], bool]:
     return accept
 
 
-MAY_BE_OURS = re.compile(r"(?i)ptyc|tycho|exec[_ -]")
-"""A part of our prefix that one typing error leaves intact."""
+@cache
+def may_be_meant(prefix: str) -> re.Pattern[str]:
+    """Return a pattern for text that may be meant to have this prefix: a part that one error leaves."""
+    words = [word for word in prefix.lower().split("_") if word]
+    parts = [part for word in words if len(word) > 4 for part in (word[:4], word[-4:])]
+    parts += [f"{word}[_ -]" for word in words if len(word) <= 4]
+    return re.compile("(?i)" + "|".join(parts) if parts else r"(?!)")
 
 
 class Assigned(NamedTuple):
@@ -297,7 +302,9 @@ class Assigned(NamedTuple):
     line: int
 
 
-def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str]) -> list[Assigned]:
+def read_dotenv(
+    path: Path, findings: list[Finding], environ: Mapping[str, str], prefix: str
+) -> list[Assigned]:
     """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
 
     A line that is no assignment is an error when it may be ours, a note when it is another program's.
@@ -309,8 +316,8 @@ def read_dotenv(path: Path, findings: list[Finding], environ: Mapping[str, str])
     known: dict[str, str | None] = {}
     scope: Any = ChainMap(dict(environ), known)
     for key, value, string, line, error in _bindings(content or ""):
-        ours = (key or "").upper().startswith("PTYCHO_EXEC")
-        if error and not MAY_BE_OURS.search(string):
+        ours = (key or "").upper().startswith(prefix.rstrip("_"))
+        if error and not may_be_meant(prefix).search(string):
             what = f"line {line} of {path} is no assignment and was passed over"
             findings.append(Finding(what, file=str(path), line=line, level="note", code="not-an-assignment"))
         elif error or (value is None and ours):

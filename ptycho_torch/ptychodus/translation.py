@@ -431,7 +431,7 @@ def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
     defaults = {**(TRAINING_DEFAULTS if task == "train" else INFERENCE_DEFAULTS), "on_unsupported": adapt}
     if execution.get("num_workers"):
         defaults["persistent_workers"] = Factory(True, "starting workers anew can take longer than an epoch")
-    request = Request(arguments=dict(execution), place=PLACE, factory_defaults=defaults)
+    request = Request(ExecutionSettings, arguments=dict(execution), place=PLACE, factory_defaults=defaults)
     try:
         return ExecutionSettings.from_resolution(resolve(request))
     except SettingsError as error:

@@ -34,7 +34,7 @@ class Place:
 
     def resolve(self, **request: Any) -> Resolution:
         environ = {"HOME": str(self.home), **self.environ}
-        return resolve(Request(environ=environ, cwd=self.cwd, **request))
+        return resolve(Request(ExecutionSettings, environ=environ, cwd=self.cwd, **request))
 
     def settings(self, **request: Any) -> ExecutionSettings:
         return ExecutionSettings.from_resolution(self.resolve(**request))

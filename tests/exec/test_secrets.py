@@ -18,8 +18,9 @@ from ptycho_exec.record import (
     write_manifest,
     write_settings_toml,
 )
-from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources.resolve import SOURCES, override_settings
+from ptycho_exec.settings import ExecutionSettings, override_settings
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import READERS
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -48,6 +49,7 @@ PLANTS: dict[str, Plant] = {
     "project file": ({"ptycho_exec.toml": LINE}, {}, {}, []),
     "pyproject": ({"pyproject.toml": f"[tool.ptycho_exec]\n{LINE}"}, {}, {}, []),
     "user file": ({"../.config/ptycho_exec/settings.toml": LINE}, {}, {}, []),
+    "secret file": ({"s/ptycho_exec_tracking_uri": URI}, {}, {"_secrets_dir": "s"}, ["--tracking-uri", URI]),
     "profile": ({"ptycho_exec.toml": f"[profiles.x]\n{LINE}"}, {}, {"profile": "x"}, ["--profile", "x"]),
     "factory": ({}, {}, {"factory_defaults": {"tracking_uri": URI}}, []),
 }
@@ -137,4 +139,5 @@ def test_from_every_source_no_command_shows_it(
 
 
 def test_every_kind_of_source_is_planted() -> None:
-    assert len(PLANTS) == len(SOURCES) + 2  # a named file in three languages
+    unplanted = {Kind.RECORDED}  # values of a run's manifest, which hides them
+    assert len(PLANTS) == len(READERS) - len(unplanted) + 2  # a named file in three languages

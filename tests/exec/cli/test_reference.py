@@ -31,7 +31,7 @@ from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
-from ptycho_exec.sources.resolve import SOURCES
+from ptycho_exec.sources.resolve import READERS
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -140,7 +140,7 @@ def test_generated_files_are_written_only_into_a_checkout(tmp_path: Path) -> Non
 def test_the_precedence_page_has_the_order_of_the_sources() -> None:
     page = (ROOT / "specs" / "precedence.md").read_text("utf-8")
     rows = re.findall(r"^\| \d+ \| `([a-z-]+)` \|", page, re.M)
-    assert rows == [*(kind.value for kind, _ in SOURCES), Kind.DEFAULT.value]
+    assert rows == [*(kind.value for kind in READERS), Kind.DEFAULT.value]
 
 
 # --- the schema -----------------------------------------------------------------------------------------

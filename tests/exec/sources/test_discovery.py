@@ -60,7 +60,7 @@ def test_xdg_config_home_counts_only_when_it_is_absolute(place: Place, tmp_path:
 
 
 def test_without_a_home_there_is_no_user_file(place: Place) -> None:
-    looked = resolve(Request(environ={}, cwd=place.cwd)).searched
+    looked = resolve(Request(ExecutionSettings, environ={}, cwd=place.cwd)).searched
     assert (looked[-1].kind, looked[-1].found) == (Kind.USER_FILE, False)
 
 
@@ -71,7 +71,7 @@ def test_a_working_directory_that_is_gone_is_a_notice(
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    resolution = resolve(Request())
+    resolution = resolve(Request(ExecutionSettings))
     assert resolution.errors == ()
     what = "the working directory no longer exists, so no file in it was read"
     assert (what, "not-read") in {(notice.what, notice.code) for notice in resolution.notices}

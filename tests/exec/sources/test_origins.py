@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 
+from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, SearchedFile
 
 
@@ -54,6 +55,10 @@ def test_an_origin_is_frozen_picklable_and_plain_json() -> None:
 
 
 def test_a_resolution_shows_names_but_no_values() -> None:
-    shown = repr(Resolution({"tracking_uri": "t0ken"}, {}, (SearchedFile(Kind.DOTENV, "/.env", True),)))
+    shown = repr(
+        Resolution(
+            ExecutionSettings, {"tracking_uri": "t0ken"}, {}, (SearchedFile(Kind.DOTENV, "/.env", True),)
+        )
+    )
     assert shown == "Resolution(tracking_uri, 0 findings)"
     assert Layer().entries == {}

@@ -13,13 +13,12 @@ import pytest
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import (
-    SOURCES,
+    READERS,
     Factory,
     Request,
-    override_settings,
     resolve,
     resolve_onto,
     resolve_under,
@@ -62,6 +61,11 @@ def _file(path: str, head: str = "", form: str = "toml", **request: str) -> Call
     return put
 
 
+def _secret(place: Place, name: str, value: Any) -> dict[str, Any]:
+    place.write(f"secrets/{variable(name).lower()}", f"{format_value(value)}\n")
+    return {"secrets": ("secrets",)}
+
+
 def _at(path: str) -> dict[str, Any]:
     return {
         "place": lambda place, _: f"{place.cwd / path}:3",
@@ -79,6 +83,11 @@ SOURCES_TESTED: dict[str, Source] = {
     "override": Source(Kind.OVERRIDE, lambda _, n, v: {"overrides": {n: v}}, lambda _, __: "overrides"),
     "flag": Source(
         Kind.FLAG, lambda _, n, v: {"flags": {n: format_value(v)}}, lambda _, n: field_specs()[n].flag
+    ),
+    "recorded": Source(
+        Kind.RECORDED,
+        lambda _, n, v: {"recorded": {n: v}, "recorded_place": "run/model.ckpt"},
+        lambda _, __: "run/model.ckpt",
     ),
     "environment": Source(Kind.ENVIRONMENT, _environment, lambda _, n: variable(n)),
     "dotenv": Source(
@@ -101,6 +110,11 @@ SOURCES_TESTED: dict[str, Source] = {
         lambda place, _: f"{place.home}/.config/ptycho_exec/settings.toml:3",
         lambda place: f"{place.home}/.config/ptycho_exec/settings.toml",
     ),
+    "secret file": Source(
+        Kind.SECRET,
+        _secret,
+        lambda place, n: str(place.cwd / "secrets" / variable(n).lower()),
+    ),
     "profile": Source(
         Kind.PROFILE,
         _file("ptycho_exec.toml", "[profiles.mine]", profile="mine"),
@@ -117,7 +131,7 @@ def test_every_field_has_a_sample_that_is_not_its_default() -> None:
 
 def test_every_source_is_tested() -> None:
     tested = {source.kind for source in SOURCES_TESTED.values()}
-    assert tested | {Kind.CONTEXT} == {kind for kind, _ in SOURCES}
+    assert tested | {Kind.CONTEXT} == set(READERS)
 
 
 @pytest.mark.parametrize("source", SOURCES_TESTED.values(), ids=SOURCES_TESTED)
@@ -153,12 +167,14 @@ def test_every_field_from_a_context(place: Place, name: str) -> None:
 LADDER = [
     ("factory", Kind.FACTORY),
     ("shipped profile", Kind.PROFILE),
+    ("secret file", Kind.SECRET),
     ("user file", Kind.USER_FILE),
     ("pyproject", Kind.PYPROJECT),
     ("project file", Kind.PROJECT_FILE),
     ("named file", Kind.SETTINGS_FILE),
     ("dotenv", Kind.DOTENV),
     ("environment", Kind.ENVIRONMENT),
+    ("recorded", Kind.RECORDED),
     ("context", Kind.CONTEXT),
     ("flag", Kind.FLAG),
     ("override", Kind.OVERRIDE),
@@ -175,12 +191,17 @@ def climb(place: Place, rungs: int) -> ExecutionSettings:
             request.update(profile="step"),
             place.write_user_file(f"[profiles.step]\nbatch_size = {n}\n"),
         ),
+        lambda n: (
+            request.update(secrets=("secrets",)),
+            place.write("secrets/ptycho_exec_batch_size", str(n)),
+        ),
         lambda n: place.write_user_file(f"batch_size = {n}\n[profiles.step]\nbatch_size = 2\n"),
         lambda n: place.write("pyproject.toml", f"[tool.ptycho_exec]\nbatch_size = {n}\n"),
         lambda n: place.write("ptycho_exec.toml", f"batch_size = {n}\n"),
         lambda n: request.update(settings_file=place.write("named.toml", f"batch_size = {n}\n")),
         lambda n: place.write(".env", f"PTYCHO_EXEC_BATCH_SIZE={n}\n"),
         lambda n: place.environ.update(PTYCHO_EXEC_BATCH_SIZE=str(n)),
+        lambda n: request.update(recorded={"batch_size": n}, recorded_place="a model"),
         lambda n: None,
         lambda n: request.update(flags={"batch_size": str(n)}),
         lambda n: request.update(overrides={"batch_size": n}),
@@ -188,13 +209,13 @@ def climb(place: Place, rungs: int) -> ExecutionSettings:
     ]
     for number, step in enumerate(steps[:rungs], 1):
         step(number)
-    if rungs >= 9:
-        with override_settings(batch_size=9):
+    if rungs >= 11:
+        with override_settings(batch_size=11):
             return place.settings(**request)
     return place.settings(**request)
 
 
-@pytest.mark.parametrize("rungs", [*range(13), *reversed(range(12))])
+@pytest.mark.parametrize("rungs", [*range(15), *reversed(range(14))])
 def test_the_ladder_up_and_down(place: Place, rungs: int) -> None:
     settings = climb(place, rungs)
     origin = settings.origins["batch_size"]
@@ -208,8 +229,8 @@ def test_the_ladder_up_and_down(place: Place, rungs: int) -> None:
 
 
 def test_the_ladder_is_the_order_of_the_sources() -> None:
-    assert [kind for kind, _ in SOURCES] == [kind for _, kind in reversed(LADDER)]
-    assert [kind for kind, _ in SOURCES] == [kind for kind in Kind if kind is not Kind.DEFAULT]
+    assert list(READERS) == [kind for _, kind in reversed(LADDER)]
+    assert list(READERS) == [kind for kind in Kind if kind not in (Kind.DEFAULT, Kind.OTHER)]
 
 
 def test_no_source_is_read_twice(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,7 +265,9 @@ def test_names_that_are_no_text() -> None:
 
 def test_misspelt_words_of_the_call_itself() -> None:
     with pytest.raises(SettingsError, match="expected: profile"):
-        ExecutionSettings.from_resolution(resolve(Request(arguments={"profil": "ci"}, environ={})))
+        ExecutionSettings.from_resolution(
+            resolve(Request(ExecutionSettings, arguments={"profil": "ci"}, environ={}))
+        )
 
 
 def test_contexts_nest_and_the_inner_one_wins(place: Place) -> None:
@@ -298,6 +321,6 @@ def test_values_alone_read_nothing_else(clean_process: Place, monkeypatch: pytes
     monkeypatch.setenv("PTYCHO_EXEC_NONSENSE", "1")
     clean_process.write(".env", "PTYCHO_EXEC_SEED=2\nPTYCHO_EXEC_NONSENSE=1\n")
     with override_settings(seed=3):
-        resolution = resolve_values({"batch_size": 1}, place="a test")
+        resolution = resolve_values(ExecutionSettings, {"batch_size": 1}, place="a test")
     assert (dict(resolution.values), resolution.findings) == ({"batch_size": 1}, ())
     assert resolution.searched == ()

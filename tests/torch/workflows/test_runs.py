@@ -52,7 +52,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["validated"] += 1
         fill(self, resolution)
 
-    monkeypatch.setattr(resolve, "SOURCES", (*resolve.SOURCES, (Kind.FACTORY, source)))
+    monkeypatch.setattr(resolve, "READERS", {**resolve.READERS, Kind.OTHER: source})
     monkeypatch.setattr(plan, "RULES", (*plan.RULES, rule))
     monkeypatch.setattr(ExecutionSettings, "_fill", filled)
     return counts
