@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ptycho_exec.errors import SettingsError, redact
+from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import FrozenModel, branches, fill, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.sources.discovery import Request, paths_of
-from ptycho_exec.sources.origins import Origin, Resolution
+from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
+from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.resolve import (
     CONTROLS,
     check,
@@ -70,6 +71,7 @@ class ResolvedSettings(BaseSettings):
     )
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)
+    _notices: tuple[Finding, ...] = PrivateAttr(default=())
 
     if TYPE_CHECKING:  # so that type checkers derive the constructor from the fields, with these besides
         profile: str | None = None
@@ -124,10 +126,11 @@ class ResolvedSettings(BaseSettings):
 
     def _fill(self, resolution: Resolution) -> None:
         check(resolution, lambda values: fill(self, values))
-        self._keep_origins(resolution.origins)
+        self._keep_origins(resolution.origins, resolution.notices)
 
-    def _keep_origins(self, origins: Mapping[str, Origin]) -> None:
-        self._origins = dict(origins)  # type: ignore[misc]  # a private attribute, not a frozen field
+    def _keep_origins(self, origins: Mapping[str, Origin], notices: tuple[Finding, ...]) -> None:
+        self._origins = dict(origins)  # type: ignore[misc]  # private attributes, not frozen fields
+        self._notices = notices  # type: ignore[misc]
 
     @classmethod
     def from_resolution(cls, resolution: Resolution) -> Self:
@@ -212,6 +215,33 @@ class ResolvedSettings(BaseSettings):
         origin = self._origins.get(name)
         return origin.describe() if origin else ""
 
+    @property
+    def notices(self) -> tuple[Finding, ...]:
+        """What is worth knowing about the sources: a variable that is empty, a file that is not read."""
+        return self._notices
+
+    def explain(self, name: str | None = None) -> str:
+        """Return in words where a value came from and what it means; without a name, for all that were set.
+
+        Raises:
+            SettingsError: there is no such field.
+        """
+        specs = field_specs(type(self))
+        names = changed(self._origins) if name is None else [checked_name(name, specs, where="explain()")]
+        blocks = (
+            explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
+            for name in names
+        )
+        return "\n\n".join("\n".join(lines) for lines in blocks) or "every value is its default"
+
+    def _origin(self, name: str) -> Origin:
+        return self._origins.get(name) or Origin(Kind.DEFAULT, "not known", getattr(self, name))
+
+    def _repr_html_(self) -> str:
+        """Show every value with its origin in a notebook, credentials hidden."""
+        specs = field_specs(type(self))
+        return explain_html(type(self).__name__, specs, dict(self), self._origins, self._notices)
+
     def with_overrides(self, **overrides: Any) -> Self:
         """Return a validated copy in which `overrides` win over everything that was resolved before."""
         return self.from_resolution(resolve_onto(self, overrides, place="with_overrides()"))
@@ -227,7 +257,7 @@ class ResolvedSettings(BaseSettings):
     def with_effective(self, values: Mapping[str, Any]) -> Self:
         """Return a copy in which a plan's `values` take the place of what was asked, not validated."""
         effective: Self = self.model_construct(**{**dict(self), **values})
-        effective._keep_origins(self._origins)
+        effective._keep_origins(self._origins, self._notices)
         return effective
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ptycho_exec.cli.commands import resolve_from, table
+from ptycho_exec.cli.commands import resolve_from
 from ptycho_exec.cli.flags import (
     JSON,
     Argument,
@@ -33,6 +33,7 @@ from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.explain import table
 from ptycho_exec.sources.messages import bad_value
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import flag_origin

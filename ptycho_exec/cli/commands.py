@@ -24,18 +24,20 @@ from ptycho_exec.cli.flags import (
     switch,
 )
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
-from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
+from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.origins import Kind, Origin, Resolution
+from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_names
 from ptycho_exec.sources.resolve import resolve, resolve_profile
-from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
+
+JSON_VERSION = 1
+"""Version of what `--json` prints: it grows when a key is renamed or removed, not when one is added."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,12 +52,16 @@ def build_parser() -> Parser:
     return parser
 
 
-def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | None = None) -> Resolution:
+def resolve_from(
+    args: argparse.Namespace,
+    factory_defaults: dict[str, Any] | None = None,
+    model: type[ExecutionSettings] = ExecutionSettings,
+) -> Resolution:
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
         Request(
-            ExecutionSettings,
-            flags=flags_given(args),
+            model,
+            flags=flags_given(args, model),
             profile=args.profile,
             settings_file=args.settings,
             factory_defaults=factory_defaults or {},
@@ -66,10 +72,12 @@ def resolve_from(args: argparse.Namespace, factory_defaults: dict[str, Any] | No
 # --- show and explain ------------------------------------------------------------------------------------
 
 
-def show(args: argparse.Namespace) -> int:
+def show(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print every value with its origin, or what Trainer and loaders would be given."""
-    resolution = resolve_from(args)
-    settings = ExecutionSettings.from_resolution(resolution)
+    resolution = resolve_from(args, model=model)
+    settings = model.from_resolution(resolution)
+    names = changed(settings.origins) if args.changed else list(field_specs(model))
+    notes = list(resolution.notices)
     if args.trainer or args.loader:
         from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
 
@@ -78,101 +86,64 @@ def show(args: argparse.Namespace) -> int:
             kwargs["train_loader"] = train_loader_kwargs(settings)
             kwargs["inference_loader"] = inference_loader_kwargs(settings)
         print(json.dumps(kwargs, indent=2, default=str))
+    elif args.format:
+        from ptycho_exec.cli.freeze import freeze
+
+        text, left_out = freeze(settings, args.format, names, show_secrets=args.show_secrets)
+        print(text, end="")
+        notes += [Finding(sentence, level="note", code="left-out") for sentence in left_out]
+    elif args.json:
+        print(json.dumps(_report(settings, names, notes), indent=2))
         return 0
-    if args.json:
-        print(json.dumps(settings_json(settings), indent=2))
-        return 0
-    rows = [
-        (name, shown(getattr(settings, name)), settings.origins[name].describe())
-        for name in field_specs()
-        if not args.changed or settings.origins[name].kind is not Kind.DEFAULT
-    ]
-    print("\n".join(table(rows)) if rows else "every value is its default")
-    _print_notices(resolution)
+    else:
+        rows = [
+            (name, shown(getattr(settings, name)), redact(settings.origins[name].describe()))
+            for name in names
+        ]
+        print("\n".join(table(rows)) if rows else "every value is its default")
+    _print_notes(notes)
     return 0
 
 
-def shown(value: Any) -> str:
-    """Write a value for a line of a terminal: credentials hidden, control characters as escapes."""
-    text = format_value(redact(value))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def settings_json(settings: ExecutionSettings) -> dict[str, Any]:
-    """Return field -> value, origin and what it shadowed, as plain JSON data with credentials hidden."""
+def _report(settings: ExecutionSettings, names: Sequence[str], notes: Sequence[Finding]) -> dict[str, Any]:
+    """Return what `--json` prints about these fields."""
+    values = settings.model_dump(mode="json", include=set(names))
     return {
-        name: {
-            "value": redact(value),
-            "origin": settings.origins[name].to_json(),
-            "shadowed": [{"value": redact(o.value), **o.to_json()} for o in settings.origins[name].shadowed],
-        }
-        for name, value in settings.model_dump(mode="json").items()
+        "schema_version": JSON_VERSION,
+        "settings": explain_json(values, settings.origins),
+        "notes": [note.to_json() for note in notes],
     }
 
 
-def _print_notices(resolution: Resolution) -> None:
-    for notice in resolution.notices:
-        print(f"note: {notice.what}", file=sys.stderr)
+def _print_notes(notes: Sequence[Finding]) -> None:
+    for note in notes:
+        print(f"note: {note.what}", file=sys.stderr)
 
 
-def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield rows as text with aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    for row in rows:
-        yield "  ".join(
-            [cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]]
-        ).rstrip()
-
-
-def explain(args: argparse.Namespace) -> int:
+def explain(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
-    if args.field and args.field not in field_specs():
-        finding = unknown_name(args.field, tuple(field_specs()), where="command line")
-        raise SettingsError.from_findings([finding])
-    resolution = resolve_from(args)
-    settings = ExecutionSettings.from_resolution(resolution)
-    names = [args.field] if args.field else _changed(settings)
+    specs = field_specs(model)
+    asked = [checked_name(args.field, specs, where="command line")] if args.field else []
+    resolution = resolve_from(args, model=model)
+    settings = model.from_resolution(resolution)
+    names = asked or changed(settings.origins)
     if args.json:
-        chosen = settings_json(settings)
-        print(json.dumps({name: chosen[name] for name in names}, indent=2))
+        searched = [
+            {"kind": file.kind.value, "path": redact(file.path), "found": file.found}
+            for file in resolution.searched
+        ]
+        report = _report(settings, names, resolution.notices)
+        print(json.dumps({**report, "profile": resolution.profile, "searched": searched}, indent=2))
         return 0
     for name in names:
-        print("\n".join(_explained(field_specs()[name], settings, resolution.notices)))
-        print()
+        print(settings.explain(name), end="\n\n")
     if resolution.profile:
         print(f"profile {resolution.profile}, asked for by {resolution.profile_asked_by}")
     print("looked for, highest precedence first:")
     for file in resolution.searched:
         print(f"  {'found ' if file.found else 'absent'}  {file.kind}: {redact(file.path)}")
-    _print_notices(resolution)
+    _print_notes(resolution.notices)
     return 0
-
-
-def _changed(settings: ExecutionSettings) -> list[str]:
-    return [name for name in field_specs() if settings.origins[name].kind is not Kind.DEFAULT]
-
-
-def _explained(spec: FieldSpec, settings: ExecutionSettings, notices: Sequence[Finding]) -> Iterator[str]:
-    origin = settings.origins[spec.name]
-    yield f"{spec.name} = {shown(getattr(settings, spec.name))}"
-    yield f"  from      {_given_as(origin)}"
-    for other in origin.shadowed:
-        yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
-    for notice in notices:
-        if notice.field == spec.name:
-            yield f"  unset     {notice.what}"
-    yield f"  meaning   {spec.sentence}"
-    yield f"  accepts   {spec.expected()}"
-    meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
-    yield from table(meanings) if meanings else ()
-    yield f"  effect    {spec.effect.value}"
-    yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
-
-
-def _given_as(origin: Origin) -> str:
-    raw = redact(origin.raw) if origin.raw is not None else None
-    given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
-    return origin.describe() + given
 
 
 # --- check, facts, diff ----------------------------------------------------------------------------------
@@ -210,22 +181,27 @@ def check(args: argparse.Namespace) -> int:
     facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
     plan = resolve_plan(settings, facts, ModuleTraits())
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    steps: Sequence[Finding] = ()
+    notes, steps = list(resolution.notices), list[Finding]()
+    if problems and args.probe is not None:
+        text = "probe was not run, because of the problems above"
+        notes.append(Finding(text, level="note", code="not-tried"))
     if args.probe is not None and not problems:
         report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
         validation = None if args.test is None else _scan(args.test)
-        steps = probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
+        steps += probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
     if args.json:
-        verdict = {"can_run": not findings, "findings": [finding.to_json() for finding in findings]}
+        verdict = {
+            "schema_version": JSON_VERSION,
+            "can_run": not findings,
+            "findings": [finding.to_json() for finding in findings],
+            "notes": [note.to_json() for note in notes],
+        }
         tried = {} if args.probe is None else {"probe": [probe.to_json(step) for step in steps]}
         print(json.dumps({**verdict, **plan.to_json(), **tried}, indent=2, default=str))
     elif plain:
-        notes = [f"note  {notice.what}" for notice in resolution.notices]
-        if problems and args.probe is not None:
-            notes.append("note  probe was not run, because of the problems above")
-        print("\n".join([*map(_fail_line, problems), *notes, *_check_lines(plan, steps)]))
+        print("\n".join([*map(_fail_line, problems), *_check_lines(plan, notes, steps)]))
     if not findings:
         return 0
     blocked = (SettingsError if problems else UserError).from_findings(findings)
@@ -259,10 +235,11 @@ def _fail_line(finding: Finding) -> str:
     return f"FAIL  {finding.what}{place} -> {finding.fix or f'expected {finding.expected}'}"
 
 
-def _check_lines(plan: Plan, steps: Sequence[Finding]) -> Iterator[str]:
+def _check_lines(plan: Plan, notes: Sequence[Finding], steps: Sequence[Finding]) -> Iterator[str]:
     from ptycho_exec.cli.probe import line
 
     failed = {problem.field for problem in plan.problems}
+    yield from (f"note  {note.what}" for note in notes)
     for notice in plan.notices:
         yield f"note  {notice.field}: {notice.what}"
     chosen = [
@@ -274,15 +251,15 @@ def _check_lines(plan: Plan, steps: Sequence[Finding]) -> Iterator[str]:
     asked = [
         f"{name}={shown(row.value)}"
         for name, row in plan.effective.items()
-        if name not in failed and not row.changed and name in _changed(plan.requested)
+        if name not in failed and not row.changed and name in changed(plan.requested.origins)
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
     yield from map(line, steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.level == "error")]
-    notes = [*plan.notices, *(step for step in steps if step.level == "note")]
-    counts = f"{_count(problems, 'problem')}, {_count(notes, 'note')}"
+    noted = [*notes, *plan.notices, *(step for step in steps if step.level == "note")]
+    counts = f"{_count(problems, 'problem')}, {_count(noted, 'note')}"
     yield f"{'cannot' if problems else 'can'} run on {machine}: {counts}"
 
 
@@ -304,6 +281,7 @@ def diff(args: argparse.Namespace) -> int:
     Returns 1 when they differ, as diff(1) does.
     """
     a, b = settings_of(args.a), settings_of(args.b)
+    _print_notes(list(dict.fromkeys([*a.notices, *b.notices])))
     rows = [
         (name, shown(getattr(a, name)), shown(getattr(b, name)), spec.effect.value)
         for name, spec in field_specs().items()
@@ -364,27 +342,27 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(_: argparse.Namespace) -> int:
+def schema(_: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Print the JSON schema of a settings file."""
     from ptycho_exec.cli.reference import schema_text
 
-    print(schema_text(), end="")
+    print(schema_text(model), end="")
     return 0
 
 
-def init(args: argparse.Namespace) -> int:
+def init(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """Write a starter settings file, every field commented out at its default, and its schema."""
-    from ptycho_exec.cli.reference import schema_text, starter_toml
+    from ptycho_exec.cli.reference import package_name, schema_text, starter_toml
 
     path = Path(args.path)
     if path.suffix != ".toml":
         raise UserError(f"{path} is no TOML file", expected="a name that ends with .toml", fix="rename it")
     if path.exists():
         raise UserError(f"{path} exists already", expected="a new file", fix="choose another name")
-    schema_path = path.with_name("ptycho_exec.schema.json")
+    schema_path = path.with_name(f"{package_name(model)}.schema.json")
     try:
-        schema_path.write_text(schema_text(), "utf-8")
-        path.write_text(starter_toml(f"./{schema_path.name}"), "utf-8")
+        schema_path.write_text(schema_text(model), "utf-8")
+        path.write_text(starter_toml(f"./{schema_path.name}", model), "utf-8")
     except OSError as error:
         fix = "choose a folder that exists and that you may write to"
         raise UserError(f"cannot write {path}: {error.strerror}", where=str(path.parent), fix=fix) from None
@@ -401,9 +379,9 @@ def docs(args: argparse.Namespace) -> int:
     return 0
 
 
-def profiles(args: argparse.Namespace) -> int:
+def profiles(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
-    reader = Reader(Request(ExecutionSettings))
+    reader = Reader(Request(model))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
     errors = [finding for finding in reader.findings if finding.level == "error"]
     if errors:
@@ -441,6 +419,12 @@ _COMMANDS = (
             JSON,
             _ANNOTATIONS,
             switch("--changed", "only values that are not the default"),
+            argument(
+                "--format",
+                choices=("toml", "env", "flags", "json"),
+                help="write the values so that loading them gives the same settings",
+            ),
+            switch("--show-secrets", "with --format: write credentials too"),
             switch("--trainer", "print the Trainer's arguments"),
             switch("--loader", "print the loaders' arguments"),
         ],

@@ -111,14 +111,18 @@ def complete_switches(argv: Sequence[str], switches: Mapping[str, FieldSpec]) ->
     return done
 
 
-def add_settings_flags(parser: Parser) -> None:
-    """Add `--settings`, `--profile` and one flag per field, in a group of their own."""
-    group = parser.add_argument_group("how to run (execution settings)")
+def add_settings_flags(
+    parser: Parser,
+    model: type[BaseModel] = ExecutionFields,
+    title: str = "how to run (execution settings)",
+) -> None:
+    """Add `--settings`, `--profile` and one flag per field of `model`, in a group of their own."""
+    group = parser.add_argument_group(title)
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
-    parser.add_fields(group, field_specs().values())
+    parser.add_fields(group, field_specs(model).values())
 
 
 Argument = tuple[str, Mapping[str, Any]]

@@ -61,7 +61,7 @@ def test_check_prints_what_the_page_shows(place: Place) -> None:
 
 def test_the_job_runs_under_its_variables(place: Place) -> None:
     done = run_step(place, "ptycho-exec show --json")
-    shown = json.loads(done.stdout)
+    shown = json.loads(done.stdout)["settings"]
     origins = {name: row["origin"]["place"] for name, row in shown.items()}
     for variable in JOB["env"]:
         name = variable.removeprefix("PTYCHO_EXEC_").lower()

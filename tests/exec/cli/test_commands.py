@@ -80,7 +80,9 @@ def test_show_changed_values_only(here: Run, clean_process: Place) -> None:
 
 def test_show_json_is_stable(here: Run, clean_process: Place) -> None:
     clean_process.write("ptycho_exec.toml", "devices = [0, 1]\n")
-    shown = json.loads(here("show", "--json", "--devices", "2").out)
+    report = json.loads(here("show", "--json", "--devices", "2").out)
+    assert (report["schema_version"], report["notes"]) == (1, [])
+    shown = report["settings"]
     assert list(shown) == list(field_specs())
     assert shown["devices"] == {
         "value": 2,
@@ -162,11 +164,34 @@ def test_explain_without_a_field_tells_of_all_that_are_set(here: Run) -> None:
     ]
 
 
-def test_strays_are_noted_by_commands_that_show(run: Run) -> None:
-    for words in (["show"], ["explain"], ["check"]):
-        done = run(*words, PL_TRAINER_MAX_EPOCHS="3")
-        assert done.code == 0
-        assert "PL_TRAINER_MAX_EPOCHS" in done.out + done.err
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["show", *rest] for rest in ([], ["--changed"], ["--trainer"], ["--format", "toml"])),
+        *(["explain", *rest] for rest in ([], ["seed"])),
+        ["check"],
+        ["diff", "env", "profile:ci"],
+    ],
+    ids=" ".join,
+)
+def test_notes_are_the_same_in_every_form(here: Run, monkeypatch: Any, words: list[str]) -> None:
+    monkeypatch.setenv("PL_TRAINER_MAX_EPOCHS", "3")
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "")
+    notes = [
+        "no effect here, the Trainer is built from these settings alone: PL_TRAINER_MAX_EPOCHS",
+        "PTYCHO_EXEC_SEED is empty and counts as unset",
+    ]
+    done = here(*words)
+    assert done.code == (words[0] == "diff")
+    assert [line for line in (done.out + done.err).splitlines() if line.startswith("note")] == [
+        f"note{':' if words != ['check'] else ' '} {note}" for note in notes
+    ]
+    if words == ["check"]:
+        assert done.out.endswith("0 problems, 2 notes\n")
+    if words[0] != "diff" and "--trainer" not in words and "--format" not in words:
+        report = json.loads(here(*words, "--json").out)
+        assert [(note["what"], note["level"]) for note in report["notes"]] == [(n, "note") for n in notes]
+        assert report["schema_version"] == 1
 
 
 # --- errors ---------------------------------------------------------------------------------------------
@@ -279,9 +304,10 @@ def test_check_passes_what_can_run(run: Run) -> None:
 
 
 def test_check_of_every_field_set_is_still_one_screen(here: Run, clean_process: Place) -> None:
-    from ptycho_exec.cli.reference import env_example
+    from ptycho_exec.fields.spec import format_value
 
-    clean_process.write(".env", env_example())
+    lines = [f"{spec.variable}={format_value(spec.default)}\n" for spec in field_specs().values()]
+    clean_process.write(".env", "".join(lines))
     done = here("check")
     assert done.code == 0
     assert len(done.out.splitlines()) <= 24

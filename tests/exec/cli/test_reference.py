@@ -6,13 +6,16 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jsonschema
 import pytest
 import yaml
+from annotated_types import Gt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.reference import (
     env_example,
@@ -44,12 +47,59 @@ def test_generated_files_are_current(name: str) -> None:
     assert (ROOT / name).read_text("utf-8") == generated_files()[name], "run `make docs`"
 
 
-def test_the_env_example_names_every_field_once_and_loads_to_the_defaults(place: Place) -> None:
+def switched_on(text: str) -> str:
+    """Remove the # before every assignment, as a reader of the file would."""
+    return re.sub(r"^# ([A-Z_]+=)", r"\1", text, flags=re.M)
+
+
+def test_a_copied_env_example_sets_nothing(place: Place) -> None:
     place.write(".env", env_example())
+    assert place.resolve().values == {}
+    assert place.resolve(profile="laptop").origins["devices"].kind is Kind.PROFILE
+
+
+def test_the_env_example_names_every_field_once_and_switched_on_loads_to_the_defaults(place: Place) -> None:
+    lines = switched_on(env_example()).splitlines()
+    place.write(
+        ".env", "\n".join(line for line in lines if "_SETTINGS_FILE=" not in line and "_PROFILE=" not in line)
+    )
     found = place.settings()
     assert found == ExecutionSettings.from_values({})
     assert {origin.kind for origin in found.origins.values()} == {Kind.DOTENV}
     assert all(spec.sentence in env_example() for spec in SPECS.values())
+
+
+class Bench(BaseModel):
+    """Settings of another program."""
+
+    model_config = SettingsConfigDict(env_prefix="MY_LAB_", use_attribute_docstrings=True)
+
+    voltage: Annotated[float, Gt(0)] = 1.5
+    """Volts at the sample."""
+    detector: Literal["eiger", "jungfrau"] = "eiger"
+    """Which detector reads."""
+    window: tuple[float, float] = (0.0, 1.0)
+    """Part of the frame, as fractions."""
+
+
+def test_everything_is_generated_for_any_model() -> None:
+    schema = json_schema(Bench)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert schema["title"] == "my_lab settings"
+    assert schema["properties"]["voltage"]["x-env"] == "MY_LAB_VOLTAGE"
+    assert validator.is_valid({"voltage": 2, "detector": "jungfrau", "profiles": {"x": {"window": [0, 1]}}})
+    for wrong in ({"voltage": -1}, {"detector": "x"}, {"seed": 1}, {"profiles": {"x": {"voltage": 0}}}):
+        assert not validator.is_valid(wrong), wrong
+    assert "# MY_LAB_DETECTOR=eiger" in env_example(Bench)
+    assert "my_lab.toml" in env_example(Bench)
+    assert tomllib.loads(switched_on_toml(starter_toml("x.json", Bench)))["window"] == [0.0, 1.0]
+    assert re.findall(r"^## `(\w+)`$", reference_page(Bench), re.M) == list(Bench.model_fields)
+    assert "ptycho_exec" not in env_example(Bench) + starter_toml("x", Bench) + json.dumps(schema)
+
+
+def switched_on_toml(text: str) -> str:
+    return re.sub(r"^# ([a-z_]+ = )", r"\1", text.partition("# profile =")[0], flags=re.M)
 
 
 def test_the_starter_file_loads_to_the_defaults(place: Place) -> None:

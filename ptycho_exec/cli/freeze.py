@@ -1,0 +1,109 @@
+"""Settings written so that loading them gives equal settings: a file in TOML or JSON, variables, or flags."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from ptycho_exec.cli.reference import toml_value
+from ptycho_exec.errors import redact
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+
+
+class Form(NamedTuple):
+    """How one form writes a value (None where it cannot), a line, a remark instead of one, and all lines."""
+
+    value: Callable[[FieldSpec, Any], str | None]
+    line: Callable[[FieldSpec, str], str]
+    remark: Callable[[FieldSpec, str], str | None]
+    whole: Callable[[list[str]], str]
+
+
+def _as_toml(_: FieldSpec, value: Any) -> str | None:
+    text = toml_value(value).replace("\x7f", "\\u007f")  # JSON leaves this control character as it is
+    try:
+        read = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return None
+    return text if read == _plain("none" if value is None else value) else None
+
+
+def _as_text(spec: FieldSpec, value: Any) -> str | None:
+    text = format_value(value)
+    return text if _plain(decode_text(spec, text)) == _plain(value) else None
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _dotenv_quoted(text: str) -> str:
+    if re.fullmatch(r"[\w./:,@+\[\]-]+", text, re.ASCII):
+        return text
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _lines(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+FORMS: dict[str, Form] = {
+    "toml": Form(
+        _as_toml,
+        lambda spec, text: f"{spec.name} = {text}",
+        lambda spec, why: f"# {spec.name} is left out: {why}",
+        _lines,
+    ),
+    "env": Form(
+        _as_text,
+        lambda spec, text: f"{spec.variable}={_dotenv_quoted(text)}",
+        lambda spec, why: f"# {spec.variable} is left out: {why}",
+        _lines,
+    ),
+    "flags": Form(
+        _as_text,
+        lambda spec, text: shlex.quote(f"{spec.flag}={text}"),
+        lambda *_: None,
+        lambda lines: " ".join(lines) + "\n",
+    ),
+    "json": Form(
+        lambda _, value: json.dumps(value),
+        lambda spec, text: f"  {json.dumps(spec.name)}: {text}",
+        lambda *_: None,
+        lambda lines: "{\n" + ",\n".join(lines) + "\n}\n",
+    ),
+}
+"""The forms of `show --format`."""
+
+
+def freeze(
+    settings: BaseModel, form: str, names: Iterable[str] | None = None, *, show_secrets: bool = False
+) -> tuple[str, list[str]]:
+    """Write settings in one of `FORMS`, so that loading the text gives them again.
+
+    A value with credentials is left out unless `show_secrets`, so that `***` is never loaded in its place.
+
+    Returns:
+        the text, and a sentence for each value that is not in it.
+    """
+    write, specs = FORMS[form], field_specs(type(settings))
+    lines, left_out = list[str](), list[str]()
+    for name in specs if names is None else names:
+        spec, value = specs[name], getattr(settings, name)
+        hidden = redact(value) != value and not show_secrets
+        text = None if hidden else write.value(spec, value)
+        if text is not None:
+            lines.append(write.line(spec, text))
+            continue
+        why = "it holds credentials; --show-secrets writes them" if hidden else f"{form} cannot hold it"
+        left_out.append(f"{name} is left out: {why}")
+        remark = write.remark(spec, why)
+        lines += [remark] if remark else []
+    return write.whole(lines), left_out

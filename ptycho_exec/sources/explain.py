@@ -1,0 +1,104 @@
+"""What a field is, where its value came from, and what that shadowed: as text, JSON, or a notebook's table.
+
+Credentials are hidden in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ptycho_exec.errors import Finding, SettingsError, redact
+from ptycho_exec.fields.choices import CHOICES
+from ptycho_exec.fields.spec import FieldSpec, format_value
+from ptycho_exec.sources.origins import Kind, Origin
+from ptycho_exec.sources.suggestions import unknown_name
+
+
+def shown(value: Any) -> str:
+    """Write a value for one line of text: credentials hidden, control characters as escapes."""
+    text = format_value(redact(value))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield rows as text with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join(
+            [cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[-1]]
+        ).rstrip()
+
+
+def changed(origins: Mapping[str, Origin]) -> list[str]:
+    """Return the fields that somebody set."""
+    return [name for name, origin in origins.items() if origin.kind is not Kind.DEFAULT]
+
+
+def checked_name(name: str, specs: Mapping[str, FieldSpec], *, where: str) -> str:
+    """Return the name of a field.
+
+    Raises:
+        SettingsError: there is no such field.
+    """
+    if name in specs:
+        return name
+    raise SettingsError.from_findings([unknown_name(name, tuple(specs), where=where)])
+
+
+def explain_field(
+    spec: FieldSpec, value: Any, origin: Origin, notices: Sequence[Finding] = ()
+) -> Iterator[str]:
+    """Yield the lines about one field: value, origin, what it shadowed, what it means and accepts."""
+    yield f"{spec.name} = {shown(value)}"
+    yield f"  from      {_given_as(origin)}"
+    for other in origin.shadowed:
+        yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
+    for notice in notices:
+        if notice.field == spec.name:
+            yield f"  {'unset' if notice.code == 'empty-variable' else 'note':<8}  {notice.what}"
+    yield f"  meaning   {spec.sentence}"
+    yield f"  accepts   {spec.expected()}"
+    meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
+    yield from table(meanings) if meanings else ()
+    yield f"  effect    {spec.effect.value}"
+    yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
+
+
+def _given_as(origin: Origin) -> str:
+    raw = redact(origin.raw) if origin.raw is not None else None
+    given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
+    return f"{redact(origin.describe())}{given}"
+
+
+def explain_json(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> dict[str, Any]:
+    """Return field -> value, origin and what it shadowed, as plain JSON data."""
+    return {
+        name: {
+            "value": redact(value),
+            "origin": origins[name].to_json(),
+            "shadowed": [{"value": redact(o.value), **o.to_json()} for o in origins[name].shadowed],
+        }
+        for name, value in values.items()
+    }
+
+
+def explain_html(
+    title: str,
+    specs: Mapping[str, FieldSpec],
+    values: Mapping[str, Any],
+    origins: Mapping[str, Origin],
+    notices: Sequence[Finding] = (),
+) -> str:
+    """Return a table of every value with its origin, as a notebook shows it; those that were set are bold."""
+    rows = []
+    for name, spec in specs.items():
+        origin = origins.get(name)
+        place = redact(origin.describe()) if origin else ""
+        mark = "th" if origin and origin.kind is not Kind.DEFAULT else "td"
+        cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in (name, shown(values[name]), place))
+        rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
+    notes = "".join(f"<p>note: {escape(notice.what)}</p>" for notice in notices)
+    head = "<tr><th>setting</th><th>value</th><th>from</th></tr>"
+    return f"<table><caption>{escape(title)}</caption>{head}{''.join(rows)}</table>{notes}"
