@@ -89,9 +89,8 @@ class DataConfig(_Science):
     def _grouping_agrees(self) -> DataConfig:
         needed = self.gridsize**2 - 1
         if self.neighbor_count is not None and self.neighbor_count < needed:
-            why = (
-                f"gridsize {self.gridsize} needs {needed} neighbors, neighbor_count is {self.neighbor_count}"
-            )
+            have = self.neighbor_count
+            why = f"gridsize {self.gridsize} needs {needed} neighbors and neighbor_count is {have}"
             fix = f"choose neighbor_count >= {needed}, or leave it out"
             raise contradiction(Contradiction(("gridsize", "neighbor_count"), why, fix))
         low, high = self.min_neighbor_distance_px, self.max_neighbor_distance_px
@@ -177,7 +176,7 @@ def refuse_unseen_probe(probe_trainable: bool, loss: str) -> None:
         PydanticCustomError: for a validator to raise.
     """
     if probe_trainable and loss == "supervised":
-        why = "probe_trainable has no effect with loss = supervised, which compares with labels, not with patterns"
+        why = "probe_trainable has no effect on a loss that compares with labels, not with patterns"
         fix = "choose loss = mae or poisson, or leave it out"
         raise contradiction(Contradiction(("probe_trainable", "loss"), why, fix))
 
@@ -197,7 +196,14 @@ class ScienceConfig(_Science):
         refuse_unseen_probe(self.model.probe_trainable, self.training.loss)
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """Compare values only: the same science from different places is the same science."""
+        return isinstance(other, ScienceConfig) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
     @property
     def origins(self) -> Mapping[str, Any]:
-        """The origin of each field's value, by the field's name; empty for configs that were written in code."""
+        """The origin of each field's value, by its name; empty for configs that were written in code."""
         return self._origins

@@ -118,8 +118,8 @@ def create_inference_payload(
 ) -> InferencePayload:
     """Resolve and validate everything for an inference run; the science comes from the trained model.
 
-    `science` is what was asked for; None resolves it from environment, files and profile. See `inference_science`
-    for what a trained model decides.
+    `science` is what was asked for; None resolves it from environment, files and profile. What a trained
+    model decides is said at `inference_science`.
 
     `model_path` may be None with `start="flat"`, which uses no network.
 
@@ -198,27 +198,33 @@ def split_overrides(
     execution = {name: value for name, value in overrides.items() if name in field_specs()}
     own = {ALIASES.get(name, name): value for name, value in overrides.items() if name not in execution}
     specs = field_specs(ScienceSettings)
-    unknown = [
+    findings = [
         unknown_name(name, (*specs, *field_specs()), where="overrides", noun="override")
         for name in own
         if name not in specs
     ]
-    if unknown:
-        raise SettingsError.from_findings(unknown)
-    if science is None:
-        return ScienceSettings(overrides=own).config, execution
-    if not own:
+    known = {name: value for name, value in own.items() if name in specs}
+    if science is not None and not own:
         return science, execution
-    return ScienceSettings.from_config(science).with_overrides(**own).config, execution
+    try:
+        if science is None:
+            settings = ScienceSettings(overrides=known)
+        else:
+            settings = ScienceSettings.from_config(science).with_overrides(**known)
+    except SettingsError as error:
+        findings += error.findings
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return settings.config, execution
 
 
 def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
     """Read the science out of whatever config a caller has.
 
-    None resolves it from environment, files and profile; a mapping does too, under its values. A ScienceConfig
-    is taken as it is, and so is an object with attributes (with parts `data`, `model`, `training`, `inference`,
-    as earlier callers pass it). Execution values that such an object carries, a `batch_size` say, count as
-    factory defaults: anything set in the execution settings wins over them.
+    None resolves it from environment, files and profile; a mapping does too, under its values. A
+    ScienceConfig is taken as it is, and so is an object with attributes (with parts `data`, `model`,
+    `training`, `inference`, as earlier callers pass it). Execution values that such an object carries, a
+    `batch_size` say, count as factory defaults: anything set in the execution settings wins over them.
 
     Raises:
         SettingsError: unknown names in a mapping, or bad values.
@@ -242,8 +248,9 @@ def inference_science(
 ) -> ScienceConfig:
     """Return the science for an inference with a trained model.
 
-    How the data are grouped, the network and its training are the model's: only arguments and flags change them.
-    How to stitch and refine is free; where nobody says, it is as the model was trained. The whole scan is covered.
+    How the data are grouped, the network and its training are the model's: only arguments and flags change
+    them. How to stitch and refine is free; where nobody says, it is as the model was trained. The whole scan
+    is covered.
 
     Args:
         trained: the model's own.
@@ -267,7 +274,7 @@ def overruled(science: ScienceConfig) -> Iterator[Finding]:
         for other in origin.shadowed[:1] if origin.kind is Kind.RECORDED else ():
             if other.kind is not Kind.DEFAULT and other.value != origin.value:
                 given, trained = format_value(other.value), format_value(origin.value)
-                what = f"{name} = {given} ({other.describe()}) has no effect: the model was trained with {trained}"
+                what = f"{name} = {given} ({other.describe()}) has no effect: the model has {trained}"
                 yield Finding(what, level="note", code="no-effect", field=name)
 
 

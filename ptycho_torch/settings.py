@@ -1,7 +1,7 @@
-"""`ScienceSettings`: the science of a run from every place that can set it, by the engine of the execution settings.
+"""`ScienceSettings`: what to run, from every place that can set it.
 
-Prefix `PTYCHO_TORCH_`, file `ptycho_torch.toml`, table `[tool.ptycho_torch]`. Science and execution share no field,
-so one file named by `--settings` can hold both.
+On the engine of the execution settings, with prefix `PTYCHO_TORCH_`, file `ptycho_torch.toml` and table
+`[tool.ptycho_torch]`. The two share no field, so one file named by `--settings` can hold both.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ScienceSettings(InferenceConfig, TrainingConfig, ModelConfig, DataConfig, 
     @property
     def config(self) -> ScienceConfig:
         """The four configs, with the origins of these settings."""
-        parts = {
+        parts: dict[str, Any] = {
             section: part(**{name: getattr(self, name) for name in part.model_fields})
             for section, part in SECTIONS.items()
         }

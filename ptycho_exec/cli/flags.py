@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from ptycho_exec.errors import SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
+from ptycho_exec.fields.stages import Stage, without_effect
 from ptycho_exec.sources.suggestions import nearest, unknown_name
 
 _DEST = "field_"
@@ -39,8 +40,10 @@ class Parser(argparse.ArgumentParser):
             message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
         )
 
-    def add_fields(self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec]) -> None:
-        """Add one flag per field to a group of this parser, unset unless it is given."""
+    def add_fields(
+        self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec], hidden: Collection[str] = ()
+    ) -> None:
+        """Add one flag per field to a group of this parser, unset unless it is given; some without help."""
         for spec in specs:
             listed = spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}
             group.add_argument(
@@ -49,7 +52,9 @@ class Parser(argparse.ArgumentParser):
                 action="append",
                 metavar=f"{{{','.join(map(format_value, spec.choices))}}}" if listed else "VALUE",
                 default=None,
-                help=f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
+                help=argparse.SUPPRESS
+                if spec.name in hidden
+                else f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
             )
             if spec.boolean:
                 self.switches[spec.flag] = spec
@@ -115,14 +120,19 @@ def add_settings_flags(
     parser: Parser,
     model: type[BaseModel] = ExecutionFields,
     title: str = "how to run (execution settings)",
+    stage: Stage | None = None,
 ) -> None:
-    """Add `--settings`, `--profile` and one flag per field of `model`, in a group of their own."""
-    group = parser.add_argument_group(title)
+    """Add one flag per field of `model`, in a group of their own."""
+    parser.add_fields(parser.add_argument_group(title), field_specs(model).values(), without_effect(stage))
+
+
+def add_controls(parser: Parser) -> None:
+    """Add `--settings` and `--profile`."""
+    group = parser.add_argument_group("where settings come from")
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
-    parser.add_fields(group, field_specs(model).values())
 
 
 Argument = tuple[str, Mapping[str, Any]]
@@ -141,7 +151,13 @@ JSON = switch("--json", "print stable JSON")
 
 
 class Command(NamedTuple):
-    """One command of a program, named as the function that runs it; `settings` adds the settings' flags."""
+    """One command of a program, named as the function that runs it.
+
+    Attributes:
+        science: fields whose flags are added.
+        settings: whether those of the execution settings are.
+        stage: the only one that the command runs; fields that act in the other are refused as flags.
+    """
 
     handler: Callable[[argparse.Namespace], int]
     help: str
@@ -149,6 +165,7 @@ class Command(NamedTuple):
     usage: str | None = None
     science: Sequence[FieldSpec] = ()
     settings: bool = False
+    stage: Stage | None = None
 
 
 def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
@@ -164,7 +181,10 @@ def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
         if row.science:
             command.add_fields(command.add_argument_group("what to run (science)"), row.science)
         if row.settings:
-            add_settings_flags(command)
+            add_settings_flags(command, stage=row.stage)
+        if row.settings or row.science:
+            add_controls(command)
+        command.set_defaults(stage=row.stage)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 

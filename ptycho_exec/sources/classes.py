@@ -31,5 +31,7 @@ def _fields() -> dict[str, FieldSpec]:
 
 
 def spec_elsewhere(name: str) -> FieldSpec | None:
-    """Return the field of this name in any registered class."""
-    return _fields().get(name)
+    """Return the field of this name, or of this variable in lower case, in any registered class."""
+    prefixes = (str(model.model_config.get("env_prefix", "")).lower() for model in settings_classes())
+    bare = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
+    return _fields().get(bare)

@@ -182,9 +182,8 @@ class Reader:
     @cached_property
     def settings_file(self) -> Origin | None:
         """The file that was named, and by whom."""
-        return self._own_settings_file or next(
-            filter(None, (r._own_settings_file for r in self.beside)), None
-        )
+        others = (reader._own_settings_file for reader in self.beside)
+        return self._own_settings_file or next(filter(None, others), None)
 
     @cached_property
     def _own_settings_file(self) -> Origin | None:
@@ -210,17 +209,12 @@ class Reader:
         """Leave out what a named file holds for other settings classes: one file can hold a whole run."""
         tables = [document.data, *document.table_at(("profiles",)).values()]
         names = {name for table in tables if isinstance(table, Mapping) for name in table}
-        others = {
-            name: owner
-            for name in names - {*self.specs, *FILE_KEYS}
-            if (owner := owner_of(name, self.request.model))
-        }
-        read_elsewhere = {reader.request.model for reader in self.beside}
+        owners = {name: owner_of(name, self.request.model) for name in names - {*self.specs, *FILE_KEYS}}
+        others = {name: owner for name, owner in owners.items() if owner is not None}
         for name, owner in sorted(others.items()):
-            if not any(issubclass(model, owner) for model in read_elsewhere):
-                self.note(
-                    f"{name} in {document.path} is a setting of {places_of(owner).program}: no effect here"
-                )
+            if not any(issubclass(reader.request.model, owner) for reader in self.beside):
+                program = places_of(owner).program
+                self.note(f"{name} in {document.path} is a setting of {program} and has no effect here")
         return document.without(others) if others else document
 
     def _project_file(self) -> Document | None:
@@ -275,7 +269,8 @@ class Reader:
     @cached_property
     def profile(self) -> Origin | None:
         """The profile that was asked for: by argument, variable, `.env`, or a file's `profile` key."""
-        return self._own_profile or next(filter(None, (reader._own_profile for reader in self.beside)), None)
+        others = (reader._own_profile for reader in self.beside)
+        return self._own_profile or next(filter(None, others), None)
 
     @cached_property
     def _own_profile(self) -> Origin | None:

@@ -19,7 +19,7 @@ The engine keeps for each value its origin and what it shadowed; the merge of py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -251,12 +251,36 @@ def resolve_together(*requests: Request) -> list[Resolution]:
     for reader in readers:
         reader.beside = tuple(other for other in readers if other is not reader)
     found = [_resolve(reader) for reader in readers]
-    missing = [{f.what for f in resolution.findings if f.field == "profile"} for resolution in found]
-    nowhere = set.intersection(*missing)
-    return [
-        replace(r, findings=tuple(f for f in r.findings if f.field != "profile" or f.what in nowhere))
-        for r in found
-    ]
+    for number, resolution in enumerate(found):
+        others = [*found[:number], *found[number + 1 :]]
+        found[number] = replace(resolution, findings=tuple(_not_better_said(resolution.findings, others)))
+    return found
+
+
+def _not_better_said(findings: Iterable[Finding], others: Sequence[Resolution]) -> Iterator[Finding]:
+    """Yield the findings about names that no other class of the run knows, or knows better.
+
+    A profile that one of them has is no unknown one. A name in a file of both is reported once, by the class
+    that has a name like it.
+    """
+    for finding in findings:
+        if finding.code != "unknown-name":
+            yield finding
+            continue
+        same = [
+            [f for f in other.findings if (f.what, f.where) == (finding.what, finding.where)]
+            for other in others
+        ]
+        if finding.field == "profile":
+            known = any(not twins for twins in same)
+        else:
+            known = any(
+                twin.fix.startswith("write ") or not finding.fix.startswith("write ")
+                for t in same
+                for twin in t
+            )
+        if not known:
+            yield finding
 
 
 def _resolve(reader: Reader) -> Resolution:
@@ -339,7 +363,7 @@ _SAID = (Kind.ARGUMENT, Kind.OVERRIDE, Kind.FLAG, Kind.CONTEXT)
 
 
 def resolve_recorded(settings: Resolved, values: Mapping[str, Any], *, place: str) -> Resolution:
-    """Put `values` that are kept with something, a trained model say, above all but what the call itself says."""
+    """Put `values` that are kept with a trained model, say, above all but what the call itself says."""
     layer = _given(cast(type[BaseModel], type(settings)), values, Kind.RECORDED, place)
     return _restack(settings, layer, lambda old: old is None or old.kind not in _SAID)
 

@@ -95,13 +95,18 @@ def unknown_name(
     renamed = next((word for word in candidates if _bare(word) == RETIRED.get(bare)), None)
     if renamed is not None:  # `device` may be another program's name of accelerator, or a misspelt devices
         close = [renamed, *(c for c in close if c != renamed and distance(bare, _bare(c)) == 1)]
+    ours = bare in map(_bare, candidates)
+    owner = spec_elsewhere(bare) if noun == "setting" and renamed is None and not ours else None
+    if owner is not None:
+        close = [owner.variable if name.isupper() else owner.name]
     listed = "--help" if noun == "flag" else "`ptycho-exec show`"
     all_of_them = ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
     if renamed is not None:
         fix = f"write {renamed}, as this program calls it"
-    elif (owner := None if close else spec_elsewhere(bare)) is not None:
+    elif owner is not None:
         program = getattr(owner.model, "program", "")
-        fix = f"it is a setting of {program}: set {owner.variable} or {owner.flag}, or write it in {program}.toml"
+        ways = f"set {owner.variable}, or write {owner.name} in {program}.toml"
+        fix = f"it is a setting of {program}: {ways}"
     else:
         fix = f"write {close[0]}, or remove it" if close else "remove it"
     return Finding(

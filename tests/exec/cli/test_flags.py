@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ptycho_exec.cli.flags import Parser, add_settings_flags, annotate, complete_switches, flags_given, run
+from ptycho_exec.cli.flags import (
+    Parser,
+    add_controls,
+    add_settings_flags,
+    annotate,
+    complete_switches,
+    flags_given,
+    run,
+)
 from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings
@@ -24,6 +32,7 @@ def parser() -> Parser:
     made.add_argument("--debug", action="store_true")
     made.add_argument("--annotations", action="store_true")
     add_settings_flags(made)
+    add_controls(made)
     return made
 
 

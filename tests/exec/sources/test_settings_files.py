@@ -407,7 +407,7 @@ def test_lines_of_dotenv(tmp_path_factory: Any, data: st.DataObject, pairs: list
     path = tmp_path_factory.mktemp("dotenv") / ".env"
     path.write_text("\n".join(rows) + "\n", "utf-8")
     findings: list[Finding] = []
-    assert [tuple(row) for row in read_dotenv(path, findings, {})] == expected
+    assert [tuple(row) for row in read_dotenv(path, findings, {}, "PTYCHO_EXEC_")] == expected
     assert findings == []
 
 
