@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 
-from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.errors import ANNOTATIONS, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
 from ptycho_exec.sources.suggestions import nearest, unknown_name
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         """Parse, or raise one error that lists every unknown argument."""
         parsers = list(_with_commands(self))
         switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
-        args, extra = self.parse_known_args(complete_switches(argv, switches))
+        args, extra = self.parse_known_args(complete_switches(complete_annotations(argv), switches))
         flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
         known = sorted(flag for flag in flags if flag.startswith("--"))
         names = [item.partition("=")[0] for item in extra if item != "--"]
@@ -138,6 +138,12 @@ def switch(name: str, help_text: str) -> Argument:
 
 
 JSON = switch("--json", "print stable JSON")
+ANNOTATE = argument(
+    "--annotations",
+    choices=tuple(ANNOTATIONS),
+    help="print problems as annotations: of GitHub (also done where GITHUB_ACTIONS=true), or with"
+    " gitlab as a GitLab code-quality report",
+)
 
 
 class Command(NamedTuple):
@@ -192,6 +198,24 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+def annotations_form(argv: Sequence[str]) -> str | None:
+    """Return the form that `--annotations` asks for, in a command line as it was typed or written out."""
+    given = [word for word in complete_annotations(argv) if word.startswith("--annotations=")]
+    form = given[-1].partition("=")[2] if given else None
+    return form if form in ANNOTATIONS else None
+
+
+def complete_annotations(argv: Sequence[str]) -> list[str]:
+    """Write out `--annotations` as `--annotations=github`; a form after it is taken as its value."""
+    rest, done = list(argv), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if word == "--annotations":
+            word = f"--annotations={rest.pop(0) if rest and rest[0] in ANNOTATIONS else 'github'}"
+        done.append(word)
+    return done
+
+
 def annotate(error: UserError) -> None:
     """In a GitHub job, print each finding as an annotation beside what is printed for people."""
     if os.environ.get("GITHUB_ACTIONS") == "true":
@@ -212,8 +236,8 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     except UserError as error:
         if "--debug" in argv:
             raise
-        if "--annotations" in argv:
-            print("\n".join(finding.annotation() for finding in error.findings))
+        if form := annotations_form(argv):
+            print(ANNOTATIONS[form](error.findings))
             return error.exit_code
         if "--json" in argv:
             print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))

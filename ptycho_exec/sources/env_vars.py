@@ -65,7 +65,7 @@ def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> I
         spec = field_specs(model).get(_folded(name).lower())
         if spec is not None:
             finding = _rename(f"{name} in .env is ignored: it lacks the prefix", spec.variable)
-            yield replace(finding, where=f"{file}:{line}", file=file, line=line or 0)
+            yield replace(finding, field=spec.name, where=f"{file}:{line}", file=file, line=line or 0)
         if name in lines and name in _by_variable(model):
             yield duplicate_key(name, file, line or 0, lines[name])
         lines[name] = line

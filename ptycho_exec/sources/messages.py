@@ -84,6 +84,7 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
         line=origin.line or 0,
         code="bad-value",
         field=spec.name,
+        given=text,
     )
 
 
