@@ -49,9 +49,8 @@ class Progress:
     steps: list[Finding] = field(default_factory=list)
 
     def say(self, level: Level, subject: str, text: str, fix: str = "", setting: str = "") -> None:
-        self.steps.append(
-            Finding(f"probe {subject}: {text}", fix=fix, level=level, field=setting, code="trial-step")
-        )
+        what = f"probe {subject}: {text}"
+        self.steps.append(Finding(what, fix=fix, level=level, field=setting, code="trial-step"))
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
