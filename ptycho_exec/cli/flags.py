@@ -19,8 +19,9 @@ from pydantic import BaseModel
 
 from ptycho_exec.errors import ANNOTATIONS, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
-from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
+from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.sources.suggestions import nearest, unknown_name
+from ptycho_exec.version import __version__
 
 _DEST = "field_"
 
@@ -49,7 +50,9 @@ class Parser(argparse.ArgumentParser):
                 action="append",
                 metavar=f"{{{','.join(map(format_value, spec.choices))}}}" if listed else "VALUE",
                 default=None,
-                help=f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
+                help=argparse.SUPPRESS
+                if spec.field
+                else f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
             )
             if spec.boolean:
                 self.switches[spec.flag] = spec
@@ -122,7 +125,7 @@ def add_settings_flags(
     group.add_argument(
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
-    parser.add_fields(group, field_specs(model).values())
+    parser.add_fields(group, source_specs(model).values())
 
 
 Argument = tuple[str, Mapping[str, Any]]
@@ -158,7 +161,8 @@ class Command(NamedTuple):
 
 
 def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
-    """Give a parser one subcommand for each row of `commands`."""
+    """Give a parser `--version` and one subcommand for each row of `commands`."""
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
     group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for row in commands:
         name = row.handler.__name__
@@ -178,7 +182,7 @@ def flags_given(
     args: argparse.Namespace, model: type[BaseModel] = ExecutionFields
 ) -> dict[str, tuple[str, ...]]:
     """Return the flags of `model` that were typed: field -> every text, in the order of the command line."""
-    texts = {name: getattr(args, _DEST + name, None) for name in field_specs(model)}
+    texts = {name: getattr(args, _DEST + name, None) for name in source_specs(model)}
     return {name: tuple(given) for name, given in texts.items() if given is not None}
 
 
