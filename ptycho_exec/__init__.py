@@ -6,10 +6,12 @@ before a Trainer is built.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+import typing as _typing
 
-if TYPE_CHECKING:
+from ptycho_exec.version import __version__ as __version__
+
+if _typing.TYPE_CHECKING:
     from ptycho_exec.cli.reference import json_schema
     from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, UserError
     from ptycho_exec.fields.model import Effect
@@ -85,15 +87,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name == "PyTorchExecutionConfig":  # the name this class had in the project it takes over from
         return __getattr__("ExecutionSettings")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,14 +34,78 @@ Level = Literal["error", "adapted", "note", "ok"]
 """How much a finding stops: everything; nothing, but results can change; nothing; it is good news."""
 
 
+CODES: Mapping[str, str] = {
+    # names
+    "unknown-name": "a name that is no setting, flag, profile or variable here",
+    "wrong-prefix": "a variable whose prefix is misspelt or missing",
+    "misplaced-key": "a setting in a table where it is not read",
+    "wrong-table": "a table that is misspelt, misplaced, or no table",
+    "duplicate-key": "a name that is defined twice in one file",
+    "renamed": "a setting under the name that it had before",
+    # values
+    "bad-value": "a value that its field does not accept",
+    "missing-value": "a field without a default that nobody set",
+    "conflict": "values that contradict each other",
+    "endless-profile": "a profile that extends itself",
+    # files
+    "unreadable-file": "a file that is not there or cannot be read",
+    "broken-file": "a file that cannot be parsed, or holds no settings",
+    "not-an-assignment": "a line of a .env file that assigns nothing",
+    "bad-facts": "facts of a machine that are none",
+    # worth knowing
+    "not-read": "a file that looks like one of ours and is not read",
+    "empty-variable": "a variable that is empty and counts as unset",
+    "no-effect": "something that was set and does nothing here",
+    "left-out": "a value that is not written, because it holds credentials or has no such form",
+    "not-tried": "a trial that did not start",
+    "trial-step": "a step of check --probe",
+    # what a plan says about a machine
+    "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
+    "batch-larger-than-data": "a batch larger than the data",
+    "cpu-indices": "indices of devices where there is only a CPU",
+    "largest-loss-ranks-first": "a loss that is ranked by its largest value",
+    "logger-not-installed": "a logger whose package is missing",
+    "manual-optimization": "an option that a module with its own optimization loop cannot honor",
+    "metric-not-logged": "a monitored metric that nobody logs",
+    "more-processes-than-cpus": "more processes than CPUs",
+    "more-threads-than-cpus": "more threads than CPUs",
+    "more-workers-than-cpus": "more loader processes than CPUs",
+    "no-batches": "a training without a single batch",
+    "no-checkpoints": "checkpoints that are not written",
+    "no-compiler": "compilation without a compiler",
+    "no-cuda": "an option of CUDA without a CUDA GPU",
+    "no-cudnn": "an option of cuDNN without cuDNN",
+    "no-launcher": "several nodes without a launcher",
+    "no-logger": "something for a logger where there is none",
+    "no-such-gpu": "an accelerator that is not there",
+    "no-such-precision": "a precision that the hardware does not have",
+    "no-such-strategy": "a strategy that cannot run here",
+    "no-tf32": "a precision of products that the hardware does not have",
+    "no-workers": "an option of loader processes without any",
+    "not-this-logger": "an option of another logger",
+    "other-nodes-than-launcher": "another number of nodes than the launcher's",
+    "other-tasks-than-launcher": "another number of processes than the launcher's",
+    "slow-precision": "a precision that is slow on this hardware",
+    "slurm-job": "several devices inside a SLURM job of one task",
+    "too-many-devices": "more devices than there are",
+    # what stops a program
+    "drift": "the Trainer is not what the settings asked for",
+    "bad-data": "input data that cannot be used",
+    "refused": "settings or a call that cannot be honored",
+    "failed": "any other failure that a user can act on",
+}
+"""Every code of a finding and what it means; programs can rely on them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something to report, in the order a reader asks: what, where, what was expected, what to do.
 
     Attributes:
         level: how much it stops.
-        code: stable name of its kind, such as `unknown-name`, for programs; empty where none is given.
+        code: stable name of its kind, a key of `CODES`, for programs.
         field: the setting that it is about, if it is about one.
+        given: what was written there, as text, if that is known.
         file, line: the place that holds what is wrong, for editors and pull requests.
     """
 
@@ -53,13 +119,14 @@ class Finding:
     level: Level = "error"
     code: str = ""
     field: str = ""
+    given: str = ""
 
     def __post_init__(self) -> None:
         """A message may quote what somebody typed; credentials in it are shown to nobody.
 
         What is no text at all (bytes of a variable that are not UTF-8) is written as escapes.
         """
-        for name in ("what", "where", "expected", "fix", "excerpt"):
+        for name in ("what", "where", "expected", "fix", "excerpt", "given"):
             text = redact(getattr(self, name)).encode("utf-8", "backslashreplace").decode()
             object.__setattr__(self, name, text)
 
@@ -78,14 +145,45 @@ class Finding:
 
     def annotation(self) -> str:
         """Return a GitHub workflow command, which marks the file and line in a pull request."""
-        file, place = self.file, ""
-        if file:
-            # GitHub wants paths relative to the checkout.
-            top = os.environ.get("GITHUB_WORKSPACE") or os.getcwd()
-            inside = file.startswith(top.rstrip(os.sep) + os.sep)
-            path = _escaped(os.path.relpath(file, top) if inside else file, True)
-            place = f" file={path},line={self.line or 1}"
-        return f"::error{place}::{_escaped(self.render(), False)}"
+        path = _escaped(_in_checkout(self.file, "GITHUB_WORKSPACE"), True)
+        place = f" file={path},line={self.line or 1}" if self.file else ""
+        command = "error" if self.level == "error" else "notice"
+        return f"::{command}{place}::{_escaped(self.render(), False)}"
+
+    def code_quality(self) -> dict[str, Any]:
+        """Return one entry of GitLab's code-quality report.
+
+        Each needs a file: what is in none, such as a variable of the job, is shown at the job's own.
+        """
+        path = _in_checkout(self.file, "CI_PROJECT_DIR")
+        path = path or os.environ.get("CI_CONFIG_PATH") or ".gitlab-ci.yml"
+        identity = "\0".join((self.code, self.field, path, self.what))
+        return {
+            "description": self.render(),
+            "check_name": self.code,
+            "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+            "severity": {"error": "blocker", "adapted": "major"}.get(self.level, "info"),
+            "location": {"path": path, "lines": {"begin": self.line or 1}},
+        }
+
+    def to_pydantic(self) -> dict[str, Any]:
+        """Return the finding as an item of `ValidationError.errors()`: type, loc, msg, input, ctx."""
+        context = {name: getattr(self, name) for name in ("where", "expected", "fix", "file", "line")}
+        loc = (self.field,) if self.field else ()
+        return {"type": self.code, "loc": loc, "msg": self.what, "input": self.given or None, "ctx": context}
+
+
+ANNOTATIONS: Mapping[str, Callable[[Sequence[Finding]], str]] = {
+    "github": lambda findings: "\n".join(finding.annotation() for finding in findings),
+    "gitlab": lambda findings: json.dumps([finding.code_quality() for finding in findings], indent=2),
+}
+"""How findings are written for a system that shows them beside the changed lines."""
+
+
+def _in_checkout(file: str, variable: str) -> str:
+    """Return a path relative to the checkout that a CI system names, where it is in it."""
+    top = os.environ.get(variable) or os.getcwd()
+    return os.path.relpath(file, top) if file.startswith(top.rstrip(os.sep) + os.sep) else file
 
 
 def _escaped(text: str, in_property: bool) -> str:
@@ -100,14 +198,29 @@ class UserError(Exception):
     """
 
     exit_code = 1
+    code = "failed"
+    """The code of its finding where none is given."""
 
-    def __init__(self, what: str, *, where: str = "", expected: str = "", fix: str = "") -> None:
-        finding = Finding(what, where, expected, fix)
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str = "",
+        expected: str = "",
+        fix: str = "",
+        code: str = "",
+        field: str = "",
+    ) -> None:
+        finding = Finding(what, where, expected, fix, code=code or self.code, field=field)
         self.findings: tuple[Finding, ...] = (finding,)
         super().__init__(finding.what, finding.where, finding.expected, finding.fix)
 
     def __str__(self) -> str:
         return "\n".join(finding.render() for finding in self.findings)
+
+    def errors(self) -> list[dict[str, Any]]:
+        """Return the findings in the shape of pydantic's `ValidationError.errors()`."""
+        return [finding.to_pydantic() for finding in self.findings]
 
     @classmethod
     def from_findings(cls, findings: Sequence[Finding]) -> UserError:
@@ -125,11 +238,16 @@ class SettingsError(UserError, ValueError):
     """Settings that are misspelt, malformed, contradictory, or impossible on this machine."""
 
     exit_code = 2
+    code = "refused"
 
 
 class DataError(UserError, ValueError):
     """Input data that is missing, damaged, ambiguous or physically impossible."""
 
+    code = "bad-data"
+
 
 class DriftError(UserError, RuntimeError):
     """The Trainer is not what the settings asked for."""
+
+    code = "drift"

@@ -19,7 +19,7 @@ from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, Set
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import FrozenModel, branches, fill, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
-from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.fields.spec import Renamed, field_specs, format_value
 from ptycho_exec.sources.discovery import Request, paths_of
 from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
@@ -34,6 +34,7 @@ from ptycho_exec.sources.resolve import (
     resolve_values,
     standard_sources,
 )
+from ptycho_exec.version import __version__
 
 if TYPE_CHECKING:
 
@@ -57,6 +58,10 @@ class ResolvedSettings(BaseSettings):
 
     program: ClassVar[str] = ""
     """Name of the settings file, of the table in pyproject.toml, and of the folder for the user's file."""
+    renamed: ClassVar[Mapping[str, Renamed]] = {}
+    """Old names of fields: honored with a warning until a version, then refused."""
+    version: ClassVar[str] = ""
+    """Version of the program, which decides whether an old name is refused."""
     shipped_profiles: ClassVar[Path | None] = None
     """Folder with profiles that come with the program, `NAME.toml` each."""
 
@@ -415,6 +420,7 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings):
     """
 
     program: ClassVar[str] = "ptycho_exec"
+    version: ClassVar[str] = __version__
     shipped_profiles: ClassVar[Path | None] = Path(__file__).with_name("profiles")
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)

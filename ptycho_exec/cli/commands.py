@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptycho_exec.cli.flags import (
+    ANNOTATE,
     JSON,
     Command,
     Parser,
@@ -23,7 +24,7 @@ from ptycho_exec.cli.flags import (
     run,
     switch,
 )
-from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
@@ -202,12 +203,15 @@ def check(args: argparse.Namespace) -> int:
         print(json.dumps({**verdict, **plan.to_json(), **tried}, indent=2, default=str))
     elif plain:
         print("\n".join([*map(_fail_line, problems), *_check_lines(plan, notes, steps)]))
+    elif args.annotations:
+        placed = [_placed(notice, settings.origins.get(notice.field)) for notice in plan.notices]
+        text = ANNOTATIONS[args.annotations]([*findings, *notes, *placed])
+        print(text, end="\n" if text else "")
     if not findings:
         return 0
     blocked = (SettingsError if problems else UserError).from_findings(findings)
-    if args.annotations:
-        raise blocked
-    annotate(blocked)
+    if not args.annotations:
+        annotate(blocked)
     return blocked.exit_code
 
 
@@ -407,13 +411,10 @@ def profiles(args: argparse.Namespace, model: type[ResolvedSettings] = Execution
     return 0
 
 
-_ANNOTATIONS = switch(
-    "--annotations", "print problems as GitHub annotations (also done where GITHUB_ACTIONS=true)"
-)
 _scan_option = partial(argument, nargs="?", const="simulated", metavar="SCAN")
 SHOW_OPTIONS = [
     JSON,
-    _ANNOTATIONS,
+    ANNOTATE,
     switch("--changed", "only values that are not the default"),
     argument(
         "--format",
@@ -425,7 +426,7 @@ SHOW_OPTIONS = [
 EXPLAIN_OPTIONS = [
     argument("field", nargs="?", help="a field; without it, every value that is not the default"),
     JSON,
-    _ANNOTATIONS,
+    ANNOTATE,
 ]
 _COMMANDS = (
     Command(
@@ -449,7 +450,7 @@ _COMMANDS = (
         "report whether these settings can run on this machine or another",
         [
             JSON,
-            _ANNOTATIONS,
+            ANNOTATE,
             argument("--facts", metavar="FILE", help="facts of another machine"),
             _scan_option(
                 "--probe", help="also fit and predict one batch of this scan, or of a simulated one"
@@ -467,7 +468,7 @@ _COMMANDS = (
             argument("b", metavar="B", help="the other one"),
             argument("--only", choices=[str(effect) for effect in Effect], help="only fields of this effect"),
             JSON,
-            _ANNOTATIONS,
+            ANNOTATE,
         ],
     ),
     Command(schema, "print the JSON schema of a settings file"),
@@ -481,5 +482,5 @@ _COMMANDS = (
         "regenerate schema, settings reference and .env.example",
         [argument("--root", default=".", metavar="DIR", help="top of the checkout")],
     ),
-    Command(profiles, "list the profiles that can be asked for here", [JSON, _ANNOTATIONS]),
+    Command(profiles, "list the profiles that can be asked for here", [JSON, ANNOTATE]),
 )

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from pydantic import BaseModel
 
-from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.errors import ANNOTATIONS, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
-from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
+from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
 from ptycho_exec.sources.suggestions import nearest, unknown_name
+from ptycho_exec.version import __version__
 
 _DEST = "field_"
 
@@ -53,7 +54,7 @@ class Parser(argparse.ArgumentParser):
                 metavar=f"{{{','.join(map(format_value, spec.choices))}}}" if listed else "VALUE",
                 default=None,
                 help=argparse.SUPPRESS
-                if spec.name in hidden
+                if spec.field or spec.name in hidden
                 else f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
             )
             if spec.boolean:
@@ -63,7 +64,7 @@ class Parser(argparse.ArgumentParser):
         """Parse, or raise one error that lists every unknown argument."""
         parsers = list(_with_commands(self))
         switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
-        args, extra = self.parse_known_args(complete_switches(argv, switches))
+        args, extra = self.parse_known_args(complete_switches(complete_annotations(argv), switches))
         flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
         known = sorted(flag for flag in flags if flag.startswith("--"))
         names = [item.partition("=")[0] for item in extra if item != "--"]
@@ -123,7 +124,7 @@ def add_settings_flags(
     stage: Stage | None = None,
 ) -> None:
     """Add one flag per field of `model`, in a group of their own."""
-    parser.add_fields(parser.add_argument_group(title), field_specs(model).values(), without_effect(stage))
+    parser.add_fields(parser.add_argument_group(title), source_specs(model).values(), without_effect(stage))
 
 
 def add_controls(parser: Parser) -> None:
@@ -148,6 +149,12 @@ def switch(name: str, help_text: str) -> Argument:
 
 
 JSON = switch("--json", "print stable JSON")
+ANNOTATE = argument(
+    "--annotations",
+    choices=tuple(ANNOTATIONS),
+    help="print problems as annotations: of GitHub (also done where GITHUB_ACTIONS=true), or with"
+    " gitlab as a GitLab code-quality report",
+)
 
 
 class Command(NamedTuple):
@@ -169,7 +176,8 @@ class Command(NamedTuple):
 
 
 def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
-    """Give a parser one subcommand for each row of `commands`."""
+    """Give a parser `--version` and one subcommand for each row of `commands`."""
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
     group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for row in commands:
         name = row.handler.__name__
@@ -192,7 +200,7 @@ def flags_given(
     args: argparse.Namespace, model: type[BaseModel] = ExecutionFields
 ) -> dict[str, tuple[str, ...]]:
     """Return the flags of `model` that were typed: field -> every text, in the order of the command line."""
-    texts = {name: getattr(args, _DEST + name, None) for name in field_specs(model)}
+    texts = {name: getattr(args, _DEST + name, None) for name in source_specs(model)}
     return {name: tuple(given) for name, given in texts.items() if given is not None}
 
 
@@ -210,6 +218,24 @@ class _Once(argparse.Action):
                 fix="leave one of the two out",
             )
         setattr(namespace, self.dest, values)
+
+
+def annotations_form(argv: Sequence[str]) -> str | None:
+    """Return the form that `--annotations` asks for, in a command line as it was typed or written out."""
+    given = [word for word in complete_annotations(argv) if word.startswith("--annotations=")]
+    form = given[-1].partition("=")[2] if given else None
+    return form if form in ANNOTATIONS else None
+
+
+def complete_annotations(argv: Sequence[str]) -> list[str]:
+    """Write out `--annotations` as `--annotations=github`; a form after it is taken as its value."""
+    rest, done = list(argv), list[str]()
+    while rest:
+        word = rest.pop(0)
+        if word == "--annotations":
+            word = f"--annotations={rest.pop(0) if rest and rest[0] in ANNOTATIONS else 'github'}"
+        done.append(word)
+    return done
 
 
 def annotate(error: UserError) -> None:
@@ -232,8 +258,8 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     except UserError as error:
         if "--debug" in argv:
             raise
-        if "--annotations" in argv:
-            print("\n".join(finding.annotation() for finding in error.findings))
+        if form := annotations_form(argv):
+            print(ANNOTATIONS[form](error.findings))
             return error.exit_code
         if "--json" in argv:
             print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))

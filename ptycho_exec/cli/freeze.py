@@ -39,6 +39,11 @@ def _as_text(spec: FieldSpec, value: Any) -> str | None:
     return text if _plain(decode_text(spec, text)) == _plain(value) else None
 
 
+def _as_dotenv(spec: FieldSpec, value: Any) -> str | None:
+    text = _as_text(spec, value)
+    return None if text is None or "\r" in text else text  # a text file cannot keep this end of a line
+
+
 def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
@@ -62,7 +67,7 @@ FORMS: dict[str, Form] = {
         _lines,
     ),
     "env": Form(
-        _as_text,
+        _as_dotenv,
         lambda spec, text: f"{spec.variable}={_dotenv_quoted(text)}",
         lambda spec, why: f"# {spec.variable} is left out: {why}",
         _lines,

@@ -89,7 +89,7 @@ def run_trial(
     steps: list[Finding] = []
     for program in programs:
         if len(programs) > 1:
-            steps.append(Finding(f"probe program: {program}", level="ok"))
+            steps.append(Finding(f"probe program: {program}", level="ok", code="trial-step"))
         steps += _run_program(program, trial, limit_s, say)
     return tuple(steps)
 
@@ -132,4 +132,4 @@ def _unfinished(doing: str, ended: Ended, limit_s: float) -> Finding:
         fix = "try compile=false, num_workers=0 or accelerator=cpu, one by one"
     else:
         what, fix = f"the process ended with code {ended.code}", "see all of its output with --debug"
-    return Finding(f"probe {doing}: {what}{last}", fix=fix)
+    return Finding(f"probe {doing}: {what}{last}", fix=fix, code="trial-step")

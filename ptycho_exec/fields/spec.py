@@ -7,9 +7,9 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -19,6 +19,13 @@ from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})
 NONE_WORDS = frozenset({"none", "null"})
+
+
+class Renamed(NamedTuple):
+    """The new name of a field, and the version from which on its old name is refused."""
+
+    new: str
+    refused_from: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,8 @@ class FieldSpec:
     choices: tuple[Any, ...]
     kinds: frozenset[type]
     words: tuple[str, ...]
+    field: str = ""
+    """The field itself, where `name` is the one that it had before."""
 
     @property
     def variable(self) -> str:
@@ -53,7 +62,7 @@ class FieldSpec:
 
     def accepts(self, value: Any) -> bool:
         """Return whether the field takes `value`, looked at by itself."""
-        return not malformed({self.name: value}, self.model)
+        return not malformed({self.field or self.name: value}, self.model)
 
     def expected(self) -> str:
         """Return in words what the field takes: `an integer > 0, or none`."""
@@ -71,6 +80,24 @@ def field_specs(model: type[BaseModel] = ExecutionFields) -> Mapping[str, FieldS
     if model not in _SPECS:
         _SPECS[model] = {name: _spec(model, name) for name in model.model_fields}
     return _SPECS[model]
+
+
+def renamed_fields(model: type[BaseModel]) -> Mapping[str, Renamed]:
+    """Return the table of a settings class: old name -> new name."""
+    table: Mapping[str, Renamed] = getattr(model, "renamed", {})
+    return table
+
+
+_WITH_OLD_NAMES: dict[type[BaseModel], dict[str, FieldSpec]] = {}
+
+
+def source_specs(model: type[BaseModel]) -> Mapping[str, FieldSpec]:
+    """Return the spec of every name that a source may use: those of the fields, and those they had before."""
+    if model not in _WITH_OLD_NAMES:
+        specs, table = field_specs(model), renamed_fields(model)
+        old = {name: replace(specs[row.new], name=name, field=row.new) for name, row in table.items()}
+        _WITH_OLD_NAMES[model] = {**specs, **old}
+    return _WITH_OLD_NAMES[model]
 
 
 def _spec(model: type[BaseModel], name: str) -> FieldSpec:

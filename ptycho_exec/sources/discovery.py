@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, redact
-from ptycho_exec.fields.spec import FieldSpec, field_specs
+from ptycho_exec.fields.spec import FieldSpec, source_specs
 from ptycho_exec.sources.classes import owner_of
 from ptycho_exec.sources.origins import Kind, Origin, SearchedFile
 from ptycho_exec.sources.settings_files import (
@@ -127,8 +127,8 @@ class Reader:
 
     @property
     def specs(self) -> Mapping[str, FieldSpec]:
-        """The fields of the class that is resolved."""
-        return field_specs(self.request.model)
+        """The names of the class that is resolved, with those that fields had before."""
+        return source_specs(self.request.model)
 
     @property
     def places(self) -> Places:

@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, source_specs
 from ptycho_exec.sources.discovery import places_of
 from ptycho_exec.sources.origins import Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
@@ -65,7 +65,7 @@ def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> I
         spec = field_specs(model).get(_folded(name).lower())
         if spec is not None:
             finding = _rename(f"{name} in .env is ignored: it lacks the prefix", spec.variable)
-            yield replace(finding, where=f"{file}:{line}", file=file, line=line or 0)
+            yield replace(finding, field=spec.name, where=f"{file}:{line}", file=file, line=line or 0)
         if name in lines and name in _by_variable(model):
             yield duplicate_key(name, file, line or 0, lines[name])
         lines[name] = line
@@ -94,7 +94,7 @@ def _inherited_prefixes(model: type[BaseModel]) -> tuple[str, ...]:
 @cache
 def _by_variable(model: type[BaseModel]) -> dict[str, FieldSpec | None]:
     """Return every variable that is read, with its field; those that name a file and a profile have none."""
-    specs: dict[str, FieldSpec | None] = {spec.variable: spec for spec in field_specs(model).values()}
+    specs: dict[str, FieldSpec | None] = {spec.variable: spec for spec in source_specs(model).values()}
     places = places_of(model)
     return {**specs, places.settings_file_variable: None, places.profile_variable: None}
 

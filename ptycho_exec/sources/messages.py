@@ -16,6 +16,7 @@ from ptycho_exec.sources.suggestions import nearest
 
 _LONGEST = 60
 _QUOTES = "\"'`“”‘’«»„"
+_CALLED = (Kind.ARGUMENT, Kind.OVERRIDE, Kind.CONTEXT)
 _TYPED = (Kind.ENVIRONMENT, Kind.DOTENV, Kind.FLAG)
 
 
@@ -84,11 +85,13 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
         line=origin.line or 0,
         code="bad-value",
         field=spec.name,
+        given=text,
     )
 
 
 def _remedy(spec: FieldSpec, origin: Origin) -> str:
     value = origin.value
+    file = None if origin.kind in _CALLED else origin.file
     if isinstance(value, str):
         bare = value.strip().strip(_QUOTES)
         if origin.kind in _TYPED and bare != value and spec.accepts(decode_text(spec, bare)):
@@ -98,9 +101,9 @@ def _remedy(spec: FieldSpec, origin: Origin) -> str:
             return f"did you mean {close[0]}?"
         meant = decode_text(spec, value)
         if type(meant) is not str and spec.accepts(meant):
-            return f"write {assignment(origin.file, spec.name, format_value(meant))}, without quotes"
+            return f"write {assignment(file, spec.name, format_value(meant))}, without quotes"
         if close:
-            return f"did you mean {assignment(origin.file, spec.name, json.dumps(close[0]))}?"
+            return f"did you mean {assignment(file, spec.name, json.dumps(close[0]))}?"
     if spec.required:
         return "write another value"
     return f"write another value, or remove it for the default, {format_value(spec.default)}"

@@ -7,12 +7,13 @@ the manifest and the docs, so that none of them derives a source again.
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
@@ -76,6 +77,20 @@ class Origin:
         """Return plain JSON data with credentials hidden."""
         place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
         return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
+
+
+PASSED_THROUGH = {"ptycho_exec", "pydantic", "pydantic_settings", "hydra", "contextlib", "functools"}
+"""Packages whose calls are made for somebody else; one that builds on this one adds its own name."""
+
+
+def caller() -> tuple[str, int]:
+    """Return file and line of the code that called into these packages; only file and line are looked at."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_THROUGH:
+        frame = frame.f_back
+    if frame is None or frame.f_code.co_filename.startswith("<"):  # typed in, not in a file
+        return "", 0
+    return frame.f_code.co_filename, frame.f_lineno
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, source_specs
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
-from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
+from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
 from ptycho_exec.sources.profiles import document_layer, profile_layer
+from ptycho_exec.sources.renames import with_new_names
 from ptycho_exec.sources.suggestions import unknown_name
 
 
@@ -51,7 +52,7 @@ class Resolved(Protocol):
 # Words that a call takes beside the settings; a misspelt one is reported as such.
 CONTROLS = ("profile", "settings_file", "overrides", "factory_defaults")
 
-_Block = tuple[type[BaseModel], Mapping[str, Any]]
+_Block = tuple[type[BaseModel], Mapping[str, Any], tuple[str, int]]
 _CONTEXT: ContextVar[tuple[_Block, ...]] = ContextVar("ptycho_exec_overrides", default=())
 
 
@@ -75,7 +76,7 @@ class LayerSource(PydanticBaseSettingsSource):
     @cached_property
     def layer(self) -> Layer:
         """What the source supplies; read when first asked for."""
-        return self._read(self.reader)
+        return with_new_names(self._read(self.reader), self.reader.request.model)
 
     def __call__(self) -> dict[str, Any]:
         return {name: origin.value for name, origin in self.layer.entries.items()}
@@ -116,10 +117,12 @@ def flag_origin(spec: FieldSpec, texts: str | Sequence[str]) -> Origin:
 
 def from_context(reader: Reader) -> Layer:
     model, layer = reader.request.model, Layer()
-    for owner, overrides in _CONTEXT.get():  # the blocks belong to the calling context, not to the request
+    for owner, overrides, at in _CONTEXT.get():  # of the calling context, not of the request
         if not issubclass(model, owner):
             continue
-        for name, origin in _given(model, overrides, Kind.CONTEXT, "override_settings()").entries.items():
+        given = _given(model, overrides, Kind.CONTEXT, "override_settings()", at=at)
+        layer.findings += given.findings
+        for name, origin in given.entries.items():
             outer = layer.entries.get(name)
             layer.entries[name] = origin.shadowing((outer, *outer.shadowed) if outer else ())
     return layer
@@ -340,7 +343,7 @@ def resolve_values(
 def resolve_profile(model: type[BaseModel], name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
     reader = Reader(Request(model, profile=name))
-    layer = profile_layer(reader)
+    layer = with_new_names(profile_layer(reader), model)
     return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
 
 
@@ -411,10 +414,11 @@ def overriding(model: type[BaseModel], overrides: Mapping[str, Any]) -> Iterator
     Raises:
         SettingsError: a name that is no field.
     """
-    findings = _given(model, overrides, Kind.CONTEXT, "override_settings()").findings
+    layer = _given(model, overrides, Kind.CONTEXT, "override_settings()")
+    findings = [finding for finding in layer.findings if finding.level == "error"]
     if findings:
         raise SettingsError.from_findings(findings)
-    token = _CONTEXT.set((*_CONTEXT.get(), (model, dict(overrides))))
+    token = _CONTEXT.set((*_CONTEXT.get(), (model, dict(overrides), caller())))
     try:
         yield
     finally:
@@ -430,20 +434,25 @@ def _given(
     kind: Kind,
     place: str,
     *,
-    file: str | None = None,
+    at: tuple[str, int] | None = None,
     also: tuple[str, ...] = (),
 ) -> Layer:
-    layer, specs, where = Layer(), field_specs(model), f"{kind.value} of {place}"
+    """Return the values that a call passed, or what is wrong with them; `at` is the call's file and line."""
+    if at is None:
+        at = caller() if place.endswith("()") or kind is Kind.OVERRIDE else ("", 0)
+    layer, specs, where = Layer(), source_specs(model), f"{kind.value} of {place}"
+    file, line = at[0] or None, at[1] or None
+    where += f" ({file}:{line})" if file else ""
     if not isinstance(values, Mapping):
         what = f"settings must be a mapping of names to values, not {type(values).__name__}"
         layer.findings.append(Finding(what, where, "a mapping", "pass a dict", code="bad-value"))
         return layer
     for name, value in values.items():
         if name in specs:
-            layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file)
+            layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file, line=line)
         else:
-            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where))
-    return layer
+            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where, file=file, line=line))
+    return with_new_names(layer, model)
 
 
 def _factory(model: type[BaseModel], defaults: Mapping[str, Any]) -> Layer:

@@ -117,4 +117,5 @@ def unknown_name(
         file=file or "",
         line=line or 0,
         code="unknown-name",
+        given=shown,
     )

@@ -104,6 +104,7 @@ class ConfigManager:
                 where="configs and checkpoint",
                 expected="one value",
                 fix="take the configs that the checkpoint holds",
+                code="conflict",
             )
             for name, (asked, there) in pairs.items()
             if asked != there

@@ -49,7 +49,8 @@ class Progress:
     steps: list[Finding] = field(default_factory=list)
 
     def say(self, level: Level, subject: str, text: str, fix: str = "", setting: str = "") -> None:
-        self.steps.append(Finding(f"probe {subject}: {text}", fix=fix, level=level, field=setting))
+        what = f"probe {subject}: {text}"
+        self.steps.append(Finding(what, fix=fix, level=level, field=setting, code="trial-step"))
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -227,7 +228,8 @@ def failures(doing: str, error: Exception) -> list[Finding]:
     elif "out of memory" in message.lower():
         fix = "a smaller batch_size with larger accum_steps, or precision=bf16-mixed"
     what = f"probe {doing}: {type(error).__name__}: {message[:300]}"
-    return [Finding(what, fix=fix, field="checkpoint_monitor_metric" if missing else "")]
+    about = ("metric-not-logged", "checkpoint_monitor_metric") if missing else ("failed", "")
+    return [Finding(what, fix=fix, code=about[0], field=about[1])]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import json
 import pickle
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
-from ptycho_exec.errors import Finding, SettingsError, redact
+from ptycho_exec.errors import CODES, DataError, DriftError, Finding, SettingsError, UserError, redact
+from ptycho_exec.settings import ExecutionSettings
 from tests.exec.makers import make
 
 
@@ -37,6 +43,7 @@ def test_redaction_leaves_other_values_alone(value: object) -> None:
     assert redact(value) is value
 
 
+ROOT = Path(__file__).parents[2]
 FULL = Finding("what, 50%", "a.toml:3", "this", "that", "x = \n   ^", "/work/a.toml", 3)
 
 
@@ -51,6 +58,110 @@ def test_a_finding_is_one_block() -> None:
     ]
     assert Finding("what").render() == "what"
     assert set(FULL.to_json()) == set(Finding.__slots__)
+
+
+def test_a_finding_in_the_shape_of_pydantic() -> None:
+    class Plain(BaseModel):
+        seed: int
+
+    with pytest.raises(ValidationError) as theirs:
+        Plain(seed="x")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError) as ours:
+        ExecutionSettings.from_values({"seed": "x", "bach_size": 8})
+    unknown, bad = ours.value.errors()
+    assert set(bad) == set(theirs.value.errors(include_url=False)[0]) | {"ctx"}
+    assert (bad["type"], bad["loc"], bad["input"]) == ("bad-value", ("seed",), "'x'")
+    assert bad["msg"] == "seed = 'x' is not allowed"
+    assert bad["ctx"]["expected"] == "an integer from 0 to 4294967295"
+    assert (unknown["type"], unknown["loc"], unknown["input"]) == ("unknown-name", (), "bach_size")
+    json.dumps(ours.value.errors())
+
+
+def test_the_shape_of_pydantic_hides_credentials() -> None:
+    with pytest.raises(SettingsError) as error:
+        ExecutionSettings.from_values({"seed": "https://u:s3cr3t@h", "https://v:s3cr3t@h": 1})
+    assert "s3cr3t" not in repr(error.value.errors())
+
+
+def test_a_gitlab_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI_PROJECT_DIR", "/work")
+    entry = FULL.code_quality()
+    assert entry["location"] == {"path": "a.toml", "lines": {"begin": 3}}
+    assert entry["fingerprint"] == dataclasses.replace(FULL, line=9).code_quality()["fingerprint"]
+    assert entry["fingerprint"] != dataclasses.replace(FULL, what="other").code_quality()["fingerprint"]
+    monkeypatch.setenv("CI_CONFIG_PATH", "ci/jobs.yml")
+    assert Finding("x", code="bad-value").code_quality()["location"]["path"] == "ci/jobs.yml"
+
+
+# --- codes ----------------------------------------------------------------------------------------------
+
+
+def calls() -> Iterator[tuple[str, ast.AST]]:
+    """Yield every node of both packages with its place."""
+    for package in ("ptycho_exec", "ptycho_torch"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                yield f"{path.name}:{getattr(node, 'lineno', 0)}", node
+
+
+def called(node: ast.AST) -> str:
+    function = node.func if isinstance(node, ast.Call) else None
+    return getattr(function, "id", getattr(function, "attr", ""))
+
+
+def texts(node: ast.AST | None) -> set[str]:
+    """Return the strings that an expression can be."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return {node.value}
+    if isinstance(node, ast.IfExp):
+        return texts(node.body) | texts(node.orelse)
+    return set()
+
+
+def used_codes() -> Iterator[tuple[str, str]]:
+    """Yield each code that the source names, with its place."""
+    for place, node in calls():
+        found: set[str] = set()
+        if isinstance(node, ast.Call):
+            found = {text for word in node.keywords if word.arg == "code" for text in texts(word.value)}
+            if called(node) in ("note", "ignore", "unsupported") and len(node.args) >= 3:
+                found |= texts(node.args[0])
+            if called(node) == "finding" and len(node.args) >= 5:
+                found |= texts(node.args[4])
+        elif isinstance(node, ast.FunctionDef):
+            names = node.args.args[len(node.args.args) - len(node.args.defaults) :]
+            pairs = zip(names, node.args.defaults, strict=True)
+            found = {text for name, value in pairs if name.arg == "code" for text in texts(value)}
+        yield from ((place, text) for text in found if text)
+
+
+def test_every_finding_in_the_source_has_a_code() -> None:
+    bare = [
+        place
+        for place, node in calls()
+        if called(node) == "Finding"
+        and isinstance(node, ast.Call)
+        and not any(word.arg in ("code", None) for word in node.keywords)
+    ]
+    assert bare == []
+
+
+def test_every_code_in_the_source_is_in_the_table_and_is_used() -> None:
+    used = list(used_codes())
+    assert len(used) > 40
+    assert [f"{place}: {code}" for place, code in used if code not in CODES] == []
+    own = {kind.code for kind in (UserError, SettingsError, DataError, DriftError)}
+    assert {code for _, code in used} | own | {"metric-not-logged"} >= set(CODES) - {
+        "renamed",
+        "not-an-assignment",
+    }
+
+
+def test_errors_without_a_code_have_that_of_their_kind() -> None:
+    for kind in (UserError, SettingsError, DataError, DriftError):
+        (finding,) = kind("x").findings
+        assert finding.code in CODES
+        assert kind("x", code="conflict", field="seed").findings[0].code == "conflict"
 
 
 def test_a_finding_as_an_annotation(monkeypatch: pytest.MonkeyPatch) -> None:

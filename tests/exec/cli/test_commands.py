@@ -340,6 +340,32 @@ def test_check_as_json_and_annotations(here: Run, clean_process: Place) -> None:
     assert json.loads(here("check", "--json", "--accelerator", "cpu").out)["findings"] == []
 
 
+def test_check_as_a_gitlab_report(here: Run, clean_process: Place, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CI_PROJECT_DIR", str(clean_process.cwd))
+    monkeypatch.setenv("PL_TRAINER_DEVICES", "2")
+    clean_process.write("ptycho_exec.toml", "\nbach_size = 8\n")
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "x")
+    done = here("check", "--annotations", "gitlab")
+    rows = json.loads(done.out)
+    assert (done.code, done.err) == (2, "")
+    assert {
+        (row["check_name"], row["location"]["path"], row["location"]["lines"]["begin"]) for row in rows
+    } == {
+        ("unknown-name", "ptycho_exec.toml", 2),
+        ("bad-value", ".gitlab-ci.yml", 1),
+    }
+    assert {row["severity"] for row in rows} == {"blocker"}
+    assert len({row["fingerprint"] for row in rows}) == 2
+    monkeypatch.delenv("PTYCHO_EXEC_SEED")
+    clean_process.write("ptycho_exec.toml", "")
+    done = here("check", "--annotations=gitlab")
+    (note,) = json.loads(done.out)
+    assert (done.code, note["severity"], note["check_name"]) == (0, "info", "no-effect")
+    monkeypatch.delenv("PL_TRAINER_DEVICES")
+    assert here("check", "--annotations=gitlab").out == "[]\n"
+    assert here("check", "--annotations").out == ""
+
+
 # --- diff -----------------------------------------------------------------------------------------------
 
 

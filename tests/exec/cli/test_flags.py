@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ptycho_exec.cli.flags import (
+    ANNOTATE,
     Parser,
     add_controls,
     add_settings_flags,
     annotate,
+    annotations_form,
     complete_switches,
     flags_given,
     run,
@@ -30,7 +32,7 @@ def parser() -> Parser:
     made.add_argument("scan", nargs="?")
     made.add_argument("--json", action="store_true")
     made.add_argument("--debug", action="store_true")
-    made.add_argument("--annotations", action="store_true")
+    made.add_argument(ANNOTATE[0], **ANNOTATE[1])
     add_settings_flags(made)
     add_controls(made)
     return made
@@ -162,6 +164,28 @@ def test_an_error_as_an_annotation(capsys: Any, monkeypatch: pytest.MonkeyPatch)
     assert out == ""
     assert err.startswith("prog: what\n")
     assert err.splitlines()[-1].startswith("::error::what")
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        ([], None),
+        (["--annotations"], "github"),
+        (["--annotations", "gitlab"], "gitlab"),
+        (["--annotations=gitlab"], "gitlab"),
+        (["--annotations", "scan.npz"], "github"),
+        (["--annotations", "--json"], "github"),
+    ],
+)
+def test_the_form_of_annotations_may_follow_the_flag(words: list[str], form: str | None) -> None:
+    assert parser().parse(words).annotations == form
+    assert annotations_form(words) == form
+    assert parser().parse(words).scan == ("scan.npz" if "scan.npz" in words else None)
+
+
+def test_an_unknown_form_of_annotations_is_refused() -> None:
+    with pytest.raises(SettingsError, match="invalid choice"):
+        parser().parse(["--annotations=jenkins"])
 
 
 def test_annotations_are_printed_only_in_a_github_job(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_all_findings_come_in_one_report(place: Place) -> None:
     reported = [(f.what.partition(":")[0], Path(f.file).name, f.line) for f in caught.value.findings]
     assert sorted(reported) == sorted(
         [
-            ("unknown setting 'acelerator'", "", 0),
+            ("unknown setting 'acelerator'", "conftest.py", 37),
             ("unknown setting 'PTYCHO_EXEC_BACH_SIZE'", "", 0),
             ("seed = 'x' is not allowed", "", 0),
             ("unknown setting 'PTYCHO_EXEC_DEVICE'", ".env", 2),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, SearchedFile
 
 
@@ -62,3 +67,53 @@ def test_a_resolution_shows_names_but_no_values() -> None:
     )
     assert shown == "Resolution(tracking_uri, 0 findings)"
     assert Layer().entries == {}
+
+
+# --- the caller of a call ---------------------------------------------------------------------------------
+
+
+def line_here() -> int:
+    return sys._getframe(1).f_lineno
+
+
+def test_a_value_of_a_call_names_the_line_of_the_call() -> None:
+    here = __file__
+    cases = [
+        (ExecutionSettings(seed=1), line_here(), "argument ExecutionSettings()"),
+        (ExecutionSettings(overrides={"seed": 1}), line_here(), "overrides"),
+        (ExecutionSettings.from_values({"seed": 1}), line_here(), "argument from_values()"),
+        (ExecutionSettings.model_validate({"seed": 1}), line_here(), "argument model_validate()"),
+        (ExecutionSettings.from_values({}).with_overrides(seed=1), line_here(), "override with_overrides()"),
+    ]
+    for settings, line, place in cases:
+        assert settings.origin_of("seed") == f"{place} ({here}:{line})"
+
+
+def test_a_value_of_a_block_names_the_line_of_the_block() -> None:
+    with override_settings(seed=1):
+        line = line_here() - 1
+        settings = ExecutionSettings()
+    assert settings.origin_of("seed") == f"context override_settings() ({__file__}:{line})"
+
+
+def test_a_misspelt_argument_names_the_line_of_the_call() -> None:
+    with pytest.raises(SettingsError) as error:
+        ExecutionSettings(sed=1)
+    (finding,) = error.value.findings
+    assert (finding.file, finding.line) == (__file__, line_here() - 2)
+
+
+def test_a_subclass_in_another_file_and_its_helpers_are_callers_like_others(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ptycho_exec import ExecutionSettings\n"
+        "class Mine(ExecutionSettings):\n"
+        "    pass\n"
+        "def made():\n"
+        "    return Mine(seed=1)\n"
+    )
+    code = "import mine; print(mine.made().origin_of('seed')); print(mine.Mine(seed=2).origin_of('seed'))"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environ, check=True
+    )
+    assert done.stdout.splitlines() == [f"argument Mine() ({tmp_path}/mine.py:5)", "argument Mine()"]
