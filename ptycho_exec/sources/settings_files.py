@@ -311,7 +311,7 @@ _VALID_BUT_REFUSED = re.compile("^(?:merge keys|an alias|its aliases)")
 _HOW_TO_REPEAT = "write the keys out, or put them into a profile that others name in `extends`"
 _IN_SINGLE_QUOTES = "write the path in single quotes, in which a backslash is a backslash"
 _NO_COMMENTS = "remove the comment: JSON has none; TOML and YAML files do"
-# Syntax -> problem, row up to the mark, row from the mark (patterns) -> what to do. The first that fits counts.
+# Problem, row up to the mark, row from the mark, each a pattern, and what to do; the first that fits counts.
 _USUAL_CAUSES: dict[Syntax, tuple[tuple[str, str, str, str], ...]] = {
     "JSON": (
         ("", "", r"(?://|/\*|#)", _NO_COMMENTS),
