@@ -35,7 +35,7 @@ from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution
 from ptycho_exec.sources.profiles import document_layer, profile_layer
-from ptycho_exec.sources.suggestions import unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
 
 
 class Resolved(Protocol):
@@ -269,11 +269,14 @@ def _given(
         what = f"settings must be a mapping of names to values, not {type(values).__name__}"
         layer.findings.append(Finding(what, where, "a mapping", "pass a dict", code="bad-value"))
         return layer
+    unknown = [str(name) for name in values if name not in specs]
     for name, value in values.items():
         if name in specs:
             layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file)
-        else:
-            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where))
+    for name in unknown[:MOST_UNKNOWN]:
+        layer.findings.append(unknown_name(name, (*specs, *also), where=where))
+    if len(unknown) > MOST_UNKNOWN:
+        layer.findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, where))
     return layer
 
 

@@ -102,9 +102,9 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "overflow": ("PTYCHO_EXEC_LEARNING_RATE", "1e999", "learning_rate = 1e999 is not allowed"),
     "5000 digits": ("PTYCHO_EXEC_SEED", NINES, "(5000 characters)"),
     "5000 digits in a list": ("PTYCHO_EXEC_DEVICES", f"[{NINES}]", "(5002 characters)"),
-    "quotes": ("PTYCHO_EXEC_ACCELERATOR", '"cpu"', "write cpu, without quotes"),
-    "curly quotes": ("PTYCHO_EXEC_ACCELERATOR", "“cpu”", "write cpu, without quotes"),
-    "quoted number": ("PTYCHO_EXEC_SEED", "'8'", "write 8, without quotes"),
+    "quotes": ("PTYCHO_EXEC_ACCELERATOR", '"cpu"', "write cpu (without quotes)"),
+    "curly quotes": ("PTYCHO_EXEC_ACCELERATOR", "“cpu”", "write cpu (without quotes)"),
+    "quoted number": ("PTYCHO_EXEC_SEED", "'8'", "write 8 (without quotes)"),
     "path for a profile": ("PTYCHO_EXEC_PROFILE", "../../etc/passwd", "unknown profile"),
     "device for a file": ("PTYCHO_EXEC_SETTINGS_FILE", "/dev/zero", "not a regular file"),
 }
