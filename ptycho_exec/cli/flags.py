@@ -7,17 +7,20 @@ abbreviated; a wrong flag is reported like any other wrong name.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from pydantic import BaseModel
 
-from ptycho_exec.errors import ANNOTATIONS, SettingsError, UserError, redact
+from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
@@ -248,28 +251,74 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     """Parse and run. A user's error prints as one block on standard error; `--debug` shows its traceback.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
+        0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Where the output cannot be written, what
+        went wrong before counts, else 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every letter
+    code = 0
     try:
-        return handler(parser.parse(argv))
-    except UserError as error:
-        if "--debug" in argv:
+        try:
+            code = handler(parser.parse(argv))
+        except UserError as error:
+            if "--debug" in argv:
+                raise
+            code = error.exit_code
+            _report(error, parser.prog, argv)
+        except SystemExit:  # after `--help`
+            sys.stdout.flush()
             raise
-        if form := annotations_form(argv):
-            print(ANNOTATIONS[form](error.findings))
-            return error.exit_code
-        if "--json" in argv:
-            print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
-        else:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-        annotate(error)
-        return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()  # or a full disk would show after the end, where nobody can catch it
+    except OSError as error:
+        unread = isinstance(error, BrokenPipeError) and any(map(_unread, (sys.stdout, sys.stderr)))
+        if "--debug" in argv or not (unread or error.errno in _FULL):
+            raise
+        if not unread:
+            fix = "free some space, or write to another disk"
+            problem = Finding(f"cannot write: {error.strerror}", where=str(error.filename or ""), fix=fix)
+            with suppress(OSError):
+                print(f"{parser.prog}: {problem.render()}", file=sys.stderr)
+        _drop_output()
+        return code or 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    return code
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
+    """Print what is wrong: for people, as annotations, or as JSON."""
+    if "--annotations" in argv:
+        print("\n".join(finding.annotation() for finding in error.findings))
+        return
+    if "--json" in argv:
+        print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
+    else:
+        print(f"{program}: {error}", file=sys.stderr)
+    annotate(error)
+
+
+def _unread(stream: TextIO | None) -> bool:
+    """Return whether nobody is left to read what is written to a stream."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno() if stream else -1, select.POLLOUT)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no real file, or a system without poll
+        return False
+
+
+def _drop_output() -> None:
+    """Forget what standard output and error still hold ; Python would try to write it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

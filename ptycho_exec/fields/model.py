@@ -6,7 +6,9 @@ A value here is well-formed or not; whether this machine can honor it is the pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from enum import StrEnum
 from numbers import Integral
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
@@ -18,6 +20,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -25,6 +28,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.fields.base import FrozenModel, fill
 from ptycho_exec.fields.choices import LoggerWord
+from ptycho_exec.fields.lightning_words import duration
 
 ENV_PREFIX = "PTYCHO_EXEC_"
 
@@ -36,6 +40,20 @@ class Effect(StrEnum):
     PERFORMANCE = "performance"
     IO = "io"
     UI = "ui"
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers, booleans and sequences of other libraries (NumPy, torch, Hydra) as Python's own."""
+    if isinstance(value, (bool, int, float, str, list, tuple, bytes, bytearray, memoryview, Mapping)):
+        return value
+    if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 2) <= 1:
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _as_duration(value: object) -> object:
+    """Write a timedelta, which Lightning takes too, as DD:HH:MM:SS; parts of a second count as one."""
+    return duration(math.ceil(value.total_seconds())) if isinstance(value, timedelta) else value
 
 
 def as_integer(value: object) -> object:
@@ -82,7 +100,13 @@ Duration = Annotated[
     "of the form DD:HH:MM:SS, more than zero",
     StringConstraints(pattern=r"^[0-9]{2}:([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"),
     Predicate(lambda time: bool(time.strip("0:"))),
+    BeforeValidator(_as_duration),
     Field(json_schema_extra={"not": {"const": "00:00:00:00"}}),
+]
+Line = Annotated[
+    str,
+    "without control characters",
+    StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
 Metric = Annotated[
     str,
@@ -189,11 +213,9 @@ class ExecutionFields(FrozenModel):
     """Optimizer steps between two rows of step metrics."""
     log_images_every_n_epochs: Annotated[Positive | None, NoneWord, Effect.IO] = None
     """Epochs between two reconstruction images sent to the logger; none sends none during training."""
-    experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
+    experiment_name: Annotated[Line, Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
-    tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, NoneWord, Effect.IO] = (
-        None
-    )
+    tracking_uri: Annotated[Line | None, NoneWord, Effect.IO] = None
     """Address of the MLflow server; none writes into the run directory. Credentials in it are never shown."""
 
     # --- inference
@@ -209,6 +231,11 @@ class ExecutionFields(FrozenModel):
     """What to do with a value this machine cannot honor: stop, or take the nearest it can and warn."""
     drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
     """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_other_libraries(cls, value: Any) -> Any:
+        return _plain(value)
 
     @model_validator(mode="after")
     def _choose_one(self) -> Self:

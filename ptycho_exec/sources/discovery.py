@@ -24,6 +24,7 @@ from ptycho_exec.sources.settings_files import (
     find_upward,
     has_table,
     is_file,
+    mentions,
     read_document,
     read_dotenv,
 )
@@ -158,6 +159,9 @@ class Reader:
         found = is_file(path)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
+        for other in (folder / ".env" for folder in self.cwd.parents):
+            if path.name == ".env" and is_file(other) and mentions(other, self.places.prefix):
+                self.note(f"{other} is not read: only the .env of the working directory is")
         return read_dotenv(path, self.findings, self.environ, self.places.prefix) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:

@@ -39,7 +39,7 @@ from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
 from ptycho_exec.sources.profiles import document_layer, profile_layer
 from ptycho_exec.sources.renames import with_new_names
-from ptycho_exec.sources.suggestions import unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
 
 
 class Resolved(Protocol):
@@ -447,11 +447,14 @@ def _given(
         what = f"settings must be a mapping of names to values, not {type(values).__name__}"
         layer.findings.append(Finding(what, where, "a mapping", "pass a dict", code="bad-value"))
         return layer
+    unknown = [str(name) for name in values if name not in specs]
     for name, value in values.items():
         if name in specs:
             layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file, line=line)
-        else:
-            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where, file=file, line=line))
+    for name in unknown[:MOST_UNKNOWN]:
+        layer.findings.append(unknown_name(name, (*specs, *also), where=where, file=file, line=line))
+    if len(unknown) > MOST_UNKNOWN:
+        layer.findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, where))
     return with_new_names(layer, model)
 
 

@@ -153,7 +153,7 @@ def test_explain_names_a_profile(here: Run) -> None:
 def test_explain_an_unknown_field(run: Run) -> None:
     done = run("explain", "lr")
     assert (done.code, done.out) == (2, "")
-    assert "write learning_rate, as this program calls it" in done.err
+    assert "write learning_rate (its name here)" in done.err
 
 
 def test_explain_without_a_field_tells_of_all_that_are_set(here: Run) -> None:

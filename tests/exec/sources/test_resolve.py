@@ -237,13 +237,13 @@ def test_no_source_is_read_twice(place: Place, monkeypatch: pytest.MonkeyPatch) 
         place.write_user_file("seed = 3\n"),
     ]
     reads: list[str] = []
-    real = Path.read_text
+    real = Path.read_bytes
 
-    def counting(self: Path, *args: Any, **options: Any) -> str:
+    def counting(self: Path, *args: Any, **options: Any) -> bytes:
         reads.append(str(self))
         return real(self, *args, **options)
 
-    monkeypatch.setattr(Path, "read_text", counting)
+    monkeypatch.setattr(Path, "read_bytes", counting)
     place.settings(settings_file="a.toml")
     assert sorted(reads) == sorted(str(path) for path in paths)
 
