@@ -116,7 +116,9 @@ CODES: Mapping[str, str] = {
     # files
     "unreadable-file": "a file that is not there or cannot be read",
     "broken-file": "a file that cannot be parsed, or holds no settings",
+    "unset-name": "a ${NAME} in a .env file that nothing sets",
     "not-an-assignment": "a line of a .env file that assigns nothing",
+    "cannot-write": "a full disk",
     "bad-facts": "facts of a machine that are none",
     # worth knowing
     "not-read": "a file that looks like one of ours and is not read",

@@ -277,7 +277,8 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
             raise
         if not unread:
             fix = "free some space, or write to another disk"
-            problem = Finding(f"cannot write: {error.strerror}", where=str(error.filename or ""), fix=fix)
+            where = str(error.filename or "")
+            problem = Finding(f"cannot write: {error.strerror}", where, fix=fix, code="cannot-write")
             with suppress(OSError):
                 print(f"{parser.prog}: {problem.render()}", file=sys.stderr)
         _drop_output()
@@ -293,8 +294,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
     """Print what is wrong: for people, as annotations, or as JSON."""
-    if "--annotations" in argv:
-        print("\n".join(finding.annotation() for finding in error.findings))
+    if form := annotations_form(argv):
+        print(ANNOTATIONS[form](error.findings))
         return
     if "--json" in argv:
         print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
@@ -314,7 +315,7 @@ def _unread(stream: TextIO | None) -> bool:
 
 
 def _drop_output() -> None:
-    """Forget what standard output and error still hold ; Python would try to write it at its end."""
+    """Forget what standard output and error still hold; Python would try to write it at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

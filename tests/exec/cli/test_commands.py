@@ -251,11 +251,6 @@ def test_help(run: Run, words: list[str]) -> None:
     assert done.out.startswith("usage: ptycho-exec")
 
 
-def test_odd_letters_stay_on_their_line(here: Run) -> None:
-    out = here("show", "--changed", "--experiment-name", "a\n\x1b[31mb\tü").out
-    assert out == "experiment_name  a\\n\\x1b[31mb\\tü  flag --experiment-name\n"
-
-
 def test_bytes_that_are_no_text_and_terminals_without_letters(place: Place) -> None:
     code = [sys.executable, "-m", "ptycho_exec", "check"]
     environ = {**os.environb, b"PTYCHO_EXEC_EXPERIMENT_NAME": b"\xff", b"PYTHONIOENCODING": b"ascii"}
