@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptycho_exec.cli.reference import json_schema
-    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, UserError
+    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, SettingsWarning, UserError
     from ptycho_exec.fields.model import Effect
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         build_trainer,
         inference_loader_kwargs,
         process_flags,
+        requested_and_effective,
         seed_run,
         train_loader_kwargs,
         trainer_kwargs,
     )
+    from ptycho_exec.trainer.run import TrainerRun, trainer_run
 
 _HOME = {
     "DataError": "errors",
@@ -42,6 +44,8 @@ _HOME = {
     "Origin": "sources.origins",
     "Plan": "plan",
     "SettingsError": "errors",
+    "SettingsWarning": "errors",
+    "TrainerRun": "trainer.run",
     "UserError": "errors",
     "build_trainer": "trainer.build",
     "fingerprint": "record",
@@ -49,11 +53,13 @@ _HOME = {
     "json_schema": "cli.reference",
     "override_settings": "sources.resolve",
     "process_flags": "trainer.build",
+    "requested_and_effective": "trainer.build",
     "resolve_plan": "plan",
     "seed_run": "trainer.build",
     "settings_from_manifest": "record",
     "train_loader_kwargs": "trainer.build",
     "trainer_kwargs": "trainer.build",
+    "trainer_run": "trainer.run",
 }
 
 __all__ = [
@@ -70,6 +76,8 @@ __all__ = [
     "Plan",
     "PyTorchExecutionConfig",
     "SettingsError",
+    "SettingsWarning",
+    "TrainerRun",
     "UserError",
     "build_trainer",
     "fingerprint",
@@ -77,11 +85,13 @@ __all__ = [
     "json_schema",
     "override_settings",
     "process_flags",
+    "requested_and_effective",
     "resolve_plan",
     "seed_run",
     "settings_from_manifest",
     "train_loader_kwargs",
     "trainer_kwargs",
+    "trainer_run",
 ]
 
 

@@ -131,5 +131,9 @@ class DataError(UserError, ValueError):
     """Input data that is missing, damaged, ambiguous or physically impossible."""
 
 
+class SettingsWarning(UserWarning):
+    """A setting that does less, or something else, than its value says; nothing is stopped."""
+
+
 class DriftError(UserError, RuntimeError):
     """The Trainer is not what the settings asked for."""
