@@ -315,6 +315,10 @@ class DataError(UserError, ValueError):
     code = "bad-data"
 
 
+class SettingsWarning(UserWarning):
+    """A setting that does less, or something else, than its value says; nothing is stopped."""
+
+
 class DriftError(UserError, RuntimeError):
     """The Trainer is not what the settings asked for."""
 

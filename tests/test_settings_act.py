@@ -104,7 +104,7 @@ def fit_tiny(
     plan = resolve_plan(wanted, facts)
     with process_flags(plan.settings):
         seed_run(plan.settings)
-        trainer = build_trainer(wanted, max_epochs=4, plan=plan, extra_callbacks=callbacks)
+        trainer = build_trainer(wanted, max_epochs=4, plan=plan, announce=False, callbacks=callbacks)
         trainer.fit(
             Tiny(seconds), DataLoader(TensorDataset(torch.ones(16, 1)), **train_loader_kwargs(wanted, plan))
         )
@@ -202,7 +202,7 @@ def test_benchmark_reaches_cudnn() -> None:
     wanted = settings(benchmark=True, deterministic=False, pin_memory=False)
     plan = resolve_plan(wanted, GPU)
     with process_flags(plan.settings):
-        trainer = build_trainer(wanted, max_epochs=1, plan=on_the_cpu(plan), extra_callbacks=(Look(),))
+        trainer = build_trainer(wanted, max_epochs=1, plan=on_the_cpu(plan), callbacks=(Look(),))
         trainer.fit(Tiny(), DataLoader(TensorDataset(torch.ones(4, 1)), batch_size=8))
     assert found == [True]
 
@@ -558,7 +558,7 @@ def test_mlflow_is_told_experiment_and_address(
     wanted = settings(logger_backend="mlflow", **asked)
     plan = resolve_plan(wanted, CPU.model_copy(update={"packages": {"mlflow": "3"}}))
     with process_flags(wanted), pytest.raises(Told) as caught:
-        build_trainer(wanted, max_epochs=1, plan=plan, run_dir=tmp_path)
+        build_trainer(wanted, max_epochs=1, plan=plan, announce=False, run_dir=tmp_path)
     assert told.items() <= caught.value.args[0].items()
 
 
