@@ -129,7 +129,13 @@ CODES: Mapping[str, str] = {
     "trial-step": "a step of check --probe",
     # what a plan says about a machine
     "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
+    "agc-without-hook": "adaptive clipping for a module that has no hook for it",
     "batch-larger-than-data": "a batch larger than the data",
+    "idle": "a setting that nothing reads in this run",
+    "decided-twice": "an argument of the Trainer that a setting decides as well",
+    "own-argument": "an argument of `build_trainer` that was passed as one of the Trainer",
+    "nothing-monitored": "a metric that is monitored and that nothing logs",
+    "seeded-late": "a seed that is set after the module was made",
     "cpu-indices": "indices of devices where there is only a CPU",
     "largest-loss-ranks-first": "a loss that is ranked by its largest value",
     "logger-not-installed": "a logger whose package is missing",
