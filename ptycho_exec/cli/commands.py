@@ -30,8 +30,8 @@ from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-from ptycho_exec.sources.profiles import find_profile, profile_names
-from ptycho_exec.sources.resolve import resolve, resolve_profile
+from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
+from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
 from ptycho_exec.sources.suggestions import unknown_name
 
 if TYPE_CHECKING:
@@ -197,6 +197,7 @@ def check(args: argparse.Namespace) -> int:
     try:
         resolution = resolve_from(args)
         settings = ExecutionSettings.from_resolution(resolution)
+        _refuse_conflicts(Request(settings_file=args.settings))
     except SettingsError as error:
         if not plain or args.debug:
             raise
@@ -232,6 +233,17 @@ def check(args: argparse.Namespace) -> int:
         raise blocked
     annotate(blocked)
     return blocked.exit_code
+
+
+def _refuse_conflicts(request: Request) -> None:
+    """Raise what contradicts in profiles of the files here, also those that nobody asked for.
+
+    Raises:
+        SettingsError: with one finding per contradiction.
+    """
+    conflicts = list(profile_conflicts(request))
+    if conflicts:
+        raise SettingsError.from_findings(conflicts)
 
 
 def _scan(word: str) -> str:
@@ -402,7 +414,9 @@ def profiles(args: argparse.Namespace) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request())
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
-    errors = [finding for finding in reader.findings if finding.level == "error"]
+    layer = profile_layer(reader)
+    errors = [finding for finding in (*reader.findings, *layer.findings) if finding.level == "error"]
+    errors += profile_conflicts(Request())
     if errors:
         raise SettingsError.from_findings(errors)
     rows: list[dict[str, Any]] = [

@@ -119,7 +119,10 @@ def add_settings_flags(parser: Parser) -> None:
     group = parser.add_argument_group("how to run (execution settings)")
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
-        "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
+        "--profile",
+        action=_Once,
+        metavar="NAME[,NAME]",
+        help="profiles, shipped or [profiles.NAME] of a file; the later wins",
     )
     parser.add_fields(group, field_specs().values())
 
@@ -186,7 +189,8 @@ class _Once(argparse.Action):
                 f"{option_string} is given twice",
                 where=f"command line: {before}, then {values}",
                 expected="one",
-                fix="leave one of the two out",
+                fix="leave one of the two out"
+                + (f", or write {option_string} {before},{values}" if self.dest == "profile" else ""),
             )
         setattr(namespace, self.dest, values)
 

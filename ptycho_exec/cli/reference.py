@@ -37,7 +37,13 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "$schema": {"type": "string", "description": "Address of this schema, for editors."},
-            "profile": _text("Profile to use when none is asked for elsewhere."),
+            "profile": {
+                "anyOf": [
+                    _text("Its name."),
+                    {"type": "array", "items": _text("Names; the later one wins."), "minItems": 1},
+                ],
+                "description": "Profile, or profiles, to use when none is asked for elsewhere.",
+            },
             "profiles": {
                 "type": "object",
                 "additionalProperties": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -51,6 +51,36 @@ def variables_layer(
         what = f"no effect here, the Trainer is built from these settings alone: {names}"
         layer.findings.insert(0, Finding(what, level="note", code="no-effect"))
     return layer
+
+
+TRACKERS: dict[str, dict[str, str]] = {
+    "mlflow": {
+        "MLFLOW_TRACKING_URI": "tracking_uri",
+        "MLFLOW_EXPERIMENT_NAME": "experiment_name",
+        "MLFLOW_EXPERIMENT_ID": "experiment_name",
+        "MLFLOW_RUN_NAME": "",
+        "MLFLOW_RUN_ID": "",
+    },
+    "wandb": {
+        "WANDB_PROJECT": "experiment_name",
+        "WANDB_MODE": "wandb_mode",
+        "WANDB_DISABLED": "logger_backend",
+        "WANDB_DIR": "",
+        "WANDB_NAME": "",
+        "WANDB_RUN_ID": "",
+    },
+}
+"""Logger backend -> variables of it that have no effect, and the field that decides instead, if one does."""
+
+
+def tracker_notes(model: type[BaseModel], names: Collection[str], backend: object) -> Iterator[Finding]:
+    """Yield a note for each variable of the chosen logger that does not act: the settings decide."""
+    for name, field in TRACKERS.get(str(backend), {}).items():
+        if name in names:
+            spec = field_specs(model).get(field)
+            instead = f"{spec.variable} sets it" if spec else "the run directory and the settings decide"
+            what = f"{name} has no effect on logger {backend} here: {instead}"
+            yield Finding(what, level="note", code="no-effect", field=spec.name if spec else "")
 
 
 def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> Iterator[Finding]:
