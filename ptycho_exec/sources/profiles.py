@@ -86,7 +86,7 @@ def profile_findings(document: Document, path: KeyPath, specs: Specs) -> Iterato
     yield from _unknown(document, path, unknown, specs, also=PROFILE_KEYS)
     for key in PROFILE_KEYS:
         if key in table and not (isinstance(table[key], str) and table[key].strip()):
-            what, fix = f"{key} must be a string", "correct it"
+            what, fix = f"{key} must be a string", "correct or remove the line"
             yield document.finding((*path, key), what, f'{key} = "..."', fix)
 
 
