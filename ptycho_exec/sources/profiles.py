@@ -30,7 +30,7 @@ def document_layer(document: Document, specs: Specs) -> Layer:
         elif name == "profiles":
             _read_profiles(document, layer, specs)
         elif name == "profile" and isinstance(value, Mapping):
-            what, fix = "table [profile] is not read", "rename the table"
+            what, fix = "table [profile] is not read", "rename the table to [profiles.NAME]"
             layer.findings.append(document.finding((name,), what, "[profiles.NAME]", fix, "wrong-table"))
         elif name == "profile" and not profile_names_in(value):
             what, fix = (
@@ -57,8 +57,12 @@ def _unknown(
 
 def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
     if not isinstance(document.data["profiles"], Mapping):
-        what, expected = "profiles is not a table", "tables [profiles.NAME]"
-        layer.findings.append(document.finding(("profiles",), what, expected, "rename it", "wrong-table"))
+        what, expected, fix = (
+            "profiles is not a table",
+            "tables [profiles.NAME]",
+            "remove it, or write tables",
+        )
+        layer.findings.append(document.finding(("profiles",), what, expected, fix, "wrong-table"))
     for name, table in document.table_at(("profiles",)).items():
         path = ("profiles", name)
         if isinstance(table, Mapping):
@@ -66,7 +70,11 @@ def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
             layer.findings += profile_findings(document, path, specs)
         else:
             what, expected = f"profile {name} is not a table", f"[profiles.{name}] with settings in it"
-            fix = f"move {name} out of [profiles]" if name in specs else "make it a table"
+            fix = (
+                f"move {name} out of [profiles]"
+                if name in specs
+                else f"remove it, or begin a table with [profiles.{name}]"
+            )
             layer.findings.append(document.finding(path, what, expected, fix, "wrong-table"))
 
 

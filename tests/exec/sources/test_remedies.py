@@ -22,6 +22,7 @@ from ptycho_exec.fields.lightning_words import NOTHING, WORDS
 from ptycho_exec.fields.model import CONFLICTS
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from tests.exec.sources.test_messages import ERRORS
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -105,7 +106,7 @@ class Input:
         name = str(Path(finding.file).relative_to(self.place.cwd))
         rows = self.files[name].split("\n")
         row = rows.pop(finding.line - 1)
-        header = re.search(r"in (\[.*\])$", finding.expected)
+        header = re.search(r"^\w+ in (\[.*\])$", finding.expected)
         at = rows.index(header[1]) + 1 if header else 0
         self.files[name] = "\n".join([*rows[:at], row.strip(), *rows[at:]])
 
@@ -123,7 +124,7 @@ class Input:
             self.rename(finding, renamed[1])
         elif table := re.match(r"rename the table to (\[.*\])$", fix):
             self.edit_line(finding, lambda _: table[1])
-        elif fix == "move the line there":
+        elif re.match(r"move (?:the line there|\w+ out of \[profiles\])$", fix):
             self.move(finding)
         elif "remove" in fix:
             self.remove(finding)
@@ -279,6 +280,13 @@ NAMES: dict[str, Case] = {
         {"files": {"ptycho_exec.toml": '[profiles.x]\nextends = "x"\nseed = 4\n'}, "profile": "x"},
         {"seed": 4},
     ),
+    "table [profile]": ({"files": {"ptycho_exec.toml": "[profile]\nseed = 4\n"}}, {}),
+    "setting among profiles": ({"files": {"ptycho_exec.toml": "[profiles]\nseed = 4\n"}}, {"seed": 4}),
+    "no table among profiles": (
+        {"files": {"ptycho_exec.toml": "seed = 4\n[profiles]\nx = 4\n"}},
+        {"seed": 4},
+    ),
+    "profiles is a number": ({"files": {"ptycho_exec.toml": "profiles = 4\nseed = 4\n"}}, {"seed": 4}),
     "profile's name is a number": ({"files": {"ptycho_exec.toml": "profile = 3\nseed = 4\n"}}, {"seed": 4}),
     "extends a number": (
         {"files": {"ptycho_exec.toml": "[profiles.x]\nextends = 3\nseed = 4\n"}, "profile": "x"},
@@ -296,6 +304,28 @@ def test_a_wrong_name_or_place(place: Place, name: str) -> None:
         assert getattr(settings, key) == value
     changed = {key for key, origin in settings.origins.items() if origin.kind not in ("default", "profile")}
     assert changed <= set(meant)
+
+
+def test_every_kind_of_error_has_a_remedy_that_is_tried_here(place: Place) -> None:
+    tried = {"bad-value", "unset-name", "conflict", "broken-file", "unreadable-file"}
+    for broken, _ in NAMES.values():
+        copied = {key: dict(part) if isinstance(part, dict) else part for key, part in broken.items()}
+        for path in place.cwd.iterdir():
+            path.unlink()
+        finding = Input(place, **copied).finding()
+        assert finding is not None
+        tried.add(finding.code)
+    assert {code for *_, code in ERRORS.values()} <= tried
+
+
+def test_each_way_out_of_an_absent_file(clean_process: Place) -> None:
+    made = Input(clean_process, settings_file="absent.toml")
+    finding = made.finding()
+    assert finding is not None
+    assert finding.fix == "correct the path, or do not name a file; `ptycho-exec init` writes a starter file"
+    assert Input(clean_process).settings().seed == 42
+    assert main(["init", "absent.toml"]) == 0
+    assert made.settings().seed == 42
 
 
 def test_each_way_out_of_a_name_that_is_set_nowhere(place: Place) -> None:
