@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,6 +200,7 @@ def find_profile(name: str, reader: Reader, skip: list[Profile]) -> Profile | No
     return Profile(name, shipped, ()) if shipped else None
 
 
+@cache
 def shipped_profiles() -> tuple[str, ...]:
     """Names of the profiles that come with the package."""
     return tuple(sorted(path.stem for path in SHIPPED_PROFILES.glob("*.toml")))

@@ -171,7 +171,8 @@ def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> I
     """Yield a note for a profile or a file that was asked for and of which no value acts."""
     acting = {chain[0].place if chain[0].kind is Kind.PROFILE else chain[0].kind for chain in chains.values()}
     given = {origin.place for chain in chains.values() for origin in chain}
-    for asked in reader.profiles:
+    one_acts = len(reader.profiles) == 1 and any(chain[0].kind is Kind.PROFILE for chain in chains.values())
+    for asked in () if one_acts else reader.profiles:
         extended = _extended(reader, asked.value)
         if extended and not acting & extended:
             why = "all its values are set above it" if given & extended else "it sets nothing"
