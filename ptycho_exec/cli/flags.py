@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, field_specs, format_value
-from ptycho_exec.sources.suggestions import nearest, unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 
 _DEST = "field_"
 
@@ -68,11 +68,13 @@ class Parser(argparse.ArgumentParser):
         unknown = [name for name in names if name.startswith("-")]
         unknown = unknown or [name for name in names if nearest(name, known)]  # `seed=1`, `_-seed`
         findings = []
-        for name in unknown:
+        for name in unknown[:MOST_UNKNOWN]:
             # Only switches have a `--no-` form; for others the flag itself is what was meant.
             bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
             finding = unknown_name(bare, known, where="command line", noun="flag")
             findings.append(replace(finding, what=f"unknown flag {name!r}"))
+        if len(unknown) > MOST_UNKNOWN:
+            findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, "command line"))
         if findings:
             raise SettingsError.from_findings(findings)
         if extra:

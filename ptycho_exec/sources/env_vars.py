@@ -14,7 +14,7 @@ from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs
 from ptycho_exec.sources.discovery import PROFILE_VARIABLE, SETTINGS_FILE_VARIABLE
 from ptycho_exec.sources.origins import Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import MAY_BE_OURS, duplicate_key
-from ptycho_exec.sources.suggestions import distance, unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, distance, more_unknown_names, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
 _SERVICE_LINK = re.compile(
@@ -30,7 +30,7 @@ def variables_layer(
     model: type[BaseModel], kind: Kind, rows: Iterable[Row], file: str | None = None
 ) -> Layer:
     """Return the values among `rows`, and findings about names that are misspelt or have no effect."""
-    layer, stray, variables = Layer(), list[str](), _by_variable(model)
+    layer, stray, variables, more = Layer(), list[str](), _by_variable(model), 0
     for name, text, line in rows:
         if name in variables:
             spec = variables[name]
@@ -43,9 +43,13 @@ def variables_layer(
                 layer.entries[spec.name] = Origin(kind, name, value, text, file=file, line=line)
         elif name.startswith(_STRAY):
             stray.append(name)
+        elif len(layer.findings) >= MOST_UNKNOWN:
+            more += MAY_BE_OURS.search(name) is not None
         elif finding := _misspelt(name, model):
             where = f"{file}:{line}" if file else f"{kind.value} variable"
             layer.findings.append(replace(finding, where=where, file=file or "", line=line or 0))
+    if more:
+        layer.findings.append(more_unknown_names(more, file or f"{kind.value} variables", file or ""))
     if stray:
         names = ", ".join(sorted(stray))
         what = f"no effect here, the Trainer is built from these settings alone: {names}"

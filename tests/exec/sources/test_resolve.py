@@ -322,6 +322,8 @@ def test_very_many_unknown_names_are_counted(place: Place) -> None:
     many = {f"name_{i}": 1 for i in range(20_000)}
     place.write("ptycho_exec.toml", "".join(f"{name} = 1\n" for name in many))
     place.write("a.toml", "[x]\nseed = 1\n" + "".join(f"{name} = 1\n" for name in many))
+    place.write(".env", "".join(f"PTYCHO_EXEC_{name}=1\n" for name in many))
+    place.environ = {f"PTYCHO_EXEC_{name}": "1" for name in many}
     findings = place.resolve(settings_file="a.toml", arguments=many).errors
-    assert len(findings) == 3 * 101 + 1
-    assert [f.what for f in findings].count("19900 more names there are no settings") == 3
+    assert len(findings) == 5 * 101 + 1
+    assert [f.what for f in findings].count("19900 more names there are unknown") == 5
