@@ -81,9 +81,10 @@ def is_file(path: Path) -> bool:
 
 
 def mentions(path: Path, word: str) -> bool:
-    """Return whether a file holds this word; one that may not be read does not."""
+    """Return whether the first million bytes of a file hold this word; one that may not be read does not."""
     try:
-        return word.encode() in path.read_bytes()
+        with path.open("rb") as file:
+            return word.encode() in file.read(10**6)
     except OSError:
         return False
 
