@@ -562,7 +562,7 @@ def choose_monitor(draft: Draft) -> None:
             name,
             "there is no validation data" if unvalidated else "the module never logs it",
             f"one of: {', '.join(logged)}" if logged else "a metric that training logs, such as train_loss",
-            f"set {name} to a logged metric",
+            f"set {name}={' or '.join(logged or ['train_loss'])}",
             "train_loss" if known is None else nearest,
         )
     if draft["checkpoint_mode"] == "max" and monitor.endswith("loss"):

@@ -96,9 +96,14 @@ TRAPS: dict[str, tuple[dict[str, str], int, str]] = {
         "cannot read SLURM_NTASKS_PER_NODE",
     ),
     "no job step": (
-        {**JOB, "SLURM_JOB_NAME": "scan", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+        {**JOB, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
         2,
         "SLURM_NODEID not set",
+    ),
+    "a notebook": (
+        {**JOB, "SLURM_JOB_NAME": "jupyter", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+        2,
+        "a notebook in an allocation of 2 tasks",
     ),
 }
 

@@ -31,8 +31,8 @@ from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
-from ptycho_exec.sources.profiles import find_profile, profile_names
-from ptycho_exec.sources.resolve import resolve, resolve_profile
+from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
+from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
@@ -175,6 +175,7 @@ def check(args: argparse.Namespace) -> int:
     try:
         resolution = resolve_from(args)
         settings = ExecutionSettings.from_resolution(resolution)
+        _refuse_conflicts(Request(ExecutionSettings, settings_file=args.settings))
     except SettingsError as error:
         if not plain or args.debug:
             raise
@@ -218,6 +219,17 @@ def check(args: argparse.Namespace) -> int:
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
+
+
+def _refuse_conflicts(request: Request) -> None:
+    """Raise what contradicts in profiles of the files here, also those that nobody asked for.
+
+    Raises:
+        SettingsError: with one finding per contradiction.
+    """
+    conflicts = list(profile_conflicts(request))
+    if conflicts:
+        raise SettingsError.from_findings(conflicts)
 
 
 def _scan(word: str) -> str:
@@ -392,7 +404,9 @@ def profiles(args: argparse.Namespace, model: type[ResolvedSettings] = Execution
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request(model))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
-    errors = [finding for finding in reader.findings if finding.level == "error"]
+    layer = profile_layer(reader)
+    errors = [finding for finding in (*reader.findings, *layer.findings) if finding.level == "error"]
+    errors += profile_conflicts(Request(model))
     if errors:
         raise SettingsError.from_findings(errors)
     rows: list[dict[str, Any]] = [

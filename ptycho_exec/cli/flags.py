@@ -24,7 +24,7 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
-from ptycho_exec.sources.suggestions import nearest, unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 from ptycho_exec.version import __version__
 
 _DEST = "field_"
@@ -74,11 +74,13 @@ class Parser(argparse.ArgumentParser):
         unknown = [name for name in names if name.startswith("-")]
         unknown = unknown or [name for name in names if nearest(name, known)]  # `seed=1`, `_-seed`
         findings = []
-        for name in unknown:
+        for name in unknown[:MOST_UNKNOWN]:
             # Only switches have a `--no-` form; for others the flag itself is what was meant.
             bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
             finding = unknown_name(bare, known, where="command line", noun="flag")
             findings.append(replace(finding, what=f"unknown flag {name!r}"))
+        if len(unknown) > MOST_UNKNOWN:
+            findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, "command line"))
         if findings:
             raise SettingsError.from_findings(findings)
         if extra:
@@ -135,7 +137,10 @@ def add_controls(parser: Parser) -> None:
     group = parser.add_argument_group("where settings come from")
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
-        "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
+        "--profile",
+        action=_Once,
+        metavar="NAME[,NAME]",
+        help="profiles, shipped or [profiles.NAME] of a file; the later wins",
     )
 
 
@@ -218,7 +223,8 @@ class _Once(argparse.Action):
                 f"{option_string} is given twice",
                 where=f"command line: {before}, then {values}",
                 expected="one",
-                fix="leave one of the two out",
+                fix="leave one of the two out"
+                + (f", or write {option_string} {before},{values}" if self.dest == "profile" else ""),
             )
         setattr(namespace, self.dest, values)
 

@@ -51,7 +51,13 @@ def json_schema(model: type[BaseModel] = ExecutionSettings) -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "$schema": {"type": "string", "description": "Address of this schema, for editors."},
-            "profile": _text("Profile to use when none is asked for elsewhere."),
+            "profile": {
+                "anyOf": [
+                    _text("Its name."),
+                    {"type": "array", "items": _text("Names; the later one wins."), "minItems": 1},
+                ],
+                "description": "Profile, or profiles, to use when none is asked for elsewhere.",
+            },
             "profiles": {
                 "type": "object",
                 "additionalProperties": {
@@ -211,7 +217,7 @@ def toml_value(value: Any) -> str:
 
 
 def generated_files() -> dict[str, str]:
-    """Return every generated file of the repository, path -> text, for all settings classes that it registers."""
+    """Return every generated file of the repository, path -> text, for all registered settings classes."""
     models = settings_classes()
     names = {model: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", model.__name__).lower() for model in models}
     return {

@@ -43,10 +43,10 @@ WORDS: dict[str, dict[str, Meaning]] = {
     "strategy": {
         **_each("none single_device", "auto", "one device"),
         **_each("dp ddp2", "ddp", "its successor"),
-        **_each("ddp_find_unused_parameters_false", "ddp", "ddp looks for none"),
-        **_each("ddp_spawn_find_unused_parameters_false", "ddp_spawn", "it looks for none"),
-        **_each("ddp_fork_find_unused_parameters_false", "ddp_fork", "it looks for none"),
-        **_each("ddp_notebook_find_unused_parameters_false", "ddp_notebook", "it looks for none"),
+        **_each("ddp_find_unused_parameters_false", "ddp", "plain ddp does not look for them"),
+        **_each("ddp_spawn_find_unused_parameters_false", "ddp_spawn", "it does not look for them"),
+        **_each("ddp_fork_find_unused_parameters_false", "ddp_fork", "it does not look for them"),
+        **_each("ddp_notebook_find_unused_parameters_false", "ddp_notebook", "it does not look for them"),
         **_each(
             "ddp_spawn_find_unused_parameters_true ddp_fork_find_unused_parameters_true"
             " ddp_notebook_find_unused_parameters_true",

@@ -42,9 +42,12 @@ class Effect(StrEnum):
     UI = "ui"
 
 
+_OWN = (bool, int, float, str, list, tuple, type(None))
+
+
 def _plain(value: Any) -> Any:
     """Return numbers, booleans and sequences of other libraries (NumPy, torch, Hydra) as Python's own."""
-    if isinstance(value, (bool, int, float, str, list, tuple, bytes, bytearray, memoryview, Mapping)):
+    if type(value) in _OWN or isinstance(value, (str, bytes, bytearray, memoryview, Mapping)):
         return value
     if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 2) <= 1:
         return value.tolist()

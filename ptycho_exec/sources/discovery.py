@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,7 @@ class Request:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    profile: str | None = None
+    profile: str | Sequence[str] | None = None
     settings_file: str | Path | None = None
     factory_defaults: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] | None = field(default=None, repr=False)
@@ -272,19 +272,37 @@ class Reader:
 
     @cached_property
     def profile(self) -> Origin | None:
-        """The profile that was asked for: by argument, variable, `.env`, or a file's `profile` key."""
+        """The profiles that were asked for, as `ci,repro`: by argument, variable, `.env`, or a file's key."""
         others = (reader._own_profile for reader in self.beside)
         return self._own_profile or next(filter(None, others), None)
 
     @cached_property
     def _own_profile(self) -> Origin | None:
-        asked = self.control(self.request.profile, self.places.profile_variable, "profile (--profile)")
+        given = self.request.profile
+        given = given if given is None or isinstance(given, str) else ",".join(given)
+        asked = self.control(given, self.places.profile_variable, "profile (--profile)")
         if asked is not None:
             return asked
         for document in self.documents.values():
-            if isinstance(document.data.get("profile"), str):
-                return document.origin(("profile",))
+            if names := profile_names_in(document.data.get("profile")):
+                return replace(document.origin(("profile",)), value=",".join(names))
         return None
+
+    @property
+    def profiles(self) -> tuple[Origin, ...]:
+        """Each profile that was asked for, the one that wins first: it was named last."""
+        asked = self.profile
+        if asked is None:
+            return ()
+        names = (name.strip() for name in reversed(asked.value.split(",")))
+        return tuple(replace(asked, value=name) for name in dict.fromkeys(names))
+
+
+def profile_names_in(value: Any) -> list[str]:
+    """Return the names in the `profile` key of a file: a text or a list of texts; [] where it is neither."""
+    names = [value] if isinstance(value, str) else value
+    right = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    return list(names) if right else []
 
 
 def _not_there(path: Path, asked: Origin) -> Finding:

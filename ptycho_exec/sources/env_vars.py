@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -14,7 +14,7 @@ from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, source_
 from ptycho_exec.sources.discovery import places_of
 from ptycho_exec.sources.origins import Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
-from ptycho_exec.sources.suggestions import distance, unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, distance, more_unknown_names, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
 _SERVICE_LINK = re.compile(
@@ -30,7 +30,7 @@ def variables_layer(
     model: type[BaseModel], kind: Kind, rows: Iterable[Row], file: str | None = None
 ) -> Layer:
     """Return the values among `rows`, and findings about names that are misspelt or have no effect."""
-    layer, stray, variables = Layer(), list[str](), _by_variable(model)
+    layer, stray, variables, more = Layer(), list[str](), _by_variable(model), 0
     for name, text, line in rows:
         if name in variables:
             spec = variables[name]
@@ -48,14 +48,48 @@ def variables_layer(
             layer.findings.append(
                 Finding(what, file=file or "", line=line or 0, level="note", code="no-effect")
             )
+        elif len(layer.findings) >= MOST_UNKNOWN:
+            more += may_be_meant(places_of(model).prefix).search(name) is not None
         elif finding := _misspelt(name, model):
             where = f"{file}:{line}" if file else f"{kind.value} variable"
             layer.findings.append(replace(finding, where=where, file=file or "", line=line or 0))
+    if more:
+        layer.findings.append(more_unknown_names(more, file or f"{kind.value} variables", file or ""))
     if stray:
         names = ", ".join(sorted(stray))
         what = f"no effect here, the Trainer is built from these settings alone: {names}"
         layer.findings.insert(0, Finding(what, level="note", code="no-effect"))
     return layer
+
+
+TRACKERS: dict[str, dict[str, str]] = {
+    "mlflow": {
+        "MLFLOW_TRACKING_URI": "tracking_uri",
+        "MLFLOW_EXPERIMENT_NAME": "experiment_name",
+        "MLFLOW_EXPERIMENT_ID": "experiment_name",
+        "MLFLOW_RUN_NAME": "",
+        "MLFLOW_RUN_ID": "",
+    },
+    "wandb": {
+        "WANDB_PROJECT": "experiment_name",
+        "WANDB_MODE": "wandb_mode",
+        "WANDB_DISABLED": "logger_backend",
+        "WANDB_DIR": "",
+        "WANDB_NAME": "",
+        "WANDB_RUN_ID": "",
+    },
+}
+"""Logger backend -> variables of it that have no effect, and the field that decides instead, if one does."""
+
+
+def tracker_notes(model: type[BaseModel], names: Collection[str], backend: object) -> Iterator[Finding]:
+    """Yield a note for each variable of the chosen logger that does not act: the settings decide."""
+    for name, field in TRACKERS.get(str(backend), {}).items():
+        if name in names:
+            spec = field_specs(model).get(field)
+            instead = f"{spec.variable} sets it" if spec else "the run directory and the settings decide"
+            what = f"{name} has no effect on logger {backend} here: {instead}"
+            yield Finding(what, level="note", code="no-effect", field=spec.name if spec else "")
 
 
 def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> Iterator[Finding]:

@@ -114,6 +114,8 @@ def _remedy(spec: FieldSpec, origin: Origin) -> str:
 
 def _meanings(spec: FieldSpec, value: Any) -> Iterator[Meaning]:
     """Yield what a refused value could mean: Lightning's word, or a text that needs a little less in it."""
+    if isinstance(value, str) and set(value) & set("\t\n\r\f\b\a\v\x1b"):
+        yield Meaning(NOTHING, "in double quotes a backslash starts an escape; in single quotes it does not")
     texts = _cleaned(value) if isinstance(value, str) else ((format_value(value), "another type"),)
     for text, why in texts:
         yield from meanings(spec.name, value, text.strip().lower())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.fields.spec import FieldSpec
-from ptycho_exec.sources.discovery import Reader
+from ptycho_exec.sources.discovery import Reader, profile_names_in
 from ptycho_exec.sources.origins import KeyPath, Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import Document, read_document
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
@@ -29,11 +29,14 @@ def document_layer(document: Document, specs: Specs) -> Layer:
         elif name == "profiles":
             _read_profiles(document, layer, specs)
         elif name == "profile" and isinstance(value, Mapping):
-            what, fix = "table [profile] is not read", "rename the table"
+            what, fix = "table [profile] is not read", "rename the table to [profiles.NAME]"
             layer.findings.append(document.finding((name,), what, "[profiles.NAME]", fix, "wrong-table"))
-        elif name == "profile" and not (isinstance(value, str) and value.strip()):
-            what, fix = "profile must be the name of one profile", 'write profile = "ci"'
-            layer.findings.append(document.finding((name,), what, "a string", fix))
+        elif name == "profile" and not profile_names_in(value):
+            what, fix = (
+                "profile must be the name of a profile, or a list of names",
+                "write the name, or remove it",
+            )
+            layer.findings.append(document.finding((name,), what, '"ci" or ["ci", "repro"]', fix))
         elif name not in ("profile", "$schema"):
             unknown.append(name)
     layer.findings += _unknown(document, (), unknown, specs, also=("profile", "profiles"))
@@ -53,8 +56,12 @@ def _unknown(
 
 def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
     if not isinstance(document.data["profiles"], Mapping):
-        what, expected = "profiles is not a table", "tables [profiles.NAME]"
-        layer.findings.append(document.finding(("profiles",), what, expected, "rename it", "wrong-table"))
+        what, expected, fix = (
+            "profiles is not a table",
+            "tables [profiles.NAME]",
+            "remove it, or write tables",
+        )
+        layer.findings.append(document.finding(("profiles",), what, expected, fix, "wrong-table"))
     for name, table in document.table_at(("profiles",)).items():
         path = ("profiles", name)
         if isinstance(table, Mapping):
@@ -62,7 +69,11 @@ def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
             layer.findings += profile_findings(document, path, specs)
         else:
             what, expected = f"profile {name} is not a table", f"[profiles.{name}] with settings in it"
-            fix = f"move {name} out of [profiles]" if name in specs else "make it a table"
+            fix = (
+                f"move {name} out of [profiles]"
+                if name in specs
+                else f"remove it, or begin a table with [profiles.{name}]"
+            )
             layer.findings.append(document.finding(path, what, expected, fix, "wrong-table"))
 
 
@@ -82,7 +93,7 @@ def profile_findings(document: Document, path: KeyPath, specs: Specs) -> Iterato
     yield from _unknown(document, path, unknown, specs, also=PROFILE_KEYS)
     for key in PROFILE_KEYS:
         if key in table and not (isinstance(table[key], str) and table[key].strip()):
-            what, fix = f"{key} must be a string", "correct it"
+            what, fix = f"{key} must be a string", "correct or remove the line"
             yield document.finding((*path, key), what, f'{key} = "..."', fix)
 
 
@@ -140,21 +151,38 @@ class Profile(NamedTuple):
 
 
 def profile_layer(reader: Reader) -> Layer:
-    """Return the settings of the profile that is asked for, and of those it extends."""
+    """Return the settings of the profiles that are asked for, and of those they extend.
+
+    What the other profiles of the files extend is checked too.
+    """
     layer = Layer()
-    asked, seen = reader.profile, list[Profile]()
+    for asked in reader.profiles:
+        _add_chain(layer, asked, reader)
+    asked_for = {asked.value for asked in reader.profiles}
+    for name in own_profile_names(reader):
+        own = find_profile(name, reader, [])
+        if name not in asked_for and own is not None and own.extends:
+            unasked = Layer()
+            _add_chain(unasked, own.document.origin((*own.path, "extends")), reader, [own])
+            layer.findings += unasked.findings
+    return layer
+
+
+def _add_chain(layer: Layer, asked: Origin | None, reader: Reader, before: Sequence[Profile] = ()) -> None:
+    """Add a profile and those it extends, under what the layer has; `before` are those that led to it."""
+    seen = list(before)
     while asked is not None:
         profile = find_profile(asked.value, reader, [p for p in seen if p.name == asked.value])
         if profile is None:
-            layer.findings.append(_no_such_profile(asked, reader))
-            break
+            layer.findings += _no_such_profile(asked, reader)
+            return
         seen.append(profile)
         for name, origin in profile.entries(reader.specs).items():
-            layer.entries.setdefault(name, origin)
+            above = layer.entries.get(name)
+            layer.entries[name] = above.shadowing((*above.shadowed, origin)) if above else origin
         if profile.document.kind is Kind.PROFILE:
             layer.findings += profile_findings(profile.document, profile.path, reader.specs)
         asked = profile.document.origin((*profile.path, "extends")) if profile.extends else None
-    return layer
 
 
 def find_profile(name: str, reader: Reader, skip: list[Profile]) -> Profile | None:
@@ -178,22 +206,30 @@ def shipped_profiles(reader: Reader) -> tuple[str, ...]:
 
 def profile_names(reader: Reader) -> tuple[str, ...]:
     """Names of all profiles that can be asked for here."""
-    own = {name for document in reader.documents.values() for name in document.table_at(("profiles",))}
-    return tuple(sorted(own | set(shipped_profiles(reader))))
+    return tuple(sorted({*own_profile_names(reader), *shipped_profiles(reader)}))
 
 
-def _no_such_profile(asked: Origin, reader: Reader) -> Finding:
+def own_profile_names(reader: Reader) -> tuple[str, ...]:
+    """Names of the profiles that the files here define."""
+    tables = (document.table_at(("profiles",)) for document in reader.documents.values())
+    return tuple(dict.fromkeys(name for table in tables for name in table))
+
+
+def _no_such_profile(asked: Origin, reader: Reader) -> Iterator[Finding]:
+    if any(finding.code == "broken-file" for finding in reader.findings):
+        return  # it may be defined where nothing could be read
     name, known, where = str(asked.value), profile_names(reader), asked.describe()
     finding = unknown_name(name, known, where=where, noun="profile", file=asked.file, line=asked.line)
     finding = replace(finding, field="profile")
     if not name.strip():
-        return replace(finding, what="the name of the profile is empty")
-    if name not in known:
-        return finding
-    return replace(
-        finding,
-        what=f"profile {name} extends itself, directly or through others",
-        expected="a chain of profiles that ends",
-        fix="remove `extends`, or extend another one",
-        code="endless-profile",
-    )
+        yield replace(finding, what="the name of the profile is empty")
+    elif name not in known:
+        yield finding
+    else:
+        yield replace(
+            finding,
+            what=f"profile {name} extends itself, directly or through others",
+            expected="a chain of profiles that ends",
+            fix="remove `extends`, or extend another one",
+            code="endless-profile",
+        )

@@ -34,10 +34,16 @@ from pydantic_settings import PydanticBaseSettingsSource
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, source_specs
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.env_vars import dotenv_findings, variables_layer
+from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
-from ptycho_exec.sources.profiles import document_layer, profile_layer
+from ptycho_exec.sources.profiles import (
+    Profile,
+    document_layer,
+    find_profile,
+    own_profile_names,
+    profile_layer,
+)
 from ptycho_exec.sources.renames import with_new_names
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
 
@@ -267,14 +273,13 @@ def _not_better_said(findings: Iterable[Finding], others: Sequence[Resolution]) 
     that has a name like it.
     """
     for finding in findings:
-        if finding.code != "unknown-name":
-            yield finding
-            continue
         same = [
             [f for f in other.findings if (f.what, f.where) == (finding.what, finding.where)]
             for other in others
         ]
-        if finding.field == "profile":
+        if finding.code != "unknown-name" and finding.field not in ("profile", "settings_file"):
+            known = False
+        elif finding.field in ("profile", "settings_file"):
             known = any(not twins for twins in same)
         else:
             known = any(
@@ -295,16 +300,82 @@ def _resolve(reader: Reader) -> Resolution:
             chains.setdefault(name, []).extend((origin, *origin.shadowed))
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
+    names = {*reader.environ, *(row.name for _, rows in reader.dotenv for row in rows)}
+    notes = list(_without_effect(reader, chains))
+    if "logger_backend" in reader.specs:
+        backend = chains["logger_backend"][0].value if "logger_backend" in chains else None
+        notes = [*tracker_notes(request.model, names, backend), *notes]
     return Resolution(
         request.model,
         values={name: chain[0].value for name, chain in chains.items()},
         origins=_with_defaults(request.model, chains),
         searched=tuple(reader.searched),
-        findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings)),
+        findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings), *notes),
         inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
         profile=asked.value if asked else None,
         profile_asked_by=asked.describe() if asked else "",
     )
+
+
+def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> Iterator[Finding]:
+    """Yield a note for a profile or a file that was asked for and of which no value acts."""
+    acting = {chain[0].place if chain[0].kind is Kind.PROFILE else chain[0].kind for chain in chains.values()}
+    given = {origin.place for chain in chains.values() for origin in chain}
+    one_acts = len(reader.profiles) == 1 and any(chain[0].kind is Kind.PROFILE for chain in chains.values())
+    for asked in () if one_acts else reader.profiles:
+        extended = _extended(reader, asked.value)
+        if extended and not acting & extended:
+            why = "all its values are set above it" if given & extended else "it sets nothing"
+            what = f"profile {asked.value} has no effect: {why}"
+            yield Finding(what, where=asked.describe(), level="note", code="no-effect", field="profile")
+    document = reader.documents.get(Kind.SETTINGS_FILE)
+    other = {"profile", "profiles"} | (set(document.data) - set(reader.specs) if document else set())
+    if document and Kind.SETTINGS_FILE not in acting and not (other - {"$schema"}) & set(document.data):
+        why = "all its values are set above it" if set(document.data) & set(chains) else "it sets nothing"
+        what = f"{document.path} has no effect: {why}"
+        yield Finding(what, level="note", code="no-effect", field="settings_file")
+
+
+def _extended(reader: Reader, name: str) -> set[str]:
+    """Return the places that a profile and those it extends are named by; none where one is not defined."""
+    places, seen = set[str](), list[Profile]()
+    while name:
+        profile = find_profile(name, reader, [p for p in seen if p.name == name])
+        if profile is None:
+            return set()
+        seen.append(profile)
+        places.add(f"profile:{name}")
+        name = profile.extends
+    return places
+
+
+def profile_conflicts(request: Request) -> Iterator[Finding]:
+    """Yield the contradictions that each profile of the files here has, with them and the defaults.
+
+    What is set for this one call, or in this environment, takes no part.
+    """
+    reader = Reader(request)
+    environ = {name: text for name, text in reader.environ.items() if name in ("HOME", "XDG_CONFIG_HOME")}
+    for name in own_profile_names(reader):
+        resolution = resolve(
+            Request(
+                environ=environ,
+                cwd=reader.cwd,
+                settings_file=_named(reader),
+                profile=name,
+                model=request.model,
+            )
+        )
+        try:
+            request.model(**resolution.values)
+        except ValidationError as error:
+            for finding in explain_error(error, resolution):
+                if finding.code == "conflict":
+                    yield replace(finding, what=f"profile {name}: {finding.what}")
+
+
+def _named(reader: Reader) -> str | None:
+    return reader.settings_file.value if reader.settings_file else None
 
 
 def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]]) -> dict[str, Origin]:

@@ -92,9 +92,10 @@ def is_file(path: Path) -> bool:
 
 
 def mentions(path: Path, word: str) -> bool:
-    """Return whether a file holds this word; one that may not be read does not."""
+    """Return whether the first million bytes of a file hold this word; one that may not be read does not."""
     try:
-        return word.encode() in path.read_bytes()
+        with path.open("rb") as file:
+            return word.encode() in file.read(10**6)
     except OSError:
         return False
 
@@ -296,6 +297,10 @@ def _yaml_loader() -> Any:
 _SECRET = re.compile(r"(?i)((?:token|secret|passw|key|credential)\w*[\"']?\s*[:=]\s*)\S.*")
 
 
+# In a broken row the end of the user information may be missing.
+_OPEN_ADDRESS = re.compile(r"(://[^/\s:@\"'*]+:)(?!\d{1,5}(?:[^\w]|$)).*")
+
+
 def _broken(path: Path, text: str, error: Exception) -> Finding:
     line, column, problem = _position(error, text)
     rows = text.split("\n")
@@ -304,7 +309,7 @@ def _broken(path: Path, text: str, error: Exception) -> Finding:
     fix = _usual_cause(syntax(path), problem, row, column) or (
         "correct the marked place" if marked else "correct the file"
     )
-    shown = _SECRET.sub(r"\1***", redact(row))
+    shown = _OPEN_ADDRESS.sub(r"\1***", _SECRET.sub(r"\1***", redact(row)))
     verb = "cannot be used" if _VALID_BUT_REFUSED.search(problem) else f"is not valid {syntax(path)}"
     return Finding(
         f"{path.name} {verb}: {problem}",
@@ -473,14 +478,30 @@ def read_dotenv(
                 atoms = list(parse_variables(text))
                 text = "".join(atom.resolve(scope) for atom in atoms)
                 named = [atom for atom in atoms if isinstance(atom, Variable) and atom.default is None]
-                unset = dict.fromkeys(atom.name for atom in named if ours and atom.name not in scope)
+                unset = dict.fromkeys(
+                    atom.name
+                    for atom in named
+                    if ours and atom.name not in scope and atom.name.isidentifier()
+                )
                 findings += [_unset_name(key, name, path, line) for name in unset]
+                if ours and (match := _OTHER_FORM.search(value or "")):
+                    findings.append(_other_form(key, match[1] or "NAME", path, line))
             known[key] = text
             rows.append(Assigned(key, text, line))
     return rows
 
 
 _SINGLE_QUOTED = re.compile(r"\s*(?:export\s+)?(?:'[^']+'|[^=#\s]+)\s*=\s*'")
+
+
+_OTHER_FORM = re.compile(r"\$\{(?!\w+(?::-[^}]*)?\})(\w*)[^}]*\}")
+
+
+def _other_form(variable: str, name: str, path: Path, line: int) -> Finding:
+    what, place = f"{variable} uses {name} in a form that is not read", f"{path}:{line}"
+    fix = f"write ${{{name}}} or ${{{name}:-default}}, or put the whole text in single quotes to keep it so"
+    expected = "${NAME} or ${NAME:-default}"
+    return Finding(what, place, expected, fix, file=str(path), line=line, code="unset-name")
 
 
 def _unset_name(variable: str, name: str, path: Path, line: int) -> Finding:

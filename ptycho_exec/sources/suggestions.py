@@ -188,10 +188,10 @@ MOST_UNKNOWN = 100
 def more_unknown_names(count: int, where: str, file: str = "") -> Finding:
     """Return the finding about the unknown names that are not listed one by one."""
     return Finding(
-        f"{count} more names there are no settings",
+        f"{count} more names there are unknown",
         where=where,
         expected="a place that holds settings",
-        fix="remove them, or name another file",
+        fix="remove them, or read another place",
         file=file,
         code="unknown-name",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from itertools import product
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import pytest
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN
+from ptycho_exec.fields.spec import decode_text, field_specs
 from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts, detect_launcher
 from ptycho_exec.plan import RULES, ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
@@ -382,6 +384,25 @@ def test_what_cannot_be_is_a_problem_with_a_remedy(
     assert problem.fix
     assert (problem in plan.refused_by_trainer) == refused
     assert not plan.effective[field].changed
+
+
+@pytest.mark.parametrize(("facts", "traits", "asked", "field", "words", "nearest", "refused"), PROBLEMS)
+def test_each_value_that_a_remedy_names_ends_the_problem(
+    facts: MachineFacts,
+    traits: ModuleTraits | None,
+    asked: Mapping[str, object],
+    field: str,
+    words: str,
+    nearest: object,
+    refused: bool,
+) -> None:
+    problem = only_problem(plan_for(facts, traits, **asked))
+    named = re.findall(r"(?<!-)\b([a-z_]+)=([\w.-]+)((?: or [\w.-]+)*)", problem.fix)
+    ways = [(name, value) for name, first, more in named for value in [first, *more.split(" or ")[1:]]]
+    assert ways or problem.code == "slurm-job"  # what helps there stands in the job's script
+    for name, text in (way for way in ways if way[0] in field_specs()):
+        way = {**asked, name: decode_text(field_specs()[name], text)}
+        assert plan_for(facts, traits, **way).problems == ()
 
 
 @pytest.mark.parametrize(("facts", "traits", "asked", "field", "words", "nearest", "refused"), PROBLEMS)

@@ -108,7 +108,7 @@ def hostile(clean_process: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
 def test_the_hostile_place_is_hostile(hostile: Place) -> None:
     with pytest.raises(SettingsError) as caught:
         ExecutionSettings()
-    assert len(caught.value.findings) == 5
+    assert len(caught.value.findings) == 4  # the profile may stand in the broken file
 
 
 def test_hermetic_ways_of_building_read_nothing(hostile: Place) -> None:

@@ -251,6 +251,13 @@ def test_help(run: Run, words: list[str]) -> None:
     assert done.out.startswith("usage: ptycho-exec")
 
 
+def test_odd_letters_stay_on_their_line(here: Run) -> None:
+    out = here("show", "--changed", "--experiment-name", "a\u200bbü").out
+    assert out == "experiment_name  a\\u200bbü  flag --experiment-name\n"
+    done = here("show", "--changed", "--experiment-name", "a\n\x1b[31mb\tü")
+    assert done.err.startswith("ptycho-exec: experiment_name = 'a\\n\\x1b[31mb\\tü' is not allowed\n")
+
+
 def test_bytes_that_are_no_text_and_terminals_without_letters(place: Place) -> None:
     code = [sys.executable, "-m", "ptycho_exec", "check"]
     environ = {**os.environb, b"PTYCHO_EXEC_EXPERIMENT_NAME": b"\xff", b"PYTHONIOENCODING": b"ascii"}
@@ -515,3 +522,21 @@ def test_a_planted_token_shows_in_no_output(
     outputs = {" ".join(words): here(*words) for words in commands}
     assert not [words for words, done in outputs.items() if TOKEN in done.out + done.err]
     assert "***" in outputs[" ".join(commands[0])].out
+
+
+@pytest.mark.parametrize("text", ["[profiles.x]\nbenchmark = true\n", '[profiles.x]\nextends = "nope"\n'])
+@pytest.mark.parametrize("command", ["check", "profiles"])
+def test_profiles_that_nobody_asked_for_are_checked(run: Run, place: Place, command: str, text: str) -> None:
+    place.write("ptycho_exec.toml", text)
+    done = run(command)
+    assert done.code == 2
+    assert "profile x: " in done.out + done.err or "unknown profile 'nope'" in done.out + done.err
+    assert (run("show").code == 0) == ("benchmark" in text)
+
+
+def test_several_profiles_on_the_command_line(run: Run) -> None:
+    done = run("show", "--changed", "--profile", "laptop,ci")
+    assert done.code == 0
+    assert "profile:ci" in done.out
+    done = run("show", "--profile", "ci", "--profile", "repro")
+    assert "or write --profile ci,repro" in done.err

@@ -278,6 +278,13 @@ def test_other_failures_of_the_system_are_not_hidden(error: OSError) -> None:
         run(parser(), [], act)
 
 
+def test_very_many_unknown_flags_are_counted() -> None:
+    with pytest.raises(SettingsError) as caught:
+        parser().parse([f"--name-{i}" for i in range(500)])
+    assert len(caught.value.findings) == 101
+    assert caught.value.findings[-1].what == "400 more names there are unknown"
+
+
 def test_a_value_given_as_a_flag_is_typed_by_its_field(place: Place) -> None:
     settings = place.settings(flags=given("--devices=0,1", "--max-time=none", "--no-pad-eval"))
     assert (settings.devices, settings.max_time, settings.pad_eval) == ((0, 1), None, False)

@@ -42,7 +42,11 @@ CASES: list[tuple[str, Any, str]] = [
     ("precision", "bf16-tru", 'did you mean precision="bf16-true"?'),
     ("accelerator", "hpu", "(Lightning has it, these settings do not)"),
     ("accelerator", "cdua", 'did you mean accelerator="cuda"?'),
-    ("strategy", "ddp_find_unused_parameters_false", 'write strategy="ddp" (ddp looks for none)'),
+    (
+        "strategy",
+        "ddp_find_unused_parameters_false",
+        'write strategy="ddp" (plain ddp does not look for them)',
+    ),
     ("fast_dev_run", True, "write fast_dev_run=1 (true is one batch of each kind)"),
     ("fast_dev_run", False, "write fast_dev_run=None (false and 0 are written none)"),
     ("gradient_clip_val", 0, "write gradient_clip_val=None (false and 0 are written none)"),

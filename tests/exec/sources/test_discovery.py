@@ -122,6 +122,7 @@ def test_a_settings_file_with_nearly_the_right_name_is_noted(place: Place, name:
         == f"{path} is not read: the settings file here is ptycho_exec.toml; --settings names another"
     )
     if not name.endswith(".toml"):
+        place.write(name, '{"seed": 1}')
         assert place.resolve(settings_file=name).notices == ()
 
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.sources.env_vars import TRACKERS
+
 if TYPE_CHECKING:
     from conftest import Place
 
@@ -138,3 +141,25 @@ def test_a_table_of_pyproject_that_is_nearly_ours_is_told(place: Place, table: s
     place.write("pyproject.toml", f"[project]\nname = 'x'\n[{table}]\nseed = 1\n")
     findings = place.resolve().findings
     assert [(finding.line, finding.expected) for finding in findings] == [(3, "[tool.ptycho_exec]")]
+
+
+@pytest.mark.parametrize("where", ["environment", ".env"])
+@pytest.mark.parametrize(
+    ("backend", "name"), [(word, name) for word, names in TRACKERS.items() for name in names]
+)
+def test_a_variable_of_the_chosen_tracker_that_does_not_act_is_noted(
+    place: Place, backend: str, name: str, where: str
+) -> None:
+    if where == ".env":
+        place.write(".env", f"{name}=s3cr3t\n")
+    else:
+        place.environ[name] = "s3cr3t"
+    assert place.resolve().findings == ()  # no such logger, nothing to say
+    other = "csv" if backend == "wandb" else "wandb"
+    assert place.resolve(flags={"logger_backend": other}).findings == ()
+    (note,) = place.resolve(arguments={"logger_backend": backend}).findings
+    assert (note.level, note.code) == ("note", "no-effect")
+    assert note.what.startswith(f"{name} has no effect on logger {backend} here: ")
+    assert "s3cr3t" not in note.render()
+    if TRACKERS[backend][name] in field_specs():
+        assert field_specs()[TRACKERS[backend][name]].variable in note.what

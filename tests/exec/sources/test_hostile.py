@@ -47,7 +47,7 @@ FILES: dict[str, tuple[str, str | bytes, str]] = {
     "nested too deeply": (TOML, f"a = {'[' * DEEP}{']' * DEEP}\n", "nested too deeply"),
     "endless name": (TOML, f"{'k' * 100_000} = 1\n", "(100000 characters)"),
     "escape codes in a name": (TOML, '"\\u001b[31mred" = 1\n', "'\\x1b[31mred'"),
-    "empty profile": (TOML, 'profile = ""\n', "profile must be the name of one profile"),
+    "empty profile": (TOML, 'profile = ""\n', "profile must be the name of a profile"),
     "empty text": (TOML, 'accelerator = ""\n', "accelerator = '' is not allowed"),
     "tool is a list": ("pyproject.toml", "tool = [1]\n# ptycho_exec\n", "tool.ptycho_exec is not a table"),
     "broken table of ours": ("pyproject.toml", "[tool.ptycho_exec]\nseed =\n", "pyproject.toml:2"),

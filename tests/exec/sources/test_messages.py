@@ -45,6 +45,7 @@ ERRORS: dict[str, tuple[str, str, str]] = {
     "repeated variable": (".env", "PTYCHO_EXEC_SEED=1\nPTYCHO_EXEC_SEED=2\n", "duplicate-key"),
     "misspelt prefix": (".env", "PTYHCO_EXEC_SEED=1\n", "wrong-prefix"),
     "no prefix": (".env", "SEED=1\n", "wrong-prefix"),
+    "name that is set nowhere": (".env", "PTYCHO_EXEC_EXPERIMENT_NAME=${NOPE}\n", "unset-name"),
     "no assignment": (".env", "PTYCHO_EXEC_SEED 1\n", "not-an-assignment"),
 }
 

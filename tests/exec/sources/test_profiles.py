@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,3 +111,111 @@ def test_settings_in_the_wrong_table_are_found_at_any_depth(
     findings = place.resolve().findings
     assert [finding.line for finding in findings] == [line for _, line in reported]
     assert all(name in finding.what for (name, _), finding in zip(reported, findings, strict=True))
+
+
+THREE = """
+[profiles.a]
+seed = 1
+batch_size = 2
+num_workers = 3
+[profiles.b]
+extends = "c"
+seed = 4
+[profiles.c]
+seed = 5
+batch_size = 6
+"""
+
+
+@pytest.mark.parametrize("how", ["argument", "list", "variable", ".env", "file", "file's text"])
+def test_of_several_profiles_the_later_one_wins(place: Place, how: str) -> None:
+    asked: dict[str, Any] = {}
+    text = THREE
+    if how == "argument":
+        asked["profile"] = "a, b"
+    elif how == "list":
+        asked["profile"] = ["a", "b"]
+    elif how == "variable":
+        place.environ["PTYCHO_EXEC_PROFILE"] = "a,b"
+    elif how == ".env":
+        place.write(".env", "PTYCHO_EXEC_PROFILE=a,b\n")
+    else:
+        text = ('profile = ["a", "b"]\n' if how == "file" else 'profile = "a,b"\n') + THREE
+    place.write("ptycho_exec.toml", text)
+    resolution = place.resolve(**asked)
+    assert resolution.findings == ()
+    assert dict(resolution.values) == {"seed": 4, "batch_size": 6, "num_workers": 3}
+    assert resolution.profile is not None
+    assert [name.strip() for name in resolution.profile.split(",")] == ["a", "b"]
+    chain = resolution.origins["seed"]
+    places = [origin.place for origin in (chain, *chain.shadowed)]
+    assert places == ["profile:b", "profile:c", "profile:a", "default"]
+    assert resolution.origins["num_workers"].place == "profile:a"
+    reverse = place.resolve(profile="b,a")
+    assert dict(reverse.values) == {"seed": 1, "batch_size": 2, "num_workers": 3}
+    assert reverse.origins["seed"].shadowed[0].place == "profile:b"
+
+
+def test_every_unknown_one_of_several_profiles_is_reported(place: Place) -> None:
+    place.write("ptycho_exec.toml", THREE)
+    findings = place.resolve(profile="nope,a,,never,a").errors
+    whats = ["the name of the profile is empty", "unknown profile 'never'", "unknown profile 'nope'"]
+    assert sorted(finding.what for finding in findings) == whats
+
+
+def test_a_list_of_profiles_in_a_file_holds_names(place: Place) -> None:
+    for value in ("[]", "[1]", '["a", ""]', "3", '" "'):
+        place.write("ptycho_exec.toml", f"profile = {value}\n{THREE}")
+        (finding,) = place.resolve().errors
+        assert (finding.line, finding.what[:24]) == (1, "profile must be the name")
+
+
+def test_the_same_profile_twice_is_the_same_profile(place: Place) -> None:
+    place.write("ptycho_exec.toml", THREE)
+    assert place.resolve(profile="a,a").values == place.resolve(profile="a").values
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        ('[profiles.x]\nextends = "nope"\nseed = 1\n', "unknown profile 'nope'", 2),
+        ('[profiles.x]\nseed = 1\n[profiles.y]\nextends = "xx"\n', "unknown profile 'xx'", 4),
+        ('[profiles.x]\nextends = "x"\n', "profile x extends itself, directly or through others", 2),
+    ],
+)
+def test_what_a_profile_that_nobody_asked_for_extends_is_checked(
+    place: Place, text: str, what: str, line: int
+) -> None:
+    place.write("ptycho_exec.toml", text)
+    (finding,) = place.resolve(profile="ci").errors
+    assert (finding.what, finding.line) == (what, line)
+
+
+def test_a_profile_of_a_broken_file_is_not_called_unknown(place: Place) -> None:
+    place.write("ptycho_exec.toml", "[profiles.mine]\nseed =\n")
+    (finding,) = place.resolve(profile="mine").errors
+    assert finding.code == "broken-file"
+
+
+def test_a_profile_or_file_that_was_asked_for_and_changes_nothing_is_noted(place: Place) -> None:
+    place.write("ptycho_exec.toml", '[profiles.empty]\ndescription = "none"\n[profiles.x]\nextends="empty"\n')
+    place.write("a.toml", "seed = 1\n")
+    place.write("b.toml", '"$schema" = "x"\n')
+    place.write("c.toml", "[profiles.x]\nseed = 1\n")
+
+    def notes(**request: Any) -> list[str]:
+        resolution = place.resolve(**request)
+        assert {finding.code for finding in resolution.findings} <= {"no-effect"}
+        return [finding.what.replace(f"{place.cwd}/", "") for finding in resolution.notices]
+
+    assert notes(profile="empty") == ["profile empty has no effect: it sets nothing"]
+    assert notes(profile="x") == ["profile x has no effect: it sets nothing"]
+    assert notes(settings_file="b.toml") == ["b.toml has no effect: it sets nothing"]
+    assert notes(settings_file="a.toml") == []
+    assert notes(settings_file="c.toml") == []
+    shadowed = "has no effect: all its values are set above it"
+    assert notes(settings_file="a.toml", flags={"seed": "1"}) == [f"a.toml {shadowed}"]
+    assert notes(settings_file="c.toml", profile="x", flags={"seed": "1"}) == [f"profile x {shadowed}"]
+    assert notes(settings_file="c.toml", profile="x,empty") == [
+        "profile empty has no effect: it sets nothing"
+    ]

@@ -19,6 +19,7 @@ from ptycho_exec.sources.resolve import (
     READERS,
     Factory,
     Request,
+    profile_conflicts,
     resolve,
     resolve_onto,
     resolve_under,
@@ -320,3 +321,28 @@ def test_values_alone_read_nothing_else(clean_process: Place, monkeypatch: pytes
         resolution = resolve_values(ExecutionSettings, {"batch_size": 1}, place="a test")
     assert (dict(resolution.values), resolution.findings) == ({"batch_size": 1}, ())
     assert resolution.searched == ()
+
+
+def test_contradictions_of_profiles_that_nobody_asked_for(place: Place) -> None:
+    environ = {"HOME": str(place.home), "PTYCHO_EXEC_BENCHMARK": "true"}
+    place.write(
+        "ptycho_exec.toml",
+        "[profiles.x]\nbenchmark = true\n[profiles.y]\nextends='x'\ndeterministic = false\n",
+    )
+    findings = list(profile_conflicts(Request(environ=environ, cwd=place.cwd)))
+    assert [(finding.what.partition(":")[0], finding.code) for finding in findings] == [
+        ("profile x", "conflict")
+    ]
+    place.write("ptycho_exec.toml", "deterministic = false\n[profiles.x]\nbenchmark = true\n")
+    assert list(profile_conflicts(Request(environ=environ, cwd=place.cwd))) == []
+
+
+def test_very_many_unknown_names_are_counted(place: Place) -> None:
+    many = {f"name_{i}": 1 for i in range(20_000)}
+    place.write("ptycho_exec.toml", "".join(f"{name} = 1\n" for name in many))
+    place.write("a.toml", "[x]\nseed = 1\n" + "".join(f"{name} = 1\n" for name in many))
+    place.write(".env", "".join(f"PTYCHO_EXEC_{name}=1\n" for name in many))
+    place.environ = {f"PTYCHO_EXEC_{name}": "1" for name in many}
+    findings = place.resolve(settings_file="a.toml", arguments=many).errors
+    assert len(findings) == 5 * 101 + 1
+    assert [f.what for f in findings].count("19900 more names there are unknown") == 5

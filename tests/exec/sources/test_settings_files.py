@@ -110,6 +110,23 @@ def test_damage_of_other_kinds_is_one_finding(tmp_path: Path, name: str, text: A
     assert len(finding.render()) < 800
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        'u = "https://me:s3cret',
+        "u = 'https://me:s3cret x",
+        'u = "https://me:a"s3cret@host" "',
+        "u = 'ftp://s3cret@h",
+    ],
+)
+def test_an_excerpt_hides_an_address_that_is_cut_short(tmp_path: Path, row: str) -> None:
+    _, (finding,) = read(tmp_path / "a.toml", f"{row}\n")
+    assert "***" in finding.excerpt
+    assert "s3cret" not in finding.render()
+    _, (finding,) = read(tmp_path / "a.toml", 'u = "http://localhost:5000/x\n')
+    assert "localhost:5000/x" in finding.excerpt
+
+
 def test_an_excerpt_hides_what_looks_like_a_secret(tmp_path: Path) -> None:
     _, (finding,) = read(tmp_path / "a.toml", 'api_token = "s3cret\n')
     assert finding.excerpt.split("\n")[0] == "api_token = ***"
@@ -470,6 +487,21 @@ def test_a_name_that_is_set_nowhere_is_a_finding_in_a_variable_of_ours(place: Pl
     ]
     place.environ |= {"NOPE": "", "A": "7"}  # an empty one was set by somebody
     assert place.settings().experiment_name == "run--7"
+
+
+@pytest.mark.parametrize("form", ["${A:?missing}", "${A?}", "${A:+x}", "${A:=x}", "${A-x}", "${A x}"])
+def test_other_forms_of_a_shell_are_findings_and_not_taken_as_text(place: Place, form: str) -> None:
+    place.environ["A"] = "7"
+    place.write(".env", f"OTHER={form}\nPTYCHO_EXEC_EXPERIMENT_NAME=run-{form}\n")
+    (finding,) = place.resolve().errors
+    assert (finding.code, finding.line) == ("unset-name", 2)
+    assert "missing" not in finding.render()
+    place.write(".env", f"PTYCHO_EXEC_EXPERIMENT_NAME='run-{form}'\n")
+    assert place.settings().experiment_name == f"run-{form}"
+    for written in ("${A}", "${A:-default}"):
+        assert written in finding.fix
+        place.write(".env", f"PTYCHO_EXEC_EXPERIMENT_NAME=run-{written}\n")
+        assert place.settings().experiment_name == "run-7"
 
 
 CAUSES = [
