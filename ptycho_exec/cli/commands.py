@@ -346,11 +346,11 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(_: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
-    """Print the JSON schema of a settings file."""
+def schema(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+    """Print the JSON schema of a settings file, or that of the table in pyproject.toml."""
     from ptycho_exec.cli.reference import schema_text
 
-    print(schema_text(model), end="")
+    print(schema_text(model, table=args.table), end="")
     return 0
 
 
@@ -467,7 +467,11 @@ _COMMANDS = (
             ANNOTATE,
         ],
     ),
-    Command(schema, "print the JSON schema of a settings file"),
+    Command(
+        schema,
+        "print the JSON schema of a settings file",
+        [switch("--table", "that of the table in pyproject.toml instead")],
+    ),
     Command(
         init,
         "write a starter settings file",
