@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ptycho_exec.cli.commands import resolve_from
+from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     JSON,
     Argument,
@@ -526,4 +527,5 @@ COMMANDS = (
         science=[spec for spec in _science(DataConfig, ModelConfig, TrainingConfig) if spec.name != "N"],
         settings=True,
     ),
+    COMPLETION,
 )

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     ANNOTATE,
     JSON,
@@ -482,5 +483,6 @@ _COMMANDS = (
         "regenerate schema, settings reference and .env.example",
         [argument("--root", default=".", metavar="DIR", help="top of the checkout")],
     ),
+    COMPLETION,
     Command(profiles, "list the profiles that can be asked for here", [JSON, ANNOTATE]),
 )
