@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptycho_exec.cli.flags import Parser, add_settings_flags, flags_given
+from ptycho_exec.cli.flags import Parser, add_controls, add_settings_flags, flags_given
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings, override_settings
@@ -113,6 +113,7 @@ def _with_file(name: str, text: str, **request: Any) -> str | None:
 
 PARSER = Parser(prog="sweep")
 add_settings_flags(PARSER)
+add_controls(PARSER)
 
 
 def _flag(word: str) -> str | None:

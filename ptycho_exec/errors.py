@@ -8,26 +8,92 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-# `scheme://user:password@`, also when the password holds an unescaped `@` or `/`, and without a scheme.
-_USERINFO = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2}|//)"
-    r"(?:[^/?#\s\"']*@|[^/?#\s\"':@]+:(?!\d{1,5}(?:[/?#\s\"']|$))[^\s\"']*@)"
+_SECRET_WORD = (
+    r"(?:token|secret|password|passwd|pwd|passphrase|api[_-]?key|access[_-]?key|private[_-]?key|credentials?"
+    r"|authorization)"
 )
-_BARE_USERINFO = re.compile(r"(?<![\w/*])[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])")
-_QUERY = re.compile(
-    r"(?i)(?P<key>(?:^|[?&;#\s])[^=&\s?]*(?:token|key|secret|password|passwd|pwd|sig|auth|credential)[^=&\s]*=)"
-    r"[^&\s#\"']+"
+
+# Characters of which one is there, what is sought, and what stands in its place.
+_SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    # `scheme://user:password@`, also when the password holds `@`, `/`, spaces or quotes.
+    (
+        "@",
+        re.compile(
+            r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2}|//)"
+            r"(?:[^/?#\s\"']*@"
+            r"|[^/?#\s\"':@]+:(?!\d{1,5}(?:[/?#\s\"']|$))"
+            r"(?:(?:[^\s\"']|[\"'](?=\w))*@|(?=\S)(?:(?!://)[^\"'\n@])*@))"
+        ),
+        r"\g<scheme>***@",
+    ),
+    # `user:password@host` without a scheme; neither a time nor the digest of an image.
+    (
+        "@",
+        re.compile(r"(?<![\w/*])(?!mailto:|\d{1,2}:\d{2}@)[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])(?!sha\d+:)"),
+        "***@",
+    ),
+    (
+        "=",
+        re.compile(
+            r"(?i)(?P<key>(?:^|[?&;#\s])[^=&\s?]*"
+            r"(?:token|key|secret|password|passwd|pwd|sig|auth|credential)[^=&\s]*="
+            r"|[?&](?:code|pass|session|jwt|otp|pin)=)[^&\s#\"']+"
+        ),
+        r"\g<key>***",
+    ),
+    # `password: x`, `"api_key": "x"`, `--token x`, `Authorization: Basic x`.
+    (
+        ":=-",
+        re.compile(
+            rf"(?i)(?P<key>\b(?:\w+[_-])?{_SECRET_WORD}[\"']?\s*[:=]\s*(?:(?:bearer|basic|token)\s+)?"
+            rf"|--(?:[\w-]+-)?{_SECRET_WORD}\s+)(?!(?:(?:bearer|basic|token)\s+)?\*\*\*)(?:\"[^\"]+\"|'[^']+'|[^\s,;&\"']+)"
+        ),
+        r"\g<key>***",
+    ),
+    ("bB", re.compile(r"(?i)(?P<key>\bbearer\s+)[\w.~+/=-]{3,}"), r"\g<key>***"),
+    # Keys that are known by how they begin, and those of Weights & Biases.
+    (
+        "AghxsdeynpwE0123456789",
+        re.compile(
+            r"(?<![\w*])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+            r"|xox[a-z]-[\w-]{10,}"
+            r"|sk-[\w-]{16,}|hf_\w{16,}|dapi[0-9a-f]{32}|AIza[\w-]{30,}|ya29\.[\w-]{16,}"
+            r"|npm_\w{20,}|pypi-[\w-]{20,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?)"
+        ),
+        "***",
+    ),
+    ("0123456789", re.compile(r"(?<![\w/@.-])(?<!commit )[0-9a-f]{40}(?![\w.-])"), "***"),
 )
+_ADDRESS = re.compile(r"(?P<start>https?://[^/\s\"'?#]+/)(?P<path>[^\s\"'?#]+)")
+_NAMED = re.compile(r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)")
 
 
 def redact(value: Any) -> Any:
-    """Hide credentials in addresses: user information and secret-looking query values become `***`."""
+    """Hide what looks like a credential: user information of addresses, values of secret names, keys."""
     if not isinstance(value, str):
         return value
-    value = _BARE_USERINFO.sub("***@", _USERINFO.sub(r"\g<scheme>***@", value))
-    return _QUERY.sub(r"\g<key>***", value)
+    for marks, pattern, shown in _SECRETS:
+        if any(mark in value for mark in marks):
+            value = pattern.sub(shown, value)
+    return _ADDRESS.sub(_without_tokens, value) if "://" in value else value
+
+
+def _without_tokens(address: re.Match[str]) -> str:
+    """Hide parts of a path that look drawn at random, and numbers and keys that follow a secret word."""
+    parts = address["path"].split("/")
+    pairs = zip(["", *parts], parts, strict=False)
+    return address["start"] + "/".join("***" if _is_token(part, before) else part for before, part in pairs)
+
+
+def _is_token(part: str, before: str) -> bool:
+    changes = sum(a.isdigit() != b.isdigit() for a, b in pairwise(part))
+    mixed = part != part.lower() and part != part.upper()
+    drawn = len(part) >= 16 and mixed and changes >= 4 and re.fullmatch(r"[\w~+=-]+", part) is not None
+    named = _NAMED.fullmatch(before) is not None and len(part) >= 8 and any(map(str.isdigit, part))
+    return drawn or named
 
 
 Level = Literal["error", "adapted", "note", "ok"]
@@ -51,6 +117,7 @@ CODES: Mapping[str, str] = {
     "unreadable-file": "a file that is not there or cannot be read",
     "broken-file": "a file that cannot be parsed, or holds no settings",
     "not-an-assignment": "a line of a .env file that assigns nothing",
+    "unset-name": "${NAME} in a .env file, of a name that is set nowhere",
     "bad-facts": "facts of a machine that are none",
     # worth knowing
     "not-read": "a file that looks like one of ours and is not read",

@@ -8,6 +8,7 @@ options that change results or the world size become a problem with a remedy, or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -299,7 +300,7 @@ def match_tasks(draft: Draft) -> None:
     """One process per device: a launcher that starts another number makes unconnected or stuck runs."""
     launcher, processes = draft.facts.launcher, draft.processes_per_node
     tasks = launcher.tasks_per_node
-    if launcher.kind != "none" and tasks is not None and tasks != processes:
+    if launcher.kind != "none" and tasks not in (None, processes) and not _is_notebook_job(draft):
         alone = ", so each task would train alone, all writing the same files" if processes == 1 else ""
         draft.unsupported(
             "other-tasks-than-launcher",
@@ -312,11 +313,22 @@ def match_tasks(draft: Draft) -> None:
         )
 
 
+_NOTEBOOK_NAME = re.compile("(?i)jupyter|notebook|vscode|code-server|desktop")
+
+
+def _is_notebook_job(draft: Draft) -> bool:
+    """Return whether this is the one process of a notebook, whatever its allocation could start."""
+    name = draft.facts.launcher.variables.get("SLURM_JOB_NAME", "")
+    by_name = _NOTEBOOK_NAME.search(name) is not None
+    return draft.facts.launcher.kind == "slurm" and (draft.facts.notebook or by_name)
+
+
 def check_slurm(draft: Draft) -> None:
     """Lightning cannot join every job that SLURM starts; which options it reads, and how, is its own."""
     launcher = draft.facts.launcher
     variables, tasks = launcher.variables, launcher.tasks_per_node
-    if launcher.kind != "slurm" or launcher.world_size == 1 or tasks not in (None, draft.processes_per_node):
+    others = tasks not in (None, draft.processes_per_node) and not _is_notebook_job(draft)
+    if launcher.kind != "slurm" or launcher.world_size == 1 or others:
         return
 
     def refuse(what: str, fix: str, refused: bool = True) -> None:
@@ -324,6 +336,12 @@ def check_slurm(draft: Draft) -> None:
         draft.unsupported("slurm-job", "devices", what, expected, fix, refused_by_trainer=refused)
 
     text = variables.get("SLURM_NTASKS_PER_NODE")
+    if _is_notebook_job(draft):
+        refuse(
+            f"a notebook in an allocation of {launcher.world_size} tasks would wait for the others",
+            "set SLURM_JOB_NAME=interactive in the notebook, before it imports Lightning",
+        )
+        return
     if text is None:
         refuse(
             f"SLURM was given --ntasks={variables.get('SLURM_NTASKS')}, which Lightning does not understand",

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
 from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
@@ -29,6 +29,7 @@ from ptycho_exec.sources.resolve import (
     overriding,
     resolve,
     resolve_onto,
+    resolve_recorded,
     resolve_under,
     resolve_values,
     standard_sources,
@@ -254,9 +255,13 @@ class ResolvedSettings(BaseSettings):
         """Return a copy in which a workflow's `defaults` replace only values that nobody set."""
         return self.from_resolution(resolve_under(self, defaults))
 
+    def with_recorded(self, values: Mapping[str, Any], *, place: str) -> Self:
+        """Return a copy in which values kept at a place win over all but what a call itself says."""
+        return self.from_resolution(resolve_recorded(self, values, place=place))
+
     def with_effective(self, values: Mapping[str, Any]) -> Self:
         """Return a copy in which a plan's `values` take the place of what was asked, not validated."""
-        effective: Self = self.model_construct(**{**dict(self), **values})
+        effective = cast(Self, self.model_construct(**{**dict(self), **values}))
         effective._keep_origins(self._origins, self._notices)
         return effective
 

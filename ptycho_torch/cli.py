@@ -1,4 +1,4 @@
-"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, tune, rerun, demo.
+"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, tune, rerun, demo; show, explain ...
 
 Every execution setting and every science field is a flag. Heavy packages are imported by the command that
 needs them, after its arguments and settings are known to be right.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from ptycho_exec.cli.commands import resolve_from
+from ptycho_exec.cli import commands
 from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     JSON,
@@ -33,20 +33,22 @@ from ptycho_exec.cli.flags import (
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import table
-from ptycho_exec.sources.messages import bad_value
 from ptycho_exec.sources.origins import Kind
-from ptycho_exec.sources.resolve import flag_origin
+from ptycho_exec.sources.resolve import resolve_together
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
     TRAINING_DEFAULTS,
     create_inference_payload,
     create_training_payload,
-    split_overrides,
+    overruled,
 )
 from ptycho_torch.quick_start import import_lightning
+from ptycho_torch.settings import ScienceSettings, flat
 
 if TYPE_CHECKING:
     from ptycho_torch.tools.rerun import Compared
@@ -69,27 +71,87 @@ def build_parser() -> Parser:
     return parser
 
 
-SCIENCE = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
+# --- configs ----------------------------------------------------------------------------------------------
 
 
-def science_given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the science flags that were typed: field -> value.
+def configs_of(
+    args: argparse.Namespace, defaults: Mapping[str, Any]
+) -> tuple[ExecutionSettings, ScienceSettings]:
+    """Resolve how and what to run, together.
 
     Raises:
-        SettingsError: one finding per text that its field does not accept.
+        SettingsError: everything that is wrong in either, and flags that act in another stage only.
     """
-    values: dict[str, Any] = {}
-    findings: list[Finding] = []
-    for config in SCIENCE:
-        for name, texts in flags_given(args, config).items():
-            spec = field_specs(config)[name]
-            origin = flag_origin(spec, texts)
-            values[name] = origin.value
-            typed = (origin, *origin.shadowed)
-            findings += [bad_value(spec, given) for given in typed if not spec.accepts(given.value)]
+    where = {"profile": args.profile, "settings_file": args.settings}
+    how, what = resolve_together(
+        Request(ExecutionSettings, flags=flags_given(args), factory_defaults=dict(defaults), **where),
+        Request(ScienceSettings, flags=flags_given(args, ScienceSettings), **where),
+    )
+    findings = list(misplaced_flags(args))
+    built: list[Any] = []
+    for model, resolution in ((ExecutionSettings, how), (ScienceSettings, what)):
+        try:
+            built.append(model.from_resolution(resolution))
+        except SettingsError as error:
+            findings += error.findings
     if findings:
-        raise SettingsError.from_findings(findings)
-    return values
+        raise SettingsError.from_findings(list(dict.fromkeys(findings)))
+    return built[0], built[1]
+
+
+def science_settings_of(args: argparse.Namespace) -> ScienceSettings:
+    """Resolve what to run, where nothing is executed."""
+    return ScienceSettings.from_resolution(commands.resolve_from(args, model=ScienceSettings))
+
+
+def misplaced_flags(args: argparse.Namespace) -> Iterator[Finding]:
+    """Yield a finding for each flag that was typed and acts in another stage."""
+    for name in sorted(without_effect(args.stage) & flags_given(args).keys()):
+        flag = field_specs()[name].flag
+        yield Finding(
+            f"{flag} has no effect in {args.command}",
+            where=f"flag {flag}",
+            expected=f"settings that act in {args.stage}",
+            fix="leave it out",
+            code="no-effect",
+            field=name,
+        )
+
+
+def notes_of(args: argparse.Namespace, settings: ExecutionSettings, science: ScienceConfig) -> Iterator[str]:
+    """Yield what the user should know of settings that have no effect here."""
+    yield from (notice.what for notice in settings.notices)
+    yield from (note.what for note in overruled(science))
+    idle = [
+        f"{name} ({settings.origins[name].describe()})"
+        for name in field_specs()
+        if name in without_effect(args.stage) and settings.origins[name].kind not in _NOBODY
+    ]
+    if idle:
+        yield f"no effect in {args.command}: {', '.join(idle)}"
+
+
+_NOBODY = (Kind.DEFAULT, Kind.FACTORY)
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print every science value with its origin; `ptycho-exec show` does so for the execution settings."""
+    return commands.show(argparse.Namespace(**vars(args), trainer=False, loader=False), ScienceSettings)
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Print everything about one science field, or about those that are not the default."""
+    return commands.explain(args, ScienceSettings)
+
+
+def schema(args: argparse.Namespace) -> int:
+    """Print the JSON schema of `ptycho_torch.toml`."""
+    return commands.schema(args, ScienceSettings)
+
+
+def init(args: argparse.Namespace) -> int:
+    """Write a starter `ptycho_torch.toml`, and its schema."""
+    return commands.init(args, ScienceSettings)
 
 
 # --- simulate, inspect, convert ------------------------------------------------------------------------
@@ -144,7 +206,7 @@ def inspect(args: argparse.Namespace) -> int:
     """Print a scan's detection report."""
     from ptycho_torch.data.read import read_scan
 
-    science, _ = split_overrides(science_given(args), ScienceConfig())
+    science = science_settings_of(args).config
     scan = read_scan(args.file, science.data)
     if args.json:
         print(json.dumps(scan.report, indent=2))
@@ -170,7 +232,7 @@ def convert(args: argparse.Namespace) -> int:
     """Convert a scan, and print what was written."""
     from ptycho_torch.data.convert import convert as write
 
-    science, _ = split_overrides(science_given(args), ScienceConfig())
+    science = science_settings_of(args).config
     path = write(
         args.source,
         args.target,
@@ -189,10 +251,10 @@ def convert(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train, and leave a run directory."""
-    settings = ExecutionSettings.from_resolution(resolve_from(args, dict(TRAINING_DEFAULTS)))
-    overrides = science_given(args) | ({"test_data_file": args.test} if args.test else {})
-    payload = create_training_payload(args.scan, args.out, overrides, settings)
-    _print_settings(settings)
+    settings, science = configs_of(args, TRAINING_DEFAULTS)
+    overrides = {"test_data_file": args.test} if args.test else {}
+    payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
+    _print_settings(args, settings, payload.science, science.notices)
     import_lightning()
     from ptycho_torch.workflows import runs
 
@@ -207,14 +269,14 @@ def train(args: argparse.Namespace) -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Reconstruct, and leave an output directory."""
-    settings = ExecutionSettings.from_resolution(resolve_from(args, dict(INFERENCE_DEFAULTS)))
+    settings, science = configs_of(args, INFERENCE_DEFAULTS)
     *trained, scan = args.paths
     if len(trained) > 1:
         what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
         raise UserError(what, expected="RUN SCAN", fix=fix)
     model = trained[0] if trained else None
-    payload = create_inference_payload(model, scan, args.out, science_given(args), settings)
-    _print_settings(settings)
+    payload = create_inference_payload(model, scan, args.out, None, settings, science=science)
+    _print_settings(args, settings, payload.science, science.notices)
     import_lightning()
     from ptycho_torch.workflows import runs
 
@@ -249,9 +311,9 @@ def tune(args: argparse.Namespace) -> int:
     from ptycho_torch.tools import tune as tuner
 
     defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
-    settings = ExecutionSettings.from_resolution(resolve_from(args, defaults))
+    settings, science = configs_of(args, defaults)
     tuner.refuse_existing(args.out)
-    payload = create_training_payload(args.scan, args.out, science_given(args), settings)
+    payload = create_training_payload(args.scan, args.out, None, settings, science=science.config)
     tuning = tuner.Tuning(
         args.scan,
         payload.settings,
@@ -328,7 +390,7 @@ def _typed(args: argparse.Namespace) -> list[str]:
     """Return the science and settings flags of a command line, to be passed on."""
     words = [
         f"{field_specs(model)[name].flag}={text}"
-        for model in (ExecutionFields, *SCIENCE)
+        for model in (ExecutionFields, ScienceSettings)
         for name, texts in flags_given(args, model).items()
         for text in texts
     ]
@@ -338,16 +400,27 @@ def _typed(args: argparse.Namespace) -> list[str]:
 # --- what is printed -------------------------------------------------------------------------------------
 
 
-def _print_settings(settings: ExecutionSettings) -> None:
-    """Print each setting that is not its default, and where it came from."""
+def _print_settings(
+    args: argparse.Namespace, settings: ExecutionSettings, science: ScienceConfig, notes: Sequence[Finding]
+) -> None:
+    """Print each value that is not its default and where it came from, and what has no effect here."""
+    values, specs = flat(science), field_specs(ScienceSettings)
+    shown = [
+        (name, values[name], origin)
+        for name, origin in science.origins.items()
+        if origin.kind is not Kind.RECORDED or values[name] != specs[name].default
+    ]
+    shown += [(name, getattr(settings, name), settings.origins[name]) for name in field_specs()]
     rows = [
-        (name, format_value(redact(getattr(settings, name))), settings.origins[name].describe())
-        for name in field_specs()
-        if settings.origins[name].kind is not Kind.DEFAULT
+        (name, format_value(redact(value)), redact(origin.describe()))
+        for name, value, origin in shown
+        if origin.kind is not Kind.DEFAULT
     ]
     if rows:
         print("settings that are not the default:")
         print("\n".join(f"  {line}" for line in table(rows)))
+    for note in dict.fromkeys([*(note.what for note in notes), *notes_of(args, settings, science)]):
+        print(f"note: {note}")
     sys.stdout.flush()
 
 
@@ -404,13 +477,14 @@ def _simulation(kind: str, changed: Mapping[str, float]) -> Iterator[Argument]:
 
 
 def _science(*configs: type[BaseModel]) -> list[FieldSpec]:
-    return [spec for config in configs for spec in field_specs(config).values()]
+    return [field_specs(ScienceSettings)[name] for config in configs for name in config.model_fields]
 
 
 def _path(name: str, metavar: str, help_text: str, **options: Any) -> Argument:
     return argument(name, type=Path, metavar=metavar, help=help_text, **options)
 
 
+_ALL = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
 _WHERE_UNKNOWN = "where the source has none"
 COMMANDS = (
     Command(
@@ -460,6 +534,7 @@ COMMANDS = (
         usage="SCAN --out RUN",
         science=_science(DataConfig, ModelConfig, TrainingConfig),
         settings=True,
+        stage="training",
     ),
     Command(
         infer,
@@ -476,6 +551,7 @@ COMMANDS = (
         usage="RUN SCAN --out OUT",
         science=_science(DataConfig, InferenceConfig),
         settings=True,
+        stage="inference",
     ),
     Command(
         evaluate,
@@ -526,6 +602,21 @@ COMMANDS = (
         usage="[--out DIR]",
         science=[spec for spec in _science(DataConfig, ModelConfig, TrainingConfig) if spec.name != "N"],
         settings=True,
+    ),
+    Command(
+        show,
+        "print every science value and where it came from; ptycho-exec show prints how to run",
+        commands.SHOW_OPTIONS,
+        science=_science(*_ALL),
+    ),
+    Command(
+        explain, "print everything about a science field", commands.EXPLAIN_OPTIONS, science=_science(*_ALL)
+    ),
+    Command(schema, "print the JSON schema of ptycho_torch.toml", commands.SCHEMA_OPTIONS),
+    Command(
+        init,
+        "write a starter ptycho_torch.toml",
+        [argument("path", nargs="?", default="ptycho_torch.toml", help="where to write it")],
     ),
     COMPLETION,
 )

@@ -7,12 +7,24 @@ never share a field.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from annotated_types import Ge, Gt, Interval, Lt
+from pydantic import BeforeValidator, ConfigDict, PrivateAttr, field_validator, model_validator
+
+from ptycho_exec.fields.base import FrozenModel
+from ptycho_exec.fields.model import (
+    Contradiction,
+    NoneWord,
+    NonNegative,
+    Positive,
+    as_integer,
+    contradiction,
+)
 
 
-class _Science(BaseModel):
+class _Science(FrozenModel):
     """Frozen, strict about names, every default stated once."""
 
     model_config = ConfigDict(
@@ -26,9 +38,9 @@ Extent = Annotated[tuple[float, float], "of two fractions with 0 <= low < high <
 class DataConfig(_Science):
     """How to read a scan and group its diffraction patterns."""
 
-    N: int | None = Field(default=None, gt=0)
+    N: Annotated[Positive | None, NoneWord] = None
     """Side of a diffraction pattern in pixels; none takes what the file has, a number must match it."""
-    gridsize: int = Field(default=1, ge=1, le=8)
+    gridsize: Annotated[int, Interval(ge=1, le=8), BeforeValidator(as_integer)] = 1
     """g groups C = g*g neighboring patterns into one sample, coupled by the overlap constraint."""
     domain: Literal["auto", "amplitude", "intensity"] = "auto"
     """What the stored numbers are; auto detects it and refuses when it cannot be sure."""
@@ -46,13 +58,13 @@ class DataConfig(_Science):
     """What a CXI file's translations move; auto: the probe in Ptychodus files, else the sample (standard)."""
     grouping: Literal["nearest", "distance", "quadrant"] = "nearest"
     """How neighbors are chosen: nearest; within a distance window; spread over the four quadrants."""
-    neighbor_count: int | None = Field(default=None, ge=1)
+    neighbor_count: Annotated[Positive | None, NoneWord] = None
     """K candidates per pattern, of which C - 1 neighbors are drawn; none takes the larger of 6 and C - 1."""
-    min_neighbor_distance_px: float = Field(default=0.0, ge=0)
+    min_neighbor_distance_px: Annotated[float, Ge(0)] = 0.0
     """Lower bound of the distance window in object pixels, for `grouping = "distance"`."""
-    max_neighbor_distance_px: float | None = Field(default=None, gt=0)
+    max_neighbor_distance_px: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
     """Upper bound of the distance window in object pixels, for `grouping = "distance"`; none: no bound."""
-    n_groups: int | None = Field(default=None, gt=0)
+    n_groups: Annotated[Positive | None, NoneWord] = None
     """Number of training groups; none makes one per pattern. More than patterns oversamples."""
     sequential: bool = False
     """Lead the groups with the patterns in scan order; false draws them with the run's seed."""
@@ -60,7 +72,7 @@ class DataConfig(_Science):
     """Part of the scan's horizontal extent that is used, as fractions."""
     y_bounds: Extent = (0.0, 1.0)
     """Part of the scan's vertical extent that is used, as fractions."""
-    n_patterns: int | None = Field(default=None, gt=0)
+    n_patterns: Annotated[Positive | None, NoneWord] = None
     """Use only this many patterns, drawn with the run's seed; none uses all."""
     allow_pickle: bool = False
     """Read NPZ members that need pickle. A pickle can run code: only for files that you trust."""
@@ -77,33 +89,33 @@ class DataConfig(_Science):
     def _grouping_agrees(self) -> DataConfig:
         needed = self.gridsize**2 - 1
         if self.neighbor_count is not None and self.neighbor_count < needed:
-            raise ValueError(
-                f"gridsize {self.gridsize} needs {needed} neighbors and neighbor_count is "
-                f"{self.neighbor_count}; choose neighbor_count >= {needed}, or leave it out"
-            )
+            have = self.neighbor_count
+            why = f"gridsize {self.gridsize} needs {needed} neighbors and neighbor_count is {have}"
+            fix = f"choose neighbor_count >= {needed}, or leave it out"
+            raise contradiction(Contradiction(("gridsize", "neighbor_count"), why, fix))
         low, high = self.min_neighbor_distance_px, self.max_neighbor_distance_px
         if self.grouping != "distance" and (low > 0 or high is not None):
-            raise ValueError(
-                f'a distance window has no effect with grouping = "{self.grouping}"; '
-                'choose grouping = "distance", or leave the window out'
-            )
+            bound = "max_neighbor_distance_px" if high is not None else "min_neighbor_distance_px"
+            why = f"a distance window has no effect with grouping = {self.grouping}"
+            fix = "choose grouping = distance, or leave the window out"
+            raise contradiction(Contradiction(("grouping", bound), why, fix))
         if high is not None and high <= low:
-            raise ValueError(
-                f"the distance window is empty: from {low} to {high} pixels; choose a larger upper bound"
-            )
+            bounds = ("min_neighbor_distance_px", "max_neighbor_distance_px")
+            why = f"the distance window is empty: from {low} to {high} pixels"
+            raise contradiction(Contradiction(bounds, why, "choose a larger upper bound"))
         return self
 
 
 class ModelConfig(_Science):
     """The network and the forward model around it."""
 
-    n_filters: int = Field(default=24, ge=4)
+    n_filters: Annotated[int, Interval(ge=4, le=4096), BeforeValidator(as_integer)] = 24
     """Width of the network's first level; each level down doubles it."""
-    depth: int = Field(default=2, ge=1, le=6)
+    depth: Annotated[int, Interval(ge=1, le=6), BeforeValidator(as_integer)] = 2
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
-    modulus_updates: int = Field(default=1, ge=0, le=20)
+    modulus_updates: Annotated[int, Interval(ge=0, le=20), BeforeValidator(as_integer)] = 1
     """Steps after the network that bring each patch closer to its measured amplitude, in training."""
-    prediction_updates: int = Field(default=3, ge=0, le=100)
+    prediction_updates: Annotated[int, Interval(ge=0, le=100), BeforeValidator(as_integer)] = 3
     """The same in prediction, in larger steps; the object is sharpest at three or four."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
@@ -118,15 +130,15 @@ class ModelConfig(_Science):
 class TrainingConfig(_Science):
     """What is minimised and for how long."""
 
-    epochs: int = Field(default=60, ge=1)
+    epochs: Positive = 60
     """Number of passes over the training groups."""
     loss: Literal["mae", "poisson", "supervised"] = "mae"
     """mae: amplitude error; poisson: negative log likelihood of the counts; supervised: against labels."""
-    tv_weight: float = Field(default=0.0, ge=0)
+    tv_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the total variation of the predicted patches."""
-    mean_deviation_weight: float = Field(default=0.0, ge=0)
+    mean_deviation_weight: Annotated[float, Ge(0)] = 0.0
     """Weight of the deviation of the predicted amplitude from its mean."""
-    val_fraction: float = Field(default=0.0, ge=0, lt=1)
+    val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Part of the training groups held back for validation when no test scan is given."""
 
 
@@ -141,7 +153,7 @@ class InferenceConfig(_Science):
     """Rotate all patches to a common phase before they are averaged; a pattern does not determine its own."""
     out_of_canvas: Literal["error", "crop"] = "error"
     """Patches that reach outside the object canvas: refuse, or crop with a counted warning."""
-    refine: int = Field(default=0, ge=0)
+    refine: NonNegative = 0
     """Epochs of iterative refinement of the stitched object through the forward model; 0 refines nothing."""
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
@@ -151,25 +163,47 @@ class InferenceConfig(_Science):
     @model_validator(mode="after")
     def _refine_when_asked(self) -> InferenceConfig:
         if not self.refine and (self.start == "flat" or self.refine_probe):
-            raise ValueError(
-                "start=flat and refine_probe need epochs of refinement and refine is 0; choose refine >= 1"
-            )
+            asked = "start" if self.start == "flat" else "refine_probe"
+            why = "start = flat and refine_probe need epochs of refinement and refine is 0"
+            raise contradiction(Contradiction(("refine", asked), why, "choose refine >= 1"))
         return self
 
 
+def refuse_unseen_probe(probe_trainable: bool, loss: str) -> None:
+    """Refuse to train a probe that the loss never sees.
+
+    Raises:
+        PydanticCustomError: for a validator to raise.
+    """
+    if probe_trainable and loss == "supervised":
+        why = "probe_trainable has no effect on a loss that compares with labels, not with patterns"
+        fix = "choose loss = mae or poisson, or leave it out"
+        raise contradiction(Contradiction(("probe_trainable", "loss"), why, fix))
+
+
 class ScienceConfig(_Science):
-    """The four science configs of one run."""
+    """The four science configs of one run, and where their values came from if they were resolved."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
 
+    _origins: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="after")
     def _probe_is_seen(self) -> ScienceConfig:
-        if self.model.probe_trainable and self.training.loss == "supervised":
-            raise ValueError(
-                "probe_trainable has no effect with loss = supervised, which compares with labels, not with "
-                "patterns; choose loss = mae or poisson, or leave it out"
-            )
+        refuse_unseen_probe(self.model.probe_trainable, self.training.loss)
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Compare values only: the same science from different places is the same science."""
+        return isinstance(other, ScienceConfig) and self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    @property
+    def origins(self) -> Mapping[str, Any]:
+        """The origin of each field's value, by its name; empty for configs that were written in code."""
+        return self._origins

@@ -6,21 +6,19 @@ What took effect is listed in `overrides_applied`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources.messages import bad_value
-from ptycho_exec.sources.origins import PASSED_THROUGH, Kind, Origin
+from ptycho_exec.sources.origins import PASSED_THROUGH, Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
+from ptycho_torch.settings import SECTIONS, ScienceSettings, changed, flat
 
 PASSED_THROUGH.add(__name__.partition(".")[0])  # a value that a caller gave is shown with the caller's line
 
@@ -46,13 +44,6 @@ ALIASES = {
     "n_filters_scale": "n_filters",
 }
 """Names of the project that this one takes over from, with ours."""
-
-_SECTIONS: Mapping[str, type[DataConfig | ModelConfig | TrainingConfig | InferenceConfig]] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "inference": InferenceConfig,
-}
 
 
 @dataclass(frozen=True)
@@ -99,13 +90,15 @@ def create_training_payload(
 ) -> TrainingPayload:
     """Resolve and validate everything for a training run; `overrides` may name a `test_data_file`.
 
+    Science and settings that are not given are resolved from environment, files and profile.
+
     Raises:
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
         DataError: a data file that is not there, or whose probe does not match `N`.
     """
     given = dict(overrides or {})
     test = given.pop("test_data_file", None)
-    science, execution = split_overrides(given, science or ScienceConfig())
+    science, execution = split_overrides(given, science)
     settings = execution_settings(execution_config, execution, TRAINING_DEFAULTS)
     train = _existing(train_data_file, "training scan")
     science = with_size(science, train)
@@ -122,8 +115,13 @@ def create_inference_payload(
     output_dir: str | Path,
     overrides: Mapping[str, Any] | None = None,
     execution_config: object = None,
+    *,
+    science: ScienceSettings | None = None,
 ) -> InferencePayload:
     """Resolve and validate everything for an inference run; the science comes from the trained model.
+
+    `science` is what was asked for; None resolves it from environment, files and profile. What a trained
+    model decides is said at `inference_science`.
 
     `model_path` may be None with `start="flat"`, which uses no network.
 
@@ -135,9 +133,11 @@ def create_inference_payload(
 
     given = dict(overrides or {})
     model = None if model_path is None else find_model(model_path)
-    trained = ScienceConfig() if model is None else whole_scan(read_science(model))
-    science, execution = split_overrides(given, trained)
-    if model is None and science.inference.start != "flat":
+    asked = None if science is None else science.config
+    if model is not None:
+        asked = inference_science(read_science(model), str(model), science)
+    whole, execution = split_overrides(given, asked)
+    if model is None and whole.inference.start != "flat":
         raise DataError(
             "no trained model is named",
             expected="a run directory or model file, or a reconstruction without a network",
@@ -145,9 +145,7 @@ def create_inference_payload(
         )
     settings = execution_settings(execution_config, execution, INFERENCE_DEFAULTS)
     scan = _existing(test_data_file, "scan")
-    return InferencePayload(
-        model, scan, Path(output_dir), science, settings, _applied(given, science, settings)
-    )
+    return InferencePayload(model, scan, Path(output_dir), whole, settings, _applied(given, whole, settings))
 
 
 def infer_probe_size(data_file: str | Path) -> int:
@@ -176,99 +174,110 @@ def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
     """Fill in N from the probe where the config leaves it open."""
     if science.data.N is not None:
         return science
-    data = science.data.model_copy(update={"N": infer_probe_size(data_file)})
-    return science.model_copy(update={"data": data})
+    return changed(science, "data", {"N": infer_probe_size(data_file)}, f"side of the probe in {data_file}")
 
 
 def whole_scan(science: ScienceConfig) -> ScienceConfig:
     """Return a trained model's science for inference, which covers all of a scan unless asked otherwise."""
     chosen = ("x_bounds", "y_bounds", "n_patterns", "n_groups")
     reset = {name: DataConfig.model_fields[name].default for name in chosen}
-    return science.model_copy(update={"data": science.data.model_copy(update=reset)})
+    return changed(science, "data", reset, "an inference covers the whole scan")
 
 
 # --- configs out of what a caller has ---------------------------------------------------------------------
 
 
 def split_overrides(
-    overrides: Mapping[str, Any], science: ScienceConfig
+    overrides: Mapping[str, Any], science: ScienceConfig | None
 ) -> tuple[ScienceConfig, dict[str, Any]]:
     """Put each override into the config that owns its name; return the science and what is the execution's.
+
+    Without `science` the rest of it is resolved from environment, files and profile.
 
     Raises:
         SettingsError: one finding per unknown name or bad value.
     """
     execution = {name: value for name, value in overrides.items() if name in field_specs()}
-    owners = {name: section for section, config in _SECTIONS.items() for name in config.model_fields}
-    changes: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    findings: list[Finding] = []
-    for name, value in overrides.items():
-        own = ALIASES.get(name, name)
-        if own in owners:
-            changes[owners[own]][own] = value
-        elif name not in execution:
-            findings.append(unknown_name(name, (*owners, *field_specs()), where="overrides", noun="override"))
-    updated = {
-        section: _revised(getattr(science, section), values, findings) for section, values in changes.items()
-    }
-    if not findings:
-        try:
-            return ScienceConfig(**updated), execution
-        except ValidationError as error:
-            findings.append(_contradiction(error, "science configs"))
-    raise SettingsError.from_findings(findings)
-
-
-def _revised(config: Any, changes: Mapping[str, Any], findings: list[Finding]) -> Any:
-    """Validate a config with changes; what is wrong goes to `findings`."""
-    section, specs = type(config).__name__, field_specs(type(config))
-    bad = [
-        replace(bad_value(specs[name], Origin(Kind.OVERRIDE, "", value)), where=f"{section}.{name}")
-        for name, value in changes.items()
-        if not specs[name].accepts(value)
+    own = {ALIASES.get(name, name): value for name, value in overrides.items() if name not in execution}
+    specs = field_specs(ScienceSettings)
+    findings = [
+        unknown_name(name, (*specs, *field_specs()), where="overrides", noun="override")
+        for name in own
+        if name not in specs
     ]
-    findings += bad
+    known = {name: value for name, value in own.items() if name in specs}
+    if science is not None and not own:
+        return science, execution
     try:
-        return config if bad or not changes else type(config)(**{**dict(config), **changes})
-    except ValidationError as error:
-        values = ", ".join(f"{name} = {format_value(value)}" for name, value in changes.items())
-        finding = _contradiction(error, section)
-        findings.append(replace(finding, expected=f"{finding.expected}, unlike {values}"))
-        return config
-
-
-def _contradiction(error: ValidationError, where: str) -> Finding:
-    """Return the finding about a rule between fields; its message has the form `what; what to do`."""
-    message = str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")
-    what, _, fix = message.partition("; ")
-    return Finding(what, where=where, expected="values that go together", fix=fix, code="conflict")
+        if science is None:
+            settings = ScienceSettings(overrides=known)
+        else:
+            settings = ScienceSettings.from_config(science).with_overrides(**known)
+    except SettingsError as error:
+        findings += error.findings
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return settings.config, execution
 
 
 def science_of(config: object) -> tuple[ScienceConfig, dict[str, Factory]]:
     """Read the science out of whatever config a caller has.
 
-    Takes a ScienceConfig, a mapping, or an object with attributes (with parts `data`, `model`, `training`,
-    `inference`, as earlier callers pass it). Execution values that such an object carries, a `batch_size`
-    say, count as factory defaults: anything set in the execution settings wins over them.
+    None resolves it from environment, files and profile; a mapping does too, under its values. A
+    ScienceConfig is taken as it is, and so is an object with attributes (with parts `data`, `model`,
+    `training`, `inference`, as earlier callers pass it). Execution values that such an object carries, a
+    `batch_size` say, count as factory defaults: anything set in the execution settings wins over them.
 
     Raises:
         SettingsError: unknown names in a mapping, or bad values.
     """
-    if config is None:
-        return ScienceConfig(), {}
     if isinstance(config, ScienceConfig):
         return config, {}
-    if isinstance(config, Mapping):
-        values = dict(config)
+    if config is None or isinstance(config, Mapping):
+        science, execution = split_overrides(config or {}, None)
     else:
-        values = {}
-        names = {name for section in _SECTIONS.values() for name in section.model_fields}
-        names |= set(ALIASES) | set(field_specs())
-        for part in (config, *(getattr(config, section, None) for section in _SECTIONS)):
+        values: dict[str, Any] = {}
+        names = {*field_specs(ScienceSettings), *ALIASES, *field_specs()}
+        for part in (config, *(getattr(config, section, None) for section in SECTIONS)):
             plain = (bool, int, float, str, tuple, list)
             values |= {name: value for name in names if isinstance(value := getattr(part, name, None), plain)}
-    science, execution = split_overrides(values, ScienceConfig())
+        science, execution = split_overrides(values, ScienceConfig())
     return science, {name: Factory(value, "from the config") for name, value in execution.items()}
+
+
+def inference_science(
+    trained: ScienceConfig, place: str, asked: ScienceSettings | None = None
+) -> ScienceConfig:
+    """Return the science for an inference with a trained model.
+
+    How the data are grouped, the network and its training are the model's: only arguments and flags change
+    them. How to stitch and refine is free; where nobody says, it is as the model was trained. The whole scan
+    is covered.
+
+    Args:
+        trained: the model's own.
+        place: where that is kept.
+        asked: what this inference asks for; None resolves it from environment, files and profile.
+    """
+    whole = flat(whole_scan(trained))
+    fixed = {name: value for name, value in whole.items() if name not in InferenceConfig.model_fields}
+    free = {
+        name: Factory(value, "as in the training")
+        for name, value in trained.inference
+        if value != InferenceConfig.model_fields[name].default
+    }
+    settings = (asked or ScienceSettings()).with_factory_defaults(**free)
+    return settings.with_recorded(fixed, place=place).config
+
+
+def overruled(science: ScienceConfig) -> Iterator[Finding]:
+    """Yield a note for each value of environment and files that the trained model's takes the place of."""
+    for name, origin in science.origins.items():
+        for other in origin.shadowed[:1] if origin.kind is Kind.RECORDED else ():
+            if other.kind is not Kind.DEFAULT and other.value != origin.value:
+                given, trained = format_value(other.value), format_value(origin.value)
+                what = f"{name} = {given} ({other.describe()}) has no effect: the model has {trained}"
+                yield Finding(what, level="note", code="no-effect", field=name)
 
 
 def execution_settings(
@@ -306,13 +315,14 @@ def _existing(path: str | Path, what: str) -> Path:
     return Path(path)
 
 
+_ASKED = (Kind.ARGUMENT, Kind.OVERRIDE, Kind.FLAG, Kind.CONTEXT)
+
+
 def _applied(
     overrides: Mapping[str, Any], science: ScienceConfig, settings: ExecutionSettings
 ) -> dict[str, Any]:
     """Return the value that each override, and each derived value, has in the finished configs."""
     applied = {name: getattr(settings, name) for name in overrides if name in field_specs()}
-    for section in _SECTIONS:
-        config = getattr(science, section)
-        own = {ALIASES.get(name, name) for name in overrides} | {"N"}
-        applied |= {name: getattr(config, name) for name in type(config).model_fields if name in own}
-    return applied
+    asked = {name for name, origin in science.origins.items() if origin.kind in _ASKED}
+    own = {ALIASES.get(name, name) for name in overrides} | asked | {"N"}
+    return applied | {name: value for name, value in flat(science).items() if name in own}

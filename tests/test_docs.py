@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -12,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.cli.commands import build_parser as exec_parser
-from ptycho_exec.cli.flags import Parser
-from ptycho_exec.fields.spec import field_specs, format_value
-from ptycho_torch.cli import SCIENCE, science_given
+from ptycho_exec.cli.flags import Parser, flags_given
+from ptycho_exec.fields.spec import decode_text, field_specs, format_value
 from ptycho_torch.cli import build_parser as torch_parser
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS
+from ptycho_torch.settings import ScienceSettings
 
 ROOT = Path(__file__).parents[1]
-BOOLEANS = {name: spec for config in SCIENCE for name, spec in field_specs(config).items() if spec.boolean}
+BOOLEANS = {name: spec for name, spec in field_specs(ScienceSettings).items() if spec.boolean}
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -101,9 +102,18 @@ def test_the_factory_defaults_of_the_spec_are_the_defaults() -> None:
     }
 
 
+def science_given(args: argparse.Namespace) -> dict[str, object]:
+    """Return the science flags that were typed, each as its field's type."""
+    specs = field_specs(ScienceSettings)
+    return {
+        name: decode_text(specs[name], texts[-1])
+        for name, texts in flags_given(args, ScienceSettings).items()
+    }
+
+
 def commands() -> list[str]:
     text = "\n".join(page.read_text() for page in PAGES)
-    found = re.findall(r"^(?: {4}|\$ )?(ptycho-(?:exec|torch) [^#\n`]+)", text, re.MULTILINE)
+    found = re.findall(r"^(?: {4}|\$ )?(ptycho-(?:exec|torch) [^#\n`>]+)", text, re.MULTILINE)
     return sorted({command.strip() for command in found if "|" not in command and "[" not in command})
 
 

@@ -28,7 +28,7 @@ from ptycho_exec.cli.flags import (
 from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
@@ -57,7 +57,7 @@ def build_parser() -> Parser:
 def resolve_from(
     args: argparse.Namespace,
     factory_defaults: dict[str, Any] | None = None,
-    model: type[ExecutionSettings] = ExecutionSettings,
+    model: type[ResolvedSettings] = ExecutionSettings,
 ) -> Resolution:
     """Resolve the settings that a command line asks for, with the environment and the files around it."""
     return resolve(
@@ -74,13 +74,13 @@ def resolve_from(
 # --- show and explain ------------------------------------------------------------------------------------
 
 
-def show(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print every value with its origin, or what Trainer and loaders would be given."""
     resolution = resolve_from(args, model=model)
     settings = model.from_resolution(resolution)
     names = changed(settings.origins) if args.changed else list(field_specs(model))
     notes = list(resolution.notices)
-    if args.trainer or args.loader:
+    if (args.trainer or args.loader) and isinstance(settings, ExecutionSettings):
         from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
 
         kwargs = {"trainer": trainer_kwargs(settings)} if args.trainer else {}
@@ -107,7 +107,7 @@ def show(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSet
     return 0
 
 
-def _report(settings: ExecutionSettings, names: Sequence[str], notes: Sequence[Finding]) -> dict[str, Any]:
+def _report(settings: ResolvedSettings, names: Sequence[str], notes: Sequence[Finding]) -> dict[str, Any]:
     """Return what `--json` prints about these fields."""
     values = settings.model_dump(mode="json", include=set(names))
     return {
@@ -122,7 +122,7 @@ def _print_notes(notes: Sequence[Finding]) -> None:
         print(f"note: {note.what}", file=sys.stderr)
 
 
-def explain(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
     specs = field_specs(model)
     asked = [checked_name(args.field, specs, where="command line")] if args.field else []
@@ -347,7 +347,7 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+def schema(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print the JSON schema of a settings file, or that of the table in pyproject.toml."""
     from ptycho_exec.cli.reference import schema_text
 
@@ -355,7 +355,7 @@ def schema(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionS
     return 0
 
 
-def init(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+def init(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Write a starter settings file, every field commented out at its default, and its schema."""
     from ptycho_exec.cli.reference import package_name, schema_text, starter_toml
 
@@ -384,7 +384,7 @@ def docs(args: argparse.Namespace) -> int:
     return 0
 
 
-def profiles(args: argparse.Namespace, model: type[ExecutionSettings] = ExecutionSettings) -> int:
+def profiles(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """List the profiles that can be asked for here, each with its sentence and values."""
     reader = Reader(Request(model))
     found = [find_profile(name, reader, []) for name in profile_names(reader)]
@@ -413,20 +413,29 @@ def profiles(args: argparse.Namespace, model: type[ExecutionSettings] = Executio
 
 
 _scan_option = partial(argument, nargs="?", const="simulated", metavar="SCAN")
+SHOW_OPTIONS = [
+    JSON,
+    ANNOTATE,
+    switch("--changed", "only values that are not the default"),
+    argument(
+        "--format",
+        choices=("toml", "env", "flags", "json"),
+        help="write the values so that loading them gives the same settings",
+    ),
+    switch("--show-secrets", "with --format: write credentials too"),
+]
+EXPLAIN_OPTIONS = [
+    argument("field", nargs="?", help="a field; without it, every value that is not the default"),
+    JSON,
+    ANNOTATE,
+]
+SCHEMA_OPTIONS = [switch("--table", "that of the table in pyproject.toml instead")]
 _COMMANDS = (
     Command(
         show,
         "print every value and where it came from",
         [
-            JSON,
-            ANNOTATE,
-            switch("--changed", "only values that are not the default"),
-            argument(
-                "--format",
-                choices=("toml", "env", "flags", "json"),
-                help="write the values so that loading them gives the same settings",
-            ),
-            switch("--show-secrets", "with --format: write credentials too"),
+            *SHOW_OPTIONS,
             switch("--trainer", "print the Trainer's arguments"),
             switch("--loader", "print the loaders' arguments"),
         ],
@@ -435,11 +444,7 @@ _COMMANDS = (
     Command(
         explain,
         "print everything about a field: value, origin, what it shadowed, where it was looked for",
-        [
-            argument("field", nargs="?", help="a field; without it, every value that is not the default"),
-            JSON,
-            ANNOTATE,
-        ],
+        EXPLAIN_OPTIONS,
         settings=True,
     ),
     Command(
@@ -471,7 +476,7 @@ _COMMANDS = (
     Command(
         schema,
         "print the JSON schema of a settings file",
-        [switch("--table", "that of the table in pyproject.toml instead")],
+        SCHEMA_OPTIONS,
     ),
     Command(
         init,

@@ -7,19 +7,23 @@ abbreviated; a wrong flag is reported like any other wrong name.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
+import select
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from pydantic import BaseModel
 
-from ptycho_exec.errors import ANNOTATIONS, SettingsError, UserError, redact
+from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
+from ptycho_exec.fields.stages import Stage, without_effect
 from ptycho_exec.sources.suggestions import nearest, unknown_name
 from ptycho_exec.version import __version__
 
@@ -42,8 +46,10 @@ class Parser(argparse.ArgumentParser):
             message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
         )
 
-    def add_fields(self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec]) -> None:
-        """Add one flag per field to a group of this parser, unset unless it is given."""
+    def add_fields(
+        self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec], hidden: Collection[str] = ()
+    ) -> None:
+        """Add one flag per field to a group of this parser, unset unless it is given; some without help."""
         for spec in specs:
             listed = spec.choices and len(spec.choices) <= 7 and not spec.kinds & {int, tuple}
             group.add_argument(
@@ -53,7 +59,7 @@ class Parser(argparse.ArgumentParser):
                 metavar=f"{{{','.join(map(format_value, spec.choices))}}}" if listed else "VALUE",
                 default=None,
                 help=argparse.SUPPRESS
-                if spec.field
+                if spec.field or spec.name in hidden
                 else f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
             )
             if spec.choices and not spec.field:
@@ -122,14 +128,19 @@ def add_settings_flags(
     parser: Parser,
     model: type[BaseModel] = ExecutionFields,
     title: str = "how to run (execution settings)",
+    stage: Stage | None = None,
 ) -> None:
-    """Add `--settings`, `--profile` and one flag per field of `model`, in a group of their own."""
-    group = parser.add_argument_group(title)
+    """Add one flag per field of `model`, in a group of their own."""
+    parser.add_fields(parser.add_argument_group(title), source_specs(model).values(), without_effect(stage))
+
+
+def add_controls(parser: Parser) -> None:
+    """Add `--settings` and `--profile`."""
+    group = parser.add_argument_group("where settings come from")
     group.add_argument("--settings", action=_Once, metavar="FILE", help="settings file: TOML, YAML or JSON")
     group.add_argument(
         "--profile", action=_Once, metavar="NAME", help="named profile: shipped, or [profiles.NAME] of a file"
     )
-    parser.add_fields(group, source_specs(model).values())
 
 
 Argument = tuple[str, Mapping[str, Any]]
@@ -154,7 +165,13 @@ ANNOTATE = argument(
 
 
 class Command(NamedTuple):
-    """One command of a program, named as the function that runs it; `settings` adds the settings' flags."""
+    """One command of a program, named as the function that runs it.
+
+    Attributes:
+        science: fields whose flags are added.
+        settings: whether those of the execution settings are.
+        stage: the only one that the command runs; fields that act in the other are refused as flags.
+    """
 
     handler: Callable[[argparse.Namespace], int]
     help: str
@@ -162,6 +179,7 @@ class Command(NamedTuple):
     usage: str | None = None
     science: Sequence[FieldSpec] = ()
     settings: bool = False
+    stage: Stage | None = None
 
 
 def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
@@ -179,7 +197,10 @@ def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
         if row.science:
             command.add_fields(command.add_argument_group("what to run (science)"), row.science)
         if row.settings:
-            add_settings_flags(command)
+            add_settings_flags(command, stage=row.stage)
+        if row.settings or row.science:
+            add_controls(command)
+        command.set_defaults(stage=row.stage)
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -235,28 +256,75 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     """Parse and run. A user's error prints as one block on standard error; `--debug` shows its traceback.
 
     Returns:
-        0 done, 1 failed, 2 wrong usage or settings, 130 interrupted.
+        0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. Where the output cannot be written, what
+        went wrong before counts, else 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every letter
+    code = 0
     try:
-        return handler(parser.parse(argv))
-    except UserError as error:
-        if "--debug" in argv:
+        try:
+            code = handler(parser.parse(argv))
+        except UserError as error:
+            if "--debug" in argv:
+                raise
+            code = error.exit_code
+            _report(error, parser.prog, argv)
+        except SystemExit:  # after `--help`
+            sys.stdout.flush()
             raise
-        if form := annotations_form(argv):
-            print(ANNOTATIONS[form](error.findings))
-            return error.exit_code
-        if "--json" in argv:
-            print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
-        else:
-            print(f"{parser.prog}: {error}", file=sys.stderr)
-        annotate(error)
-        return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()  # or a full disk would show after the end, where nobody can catch it
+    except OSError as error:
+        unread = isinstance(error, BrokenPipeError) and any(map(_unread, (sys.stdout, sys.stderr)))
+        if "--debug" in argv or not (unread or error.errno in _FULL):
+            raise
+        if not unread:
+            fix = "free some space, or write to another disk"
+            what, where = f"cannot write: {error.strerror}", str(error.filename or "")
+            problem = Finding(what, where, fix=fix, code="failed")
+            with suppress(OSError):
+                print(f"{parser.prog}: {problem.render()}", file=sys.stderr)
+        _drop_output()
+        return code or 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    return code
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
+    """Print what is wrong: for people, as annotations, or as JSON."""
+    if form := annotations_form(argv):
+        print(ANNOTATIONS[form](error.findings))
+        return
+    if "--json" in argv:
+        print(json.dumps({"findings": [finding.to_json() for finding in error.findings]}, indent=2))
+    else:
+        print(f"{program}: {error}", file=sys.stderr)
+    annotate(error)
+
+
+def _unread(stream: TextIO | None) -> bool:
+    """Return whether nobody is left to read what is written to a stream."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno() if stream else -1, select.POLLOUT)
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (OSError, ValueError, AttributeError):  # no real file, or a system without poll
+        return False
+
+
+def _drop_output() -> None:
+    """Forget what standard output and error still hold ; Python would try to write it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

@@ -6,7 +6,9 @@ A value here is well-formed or not; whether this machine can honor it is the pla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from enum import StrEnum
 from numbers import Integral
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
@@ -18,6 +20,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -25,6 +28,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.fields.base import FrozenModel, fill
 from ptycho_exec.fields.choices import LoggerWord
+from ptycho_exec.fields.lightning_words import duration
 
 ENV_PREFIX = "PTYCHO_EXEC_"
 
@@ -38,7 +42,21 @@ class Effect(StrEnum):
     UI = "ui"
 
 
-def _as_integer(value: object) -> object:
+def _plain(value: Any) -> Any:
+    """Return numbers, booleans and sequences of other libraries (NumPy, torch, Hydra) as Python's own."""
+    if isinstance(value, (bool, int, float, str, list, tuple, bytes, bytearray, memoryview, Mapping)):
+        return value
+    if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 2) <= 1:
+        return value.tolist()
+    return list(value) if isinstance(value, Sequence) else value
+
+
+def _as_duration(value: object) -> object:
+    """Write a timedelta, which Lightning takes too, as DD:HH:MM:SS; parts of a second count as one."""
+    return duration(math.ceil(value.total_seconds())) if isinstance(value, timedelta) else value
+
+
+def as_integer(value: object) -> object:
     """JSON does not distinguish 8.0 from 8, so neither do we; NumPy's integers are integers too."""
     integral = isinstance(value, Integral) and not isinstance(value, (bool, int))
     return int(value) if integral or (isinstance(value, float) and value.is_integer()) else value  # type: ignore[call-overload]
@@ -50,8 +68,8 @@ MOST = 10**9
 # Files without a null (TOML) write none as a word; every optional field understands it.
 NoneWord = BeforeValidator(lambda v: None if isinstance(v, str) and v.lower() in ("none", "null") else v)
 # Limits are set on the number itself, inside the conversion, so that the JSON schema has them too.
-Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(_as_integer)]
-NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(_as_integer)]
+Positive = Annotated[int, Interval(ge=1, le=MOST), BeforeValidator(as_integer)]
+NonNegative = Annotated[int, Interval(ge=0, le=MOST), BeforeValidator(as_integer)]
 # A plain string among the annotations describes what the type takes, for messages and the reference.
 Indices = Annotated[
     tuple[NonNegative, ...],
@@ -82,7 +100,13 @@ Duration = Annotated[
     "of the form DD:HH:MM:SS, more than zero",
     StringConstraints(pattern=r"^[0-9]{2}:([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]$"),
     Predicate(lambda time: bool(time.strip("0:"))),
+    BeforeValidator(_as_duration),
     Field(json_schema_extra={"not": {"const": "00:00:00:00"}}),
+]
+Line = Annotated[
+    str,
+    "without control characters",
+    StringConstraints(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$"),
 ]
 Metric = Annotated[
     str,
@@ -127,7 +151,7 @@ class ExecutionFields(FrozenModel):
     """Use only operations that give the same bits on every run; warn allows others with a warning."""
     benchmark: bool = False
     """Let cuDNN time its algorithms and keep the fastest: quicker, and not repeatable."""
-    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(_as_integer)] = 42
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1), BeforeValidator(as_integer)] = 42
     """Seed of every random number: initialization, shuffling, grouping and workers."""
 
     # --- optimization
@@ -149,7 +173,7 @@ class ExecutionFields(FrozenModel):
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
     limit_train_batches: Annotated[
         Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
-        BeforeValidator(lambda v: _as_integer(v) if not isinstance(v, float) or v > 1 else v),
+        BeforeValidator(lambda v: as_integer(v) if not isinstance(v, float) or v > 1 else v),
         NoneWord,
     ] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
@@ -172,7 +196,7 @@ class ExecutionFields(FrozenModel):
     enable_checkpointing: Annotated[bool, Effect.IO] = True
     """Write checkpoints during training, so that an interrupted run can be resumed."""
     checkpoint_save_top_k: Annotated[
-        int, Interval(ge=-1, le=MOST), BeforeValidator(_as_integer), Effect.IO
+        int, Interval(ge=-1, le=MOST), BeforeValidator(as_integer), Effect.IO
     ] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
     checkpoint_monitor_metric: Metric = "val_loss"
@@ -189,11 +213,9 @@ class ExecutionFields(FrozenModel):
     """Optimizer steps between two rows of step metrics."""
     log_images_every_n_epochs: Annotated[Positive | None, NoneWord, Effect.IO] = None
     """Epochs between two reconstruction images sent to the logger; none sends none during training."""
-    experiment_name: Annotated[str, StringConstraints(min_length=1), Effect.IO] = "ptycho"
+    experiment_name: Annotated[Line, Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
-    tracking_uri: Annotated[Annotated[str, StringConstraints(min_length=1)] | None, NoneWord, Effect.IO] = (
-        None
-    )
+    tracking_uri: Annotated[Line | None, NoneWord, Effect.IO] = None
     """Address of the MLflow server; none writes into the run directory. Credentials in it are never shown."""
 
     # --- inference
@@ -209,6 +231,11 @@ class ExecutionFields(FrozenModel):
     """What to do with a value this machine cannot honor: stop, or take the nearest it can and warn."""
     drift: Annotated[Literal["error", "warn", "allow"], Effect.UI] = "error"
     """What to do when the Trainer turns out other than asked: stop, warn, or only record it."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_other_libraries(cls, value: Any) -> Any:
+        return _plain(value)
 
     @model_validator(mode="after")
     def _choose_one(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -170,8 +171,16 @@ def format_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        return f"[{', '.join(format_value(item) for item in value)}]"
+        plain = not any(isinstance(item, (tuple, list, dict)) for item in value)
+        return f"[{', '.join(map(format_value, value))}]" if plain else _SHORT.repr(value)
+    if isinstance(value, dict):
+        return _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
+
+
+_SHORT = reprlib.Repr()  # values in values may repeat without end
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 10_000  # credentials are recognised in whole texts only
 
 
 def decode_text(spec: FieldSpec, text: str) -> Any:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.spec import FieldSpec, source_specs
+from ptycho_exec.sources.classes import owner_of
 from ptycho_exec.sources.origins import Kind, Origin, SearchedFile
 from ptycho_exec.sources.settings_files import (
     Assigned,
@@ -23,6 +24,7 @@ from ptycho_exec.sources.settings_files import (
     find_upward,
     has_table,
     is_file,
+    mentions,
     read_document,
     read_dotenv,
 )
@@ -58,6 +60,10 @@ class Places:
         return ("tool", self.program)
 
 
+FILE_KEYS = ("profile", "profiles", "$schema", "extends", "description")
+"""Keys of a settings file that are no settings."""
+
+
 @cache
 def places_of(model: type[BaseModel]) -> Places:
     """Return where a settings class looks for its values."""
@@ -85,10 +91,6 @@ class Request:
     A flag that was given several times has all its texts, of which the last one counts.
 
     Attributes:
-        recorded: values kept with a trained model, say; they win over the environment and files.
-        recorded_place: where they are kept.
-        beside: the settings class that is resolved in the same run. Its names may be in the same named file,
-            and its profile and named file count where this class was given none of its own.
         dotenv, secrets: paths that take the place of the class's own.
         extra_sources: sources of pydantic-settings that win over all others.
     """
@@ -97,15 +99,12 @@ class Request:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     flags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    recorded: Mapping[str, Any] = field(default_factory=dict)
-    recorded_place: str = ""
     profile: str | None = None
     settings_file: str | Path | None = None
     factory_defaults: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] | None = field(default=None, repr=False)
     cwd: Path | None = None
     place: str = ""
-    beside: Reader | None = None
     dotenv: tuple[str, ...] | None = None
     secrets: tuple[str, ...] | None = None
     extra_sources: tuple[PydanticBaseSettingsSource, ...] = ()
@@ -121,6 +120,8 @@ class Reader:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.beside: tuple[Reader, ...] = ()
+        """The readers of other classes in the same run; see `resolve_together`."""
         self.environ = dict(os.environ if request.environ is None else request.environ)
         self.searched: list[SearchedFile] = []
         self.findings: list[Finding] = []
@@ -158,6 +159,9 @@ class Reader:
         found = is_file(path)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
+        for other in (folder / ".env" for folder in self.cwd.parents):
+            if path.name == ".env" and is_file(other) and mentions(other, self.places.prefix):
+                self.note(f"{other} is not read: only the .env of the working directory is")
         return read_dotenv(path, self.findings, self.environ, self.places.prefix) if found else []
 
     def control(self, given: str | Path | None, variable: str, flag: str) -> Origin | None:
@@ -182,9 +186,13 @@ class Reader:
     @cached_property
     def settings_file(self) -> Origin | None:
         """The file that was named, and by whom."""
-        variable, beside = self.places.settings_file_variable, self.request.beside
-        asked = self.control(self.request.settings_file, variable, "settings_file (--settings)")
-        return asked or (beside.settings_file if beside else None)
+        others = (reader._own_settings_file for reader in self.beside)
+        return self._own_settings_file or next(filter(None, others), None)
+
+    @cached_property
+    def _own_settings_file(self) -> Origin | None:
+        variable = self.places.settings_file_variable
+        return self.control(self.request.settings_file, variable, "settings_file (--settings)")
 
     def _named_file(self) -> Document | None:
         asked = self.settings_file
@@ -198,7 +206,20 @@ class Reader:
         if not found:
             self.findings.append(_not_there(path, asked))
             return None
-        return read_document(path, Kind.SETTINGS_FILE, self.findings)
+        document = read_document(path, Kind.SETTINGS_FILE, self.findings)
+        return document and self._without_others(document)
+
+    def _without_others(self, document: Document) -> Document:
+        """Leave out what a named file holds for other settings classes: one file can hold a whole run."""
+        tables = [document.data, *document.table_at(("profiles",)).values()]
+        names = {name for table in tables if isinstance(table, Mapping) for name in table}
+        owners = {name: owner_of(name, self.request.model) for name in names - {*self.specs, *FILE_KEYS}}
+        others = {name: owner for name, owner in owners.items() if owner is not None}
+        for name, owner in sorted(others.items()):
+            if not any(issubclass(reader.request.model, owner) for reader in self.beside):
+                program = places_of(owner).program
+                self.note(f"{name} in {document.path} is a setting of {program} and has no effect here")
+        return document.without(others) if others else document
 
     def _project_file(self) -> Document | None:
         name = self.places.project_file
@@ -252,13 +273,18 @@ class Reader:
     @cached_property
     def profile(self) -> Origin | None:
         """The profile that was asked for: by argument, variable, `.env`, or a file's `profile` key."""
+        others = (reader._own_profile for reader in self.beside)
+        return self._own_profile or next(filter(None, others), None)
+
+    @cached_property
+    def _own_profile(self) -> Origin | None:
         asked = self.control(self.request.profile, self.places.profile_variable, "profile (--profile)")
         if asked is not None:
             return asked
         for document in self.documents.values():
             if isinstance(document.data.get("profile"), str):
                 return document.origin(("profile",))
-        return self.request.beside.profile if self.request.beside else None
+        return None
 
 
 def _not_there(path: Path, asked: Origin) -> Finding:

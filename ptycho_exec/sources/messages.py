@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from os import PathLike
+from typing import Any
+from unicodedata import normalize
 
 from pydantic import ValidationError
 
 from ptycho_exec.errors import Finding, redact
+from ptycho_exec.fields.lightning_words import NOTHING, Meaning, meanings
 from ptycho_exec.fields.model import Contradiction, malformed
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-from ptycho_exec.sources.settings_files import assignment
+from ptycho_exec.sources.settings_files import assignment, syntax
 from ptycho_exec.sources.suggestions import nearest
 
 _LONGEST = 60
@@ -90,23 +96,68 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
 
 
 def _remedy(spec: FieldSpec, origin: Origin) -> str:
-    value = origin.value
-    file = None if origin.kind in _CALLED else origin.file
-    if isinstance(value, str):
-        bare = value.strip().strip(_QUOTES)
-        if origin.kind in _TYPED and bare != value and spec.accepts(decode_text(spec, bare)):
-            return f"write {bare}, without quotes"
-        close = nearest(value, [format_value(choice) for choice in spec.choices], most=1)
-        if origin.kind in _TYPED and close:
-            return f"did you mean {close[0]}?"
-        meant = decode_text(spec, value)
-        if type(meant) is not str and spec.accepts(meant):
-            return f"write {assignment(file, spec.name, format_value(meant))}, without quotes"
-        if close:
-            return f"did you mean {assignment(file, spec.name, json.dumps(close[0]))}?"
-    if spec.required:
-        return "write another value"
-    return f"write another value, or remove it for the default, {format_value(spec.default)}"
+    """Return what to write instead, with the reason, or that the value should go."""
+    other = "write another value"
+    if not spec.required:
+        other += f", or remove it for the default, {format_value(spec.default)}"
+    for meaning in _meanings(spec, origin.value):
+        if meaning.value is NOTHING:
+            return f"{other} ({meaning.why})"
+        if spec.accepts(meaning.value):
+            return f"write {_written(spec, origin, meaning.value)} ({meaning.why})"
+    choices = {format_value(choice): choice for choice in spec.choices}
+    close = nearest(origin.value, choices, most=1) if isinstance(origin.value, str) else ()
+    if close:
+        return f"did you mean {_written(spec, origin, choices[close[0]])}?"
+    return other
+
+
+def _meanings(spec: FieldSpec, value: Any) -> Iterator[Meaning]:
+    """Yield what a refused value could mean: Lightning's word, or a text that needs a little less in it."""
+    texts = _cleaned(value) if isinstance(value, str) else ((format_value(value), "another type"),)
+    for text, why in texts:
+        yield from meanings(spec.name, value, text.strip().lower())
+        meant = decode_text(spec, text)
+        if not isinstance(meant, str) or isinstance(value, (str, PathLike)):
+            yield Meaning(meant, why)
+
+
+def _cleaned(text: str) -> Iterator[tuple[str, str]]:
+    """Yield a text with less and less of what surrounds or groups its characters, and what went."""
+    yield text, "without quotes"
+    for pattern, replacement, why in _REPAIRS:
+        cleaned = re.sub(pattern, replacement, text)
+        if cleaned != text:
+            yield cleaned, why
+        text = cleaned
+    plain = normalize("NFKC", text)
+    if plain != text:
+        yield plain, "in plain digits and letters"
+    with suppress(ValueError, OverflowError):
+        yield str(int(float(plain))) if float(plain).is_integer() else plain, "an integer"
+    if plain.endswith("%"):
+        with suppress(ValueError):
+            yield str(float(plain[:-1]) / 100), "a fraction"
+
+
+_REPAIRS = (
+    (r"\s+(?:#|//).*$", "", "without the comment"),
+    (rf"^\s*[{_QUOTES}]+|[{_QUOTES}]+\s*$", "", "without quotes"),
+    (r"[\s,;]+$", "", "without the mark at its end"),
+    (r"(?<=\d)_(?=\d)", "", "without underscores"),
+    (r"(?<=^\d),(?=\d+$)", ".", "with a decimal point"),
+)
+"""What often surrounds a value: pattern, replacement, and what the rest is."""
+
+
+def _written(spec: FieldSpec, origin: Origin, value: Any) -> str:
+    """Write a value as its place has it: text of a variable, line of a file, argument in Python."""
+    if origin.kind in _TYPED:
+        return format_value(value)
+    if not origin.file or origin.kind in _CALLED:
+        return f"{spec.name}={json.dumps(value) if isinstance(value, str) else repr(value)}"
+    none = value is None and syntax(origin.file) == "TOML"  # which has no null
+    return assignment(origin.file, spec.name, json.dumps("none" if none else value))
 
 
 def _conflict(rule: Contradiction, resolution: Resolution) -> Finding:

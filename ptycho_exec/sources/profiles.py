@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from ptycho_exec.fields.spec import FieldSpec
 from ptycho_exec.sources.discovery import Reader
 from ptycho_exec.sources.origins import KeyPath, Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import Document, read_document
-from ptycho_exec.sources.suggestions import unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
 
 PROFILE_KEYS = ("extends", "description")
 
@@ -22,7 +22,7 @@ Specs = Mapping[str, FieldSpec]
 
 def document_layer(document: Document, specs: Specs) -> Layer:
     """Return the settings of one file, with a finding for every key that is none, in any of its tables."""
-    layer = Layer(findings=list(document.findings))
+    layer, unknown = Layer(findings=list(document.findings)), list[str]()
     for name, value in document.data.items():
         if name in specs:
             layer.entries[name] = document.origin((name,))
@@ -35,8 +35,20 @@ def document_layer(document: Document, specs: Specs) -> Layer:
             what, fix = "profile must be the name of one profile", 'write profile = "ci"'
             layer.findings.append(document.finding((name,), what, "a string", fix))
         elif name not in ("profile", "$schema"):
-            layer.findings += _misplaced(document, (name,), specs, also=("profile", "profiles"))
+            unknown.append(name)
+    layer.findings += _unknown(document, (), unknown, specs, also=("profile", "profiles"))
     return layer
+
+
+def _unknown(
+    document: Document, path: KeyPath, names: Sequence[str], specs: Specs, also: tuple[str, ...]
+) -> Iterator[Finding]:
+    """Report the keys of a table that are no settings: each, or their number where there are too many."""
+    for name in names[:MOST_UNKNOWN]:
+        yield from _misplaced(document, (*path, name), specs, also)
+    if len(names) > MOST_UNKNOWN:
+        more = len(names) - MOST_UNKNOWN
+        yield more_unknown_names(more, document.place(path) if path else document.path, document.path)
 
 
 def _read_profiles(document: Document, layer: Layer, specs: Specs) -> None:
@@ -66,9 +78,8 @@ def profile_entries(document: Document, path: KeyPath, name: str, specs: Specs) 
 def profile_findings(document: Document, path: KeyPath, specs: Specs) -> Iterator[Finding]:
     """Report keys of a profile's table that are no settings, and an `extends` that is no name."""
     table = document.table_at(path)
-    for key in table:
-        if key not in specs and key not in PROFILE_KEYS:
-            yield from _misplaced(document, (*path, key), specs, also=PROFILE_KEYS)
+    unknown = [key for key in table if key not in specs and key not in PROFILE_KEYS]
+    yield from _unknown(document, path, unknown, specs, also=PROFILE_KEYS)
     for key in PROFILE_KEYS:
         if key in table and not (isinstance(table[key], str) and table[key].strip()):
             what, fix = f"{key} must be a string", "correct it"
@@ -87,13 +98,16 @@ def _misplaced(
         where, line = document.place(path), document.line(path)
         yield unknown_name(path[-1], (*specs, *also), where=where, file=document.path, line=line)
         return
+    unknown = 0
     for key in node:
         if key in specs:
             what = f"{key} is ignored in [{'.'.join((*document.table, *path))}]"
             expected, fix = f"{key} {document.home()}", "move the line there"
             yield document.finding((*path, key), what, expected, fix, "misplaced-key")
-        else:
+        elif (unknown := unknown + 1) <= MOST_UNKNOWN:
             yield from _misplaced(document, (*path, key), specs)
+    if unknown > MOST_UNKNOWN:
+        yield more_unknown_names(unknown - MOST_UNKNOWN, document.place(path), document.path)
 
 
 def _holds_settings(node: Mapping[str, Any], specs: Specs, depth: int = 0) -> bool:

@@ -4,23 +4,22 @@ Which sources there are, and in which order, is the tuple that the class's `sett
 returns; `standard_sources` is what it returns unless a subclass decides otherwise:
 
 1. arguments of the call, then an `overrides` mapping, then flags, then `override_settings` blocks
-2. values recorded with a trained model, where a workflow continues from one
-3. environment: `<PREFIX><FIELD>`
-4. `.env` in the working directory
-5. the file named by `--settings FILE` or `<PREFIX>SETTINGS_FILE` (TOML, YAML or JSON)
-6. `<program>.toml` from the working directory upward, then `[tool.<program>]` in `pyproject.toml`
-7. the user's file, `~/.config/<program>/settings.toml`
-8. a secrets directory, where one is given
-9. profiles, shipped or `[profiles.NAME]` in one of the files
-10. factory defaults that a workflow derives
-11. the class's own defaults
+2. environment: `<PREFIX><FIELD>`
+3. `.env` in the working directory
+4. the file named by `--settings FILE` or `<PREFIX>SETTINGS_FILE` (TOML, YAML or JSON)
+5. `<program>.toml` from the working directory upward, then `[tool.<program>]` in `pyproject.toml`
+6. the user's file, `~/.config/<program>/settings.toml`
+7. a secrets directory, where one is given
+8. profiles, shipped or `[profiles.NAME]` in one of the files
+9. factory defaults that a workflow derives
+10. the class's own defaults
 
 The engine keeps for each value its origin and what it shadowed; the merge of pydantic-settings keeps neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -40,7 +39,7 @@ from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
 from ptycho_exec.sources.profiles import document_layer, profile_layer
 from ptycho_exec.sources.renames import with_new_names
-from ptycho_exec.sources.suggestions import unknown_name
+from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
 
 
 class Resolved(Protocol):
@@ -129,11 +128,6 @@ def from_context(reader: Reader) -> Layer:
     return layer
 
 
-def from_recorded(reader: Reader) -> Layer:
-    request = reader.request
-    return _given(request.model, request.recorded, Kind.RECORDED, request.recorded_place)
-
-
 def from_environment(reader: Reader) -> Layer:
     rows = ((name, text, None) for name, text in reader.environ.items())
     return variables_layer(reader.request.model, Kind.ENVIRONMENT, rows)
@@ -184,7 +178,6 @@ READERS: Mapping[Kind, Callable[[Reader], Layer]] = {
     Kind.OVERRIDE: from_overrides,
     Kind.FLAG: from_flags,
     Kind.CONTEXT: from_context,
-    Kind.RECORDED: from_recorded,
     Kind.ENVIRONMENT: from_environment,
     Kind.DOTENV: from_dotenv,
     Kind.SETTINGS_FILE: _from_document(Kind.SETTINGS_FILE),
@@ -248,7 +241,53 @@ def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
 
 def resolve(request: Request) -> Resolution:
     """Read every source once and merge, highest first. Findings are kept; `check` raises them together."""
-    reader = Reader(request)
+    return _resolve(Reader(request))
+
+
+def resolve_together(*requests: Request) -> list[Resolution]:
+    """Resolve several settings classes of one run.
+
+    One file that is named holds values of all of them; a profile needs to be known to one of them only; and
+    a profile or file that was asked for through the variables of one counts for the others too.
+    """
+    readers = [Reader(request) for request in requests]
+    for reader in readers:
+        reader.beside = tuple(other for other in readers if other is not reader)
+    found = [_resolve(reader) for reader in readers]
+    for number, resolution in enumerate(found):
+        others = [*found[:number], *found[number + 1 :]]
+        found[number] = replace(resolution, findings=tuple(_not_better_said(resolution.findings, others)))
+    return found
+
+
+def _not_better_said(findings: Iterable[Finding], others: Sequence[Resolution]) -> Iterator[Finding]:
+    """Yield the findings about names that no other class of the run knows, or knows better.
+
+    A profile that one of them has is no unknown one. A name in a file of both is reported once, by the class
+    that has a name like it.
+    """
+    for finding in findings:
+        if finding.code != "unknown-name":
+            yield finding
+            continue
+        same = [
+            [f for f in other.findings if (f.what, f.where) == (finding.what, finding.where)]
+            for other in others
+        ]
+        if finding.field == "profile":
+            known = any(not twins for twins in same)
+        else:
+            known = any(
+                twin.fix.startswith("write ") or not finding.fix.startswith("write ")
+                for t in same
+                for twin in t
+            )
+        if not known:
+            yield finding
+
+
+def _resolve(reader: Reader) -> Resolution:
+    request = reader.request
     layers = [_layer_of(source, request.model) for source in _sources(reader)]
     chains: dict[str, list[Origin]] = {}
     for layer in layers:
@@ -321,6 +360,15 @@ def resolve_onto(settings: Resolved, overrides: Mapping[str, Any], *, place: str
     """Put `overrides` above everything that `settings` was resolved from."""
     layer = _given(cast(type[BaseModel], type(settings)), overrides, Kind.OVERRIDE, place)
     return _restack(settings, layer, lambda _: True)
+
+
+_SAID = (Kind.ARGUMENT, Kind.OVERRIDE, Kind.FLAG, Kind.CONTEXT)
+
+
+def resolve_recorded(settings: Resolved, values: Mapping[str, Any], *, place: str) -> Resolution:
+    """Put `values` that are kept with a trained model, say, above all but what the call itself says."""
+    layer = _given(cast(type[BaseModel], type(settings)), values, Kind.RECORDED, place)
+    return _restack(settings, layer, lambda old: old is None or old.kind not in _SAID)
 
 
 def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution:
@@ -399,11 +447,14 @@ def _given(
         what = f"settings must be a mapping of names to values, not {type(values).__name__}"
         layer.findings.append(Finding(what, where, "a mapping", "pass a dict", code="bad-value"))
         return layer
+    unknown = [str(name) for name in values if name not in specs]
     for name, value in values.items():
         if name in specs:
             layer.entries[name] = Origin(kind, place, value, raw=format_value(value), file=file, line=line)
-        else:
-            layer.findings.append(unknown_name(str(name), (*specs, *also), where=where, file=file, line=line))
+    for name in unknown[:MOST_UNKNOWN]:
+        layer.findings.append(unknown_name(name, (*specs, *also), where=where, file=file, line=line))
+    if len(unknown) > MOST_UNKNOWN:
+        layer.findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, where))
     return with_new_names(layer, model)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import re
 import tomllib
 from collections import ChainMap
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.sources.origins import KeyPath, Kind, Origin, json_lines, toml_lines, yaml_lines
@@ -45,6 +46,17 @@ class Document:
         node = self.value_at(path)
         return node if isinstance(node, Mapping) else {}
 
+    def without(self, names: Collection[str]) -> Document:
+        """Return the same file without some names, at its top and in its profiles."""
+
+        def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in table.items() if name not in names}
+
+        data, profiles = kept(self.data), self.table_at(("profiles",))
+        if profiles:
+            data["profiles"] = {k: kept(v) if isinstance(v, Mapping) else v for k, v in profiles.items()}
+        return replace(self, data=data)
+
     def line(self, path: KeyPath) -> int | None:
         return self.lines.get((*self.table, *path))
 
@@ -75,6 +87,14 @@ def is_file(path: Path) -> bool:
     """Return whether `path` is a file; one in a folder that may not be searched counts as absent."""
     try:
         return path.is_file()
+    except OSError:
+        return False
+
+
+def mentions(path: Path, word: str) -> bool:
+    """Return whether a file holds this word; one that may not be read does not."""
+    try:
+        return word.encode() in path.read_bytes()
     except OSError:
         return False
 
@@ -126,16 +146,45 @@ def _inner(data: Any, table: KeyPath) -> Any:
     return node
 
 
-def _read_text(path: Path, findings: list[Finding]) -> str | None:
+def _read_text(
+    path: Path, findings: list[Finding], concerns_us: Callable[[str], bool] = lambda _: True
+) -> str | None:
+    """Return the text of a UTF-8 file; what cannot be read is an error, or a note if it concerns others."""
     try:
-        return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        what, expected, fix = f"{path.name} is not UTF-8 text", "UTF-8 text", "save it as UTF-8"
+        data = path.read_bytes()
     except OSError as error:
-        what, expected = f"cannot read {path.name}: {error.strerror}", "a readable file"
-        fix = "make it readable, or remove it"
-    findings.append(Finding(what, str(path), expected, fix, file=str(path), code="unreadable-file"))
+        what, fix = f"cannot read {path.name}: {error.strerror}", "make it readable, or remove it"
+        expected, code = "a readable file", "unreadable-file"
+        findings.append(Finding(what, str(path), expected, fix, file=str(path), code=code))
+        return None
+    what, line = _no_utf8(data)
+    if not what:
+        return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
+    if concerns_us(data.replace(b"\0", b"").decode("latin-1")):
+        place = f"{path}:{line}" if line else str(path)
+        found, fix = f"{path.name} {what}", "save it as UTF-8"
+        findings.append(
+            Finding(found, place, "UTF-8 text", fix, file=str(path), line=line, code="unreadable-file")
+        )
+    else:
+        findings.append(Finding(f"{path} is not read: it {what}", level="note", code="not-read"))
     return None
+
+
+def _no_utf8(data: bytes) -> tuple[str, int]:
+    """Return why these bytes are no UTF-8 text, and the line where that is one place; "" when they are."""
+    zeros = data.count(b"\0") / max(len(data), 1)
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or zeros > 0.6:
+        return "is UTF-32, not UTF-8 text", 0
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or zeros > 0.3:
+        return "is UTF-16, not UTF-8 text", 0
+    if zeros:
+        return "holds a zero byte", data.count(b"\n", 0, data.index(b"\0")) + 1
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return "is not UTF-8 text", data.count(b"\n", 0, error.start) + 1
+    return "", 0
 
 
 def duplicate_key(name: str, file: str, line: int, first: int | None = None) -> Finding:
@@ -167,11 +216,43 @@ _parsed_toml = lru_cache(maxsize=8)(tomllib.loads)
 def _yaml(text: str) -> Any:
     import yaml
 
+    loader = _yaml_loader()(text)
     try:
-        data = yaml.load(text, Loader=_yaml_loader())
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        _refuse_endless(node, {})
+        data = loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(error) from error
+    finally:
+        loader.dispose()
     return {} if data is None else data
+
+
+_MOST_REPEATED = 10_000
+
+
+def _refuse_endless(node: Any, sizes: dict[int, int]) -> int:
+    """Return how many values a node holds, its aliases written out; too many, or endless ones, are an error.
+
+    Aliases of aliases multiply: nine in a row of nine each are 387 million values.
+    """
+    import yaml
+
+    def refuse(problem: str) -> NoReturn:
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    if id(node) in sizes:
+        return sizes[id(node)] or refuse("an alias stands inside what it repeats")
+    sizes[id(node)] = 0
+    pairs = node.value if isinstance(node, yaml.CollectionNode) else ()
+    inner = [part for pair in pairs for part in (pair if isinstance(pair, tuple) else (pair,))]
+    size = 1 + sum(_refuse_endless(part, sizes) for part in inner)
+    if size > len(sizes) + _MOST_REPEATED:
+        refuse("its aliases multiply to more values than a settings file can have")
+    sizes[id(node)] = size
+    return size
 
 
 _PARSERS: dict[Syntax, Callable[[str], Any]] = {"TOML": _parsed_toml, "YAML": _yaml, "JSON": json.loads}
@@ -194,6 +275,9 @@ def _yaml_loader() -> Any:
             for key, _ in node.value:
                 if not isinstance(key, yaml.ScalarNode):
                     problem = "a name must be a string"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                if key.value == "<<":
+                    problem = "merge keys (<<) are not read"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
@@ -218,17 +302,75 @@ def _broken(path: Path, text: str, error: Exception) -> Finding:
     line, column, problem = _position(error, text)
     rows = text.split("\n")
     marked = 0 < line <= len(rows)
-    shown = _SECRET.sub(r"\1***", redact(rows[line - 1])) if marked else ""
+    row = rows[line - 1] if marked else ""
+    fix = _usual_cause(syntax(path), problem, row, column) or (
+        "correct the marked place" if marked else "correct the file"
+    )
+    shown = _SECRET.sub(r"\1***", redact(row))
+    verb = "cannot be used" if _VALID_BUT_REFUSED.search(problem) else f"is not valid {syntax(path)}"
     return Finding(
-        f"{path.name} is not valid {syntax(path)}: {problem}",
+        f"{path.name} {verb}: {problem}",
         where=f"{path}:{line}" if marked else str(path),
         expected=f"valid {syntax(path)}",
-        fix="correct the marked place" if marked else "correct the file",
+        fix=fix,
         excerpt=f"{shown}\n{' ' * min(column - 1, len(shown))}^" if marked else "",
         file=str(path),
         line=line if marked else 0,
         code="broken-file",
     )
+
+
+_VALID_BUT_REFUSED = re.compile("^(?:merge keys|an alias|its aliases)")
+_HOW_TO_REPEAT = "write the keys out, or put them into a profile that others name in `extends`"
+_IN_SINGLE_QUOTES = "write the path in single quotes, in which a backslash is a backslash"
+_NO_COMMENTS = "remove the comment: JSON has none; TOML and YAML files do"
+# Problem, row up to the mark, row from the mark, each a pattern, and what to do; the first that fits counts.
+_USUAL_CAUSES: dict[Syntax, tuple[tuple[str, str, str, str], ...]] = {
+    "JSON": (
+        ("", "", r"(?://|/\*|#)", _NO_COMMENTS),
+        ("", r".*(?://|/\*|#) *$", "", _NO_COMMENTS),
+        ("trailing comma", "", "", "remove the comma before the closing bracket"),
+        ("property name|Expecting value", "", r"[}\]]", "remove the comma before the closing bracket"),
+        ("escape", "", "", r"write each backslash twice, as in C:\\\\data, or write / instead"),
+        ("", "", "'", "write strings in double quotes"),
+        ("", "", "(?i)(?:true|false)", "write true or false in small letters"),
+        ("", "", "(?i)(?:none|nan|undefined)", "write null"),
+        ("property name", "", r"[\w-]", "write the name in double quotes"),
+        ("Expecting value", "", r"\.\d", "write a zero before the point, as in 0.5"),
+        ("Expecting value", "", r"\w", "write the word in double quotes"),
+    ),
+    "TOML": (
+        (
+            r"hex value|escape|\\",
+            "",
+            "",
+            _IN_SINGLE_QUOTES,
+        ),
+        ("", r".*=\s*[\d:]*$", r"[\d:]*:\d", "write the time in quotes"),
+        ("", r".*=\s*$", "(?i)(?:true|false)", "write true or false in small letters"),
+        ("", r".*=\s*$", r"\.\d", "write a zero before the point, as in 0.5"),
+        ("Invalid value", r".*=\s*$", r"[^\W\d]", "write the word in quotes"),
+        ("", r"\s*$", "//", "begin the comment with #"),
+        ("", "", "//", "begin the comment with #"),
+        ("after a key", "", ":", "write = instead of the colon"),
+    ),
+    "YAML": (
+        ("merge keys", "", "", _HOW_TO_REPEAT),
+        ("alias", "", "", _HOW_TO_REPEAT),
+        ("escape", "", "", _IN_SINGLE_QUOTES),
+        (r"'\\t'", "", "", "indent with spaces instead of tabs"),
+        ("mapping values", "", "", "write the text in quotes: it holds a colon"),
+        ("start any token", "", "[%@`]", "write the text in quotes"),
+    ),
+}
+
+
+def _usual_cause(language: Syntax, problem: str, row: str, column: int) -> str:
+    before, after = row[: max(column - 1, 0)], row[max(column - 1, 0) :]
+    for words, up_to, beyond, fix in _USUAL_CAUSES[language]:
+        if re.search(words, problem) and re.match(up_to, before) and re.match(beyond, after):
+            return fix
+    return ""
 
 
 def _position(error: Exception, text: str) -> tuple[int, int, str]:
@@ -307,11 +449,12 @@ def read_dotenv(
 ) -> list[Assigned]:
     """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
 
-    A line that is no assignment is an error when it may be ours, a note when it is another program's.
+    A text in single quotes stays as it is. A line that is no assignment is an error when it may be ours, a
+    note when it is another program's.
     """
-    from dotenv.variables import parse_variables
+    from dotenv.variables import Variable, parse_variables
 
-    content = _read_text(path, findings)
+    content = _read_text(path, findings, lambda text: may_be_meant(prefix).search(text) is not None)
     rows: list[Assigned] = []
     known: dict[str, str | None] = {}
     scope: Any = ChainMap(dict(environ), known)
@@ -328,11 +471,27 @@ def read_dotenv(
             findings.append(Finding(what, place, expected, fix, file=str(path), line=line, code=code))
         elif key is not None:
             text = value or ""
-            if "$" in text:
-                text = "".join(atom.resolve(scope) for atom in parse_variables(text))
+            if "$" in text and not _SINGLE_QUOTED.match(string):
+                atoms = list(parse_variables(text))
+                text = "".join(atom.resolve(scope) for atom in atoms)
+                named = [atom for atom in atoms if isinstance(atom, Variable) and atom.default is None]
+                unset = dict.fromkeys(atom.name for atom in named if ours and atom.name not in scope)
+                findings += [_unset_name(key, name, path, line) for name in unset]
             known[key] = text
             rows.append(Assigned(key, text, line))
     return rows
+
+
+_SINGLE_QUOTED = re.compile(r"\s*(?:export\s+)?(?:'[^']+'|[^=#\s]+)\s*=\s*'")
+
+
+def _unset_name(variable: str, name: str, path: Path, line: int) -> Finding:
+    what, place = f"{variable} uses ${{{name}}}, which is set nowhere", f"{path}:{line}"
+    expected = f"{name} in the environment, or in a line above"
+    fix = (
+        f"set {name}, write ${{{name}:-default}}, or put the whole text in single quotes to keep it as it is"
+    )
+    return Finding(what, place, expected, fix, file=str(path), line=line, code="unset-name")
 
 
 @lru_cache(maxsize=8)

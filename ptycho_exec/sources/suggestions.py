@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from unicodedata import normalize
 
 from ptycho_exec.errors import Finding
+from ptycho_exec.fields.lightning_words import BROUGHT_PARAMETERS, FIXED_PARAMETERS
+from ptycho_exec.sources.classes import spec_elsewhere
 
 _LONGEST = 80
 
@@ -13,14 +16,20 @@ RETIRED = {
     "accumulate_grad_batches": "accum_steps",
     "accumulation_steps": "accum_steps",
     "batchsize": "batch_size",
+    "checkpoint_callback": "enable_checkpointing",
     "checkpoint_metric": "checkpoint_monitor_metric",
     "clip": "gradient_clip_val",
     "clip_grad": "gradient_clip_val",
+    "config": "settings_file",
+    "config_file": "settings_file",
     "device": "accelerator",
+    "distributed_backend": "strategy",
     "early_stopping_patience": "early_stop_patience",
     "eval_batch_size": "inference_batch_size",
     "gradient_accumulation_steps": "accum_steps",
     "gradient_clip_value": "gradient_clip_val",
+    "file": "settings_file",
+    "gpus": "devices",
     "grad_clip": "gradient_clip_val",
     "logger": "logger_backend",
     "lr": "learning_rate",
@@ -31,27 +40,36 @@ RETIRED = {
     "n_workers": "num_workers",
     "ngpu": "devices",
     "nodes": "num_nodes",
+    "num_processes": "devices",
     "patience": "early_stop_patience",
     "progress_bar": "enable_progress_bar",
     "random_seed": "seed",
     "save_top_k": "checkpoint_save_top_k",
+    "settings": "settings_file",
+    "settings_path": "settings_file",
     "workers": "num_workers",
 }
 """Names of other programs and earlier versions, with ours."""
 
-SCIENCE = {
-    "epochs": "--epochs N",
-    "max_epochs": "--epochs N",
-    "nepochs": "--epochs N",
-    "gridsize": "--gridsize G",
-    "n_groups": "DataConfig.n_groups",
-    "loss": "TrainingConfig.loss",
+
+_FLAGS = {"settings_file": "settings"}
+"""Controls whose flag has another name."""
+
+_NO_SETTING = {
+    **{name: f"the Trainer has it, fixed here: {why}" for name, why in FIXED_PARAMETERS.items()},
+    **{name: f"no setting: {why}" for name, why in BROUGHT_PARAMETERS.items()},
 }
-"""Names of WHAT to run: they belong to the science configs, not here."""
 
 
 def distance(a: str, b: str) -> int:
     """Edits between two words: insert, delete, replace, or swap neighbors (optimal string alignment)."""
+    start = 0
+    while start < min(len(a), len(b)) and a[start] == b[start]:
+        start += 1
+    end = 0
+    while end < min(len(a), len(b)) - start and a[-1 - end] == b[-1 - end]:
+        end += 1
+    a, b = a[start : len(a) - end], b[start : len(b) - end]  # what both share costs nothing
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -70,8 +88,15 @@ def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     if len(bare) > _LONGEST:
         return []
     allowed = max(1, len(bare) // 3)
+    letters = _letters(bare)
     words = ((_bare(candidate), candidate) for candidate in candidates)
-    near = ((word, candidate) for word, candidate in words if abs(len(word) - len(bare)) <= allowed)
+    near = (
+        (word, candidate)
+        for word, candidate in words
+        if abs(len(word) - len(bare)) <= allowed
+        and (letters & ~_letters(word)).bit_count() <= allowed  # each of these needs an edit
+        and (_letters(word) & ~letters).bit_count() <= allowed
+    )
     scored = sorted((distance(bare, word), candidate) for word, candidate in near)
     allowed = min(allowed, scored[0][0] + 1) if scored else 0
     return [candidate for score, candidate in scored if score <= allowed][:most]
@@ -81,6 +106,16 @@ def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
 _ALIKE = str.maketrans("авеікмнорстухѕјԁαεικνορτυχ", "abeikmhopctyxsjdaeiknoptux")
 
 
+@lru_cache(maxsize=1024)
+def _letters(word: str) -> int:
+    """Return the set of a word's characters, one bit each; some share a bit."""
+    bits = 0
+    for letter in word:
+        bits |= 1 << ord(letter) % 64
+    return bits
+
+
+@lru_cache(maxsize=1024)
 def _bare(name: str) -> str:
     """Return a name in plain lower case, without the prefix of variables and the dashes of flags."""
     if not name.isascii():
@@ -101,15 +136,37 @@ def unknown_name(
     bare, close = _bare(name), nearest(name, candidates)
     shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}... ({len(name)} characters)"
     quoted = f"{shown!a}, whose letters only look right" if close and not name.isascii() else repr(shown)
-    renamed = next((word for word in candidates if _bare(word) == RETIRED.get(bare)), None)
+    if noun == "profile":
+        fix = f"write {close[0]}" if close else f"write {' or '.join(candidates)}"
+        return Finding(
+            f"unknown profile {quoted}",
+            where=where,
+            expected=" or ".join(close) or ", ".join(candidates),
+            fix=f"{fix}, or define [profiles.{shown}]",
+            file=file or "",
+            line=line or 0,
+            code="unknown-name",
+        )
+    meant = RETIRED.get(bare, "")
+    renamed = next((word for word in candidates if meant and _bare(word) in (meant, _FLAGS.get(meant))), None)
     if renamed is not None:  # `device` may be another program's name of accelerator, or a misspelt devices
         close = [renamed, *(c for c in close if c != renamed and distance(bare, _bare(c)) == 1)]
+    ours = bare in map(_bare, candidates)
+    owner = spec_elsewhere(bare) if noun == "setting" and renamed is None and not ours else None
+    if owner is not None:
+        close = [owner.variable if name.isupper() else owner.name]
+    elif renamed is None and not ours and bare in _NO_SETTING:
+        close = []
     listed = "--help" if noun == "flag" else "`ptycho-exec show`"
     all_of_them = ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
     if renamed is not None:
-        fix = f"write {renamed}, as this program calls it"
-    elif bare in SCIENCE:
-        fix = f"it says what to run, not how: use {SCIENCE[bare]}"
+        fix = f"write {renamed} (its name here)"
+    elif owner is not None:
+        program = getattr(owner.model, "program", "")
+        ways = f"set {owner.variable}, or write {owner.name} in {program}.toml"
+        fix = f"{ways} (it is a setting of {program})"
+    elif not ours and bare in _NO_SETTING:
+        fix = f"remove it ({_NO_SETTING[bare]})"
     else:
         fix = f"write {close[0]}, or remove it" if close else "remove it"
     return Finding(
@@ -121,4 +178,20 @@ def unknown_name(
         line=line or 0,
         code="unknown-name",
         given=shown,
+    )
+
+
+MOST_UNKNOWN = 100
+"""Beyond so many unknown names in one place they are counted, not listed: it is no settings file."""
+
+
+def more_unknown_names(count: int, where: str, file: str = "") -> Finding:
+    """Return the finding about the unknown names that are not listed one by one."""
+    return Finding(
+        f"{count} more names there are no settings",
+        where=where,
+        expected="a place that holds settings",
+        fix="remove them, or name another file",
+        file=file,
+        code="unknown-name",
     )

@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from ptycho_exec.fields.lightning_words import FIXED_PARAMETERS
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.loggers import backend_of
 
@@ -90,8 +91,8 @@ def _setting(
     )
 
 
-def _fixed(name: str, value: Any, why: str) -> Parameter:
-    return Parameter(name, why, lambda _: value)
+def _fixed(name: str, value: Any, why: str = "") -> Parameter:
+    return Parameter(name, why or FIXED_PARAMETERS[name], lambda _: value)
 
 
 # --- what must be seen --------------------------------------------------------------------------------------
@@ -252,11 +253,9 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         seen=lambda trainer: 1 if (n := attribute(trainer, "fast_dev_run")) is True else n,
     ),
     Parameter("max_epochs", "the length of training belongs to the science config", lambda i: i.max_epochs),
-    _fixed(
-        "min_epochs", None, "training stops at max_epochs, max_time or early stopping; nothing overrides them"
-    ),
+    _fixed("min_epochs", None),
     _fixed("max_steps", -1, "training is counted in epochs; -1 sets no limit on steps"),
-    _fixed("min_steps", None, "as min_epochs"),
+    _fixed("min_steps", None),
     _setting("max_time", "the settings' duration", seen=_of_callback("Timer", _duration)),
     _setting(
         "limit_train_batches",
@@ -266,8 +265,8 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         ),
     ),
     _fixed("limit_val_batches", None, "none is all: metrics compare only on the same validation data"),
-    _fixed("limit_test_batches", None, "as limit_val_batches"),
-    _fixed("limit_predict_batches", None, "none is all: part of the scan would leave holes in the object"),
+    _fixed("limit_test_batches", None),
+    _fixed("limit_predict_batches", None),
     _fixed("overfit_batches", 0.0, "it would replace the shuffled training loader"),
     _fixed("val_check_interval", None, "none is 1.0: validation runs once, at the end of an epoch"),
     _fixed("check_val_every_n_epoch", 1, "checkpoints and early stopping need the metric of every epoch"),
@@ -287,7 +286,7 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         wanted=_decided("enable_progress_bar"),
         seen=_of_callback("ProgressBar", lambda _: True, absent=False),
     ),
-    _fixed("enable_model_summary", False, "the run's own opening table has what a user needs"),
+    _fixed("enable_model_summary", False),
     _setting("accumulate_grad_batches", "the settings' number", field="accum_steps"),
     _setting("gradient_clip_val", "the settings' number"),
     _setting(
@@ -310,8 +309,8 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         "passed even when false, so that no earlier Trainer leaks in",
         seen=_of_process(lambda torch: torch.backends.cudnn.benchmark),
     ),
-    _fixed("inference_mode", True, "nothing needs gradients in validation and prediction"),
-    _fixed("use_distributed_sampler", True, "each process must see its own part of the data"),
+    _fixed("inference_mode", True),
+    _fixed("use_distributed_sampler", True),
     Parameter(
         "profiler",
         "the caller's, which measures where the seconds go; none measures nothing",
@@ -320,17 +319,17 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         seen=_profiler,
     ),
     _fixed("detect_anomaly", False, "it slows every step; the module checks its loss for NaN itself"),
-    _fixed("barebones", False, "it would switch checkpoints, logging and progress off"),
+    _fixed("barebones", False),
     Parameter("plugins", "atomic checkpoint writing", lambda inputs: list(inputs.plugins) or None),
-    _fixed("sync_batchnorm", False, "the network has no batch normalization across devices"),
-    _fixed("reload_dataloaders_every_n_epochs", 0, "the data do not change during training"),
+    _fixed("sync_batchnorm", False),
+    _fixed("reload_dataloaders_every_n_epochs", 0),
     Parameter(
         "default_root_dir",
         "the run directory, if any",
         lambda i: None if i.run_dir is None else str(i.run_dir),
     ),
-    _fixed("enable_autolog_hparams", False, "the manifest and the logger's own config record the settings"),
-    _fixed("model_registry", None, "nothing is uploaded to a model registry"),
+    _fixed("enable_autolog_hparams", False),
+    _fixed("model_registry", None),
 )
 
 CALLBACK_VALUES: tuple[Parameter, ...] = (

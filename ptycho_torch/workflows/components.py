@@ -47,9 +47,9 @@ from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
     TRAINING_DEFAULTS,
     execution_settings,
+    inference_science,
     science_of,
     split_overrides,
-    whole_scan,
 )
 from ptycho_torch.network.lightning_module import estimate_intensity_scale
 from ptycho_torch.reconstruction.r_factor import r_factor
@@ -309,9 +309,10 @@ def plan_inference(
             module, trained = model.load_model(model_or_bundle)
         elif isinstance(model_or_bundle, Mapping):
             module, trained = model_or_bundle["models"]["lightning_module"], model_or_bundle["science"]
-    science, settings = _configs(
-        whole_scan(trained) if config is None else config, execution_config, overrides, INFERENCE_DEFAULTS
-    )
+    if config is None and module is not None:
+        named = isinstance(model_or_bundle, (str, Path))
+        config = inference_science(trained, str(model_or_bundle) if named else "the trained model")
+    science, settings = _configs(config, execution_config, overrides, INFERENCE_DEFAULTS)
     if module is None and science.inference.start == "network":
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):

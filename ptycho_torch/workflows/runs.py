@@ -124,6 +124,10 @@ def _parts(
         **manifest_parts(payload.settings, plan=plan),
         "task": task,
         "science": payload.science.model_dump(mode="json"),
+        "science_origins": {
+            name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
+            for name, origin in payload.science.origins.items()
+        },
         "overrides_applied": dict(payload.overrides_applied),
         "data": {
             role: None

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from ptycho_exec.errors import CODES, DataError, DriftError, Finding, SettingsError, UserError, redact
@@ -36,6 +38,123 @@ from tests.exec.makers import make
 def test_redaction(text: str, shown: str) -> None:
     assert redact(text) == shown
     assert redact(redact(text)) == redact(text)
+
+
+FORMS = [
+    "https://user:{}@host/x",
+    "https://user:pa {}@host/x",
+    "https://user:{} ss@host/x",
+    "https://user:pa'{}@host",
+    "https://user:a@{}@host",
+    "https://user:a/{}@host:5000/x",
+    "https://{}@host",
+    "mlflow+https://{}:x-oauth@host",
+    "postgresql+psycopg2://me:{}@db/mlflow",
+    "//me:{}@host",
+    "me:{}@host:5000",
+    "see https://host:5000/a and https://me:{}@host",
+    "https://h/?code={}",
+    "https://h/cb?n=1&code={}&state=2",
+    "https://h/?access_token={}&n=1",
+    "https://h/?X-Amz-Signature={}",
+    "https://h/?X-Amz-Credential={}",
+    "https://h/?AWSAccessKeyId={}",
+    "https://h/#id_token={}",
+    "https://h/?jwt={}",
+    "https://h/?pass={}",
+    "https://h/token/{}1/x",
+    "https://h/webhooks/{}1",
+    "Bearer {}",
+    "bearer {}",
+    "Authorization: Bearer {}",
+    "authorization: basic {}",
+    "{{'Authorization': 'Bearer {}'}}",
+    "WANDB_API_KEY={}",
+    "export MLFLOW_TRACKING_PASSWORD={}",
+    "wandb_api_key: {}",
+    '"api_key": "{}"',
+    "password = '{}'",
+    "aws_secret_access_key = {}",
+    "client-secret: {}",
+    "--token {}",
+    "--wandb-api-key {}",
+    "--password={}",
+]
+SECRETS = st.text("abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789", min_size=8, max_size=40)
+
+
+@given(st.sampled_from(FORMS), SECRETS)
+@example("https://h/token/{}1/x", "aaaaaaaa")
+def test_a_secret_is_hidden_in_every_usual_form(form: str, secret: str) -> None:
+    secret = f"Q{secret}"  # so that it is no part of the form itself
+    shown = redact(form.format(secret))
+    assert secret not in shown
+    assert "***" in shown
+    assert redact(shown) == shown
+    assert secret not in Finding(form.format(secret), form.format(secret)).render()
+
+
+KEYS = [
+    "AKIAIOSFODNN7EXAMPLE",
+    "ghp_0123456789abcdefghijABCDEFGHIJ012345",
+    "github_pat_11ABCDEFG0123456789_abcdefghijkl",
+    "glpat-abcdefghij0123456789",
+    "xoxb-123456789012-abcdefABCDEF",
+    "sk-proj-abcdefghijklmnop0123",
+    "hf_abcdefghijklmnopqrstuvwxyz012345",
+    "dapi0123456789abcdef0123456789abcdef",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-DEF_123",
+    "0123456789abcdef0123456789abcdef01234567",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_known_by_its_form(key: str) -> None:
+    for text in ("{}", "run {} failed", "experiment_name = '{}' is not allowed", "({})"):
+        assert redact(text.format(key)) == text.format("***")
+
+
+def test_a_token_in_a_path_is_hidden() -> None:
+    assert redact("https://h/hooks/a1B2c3D4e5F6g7H8/x") == "https://h/hooks/***/x"
+    assert redact("https://h/api/Zx8kQ1mP0aRt5wYu3Bn/mlflow?n=1") == "https://h/api/***/mlflow?n=1"
+
+
+HARMLESS = [
+    "/data/scans/2026-11-25T10:30:00/run.npz",
+    "C:\\Users\\me\\mlruns",
+    "file:///C:/Users/me/mlruns",
+    "00:01:30:00",
+    "at 10:30@lab",
+    "localhost:5000",
+    "http://localhost:5000/api/2.0/mlflow",
+    "http://127.0.0.1:8080",
+    "http://host:5000 or write to me@example.org",
+    "me@example.org",
+    "mailto:me@example.org",
+    "https://example.org: ask me@example.org",
+    "git@github.com:user/repo.git",
+    "image python:3.11@sha256:abcdef",
+    "http://h/#/experiments/0/runs/0123456789abcdef0123456789abcdef",
+    "https://h/runs/550e8400-e29b-41d4-a716-446655440000",
+    "https://h/experiments/SiemensStar2024LongScan12/x",
+    "https://h/user/repo/commit/0123456789abcdef0123456789abcdef01234567",
+    "commit 0123456789abcdef0123456789abcdef01234567",
+    "sha256 " + "0123456789abcdef" * 4,
+    "exit code=3",
+    "unknown key 'bach_size'",
+    "precision=16-mixed: a CPU has no fp16 autocast",
+    "basic settings",
+    "ptycho_exec.toml:3",
+    "a_long_name_of_an_experiment_2026_11_25_with_many_parts",
+    "batch_size=8, devices=[0, 1]",
+    "the token is missing",
+    "val_loss",
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize("value", [None, 3, 0.5, True, (0, 1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from itertools import product
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN
-from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts
+from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts, detect_launcher
 from ptycho_exec.plan import RULES, ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 
@@ -470,3 +471,18 @@ def test_the_effective_settings_are_made_once_and_travel_to_other_processes() ->
 
 def test_rules_have_sentences() -> None:
     assert all(rule.__doc__ for rule in RULES)
+
+
+def test_a_notebook_in_an_allocation_gets_a_remedy_for_notebooks() -> None:
+    jobs = [
+        (False, {"SLURM_JOB_NAME": "sys/dashboard/sys/jupyter"}),
+        (False, {"SLURM_JOB_NAME": "my-Notebook"}),
+        (True, {"SLURM_JOB_NAME": "train"}),
+    ]
+    for (interactive, variables), tasks in product(jobs, (None, "4")):
+        launcher = slurm(tasks, ntasks="4", **variables)
+        problem = only_problem(plan_for(with_facts(LAPTOP, notebook=interactive, launcher=launcher)))
+        assert problem.code == "slurm-job"
+        name, _, value = problem.fix.removeprefix("set ").partition(" ")[0].partition("=")
+        environ = {"SLURM_NTASKS": "4", **variables, name: value}
+        assert detect_launcher(environ).kind == "none"

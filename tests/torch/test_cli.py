@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptycho_exec.cli.flags import Parser
+from ptycho_exec.cli.flags import Parser, flags_given
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.record import settings_from_manifest
-from ptycho_torch.cli import SCIENCE, main, science_given
+from ptycho_exec.sources.resolve import Request, resolve
+from ptycho_torch.cli import main
+from ptycho_torch.settings import ScienceSettings
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -252,14 +254,21 @@ def test_a_failed_training_says_so_in_its_manifest(
 
 # --- science flags --------------------------------------------------------------------------------------
 
-SCIENCE_SPECS = {name: spec for config in SCIENCE for name, spec in field_specs(config).items()}
+SCIENCE_SPECS = dict(field_specs(ScienceSettings))
 
 
 def science(*words: str) -> dict[str, object]:
     parser = Parser(prog="p")
     parser.add_argument("scan", nargs="?")
     parser.add_fields(parser.add_argument_group("science"), SCIENCE_SPECS.values())
-    return science_given(parser.parse(list(words)))
+    flags = flags_given(parser.parse(list(words)), ScienceSettings)
+    resolution = resolve(Request(ScienceSettings, flags=flags, environ={}, cwd=Path("/nowhere")))
+    try:
+        ScienceSettings.from_resolution(resolution)
+    except SettingsError as error:
+        if {finding.code for finding in error.findings} != {"conflict"}:
+            raise
+    return dict(resolution.values)
 
 
 def test_science_and_settings_share_no_flag() -> None:
@@ -272,8 +281,7 @@ def test_the_default_written_as_a_science_flag_is_the_default(name: str) -> None
     spec = SCIENCE_SPECS[name]
     values = science(f"{spec.flag}={format_value(spec.default)}")
     assert list(values) == [name]
-    config = spec.model(**values)
-    assert getattr(config, name) == spec.default
+    assert getattr(ScienceSettings.from_values(values), name) == spec.default
 
 
 def test_science_flags_arrive_in_their_own_type() -> None:

@@ -24,7 +24,7 @@ PARTS = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
         ({"data": {"x_bounds": (0.5, 0.5)}}, r"got \(0.5, 0.5\); two fractions"),
         ({"data": {"y_bounds": (0.0, 1.1)}}, r"got \(0.0, 1.1\); two fractions"),
         ({"data": {"gridsize": 3, "neighbor_count": 7}}, "needs 8 neighbors and neighbor_count is 7"),
-        ({"data": {"max_neighbor_distance_px": 5}}, 'has no effect with grouping = "nearest"'),
+        ({"data": {"max_neighbor_distance_px": 5}}, "has no effect with grouping = nearest"),
         (
             {"data": {"grouping": "distance", "min_neighbor_distance_px": 5, "max_neighbor_distance_px": 5}},
             "window is empty: from 5.0 to 5.0 pixels",

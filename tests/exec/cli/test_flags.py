@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +16,7 @@ import pytest
 from ptycho_exec.cli.flags import (
     ANNOTATE,
     Parser,
+    add_controls,
     add_settings_flags,
     annotate,
     annotations_form,
@@ -33,6 +39,7 @@ def parser() -> Parser:
     made.add_argument("--debug", action="store_true")
     made.add_argument(ANNOTATE[0], **ANNOTATE[1])
     add_settings_flags(made)
+    add_controls(made)
     return made
 
 
@@ -205,6 +212,70 @@ def test_exit_codes(error: BaseException, code: int) -> None:
         raise error
 
     assert run(parser(), [], act) == code
+
+
+WRONG = {"PTYCHO_EXEC_BATCH_SIZE": "x"}
+# Words, variables, and the exit code when the output cannot be written.
+OUTPUTS = [
+    (["show"], {}, 1),
+    (["show", "--json"], {}, 1),
+    (["schema"], {}, 1),
+    (["show", "--json"], WRONG, 2),
+    (["check", "--annotations"], WRONG, 2),
+    (["check"], WRONG, 2),
+    (["facts", "--help"], {}, 1),
+]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(("words", "variables", "code"), OUTPUTS)
+def test_a_full_disk_is_one_block(
+    clean_process: Place, words: list[str], variables: dict[str, str], code: int
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = _ptycho_exec(words, variables, full)
+    assert done.returncode == code
+    assert done.stderr.splitlines()[-2:] == [
+        "ptycho-exec: cannot write: No space left on device",
+        "  fix:      free some space, or write to another disk",
+    ]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "variables", "code"), OUTPUTS)
+def test_a_closed_pipe_is_silent(
+    clean_process: Place, words: list[str], variables: dict[str, str], code: int
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = _ptycho_exec(words, variables, writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def _ptycho_exec(
+    words: list[str], variables: dict[str, str], stdout: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ptycho_exec", *words]
+    environ = os.environ | {"PYTHONUNBUFFERED": ""} | variables
+    return subprocess.run(command, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+
+
+def test_a_disk_that_is_full_elsewhere_is_named(capsys: Any) -> None:
+    def write(_: argparse.Namespace) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/last.ckpt")
+
+    assert run(parser(), [], write) == 1
+    assert "where:    /run/last.ckpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "a worker died"), FileNotFoundError(2, "x")])
+def test_other_failures_of_the_system_are_not_hidden(error: OSError) -> None:
+    def act(_: argparse.Namespace) -> int:
+        raise error
+
+    with pytest.raises(OSError, match=str(error.strerror)):
+        run(parser(), [], act)
 
 
 def test_a_value_given_as_a_flag_is_typed_by_its_field(place: Place) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from array import array
+from collections import UserList, deque
+from datetime import timedelta
+from typing import Any
 
+import numpy
 import pytest
+import torch
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.model import CONFLICTS, malformed
 from ptycho_exec.fields.spec import field_specs
-
-if TYPE_CHECKING:
-    pass
+from ptycho_exec.settings import ExecutionSettings
 from tests.exec.makers import CLASHES, make
 
 DESIGN_DEFAULTS: dict[str, Any] = {
@@ -161,3 +164,72 @@ def test_every_contradiction_has_a_test() -> None:
 )
 def test_what_only_a_machine_can_refuse_is_well_formed(values: dict[str, Any]) -> None:
     assert make(**values).model_fields_set >= set(values)
+
+
+SEQUENCES = [
+    range(2),
+    UserList([0, 1]),
+    deque([0, 1]),
+    array("i", [0, 1]),
+    numpy.array([0, 1]),
+    numpy.array([0, 1], "uint8"),
+    numpy.array([0.0, 1.0]),
+    (numpy.int64(0), numpy.int32(1)),
+    torch.tensor([0, 1]),
+    torch.Size([0, 1]),
+]
+
+
+@pytest.mark.parametrize("value", SEQUENCES, ids=lambda value: type(value).__name__)
+def test_any_sequence_of_integers_is_a_list_of_devices(value: Any) -> None:
+    settings = ExecutionSettings.from_values({"devices": value})
+    assert settings.devices == (0, 1)
+    assert {type(index) for index in settings.devices} == {int}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"01",
+        "01",
+        {0, 1},
+        {0: 1},
+        range(0),
+        numpy.array([[0, 1]]),
+        numpy.array([0.5]),
+        iter([0, 1]),
+        [0, "1"],
+    ],
+    ids=repr,
+)
+def test_what_is_no_list_of_integers_is_none_of_devices(value: Any) -> None:
+    with pytest.raises(SettingsError):
+        ExecutionSettings.from_values({"devices": value})
+
+
+@pytest.mark.parametrize("true", [numpy.bool_(True), numpy.array(True), torch.tensor(True)])
+def test_booleans_and_numbers_of_other_libraries_are_taken(true: Any) -> None:
+    values = {"compile": true, "deterministic": true, "pin_memory": true, "enable_progress_bar": true}
+    settings = ExecutionSettings.from_values(
+        {**values, "learning_rate": numpy.float32(0.5), "seed": torch.tensor(3), "batch_size": numpy.uint8(4)}
+    )
+    assert all(getattr(settings, name) is True for name in values)
+    assert (settings.learning_rate, settings.seed, settings.batch_size) == (0.5, 3, 4)
+    for name in ("learning_rate", "seed", "batch_size"):
+        with pytest.raises(SettingsError):
+            ExecutionSettings.from_values({name: true})
+
+
+def test_a_time_span_is_a_duration() -> None:
+    for span, text in ((timedelta(hours=30), "01:06:00:00"), (timedelta(milliseconds=1), "00:00:00:01")):
+        assert ExecutionSettings.from_values({"max_time": span}).max_time == text
+    for span in (timedelta(0), timedelta(hours=-1), timedelta(days=100)):
+        with pytest.raises(SettingsError):
+            ExecutionSettings.from_values({"max_time": span})
+
+
+@pytest.mark.parametrize("name", ["tracking_uri", "experiment_name"])
+@pytest.mark.parametrize("mark", ["\n", "\t", "\x00", "\x7f"])
+def test_a_line_of_text_has_no_control_characters(name: str, mark: str) -> None:
+    with pytest.raises(SettingsError, match="without control characters"):
+        ExecutionSettings.from_values({name: f"C:{mark}ew"})

@@ -128,3 +128,19 @@ def test_a_settings_file_with_nearly_the_right_name_is_noted(place: Place, name:
 def test_a_user_file_with_nearly_the_right_name_is_noted(place: Place) -> None:
     place.write("../.config/ptycho_exec/settings.yaml", "seed: 1\n")
     assert len(place.resolve().notices) == 1
+
+
+def test_the_env_file_of_a_folder_above_is_noted_if_it_speaks_of_us(place: Place) -> None:
+    above = place.home / ".env"
+    above.write_text("OTHER=1\n")
+    assert place.resolve().findings == ()
+    above.write_text("OTHER=1\nexport PTYCHO_EXEC_SEED=7\n")
+    place.write(".env", "PTYCHO_EXEC_BATCH_SIZE=4\n")
+    resolution = place.resolve()
+    (note,) = resolution.findings
+    assert (note.level, note.code) == ("note", "not-read")
+    assert str(above) in note.what
+    assert (dict(resolution.values), place.settings().seed) == ({"batch_size": 4}, 42)
+    above.unlink()
+    above.mkdir()
+    assert place.resolve().findings == ()

@@ -23,8 +23,14 @@ DEEP = 3000
 FILES: dict[str, tuple[str, str | bytes, str]] = {
     "UTF-16": (TOML, "seed = 1\n".encode("utf-16"), "not UTF-8"),
     "Latin-1": (TOML, b"# caf\xe9\nseed = 1\n", "not UTF-8"),
-    "Latin-1 in .env": (".env", b"A=caf\xe9\n", ".env is not UTF-8"),
-    "zero byte": (TOML, "seed = 1\x00\n", "not valid TOML"),
+    "Latin-1 in .env": (".env", b"A=caf\xe9\nPTYCHO_EXEC_SEED=3\n", ".env is not UTF-8"),
+    "UTF-16 without a mark": (TOML, "seed = 1\n".encode("utf-16-be"), "is UTF-16, not UTF-8"),
+    "UTF-32": (TOML, "seed = 1\n".encode("utf-32"), "is UTF-32, not UTF-8"),
+    "UTF-32 without a mark": (TOML, "seed = 1\n".encode("utf-32-le"), "is UTF-32, not UTF-8"),
+    "UTF-16 in .env": (".env", "PTYCHO_EXEC_SEDE=1\n".encode("utf-16"), ".env is UTF-16"),
+    "UTF-16 in .env without a mark": (".env", "PTYCHO_EXEC_SEED=1\r\n".encode("utf-16-le"), ".env is UTF-16"),
+    "zero byte": (TOML, "\nseed = 1\x00\n", f"{TOML}:2"),
+    "zero byte in .env": (".env", "PTYCHO_EXEC_SEED=1\x00\n", ".env holds a zero byte"),
     "name twice": (TOML, "seed = 1\nseed = 2\n", f"{TOML}:2"),
     "name twice with a hyphen": (TOML, "batch_size = 2\nbatch-size = 1\n", "unknown setting 'batch-size'"),
     "not a number": (TOML, "learning_rate = nan\n", "learning_rate = nan is not allowed"),
@@ -58,7 +64,17 @@ NAMED: dict[str, tuple[str, str, str]] = {
     "YAML: a list": ("a.yaml", "- seed: 3\n", "holds no settings"),
     "YAML: code": ("a.yaml", "seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     "YAML: null for a number": ("a.yaml", "seed:\n", "seed = none is not allowed"),
-    "YAML: merged table": ("a.yaml", "x: &b {seed: 3}\n<<: *b\n", "is ignored in [<<]"),
+    "YAML: merged table": ("a.yaml", "x: &b {seed: 3}\n<<: *b\n", "a.yaml:2"),
+    "YAML: merged flow": (
+        "a.yaml",
+        "profiles: {a: &a {seed: 3}, b: {<<: [*a]}}\n",
+        "merge keys (<<) are not read",
+    ),
+    "YAML: alias of itself": (
+        "a.yaml",
+        "seed: 1\ndevices: &d [0, *d]\n",
+        "an alias stands inside what it repeats",
+    ),
     "YAML: 5000 digits": ("a.yaml", f"seed: {NINES}\n", "not valid YAML: Exceeds the limit"),
     "YAML: nested too deeply": ("a.yaml", f"a: {'[' * DEEP}{']' * DEEP}\n", "nested too deeply"),
     "JSON: name twice": ("a.json", '{"seed": 1,\n"seed": 2}', "a.json:2"),
@@ -86,9 +102,9 @@ VARIABLES: dict[str, tuple[str, str, str]] = {
     "overflow": ("PTYCHO_EXEC_LEARNING_RATE", "1e999", "learning_rate = 1e999 is not allowed"),
     "5000 digits": ("PTYCHO_EXEC_SEED", NINES, "(5000 characters)"),
     "5000 digits in a list": ("PTYCHO_EXEC_DEVICES", f"[{NINES}]", "(5002 characters)"),
-    "quotes": ("PTYCHO_EXEC_ACCELERATOR", '"cpu"', "write cpu, without quotes"),
-    "curly quotes": ("PTYCHO_EXEC_ACCELERATOR", "“cpu”", "write cpu, without quotes"),
-    "quoted number": ("PTYCHO_EXEC_SEED", "'8'", "write 8, without quotes"),
+    "quotes": ("PTYCHO_EXEC_ACCELERATOR", '"cpu"', "write cpu (without quotes)"),
+    "curly quotes": ("PTYCHO_EXEC_ACCELERATOR", "“cpu”", "write cpu (without quotes)"),
+    "quoted number": ("PTYCHO_EXEC_SEED", "'8'", "write 8 (without quotes)"),
     "path for a profile": ("PTYCHO_EXEC_PROFILE", "../../etc/passwd", "unknown profile"),
     "device for a file": ("PTYCHO_EXEC_SETTINGS_FILE", "/dev/zero", "not a regular file"),
 }
@@ -157,7 +173,34 @@ def test_aliases_that_multiply_are_no_trap(place: Place) -> None:
     for one, two in zip("abcdefgh", "bcdefghi", strict=True):
         rows.append(f"{two}: &{two} {{{', '.join(f'm{j}: *{one}' for j in range(9))}}}")
     place.write("a.yaml", "\n".join(rows))
-    assert refused(place, settings_file="a.yaml").count("unknown setting") == 9
+    (finding,) = place.resolve(settings_file="a.yaml").errors
+    assert (finding.code, "its aliases multiply" in finding.what) == ("broken-file", True)
+    assert 1 < finding.line <= 9
+
+
+def test_a_value_that_contains_itself_is_no_trap(place: Place) -> None:
+    endless: list[Any] = [0]
+    endless.append(endless)
+    wide: Any = 0
+    for _ in range(12):
+        wide = [wide] * 12
+    tangled: dict[str, Any] = {}
+    tangled["x"] = [tangled] * 9
+    for value in (endless, wide, tangled, [tangled, wide]):
+        for name in ("devices", "seed", "tracking_uri"):
+            assert f"{name} = " in refused(place, arguments={name: value})
+
+
+NOT_OURS = [b"# caf\xe9 of another program\nOTHER=1\n", "OTHER=1\n".encode("utf-16"), b"A=\x00\n"]
+
+
+@pytest.mark.parametrize("text", NOT_OURS)
+def test_an_env_file_of_others_that_is_no_text_is_a_note(place: Place, text: bytes) -> None:
+    (place.cwd / ".env").write_bytes(text)
+    assert place.settings().seed == 42
+    (note,) = place.resolve().findings
+    assert (note.level, note.code) == ("note", "not-read")
+    assert str(place.cwd / ".env") in note.what
 
 
 def _link_to_nothing(place: Place, name: str) -> None:

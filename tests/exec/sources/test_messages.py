@@ -100,7 +100,7 @@ def test_the_page_names_every_code() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "fix"),
     [
-        ("precision", "'32-true'", "write 32-true, without quotes"),
+        ("precision", "'32-true'", "write 32-true (without quotes)"),
         ("precision", "32-tru", "did you mean 32-true?"),
         ("seed", "many", "write another value, or remove it for the default, 42"),
     ],
@@ -153,8 +153,8 @@ def test_a_malformed_value_is_told_although_it_is_shadowed(place: Place) -> None
 @pytest.mark.parametrize(
     ("value", "fix"),
     [
-        ({"batch_size": "8"}, "write batch_size=8, without quotes"),
-        ({"compile": "yes"}, "write compile=true, without quotes"),
+        ({"batch_size": "8"}, "write batch_size=8 (without quotes)"),
+        ({"compile": "yes"}, "write compile=True (without quotes)"),
         ({"accelerator": "cdua"}, 'did you mean accelerator="cuda"?'),
         ({"deterministic": "WARN"}, 'did you mean deterministic="warn"?'),
         ({"batch_size": " "}, "write another value, or remove it for the default, 16"),

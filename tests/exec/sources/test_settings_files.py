@@ -89,7 +89,7 @@ def test_damage_shows_line_and_caret(
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.toml", b"\xff\xfe s", "is not UTF-8 text"),
+        ("a.toml", b"\xff\xfe s", "is UTF-16, not UTF-8 text"),
         ("a.toml", "seed = 1" + "0" * 5000, "Exceeds the limit"),
         ("a.json", '{"seed": 1' + "0" * 5000 + "}", "Exceeds the limit"),
         ("a.yaml", "seed: 1" + "0" * 5000, "Exceeds the limit"),
@@ -121,7 +121,7 @@ def test_a_file_that_may_not_be_read_is_a_finding(tmp_path: Path, monkeypatch: p
 
     path = tmp_path / "ptycho_exec.toml"
     path.write_text("seed = 1\n")
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     findings: list[Finding] = []
     assert read_document(path, Kind.PROJECT_FILE, findings) is None
     assert findings[0].what == "cannot read ptycho_exec.toml: Permission denied"
@@ -174,7 +174,7 @@ def test_yaml_has_the_words_of_yaml_1_2(tmp_path: Path, text: str, value: object
     assert (document.data["seed"], type(document.data["seed"])) == (value, type(value))
 
 
-@pytest.mark.parametrize("key", ["1", "null", "true", "~", "<<", "no", "1e3"])
+@pytest.mark.parametrize("key", ["1", "null", "true", "~", "<", "no", "1e3"])
 def test_yaml_names_are_text(tmp_path: Path, key: str, place: Place) -> None:
     path = place.write("a.yaml", f"\n{key}: 2\n")
     (finding,) = place.resolve(settings_file=path).findings
@@ -407,7 +407,7 @@ def test_lines_of_dotenv(tmp_path_factory: Any, data: st.DataObject, pairs: list
     path = tmp_path_factory.mktemp("dotenv") / ".env"
     path.write_text("\n".join(rows) + "\n", "utf-8")
     findings: list[Finding] = []
-    assert [tuple(row) for row in read_dotenv(path, findings, {})] == expected
+    assert [tuple(row) for row in read_dotenv(path, findings, {}, "PTYCHO_EXEC_")] == expected
     assert findings == []
 
 
@@ -440,6 +440,85 @@ def test_the_environment_wins_over_lines_above_in_what_a_line_refers_to(place: P
     assert place.settings().experiment_name == "run1x"
     place.environ["A"] = "2"
     assert place.settings().experiment_name == "run2x"
+
+
+QUOTED = [
+    ("'pa${ss}word'", "pa${ss}word"),
+    ("'$HOME/${A:-x}'", "$HOME/${A:-x}"),
+    (" '${A}' # a comment", "${A}"),
+    ('"${A}-b"', "1-b"),
+    ("${A}'s", "1's"),
+    ("${A}", "1"),
+]
+
+
+@pytest.mark.parametrize(("written", "value"), QUOTED)
+@pytest.mark.parametrize("name", ["PTYCHO_EXEC_EXPERIMENT_NAME", "export PTYCHO_EXEC_EXPERIMENT_NAME "])
+def test_single_quotes_in_dotenv_keep_the_text_as_a_shell_does(
+    place: Place, name: str, written: str, value: str
+) -> None:
+    place.write(".env", f"A=1\n{name}={written}\n")
+    assert place.settings().experiment_name == value
+
+
+def test_a_name_that_is_set_nowhere_is_a_finding_in_a_variable_of_ours(place: Place) -> None:
+    place.write(".env", "OTHER=${NOPE}\nPTYCHO_EXEC_EXPERIMENT_NAME=run-${NOPE}-${A}${NOPE}\n")
+    findings = place.resolve().errors
+    assert [(f.code, f.line, f.what.partition(" uses ")[2]) for f in findings] == [
+        ("unset-name", 2, "${NOPE}, which is set nowhere"),
+        ("unset-name", 2, "${A}, which is set nowhere"),
+    ]
+    place.environ |= {"NOPE": "", "A": "7"}  # an empty one was set by somebody
+    assert place.settings().experiment_name == "run--7"
+
+
+CAUSES = [
+    ("a.json", '{\n  // small\n  "seed": 1}', 2, "remove the comment"),
+    ("a.json", '{"seed": 1, /* small */ "x": 2}', 1, "remove the comment"),
+    ("a.json", '{"seed": 1\n}\n# small', 3, "remove the comment"),
+    ("a.json", '{"seed": 1 # small\n}', 1, "remove the comment"),
+    ("a.json", '{"seed": 1,\n}', 2, "remove the comma"),
+    ("a.json", '{"devices": [0, 1,\n]}', 2, "remove the comma"),
+    ("a.json", "{'seed': 1}", 1, "double quotes"),
+    ("a.json", "{seed: 1}", 1, "double quotes"),
+    ("a.json", '{"accelerator": cpu}', 1, "double quotes"),
+    ("a.json", '{"compile": True}', 1, "small letters"),
+    ("a.json", '{"max_time": None}', 1, "write null"),
+    ("a.json", '{"learning_rate": .5}', 1, "a zero before"),
+    ("a.json", '{"tracking_uri": "C:\\Users"}', 1, "backslash twice"),
+    ("a.json", '{"tracking_uri": "C:\\data"}', 1, "backslash twice"),
+    ("a.toml", 'tracking_uri = "C:\\Users\\me"\n', 1, "single quotes"),
+    ("a.toml", 'seed = 1\ntracking_uri = "C:\\data"\n', 2, "single quotes"),
+    ("a.toml", "max_time = 00:01:30:00\n", 1, "the time in quotes"),
+    ("a.toml", "compile = True\n", 1, "small letters"),
+    ("a.toml", "accelerator = cpu\n", 1, "the word in quotes"),
+    ("a.toml", "max_time = none\n", 1, "the word in quotes"),
+    ("a.toml", "learning_rate = .5\n", 1, "a zero before"),
+    ("a.toml", "// small\nseed = 1\n", 1, "with #"),
+    ("a.toml", "seed = 1 // small\n", 1, "with #"),
+    ("a.toml", "seed: 1\n", 1, "instead of the colon"),
+    ("a.yaml", 'tracking_uri: "C:\\Users\\me"\n', 1, "single quotes"),
+    ("a.yaml", 'tracking_uri: "C:\\data"\n', 1, "single quotes"),
+    ("a.yaml", "profiles:\n\ta:\n", 2, "instead of tabs"),
+    ("a.yaml", "experiment_name: run: 1\n", 1, "in quotes"),
+    ("a.yaml", "experiment_name: @home\n", 1, "in quotes"),
+    ("a.yaml", "profiles:\n  a: &a\n    seed: 1\n  b:\n    <<: *a\n", 5, "extends"),
+    ("a.yaml", "seed: 1\ndevices: &d [*d]\n", 2, "extends"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "line", "words"), CAUSES)
+def test_the_usual_cause_of_broken_syntax_is_named(
+    tmp_path: Path, name: str, text: str, line: int, words: str
+) -> None:
+    _, (finding,) = read(tmp_path / name, text)
+    assert (finding.code, finding.line) == ("broken-file", line)
+    assert words in finding.fix
+
+
+def test_aliases_that_do_not_multiply_are_read(place: Place) -> None:
+    path = place.write("a.yaml", "profiles:\n  a: &a {seed: 3}\n  b: *a\n  c: *a\n")
+    assert place.settings(settings_file=path, profile="c").seed == 3
 
 
 def test_large_files_cost_little(place: Place) -> None:

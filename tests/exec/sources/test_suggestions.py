@@ -7,16 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.fields.spec import field_specs
-from ptycho_exec.sources.suggestions import RETIRED, SCIENCE, distance, nearest, unknown_name
+from ptycho_exec.sources.suggestions import RETIRED, distance, nearest, unknown_name
 
 FIELDS = tuple(field_specs())
 WORDS = st.text("abc_", max_size=6)
 
 
-def test_retired_and_science_names_lead_to_what_there_is() -> None:
-    assert set(RETIRED.values()) <= set(FIELDS)
+def test_retired_names_lead_to_what_there_is() -> None:
+    assert set(RETIRED.values()) <= {*FIELDS, "settings_file"}
     assert not set(RETIRED) & set(FIELDS)
-    assert not set(SCIENCE) & (set(FIELDS) | set(RETIRED))
 
 
 @pytest.mark.parametrize(
@@ -26,16 +25,84 @@ def test_a_retired_name_is_told_its_new_one(name: str, expected: str) -> None:
     candidates = [spec.variable for spec in field_specs().values()] if name.isupper() else FIELDS
     finding = unknown_name(name, candidates, where="here")
     assert finding.expected == expected
-    assert finding.fix == f"write {expected}, as this program calls it"
+    assert finding.fix == f"write {expected} (its name here)"
 
 
 def test_a_retired_name_that_can_be_a_slip_as_well_is_told_both() -> None:
     assert unknown_name("device", FIELDS, where="here").expected == "accelerator or devices"
 
 
+CONTROL = ["settings", "config", "file", "config_file", "SETTINGS", "settings-path"]
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_other_names_of_the_settings_file_lead_to_it(name: str) -> None:
+    variable = "PTYCHO_EXEC_" + name.upper().replace("-", "_")
+    for written, known, meant in (
+        (variable, "PTYCHO_EXEC_SETTINGS_FILE", "PTYCHO_EXEC_SETTINGS_FILE"),
+        (name, "settings_file", "settings_file"),
+        (f"--{name.lower()}", "--settings", "--settings"),
+    ):
+        if written != meant:
+            assert (
+                unknown_name(written, ["seed", known], where="here").fix == f"write {meant} (its name here)"
+            )
+
+
+def test_a_parameter_of_the_trainer_that_is_no_setting_says_why() -> None:
+    import inspect
+
+    from lightning.pytorch import Trainer
+
+    for name in inspect.signature(Trainer).parameters:
+        if name not in FIELDS:
+            finding = unknown_name(name, FIELDS, where="here")
+            told = (
+                name in RETIRED
+                or "ptycho_torch" in finding.fix
+                or "Trainer" in finding.fix
+                or "no setting" in finding.fix
+            )
+            assert told or name in COMING, finding.fix
+    finding = unknown_name("--sync-batchnorm", ["--seed"], where="here", noun="flag")
+    assert finding.fix.startswith("remove it (the Trainer has it, fixed here: the network has no batch norm")
+    assert finding.expected == "--seed"
+
+
+# Parameters that are no settings yet.
+COMING = {
+    "limit_val_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "max_steps",
+    "profiler",
+    "overfit_batches",
+    "detect_anomaly",
+    "num_sanity_val_steps",
+}
+
+
+def test_an_unknown_profile_names_those_there_are() -> None:
+    finding = unknown_name("mine", ["ci", "repro"], where="here", noun="profile")
+    assert finding.fix == "write ci or repro, or define [profiles.mine]"
+    finding = unknown_name("lr", ["ci", "repro"], where="here", noun="profile")
+    assert finding.fix == "write ci or repro, or define [profiles.lr]"
+    assert unknown_name("repo", ["ci", "repro"], where="here", noun="profile").fix.startswith(
+        "write repro, or"
+    )
+
+
+@pytest.mark.parametrize(
+    "pair", [("abcdef", "abdcef", 1), ("seed", "sede", 1), ("", "ab", 2), ("aaa", "aa", 1), ("ca", "abc", 3)]
+)
+def test_distances(pair: tuple[str, str, int]) -> None:
+    assert distance(pair[0], pair[1]) == distance(pair[1], pair[0]) == pair[2]
+
+
 def test_a_science_name_is_told_where_it_belongs() -> None:
     finding = unknown_name("epochs", FIELDS, where="here")
-    assert finding.fix == "it says what to run, not how: use --epochs N"
+    ways = "set PTYCHO_TORCH_EPOCHS, or write epochs in ptycho_torch.toml"
+    assert finding.fix == f"{ways} (it is a setting of ptycho_torch)"
 
 
 def test_a_name_like_no_other_gets_no_guess() -> None:

@@ -14,6 +14,7 @@ from ptycho_exec import plan
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources import resolve
+from ptycho_exec.sources.discovery import Reader
 from ptycho_exec.sources.origins import Kind, Layer
 from ptycho_torch.cli import main
 from ptycho_torch.factory import create_training_payload
@@ -41,8 +42,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     fill = ExecutionSettings._fill
 
-    def source(_: Any) -> Layer:
-        counts["resolved"] += 1
+    def source(reader: Reader) -> Layer:
+        counts[f"{reader.request.model.__name__} resolved"] += 1
         return Layer()
 
     def rule(_: Any) -> None:
@@ -66,7 +67,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 def test_a_command_resolves_once_and_plans_once_and_the_value_reaches_the_loader(
     scan_file: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    once = {"resolved": 1, "planned": 1, "validated": 1}
+    once = {"ExecutionSettings resolved": 1, "ScienceSettings resolved": 1, "planned": 1, "validated": 1}
     batch_sizes: list[int | None] = []
 
     class Recorded(DataLoader[Any]):
