@@ -19,6 +19,7 @@ The engine keeps for each value its origin and what it shadowed; the merge of py
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -294,6 +295,7 @@ def _resolve(reader: Reader) -> Resolution:
         for name, origin in layer.entries.items():
             chains.setdefault(name, []).extend((origin, *origin.shadowed))
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
+    layers += [Layer(findings=list(_all_given(request, shadowed)))]
     asked = reader.profile
     return Resolution(
         request.model,
@@ -305,6 +307,21 @@ def _resolve(reader: Reader) -> Resolution:
         profile=asked.value if asked else None,
         profile_asked_by=asked.describe() if asked else "",
     )
+
+
+def _all_given(request: Request, shadowed: Sequence[tuple[str, Origin]]) -> Iterator[Finding]:
+    """Yield a finding, and warn, where a call passes every field, as parsers do that pass on all defaults."""
+    given = request.arguments
+    if not field_specs(request.model).keys() <= given.keys():
+        return
+    hidden = {origin.place for name, origin in shadowed if origin.value != given[name]}
+    if not hidden:
+        return
+    places = ", ".join(sorted(hidden))
+    what = f"every field was given in the call, so these have no effect: {places}"
+    fix = "pass on only what somebody set (docs/how-to-your-own-project.md)"
+    warnings.warn_explicit(f"{what}: {fix}", UserWarning, *(caller() if caller()[0] else ("<call>", 1)))
+    yield Finding(what, fix=fix, level="note", code="no-effect")
 
 
 def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]]) -> dict[str, Origin]:
