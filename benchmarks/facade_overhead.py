@@ -43,7 +43,7 @@ def by_facade(module: Any, loader: Any, plan: Plan, epochs: int, run_dir: Path |
         max_epochs=epochs,
         run_dir=run_dir,
         plan=plan,
-        extra_callbacks=(history,),
+        callbacks=(history,),
         profiler=times,
     )
     components.requested_and_effective(

@@ -116,8 +116,8 @@ def train(scan: ScanData, gridsize: int, epochs: int, callbacks: Sequence[Callba
     settings = ExecutionSettings.from_values(QUIET).with_factory_defaults(**TRAINING_DEFAULTS)
     science = ScienceConfig(data=DataConfig(gridsize=gridsize), training=TrainingConfig(epochs=epochs))
 
-    def with_marks(*args: Any, extra_callbacks: Sequence[Any] = (), **kwargs: Any) -> Any:
-        return facade.build_trainer(*args, extra_callbacks=(*extra_callbacks, *callbacks), **kwargs)
+    def with_marks(*args: Any, **kwargs: Any) -> Any:
+        return facade.build_trainer(*args, **{**kwargs, "callbacks": (*kwargs["callbacks"], *callbacks)})
 
     clock = components.Clock()
     with patch.object(components, "build_trainer", with_marks):

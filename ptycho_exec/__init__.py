@@ -13,7 +13,7 @@ from ptycho_exec.version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
     from ptycho_exec.cli.reference import json_schema
-    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, UserError
+    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, SettingsWarning, UserError
     from ptycho_exec.fields.model import Effect
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
@@ -26,10 +26,12 @@ if _typing.TYPE_CHECKING:
         build_trainer,
         inference_loader_kwargs,
         process_flags,
+        requested_and_effective,
         seed_run,
         train_loader_kwargs,
         trainer_kwargs,
     )
+    from ptycho_exec.trainer.run import TrainerRun, trainer_run
 
 _HOME = {
     "DataError": "errors",
@@ -44,6 +46,8 @@ _HOME = {
     "Origin": "sources.origins",
     "Plan": "plan",
     "SettingsError": "errors",
+    "SettingsWarning": "errors",
+    "TrainerRun": "trainer.run",
     "UserError": "errors",
     "build_trainer": "trainer.build",
     "fingerprint": "record",
@@ -51,11 +55,13 @@ _HOME = {
     "json_schema": "cli.reference",
     "override_settings": "settings",
     "process_flags": "trainer.build",
+    "requested_and_effective": "trainer.build",
     "resolve_plan": "plan",
     "seed_run": "trainer.build",
     "settings_from_manifest": "record",
     "train_loader_kwargs": "trainer.build",
     "trainer_kwargs": "trainer.build",
+    "trainer_run": "trainer.run",
 }
 
 __all__ = [
@@ -72,6 +78,8 @@ __all__ = [
     "Plan",
     "PyTorchExecutionConfig",
     "SettingsError",
+    "SettingsWarning",
+    "TrainerRun",
     "UserError",
     "build_trainer",
     "fingerprint",
@@ -79,11 +87,13 @@ __all__ = [
     "json_schema",
     "override_settings",
     "process_flags",
+    "requested_and_effective",
     "resolve_plan",
     "seed_run",
     "settings_from_manifest",
     "train_loader_kwargs",
     "trainer_kwargs",
+    "trainer_run",
 ]
 
 

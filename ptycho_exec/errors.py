@@ -116,8 +116,9 @@ CODES: Mapping[str, str] = {
     # files
     "unreadable-file": "a file that is not there or cannot be read",
     "broken-file": "a file that cannot be parsed, or holds no settings",
+    "unset-name": "a ${NAME} in a .env file that nothing sets",
     "not-an-assignment": "a line of a .env file that assigns nothing",
-    "unset-name": "${NAME} in a .env file, of a name that is set nowhere",
+    "cannot-write": "a full disk",
     "bad-facts": "facts of a machine that are none",
     # worth knowing
     "not-read": "a file that looks like one of ours and is not read",
@@ -128,7 +129,13 @@ CODES: Mapping[str, str] = {
     "trial-step": "a step of check --probe",
     # what a plan says about a machine
     "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
+    "agc-without-hook": "adaptive clipping for a module that has no hook for it",
     "batch-larger-than-data": "a batch larger than the data",
+    "idle": "a setting that nothing reads in this run",
+    "decided-twice": "an argument of the Trainer that a setting decides as well",
+    "own-argument": "an argument of `build_trainer` that was passed as one of the Trainer",
+    "nothing-monitored": "a metric that is monitored and that nothing logs",
+    "seeded-late": "a seed that is set after the module was made",
     "cpu-indices": "indices of devices where there is only a CPU",
     "largest-loss-ranks-first": "a loss that is ranked by its largest value",
     "logger-not-installed": "a logger whose package is missing",
@@ -312,6 +319,10 @@ class DataError(UserError, ValueError):
     """Input data that is missing, damaged, ambiguous or physically impossible."""
 
     code = "bad-data"
+
+
+class SettingsWarning(UserWarning):
+    """A setting that does less, or something else, than its value says; nothing is stopped."""
 
 
 class DriftError(UserError, RuntimeError):

@@ -8,18 +8,25 @@ options that change results or the world size become a problem with a remedy, or
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
-from ptycho_exec.errors import Finding, Level, SettingsError, redact
+from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
 from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
+
+logger = logging.getLogger(__name__)
 
 MAX_AUTO_WORKERS = 8
 
@@ -33,12 +40,20 @@ class ModuleTraits:
         logged_metrics: names that the module logs, in training and in validation.
         has_validation: there is validation data.
         train_samples: number of training samples.
+        clips_gradients: the module has Lightning's hook `configure_gradient_clipping`, as agc needs it.
     """
 
     automatic_optimization: bool = True
     logged_metrics: tuple[str, ...] | None = None
     has_validation: bool = True
     train_samples: int | None = None
+    clips_gradients: bool | None = None
+
+
+def asked(settings: ExecutionSettings, name: str) -> bool:
+    """Return whether somebody set this field: neither its own default stands there nor a workflow's."""
+    origin = settings.origins.get(name)
+    return origin is not None and origin.kind not in (Kind.FACTORY, Kind.DEFAULT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,10 @@ class Plan:
         if blocking:
             raise SettingsError.from_findings(blocking)
 
+    def announce(self) -> None:
+        """Give every notice to the user: a `SettingsWarning` where our code was called, and a log record."""
+        announce(self.notices)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
         parts = ("requested", "value", "reason", "changed")
@@ -111,6 +130,33 @@ class Plan:
             for row in self.problems
         ]
         return {"effective": rows, "notices": notices, "problems": problems}
+
+
+def announce(notices: Iterable[Finding]) -> None:
+    """Warn of each notice where our code was called, and log it; in a run of several processes once."""
+    if not is_rank_zero():
+        return
+    for notice in notices:
+        logger.info("%s", notice.render())
+        warnings.warn(notice.render(), SettingsWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """Return the `stacklevel` of the first frame outside of this package, for a warning in `announce`."""
+    frame, level = sys._getframe(1), 1
+    ours = (f"{__name__.partition('.')[0]}.", "contextlib")
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(ours):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+MONITORING = ("checkpoint_monitor_metric", "checkpoint_mode", "checkpoint_save_top_k", "early_stop_patience")
+"""Who sets one of these wants the monitored metric; their defaults are for modules that log it."""
+
+
+def monitor_asked(plan: Plan) -> bool:
+    """Return whether somebody set what needs the monitored metric, so that a module must log it."""
+    return any(asked(plan.requested, name) for name in MONITORING)
 
 
 # --- decisions ----------------------------------------------------------------------------------------------
@@ -205,6 +251,13 @@ def resolve_plan(
         rule(draft)
     findings = (tuple(draft.notices), tuple(draft.problems), tuple(draft.refused_by_trainer))
     return Plan(settings, draft.effective, *findings, facts)
+
+
+def problems_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
+    """Return what a module with these traits cannot do and the plan, made without them, did not know."""
+    draft = Draft(plan.requested, plan.facts, traits, dict(plan.effective))
+    check_optimization(draft)
+    return [problem for problem in draft.problems if problem not in plan.problems]
 
 
 # --- where it computes --------------------------------------------------------------------------------------
@@ -458,6 +511,15 @@ def check_optimization(draft: Draft) -> None:
                 f"set {name}={format_value(off)}, or use automatic optimization",
                 off,
             )
+    clips = draft["gradient_clip_val"] is not None and draft["gradient_clip_algorithm"] == "agc"
+    if clips and draft.traits.clips_gradients is False:
+        draft.unsupported(
+            "agc-without-hook",
+            "gradient_clip_algorithm",
+            "the module does not clip by itself, and Lightning would clip by the norm instead",
+            "a module with the hook configure_gradient_clipping, or norm or value",
+            "write the hook, or set gradient_clip_algorithm=norm with a gradient_clip_val that suits it",
+        )
 
 
 def check_amounts(draft: Draft) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ptycho_exec.errors import SettingsError, UserError, redact
+from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.files import write_atomically
@@ -89,6 +91,21 @@ def new_run_dir(path: str | Path) -> Path:
     return folder
 
 
+@contextmanager
+def reserved_dir(path: str | Path) -> Iterator[Path]:
+    """Create the run directory first, so that a bad place is reported at once; undo it if the body fails."""
+    target = Path(path).expanduser().absolute()
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
+    folder = new_run_dir(target)
+    try:
+        yield folder
+    except BaseException:
+        for empty in created:
+            with suppress(OSError):
+                empty.rmdir()
+        raise
+
+
 # --- manifest -----------------------------------------------------------------------------------------------
 
 
@@ -131,6 +148,36 @@ def write_manifest(path: str | Path, /, **parts: Any) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     merged = {**before, "created": before.get("created", now), "updated": now, **_clean(parts)}
     write_atomically(target, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def recorded(
+    folder: Path, parts: Mapping[str, Any], notices: Iterable[Finding] | None = None
+) -> Iterator[list[str]]:
+    """Keep the manifest true: running from here on, and how the run ended if it does not complete.
+
+    Warnings that arise meanwhile are kept in the manifest's `warnings`, after the `notices` (by default the
+    plan's), and still shown. Yields that list.
+    """
+    known = [row["text"] for row in parts["plan"]["notices"]]
+    lines = known if notices is None else [notice.what for notice in notices]
+    write_manifest(folder, status="running", warnings=lines, process=os.getpid(), **parts)
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        lines.append(f"{category.__name__}: {message}")
+        show(message, category, *where, **more)
+
+    warnings.showwarning = keep
+    try:
+        yield lines
+    except BaseException as error:
+        status = "failed" if isinstance(error, Exception) else "interrupted"
+        write_manifest(folder, status=status, error=f"{type(error).__name__}: {error}", warnings=lines)
+        raise
+    finally:
+        warnings.showwarning = show
+    write_manifest(folder, warnings=lines)
 
 
 def _manifest_path(path: str | Path) -> Path:

@@ -35,8 +35,9 @@ CARRIERS = (
     "ptycho_exec.trainer.build:inference_loader_kwargs",
     "ptycho_exec.trainer.build:build_trainer",
     "ptycho_torch.factory:execution_settings",
+    "ptycho_torch.workflows.components:_configs",
 )
-"""Functions that take settings to a consumer, or (the last) hand them to the workflows."""
+"""Functions that take settings to a consumer, or (the last two) hand them to the workflows."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,8 +62,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.cut is None:
         return
     from ptycho_exec import ExecutionSettings
+    from ptycho_torch.settings import ScienceSettings
 
-    wanted = set(config.option.cut.split(",")) if config.option.cut else set(ExecutionSettings.model_fields)
+    every = {*ExecutionSettings.model_fields, *ScienceSettings.model_fields}
+    wanted = set(config.option.cut.split(",")) if config.option.cut else every
     seen = {field for item in items for field in fields_of(item)}
     if wanted - seen:
         raise pytest.UsageError(f"no test is marked to see what these do: {', '.join(sorted(wanted - seen))}")
@@ -151,12 +154,20 @@ def without(field: str, carrier: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def severed(value: Any, field: str) -> Any:
-    """Return settings with the default in one field, and anything else as it is."""
+    """Return settings or configs with the default in one field, and anything else as it is."""
     from ptycho_exec import ExecutionSettings
+    from ptycho_torch.config import ScienceConfig
 
-    if not isinstance(value, ExecutionSettings):
+    if type(value) is tuple:
+        return tuple(severed(part, field) for part in value)
+    if isinstance(value, ScienceConfig):
+        parts = {name: part for name, part in value if field in type(part).model_fields}
+        defaults = {
+            name: part.model_copy(update={field: type(part).model_fields[field].default})
+            for name, part in parts.items()
+        }
+        return value.model_copy(update=defaults)
+    if not isinstance(value, ExecutionSettings) or field not in type(value).model_fields:
         return value
     default = ExecutionSettings.model_fields[field].default
-    severed_settings = ExecutionSettings.model_construct(**{**value.__dict__, field: default})
-    severed_settings._origins = dict(value.origins)
-    return severed_settings
+    return value.with_effective({field: default})

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import ptycho_exec
 from ptycho_exec.record import read_manifest
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-to-your-own-project.md").read_text("utf-8")
@@ -21,10 +20,7 @@ SHELL = "".join(text for kind, text in BLOCKS if kind == "sh")
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL.splitlines()]
 
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(ptycho_exec, "trainer_run"), reason="this version has no trainer_run yet"),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

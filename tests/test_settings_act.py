@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ptycho_exec import ExecutionSettings
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError, SettingsError, SettingsWarning
 from ptycho_exec.machine.facts import Gpu, Launcher, MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.trainer.build import (
@@ -104,7 +104,7 @@ def fit_tiny(
     plan = resolve_plan(wanted, facts)
     with process_flags(plan.settings):
         seed_run(plan.settings)
-        trainer = build_trainer(wanted, max_epochs=4, plan=plan, extra_callbacks=callbacks)
+        trainer = build_trainer(wanted, max_epochs=4, plan=plan, announce=False, callbacks=callbacks)
         trainer.fit(
             Tiny(seconds), DataLoader(TensorDataset(torch.ones(16, 1)), **train_loader_kwargs(wanted, plan))
         )
@@ -202,7 +202,7 @@ def test_benchmark_reaches_cudnn() -> None:
     wanted = settings(benchmark=True, deterministic=False, pin_memory=False)
     plan = resolve_plan(wanted, GPU)
     with process_flags(plan.settings):
-        trainer = build_trainer(wanted, max_epochs=1, plan=on_the_cpu(plan), extra_callbacks=(Look(),))
+        trainer = build_trainer(wanted, max_epochs=1, plan=on_the_cpu(plan), callbacks=(Look(),))
         trainer.fit(Tiny(), DataLoader(TensorDataset(torch.ones(4, 1)), batch_size=8))
     assert found == [True]
 
@@ -352,6 +352,7 @@ def test_the_rate_of_every_step_follows_the_formula(scan: ScanData, watch: Watch
 @pytest.mark.parametrize(("name", "formula"), [("ReduceLROnPlateau", plateau), ("Adaptive", bold_driver)])
 @pytest.mark.parametrize("monitor", ["train_loss", "val_loss"])
 @pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.filterwarnings("ignore:checkpoint_mode=max keeps")
 def test_the_rate_follows_the_monitored_metric(
     scan: ScanData, watch: Watch, name: str, formula: Any, monitor: str, mode: str
 ) -> None:
@@ -558,7 +559,7 @@ def test_mlflow_is_told_experiment_and_address(
     wanted = settings(logger_backend="mlflow", **asked)
     plan = resolve_plan(wanted, CPU.model_copy(update={"packages": {"mlflow": "3"}}))
     with process_flags(wanted), pytest.raises(Told) as caught:
-        build_trainer(wanted, max_epochs=1, plan=plan, run_dir=tmp_path)
+        build_trainer(wanted, max_epochs=1, plan=plan, announce=False, run_dir=tmp_path)
     assert told.items() <= caught.value.args[0].items()
 
 
@@ -614,7 +615,8 @@ def test_pad_eval_keeps_patches_that_overhang_the_canvas(scan: ScanData, trained
 @pytest.mark.acts("on_unsupported", "whether a run stops or trains with the nearest value")
 def test_on_unsupported_trains_with_the_nearest_value_or_stops(scan: ScanData) -> None:
     asked = {"precision": "16-mixed", "accelerator": "cpu"}
-    made = _train_with_lightning(scan, None, science(), settings(**asked, on_unsupported="adapt"))
+    with pytest.warns(SettingsWarning, match="16-mixed became bf16-mixed"):
+        made = _train_with_lightning(scan, None, science(), settings(**asked, on_unsupported="adapt"))
     assert made["models"]["trainer"].precision == "bf16-mixed"
     with pytest.raises(SettingsError, match="silently use bf16-mixed"):
         _train_with_lightning(scan, None, science(), settings(**asked, on_unsupported="error"))

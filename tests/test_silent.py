@@ -56,7 +56,7 @@ def test_two_processes_on_a_cpu_are_announced() -> None:
     assert (plan.settings.strategy, plan.effective["strategy"].reason) == ("ddp", "auto: 2 processes")
     assert "devices=2 starts 2 processes on 1 usable CPUs" in {notice.what for notice in plan.notices}
     with process_flags(wanted):
-        trainer = build_trainer(wanted, max_epochs=1, plan=plan)
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan, announce=False)
     report = requested_and_effective(trainer, wanted, plan, writes=False)
     found = {row.name: row.effective for row in report.rows}
     assert (found["world_size"], found["strategy"]) == (2, "ddp")
@@ -96,7 +96,7 @@ TRAPS: dict[str, tuple[dict[str, str], int, str]] = {
         "cannot read SLURM_NTASKS_PER_NODE",
     ),
     "no job step": (
-        {**JOB, "SLURM_JOB_NAME": "jupyter", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
+        {**JOB, "SLURM_JOB_NAME": "scan", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
         2,
         "SLURM_NODEID not set",
     ),

@@ -81,12 +81,17 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
     names = changed(settings.origins) if args.changed else list(field_specs(model))
     notes = list(resolution.notices)
     if (args.trainer or args.loader) and isinstance(settings, ExecutionSettings):
-        from ptycho_exec.trainer.build import inference_loader_kwargs, train_loader_kwargs, trainer_kwargs
+        from ptycho_exec.machine.facts import MachineFacts
+        from ptycho_exec.plan import resolve_plan
+        from ptycho_exec.trainer.build import described_kwargs, inference_loader_kwargs, train_loader_kwargs
 
-        kwargs = {"trainer": trainer_kwargs(settings)} if args.trainer else {}
+        plan = resolve_plan(settings, MachineFacts.probe())
+        kwargs = {"trainer": described_kwargs(plan)} if args.trainer else {}
         if args.loader:
-            kwargs["train_loader"] = train_loader_kwargs(settings)
-            kwargs["inference_loader"] = inference_loader_kwargs(settings)
+            kwargs["train_loader"] = train_loader_kwargs(settings, plan)
+            kwargs["inference_loader"] = inference_loader_kwargs(settings, plan)
+        for finding in (*plan.problems, *plan.notices):
+            print(f"{'not here' if finding.level == 'error' else 'note'}: {finding.what}", file=sys.stderr)
         print(json.dumps(kwargs, indent=2, default=str))
     elif args.format:
         from ptycho_exec.cli.freeze import freeze

@@ -282,8 +282,8 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
             raise
         if not unread:
             fix = "free some space, or write to another disk"
-            what, where = f"cannot write: {error.strerror}", str(error.filename or "")
-            problem = Finding(what, where, fix=fix, code="failed")
+            where = str(error.filename or "")
+            problem = Finding(f"cannot write: {error.strerror}", where, fix=fix, code="cannot-write")
             with suppress(OSError):
                 print(f"{parser.prog}: {problem.render()}", file=sys.stderr)
         _drop_output()
@@ -320,7 +320,7 @@ def _unread(stream: TextIO | None) -> bool:
 
 
 def _drop_output() -> None:
-    """Forget what standard output and error still hold ; Python would try to write it at its end."""
+    """Forget what standard output and error still hold; Python would try to write it at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -6,6 +6,7 @@ Tests compare the committed files with a fresh generation; `ptycho-exec docs` wr
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ptycho_exec.fields.spec import (
     renamed_fields,
 )
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.classes import settings_classes
 from ptycho_exec.sources.discovery import places_of
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
@@ -266,12 +268,14 @@ def toml_value(value: Any) -> str:
 
 
 def generated_files() -> dict[str, str]:
-    """Return every generated file of the repository: path -> text."""
+    """Return every generated file of the repository, path -> text, for all registered settings classes."""
+    models = settings_classes()
+    names = {model: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", model.__name__).lower() for model in models}
     return {
-        SCHEMA_PATH: schema_text(),
-        "docs/settings.md": reference_page(),
+        **{f"specs/{name}.schema.json": schema_text(model) for model, name in names.items()},
+        **{f"docs/{name.removeprefix('execution_')}.md": reference_page(m) for m, name in names.items()},
         "docs/findings.md": findings_page(),
-        ".env.example": env_example(),
+        ".env.example": "\n\n".join(env_example(model) for model in models),
     }
 
 

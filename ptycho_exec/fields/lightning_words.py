@@ -169,6 +169,7 @@ FIXED_PARAMETERS: dict[str, str] = {
 BROUGHT_PARAMETERS: dict[str, str] = {
     "callbacks": "the caller's own are passed to `build_trainer`",
     "plugins": "atomic checkpoint writing is passed by `build_trainer`",
+    "max_epochs": "the call of `build_trainer` brings it, for how long to train is no matter of the machine",
     "default_root_dir": "it is the run directory, which is passed to `build_trainer`",
 }
 """Parameters of `lightning.Trainer` that are no settings because the call brings them."""

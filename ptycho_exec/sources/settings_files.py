@@ -162,10 +162,8 @@ def _read_text(
         return io.StringIO(data.decode("utf-8-sig"), newline=None).read()
     if concerns_us(data.replace(b"\0", b"").decode("latin-1")):
         place = f"{path}:{line}" if line else str(path)
-        found, fix = f"{path.name} {what}", "save it as UTF-8"
-        findings.append(
-            Finding(found, place, "UTF-8 text", fix, file=str(path), line=line, code="unreadable-file")
-        )
+        words = (f"{path.name} {what}", place, "UTF-8 text", "save it as UTF-8")
+        findings.append(Finding(*words, file=str(path), line=line, code="unreadable-file"))
     else:
         findings.append(Finding(f"{path} is not read: it {what}", level="note", code="not-read"))
     return None

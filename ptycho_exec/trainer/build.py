@@ -6,18 +6,23 @@ The kwargs are pure functions to dicts in Lightning's own words, from the table 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import MachineFacts
-from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.plan import ModuleTraits, Plan, asked, resolve_plan
+from ptycho_exec.plan import announce as announce_all
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins, callback_names, plugin_names
+from ptycho_exec.trainer.caller import CallersOwn, require_no_rivals
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
-from ptycho_exec.trainer.parameters import TRAINER_PARAMETERS, TrainerInputs
+from ptycho_exec.trainer.loggers import BACKENDS, build_logger
+from ptycho_exec.trainer.module import traits_of
+from ptycho_exec.trainer.parameters import PROCESS_FLAGS, TRAINER_PARAMETERS, UNKNOWN, TrainerInputs
 from ptycho_exec.trainer.process import leave_group_at_exit, process_flags, seed_run
 
 if TYPE_CHECKING:
@@ -57,6 +62,16 @@ def trainer_kwargs(
     effective = plan.settings if plan else settings
     inputs = TrainerInputs(effective, max_epochs, run_dir, tuple(callbacks), logger, tuple(plugins), profiler)
     return {parameter.name: parameter.value(inputs) for parameter in TRAINER_PARAMETERS}
+
+
+def described_kwargs(plan: Plan) -> dict[str, Any]:
+    """Return what `build_trainer` passes for this plan in a run with a directory; classes for objects."""
+    backend = next((row for row in BACKENDS if row.word == plan.settings.logger_backend), None)
+    kwargs = trainer_kwargs(plan.requested, plan=plan)
+    kwargs["callbacks"] = callback_names(plan)
+    kwargs["plugins"] = plugin_names(plan)
+    kwargs["logger"] = backend.kind if backend else False
+    return kwargs | {"default_root_dir": "(the run directory)"}
 
 
 def train_loader_kwargs(settings: ExecutionSettings, plan: Plan | None = None) -> dict[str, Any]:
@@ -103,58 +118,137 @@ def build_trainer(
     run_dir: str | Path | None = None,
     plan: Plan | None = None,
     traits: ModuleTraits | None = None,
-    extra_callbacks: Sequence[Any] = (),
+    module: Any = None,
+    callbacks: Sequence[Any] = (),
+    logger: Any = None,
     profiler: Profiler | None = None,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+    announce: bool = True,
 ) -> Trainer:
-    """Build the Trainer with its callbacks, logger and checkpoint writer, and the caller's profiler.
+    """Build the Trainer with its callbacks, logger and checkpoint writer, and what the caller brings.
 
-    `lightning.pytorch.Trainer` is looked up when called. Without a `run_dir` nothing is written.
+    `lightning.pytorch.Trainer` is looked up when called. Without a `run_dir` nothing is written. What is
+    process-wide (seeds, threads, precision of matrix products) is set by `process_flags` and `seed_run`, or
+    by `trainer_run`, which does all of it; a Trainer that is built without them says what is missing.
+
+    Args:
+        module: the LightningModule or its class, to see what it can do; `traits` say it in its place.
+        callbacks: the caller's own; one that shows progress, stops early or accumulates stands in for ours.
+        logger: the caller's own, or several, in place of the one of `logger_backend`; False for none.
+        profiler: the caller's own.
+        trainer_kwargs: values of parameters of `lightning.Trainer` that no setting decides; also objects for
+            `strategy`, `accelerator` and `plugins`.
+        announce: give the plan's notices to the user as warnings; False where the caller shows them.
 
     Raises:
-        SettingsError: the plan has a problem that no Trainer would notice, or the Trainer refuses a value;
-            the message names the place that the value came from.
+        SettingsError: the plan has a problem that no Trainer would notice, the caller brings what a setting
+            decides, or the Trainer refuses a value; the message names the place that the value came from.
     """
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
-    from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins
-    from ptycho_exec.trainer.loggers import build_logger
-
-    plan = plan or resolve_plan(settings, MachineFacts.probe(), traits or ModuleTraits())
+    own = CallersOwn(tuple(callbacks), logger, profiler, dict(trainer_kwargs or {}))
+    require_no_rivals(settings, own)
+    plan = plan or resolve_plan(settings, MachineFacts.probe(), traits or traits_of(module))
     plan.raise_if_blocked(include_trainer_refusals=False)
-    logger = build_logger(plan, run_dir) if run_dir is not None else None
-    callbacks = build_callbacks(plan, run_dir=run_dir, has_logger=logger is not None, profiler=profiler)
-    kwargs = trainer_kwargs(
-        settings,
-        max_epochs=max_epochs,
-        run_dir=run_dir,
-        callbacks=(*callbacks, *extra_callbacks),
-        logger=logger,
-        plugins=build_plugins(plan) if run_dir is not None else (),
-        profiler=profiler,
-        plan=plan,
-    )
-    if run_dir is None:
-        kwargs["enable_checkpointing"] = False
-    # What the installed Lightning itself knows, whatever stands in for its Trainer.
-    known = inspect.signature(RealTrainer.__init__).parameters
+    built = build_logger(plan, run_dir) if run_dir is not None and logger is None else logger
+    ours = build_callbacks(plan, run_dir=run_dir, has_logger=bool(built), own=own)
+    kwargs = _kwargs(plan, own, ours, built, run_dir, max_epochs)
     refusals = (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, KeyError)
     try:
-        trainer = pl.Trainer(**{name: value for name, value in kwargs.items() if name in known})
+        trainer = pl.Trainer(**kwargs)
     except refusals as error:
-        raise refusal(error, settings, plan) from error
+        raise refusal(error, settings, plan, own) from error
     size = getattr(trainer, "world_size", 1)  # a stand-in for the Trainer may hold anything there
     if isinstance(size, int) and size > 1:
         leave_group_at_exit()
+    if announce:
+        plan.announce()
+        announce_all(idle_settings(trainer, plan, own, writes=run_dir is not None))
     return trainer
+
+
+def _kwargs(
+    plan: Plan,
+    own: CallersOwn,
+    callbacks: Sequence[Any],
+    logger: Any,
+    run_dir: str | Path | None,
+    max_epochs: int | None,
+) -> dict[str, Any]:
+    """Return the settings' kwargs with the caller's in their place, as far as this Lightning knows them."""
+    from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
+
+    plugins = [
+        *(plugin for plugin in build_plugins(plan) if not own.brings_plugin("CheckpointIO") and run_dir),
+        *own.plugins,
+    ]
+    kwargs = trainer_kwargs(
+        plan.requested,
+        max_epochs=max_epochs,
+        run_dir=run_dir,
+        callbacks=(*callbacks, *own.callbacks),
+        logger=logger,
+        plugins=plugins,
+        profiler=own.profiler,
+        plan=plan,
+    )
+    kwargs |= {name: value for name, value in own.trainer_kwargs.items() if name != "plugins"}
+    kwargs["enable_checkpointing"] = own.has("Checkpoint") or (
+        kwargs["enable_checkpointing"] and run_dir is not None
+    )
+    if own.has("ProgressBar"):
+        kwargs["enable_progress_bar"] = True
+    if own.brings_plugin("Precision"):
+        kwargs["precision"] = None
+    # What the installed Lightning itself knows, whatever stands in for its Trainer.
+    known = inspect.signature(RealTrainer.__init__).parameters
+    return {name: value for name, value in kwargs.items() if name in known}
+
+
+NEEDS_DIRECTORY = (
+    "logger_backend",
+    "enable_checkpointing",
+    "checkpoint_save_top_k",
+    "log_images_every_n_epochs",
+)
+"""Settings that act in a run directory alone."""
+
+
+def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) -> list[Finding]:
+    """Return a note for each setting that somebody set and that does not act in a Trainer built like this."""
+    from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
+
+    settings, found = plan.settings, []
+
+    def note(name: str, why: str, fix: str) -> None:
+        text = f"{name}={format_value(getattr(settings, name))} has no effect: {why}"
+        found.append(
+            Finding(text, plan.requested.origin_of(name), fix=fix, level="note", code="idle", field=name)
+        )
+
+    for name in () if writes else NEEDS_DIRECTORY:
+        brought = {"logger_backend": own.logger is not None, "enable_checkpointing": own.has("Checkpoint")}
+        if asked(plan.requested, name) and getattr(settings, name) and not brought.get(name):
+            note(name, "the run has no directory", "pass run_dir=")
+    if isinstance(trainer, RealTrainer):
+        inputs = TrainerInputs(settings)
+        for row in PROCESS_FLAGS:
+            wanted = (row.wanted or row.value)(inputs)
+            have = row.seen(trainer) if row.seen else wanted
+            if asked(plan.requested, row.field) and wanted is not UNKNOWN and have != wanted:
+                why = "it is set for the whole process, before the module is made, and that was not done"
+                note(row.field, why, "make module and Trainer inside `trainer_run`, or as it does")
+    return found
 
 
 REFUSABLE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val", "max_time",
              "limit_train_batches", "accum_steps", "enable_checkpointing", "deterministic")  # fmt: skip
 
 
-def refusal(error: Exception, settings: ExecutionSettings, plan: Plan) -> UserError:
+def refusal(
+    error: Exception, settings: ExecutionSettings, plan: Plan, own: CallersOwn | None = None
+) -> UserError:
     """Turn the Trainer's refusal into an error that names where the refused value came from.
 
     Blamed are the problems that the plan expected; else the settings that the message names; else those that
@@ -172,6 +266,8 @@ def refusal(error: Exception, settings: ExecutionSettings, plan: Plan) -> UserEr
     places = [
         f"{name}={format_value(getattr(settings, name))} from {settings.origin_of(name)}" for name in blamed
     ]
+    if own is not None and own.to_json():
+        places.append(f"the caller's {own.to_json()}")
     return SettingsError(
         f"the Trainer refuses these settings: {type(error).__name__}: {message}",
         where="; ".join(places),

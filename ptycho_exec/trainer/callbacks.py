@@ -2,87 +2,175 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptycho_exec.fields.model import SHARDED
-from ptycho_exec.plan import Plan
+from ptycho_exec.plan import Plan, monitor_asked
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.caller import CallersOwn
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
-    from lightning.pytorch.callbacks import Checkpoint
-    from lightning.pytorch.profilers import Profiler
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEST_NAME = "epoch{epoch:04d}-step{step:07d}"
 
 
+@dataclass(frozen=True, slots=True)
+class CallbackRow:
+    """One callback that a run may have: the name of its class, when it has it, and how it is built."""
+
+    kind: str
+    wanted: Callable[[CallbackInputs], bool]
+    build: Callable[[CallbackInputs], Callback]
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackInputs:
+    """What callbacks are chosen and built from."""
+
+    plan: Plan
+    run_dir: Path | None
+    has_logger: bool
+    own: CallersOwn
+
+    @property
+    def settings(self) -> ExecutionSettings:
+        return self.plan.settings
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether this run writes checkpoints."""
+        written = self.settings.enable_checkpointing and not self.settings.fast_dev_run
+        return written and self.run_dir is not None
+
+    @property
+    def folder(self) -> Path:
+        return Path(str(self.run_dir)) / CHECKPOINT_FOLDER
+
+
 def build_callbacks(
-    plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool, profiler: Profiler | None = None
+    plan: Plan, *, run_dir: str | Path | None = None, has_logger: bool, own: CallersOwn | None = None
 ) -> list[Callback]:
-    """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files."""
-    from ptycho_exec.trainer.progress import Throughput
+    """Return the callbacks for the plan's effective values; without a `run_dir` none that writes files.
+
+    Where the caller brings one of a kind, ours is left out.
+    """
+    folder = None if run_dir is None else Path(run_dir)
+    inputs = CallbackInputs(plan, folder, has_logger, own or CallersOwn())
+    return [row.build(inputs) for row in CALLBACKS if row.wanted(inputs)]
+
+
+def callback_names(plan: Plan) -> list[str]:
+    """Return the classes of the callbacks of a run with a directory, without importing Lightning."""
+    has_logger = plan.settings.logger_backend is not None
+    inputs = CallbackInputs(plan, Path(), has_logger, CallersOwn())
+    return [row.kind for row in CALLBACKS if row.wanted(inputs)]
+
+
+def _read_back(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.readback import ReadBack
+
+    return ReadBack(inputs.plan, writes=inputs.run_dir is not None, own=inputs.own)
+
+
+def _continuity(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.resume import Continuity
 
-    settings = plan.settings
-    callbacks: list[Callback] = [
-        ReadBack(plan, writes=run_dir is not None, profiler=profiler),
-        Continuity(settings.seed),
-        Throughput(),
-    ]
-    if settings.early_stop_patience is not None:
-        from lightning.pytorch.callbacks import EarlyStopping
-
-        callbacks.append(
-            EarlyStopping(
-                monitor=settings.checkpoint_monitor_metric,
-                mode=settings.checkpoint_mode,
-                patience=settings.early_stop_patience,
-                check_on_train_epoch_end=True,
-                verbose=False,
-            )
-        )
-    if has_logger:
-        from lightning.pytorch.callbacks import LearningRateMonitor
-
-        callbacks.append(LearningRateMonitor(logging_interval="step"))
-    if settings.enable_progress_bar is True:
-        from ptycho_exec.trainer.progress import TrainingProgress
-
-        callbacks.append(TrainingProgress())
-    if run_dir is not None and settings.enable_checkpointing and not settings.fast_dev_run:
-        callbacks += build_checkpoints(settings, Path(run_dir) / CHECKPOINT_FOLDER)
-    return callbacks
+    return Continuity(inputs.settings.seed)
 
 
-def build_checkpoints(settings: ExecutionSettings, folder: Path) -> list[Checkpoint]:
-    """Return the keeper of the best `checkpoint_save_top_k` checkpoints, and that of `last.ckpt`."""
+def _throughput(_: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.progress import Throughput
+
+    return Throughput()
+
+
+def _early_stopping(inputs: CallbackInputs) -> Callback:
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    return EarlyStopping(
+        monitor=inputs.settings.checkpoint_monitor_metric,
+        mode=inputs.settings.checkpoint_mode,
+        patience=inputs.settings.early_stop_patience or 0,
+        check_on_train_epoch_end=True,
+        strict=monitor_asked(inputs.plan),
+        verbose=False,
+    )
+
+
+def _learning_rate_monitor(_: CallbackInputs) -> Callback:
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    return LearningRateMonitor(logging_interval="step")
+
+
+def _progress(_: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.progress import TrainingProgress
+
+    return TrainingProgress()
+
+
+def _best(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.checkpoints import BestCheckpoints
-    from ptycho_exec.trainer.resume import ResumePoint
 
-    best = BestCheckpoints(
-        dirpath=folder,
+    return BestCheckpoints(
+        strict=monitor_asked(inputs.plan),
+        dirpath=inputs.folder,
         filename=BEST_NAME,
         auto_insert_metric_name=False,
-        monitor=settings.checkpoint_monitor_metric,
-        mode=settings.checkpoint_mode,
-        save_top_k=settings.checkpoint_save_top_k,
+        monitor=inputs.settings.checkpoint_monitor_metric,
+        mode=inputs.settings.checkpoint_mode,
+        save_top_k=inputs.settings.checkpoint_save_top_k,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    last = ResumePoint(folder)
-    return [last] if settings.checkpoint_save_top_k == 0 else [best, last]
 
 
-def build_plugins(plan: Plan) -> list[object]:
-    """Return the writer of checkpoints: to a temporary file, renamed when it is complete.
+def _last(inputs: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.resume import ResumePoint
+
+    return ResumePoint(inputs.folder)
+
+
+CALLBACKS: tuple[CallbackRow, ...] = (
+    CallbackRow("ReadBack", lambda _: True, _read_back),
+    CallbackRow("Continuity", lambda _: True, _continuity),
+    CallbackRow("Throughput", lambda _: True, _throughput),
+    CallbackRow(
+        "EarlyStopping",
+        lambda i: i.settings.early_stop_patience is not None and not i.own.has("EarlyStopping"),
+        _early_stopping,
+    ),
+    CallbackRow(
+        "LearningRateMonitor",
+        lambda i: i.has_logger and not i.own.has("LearningRateMonitor"),
+        _learning_rate_monitor,
+    ),
+    CallbackRow(
+        "TrainingProgress",
+        lambda i: i.settings.enable_progress_bar is True and not i.own.has("ProgressBar"),
+        _progress,
+    ),
+    CallbackRow("BestCheckpoints", lambda i: i.checkpoints and i.settings.checkpoint_save_top_k != 0, _best),
+    CallbackRow("ResumePoint", lambda i: i.checkpoints, _last),
+)
+"""In the order in which the Trainer calls them."""
+
+
+def plugin_names(plan: Plan) -> list[str]:
+    """Return the class of the writer of checkpoints: to a temporary file, renamed when it is complete.
 
     Sharded strategies write checkpoints of several files in their own way and keep it.
     """
-    if plan.settings.strategy in SHARDED:
-        return []
-    from ptycho_exec.trainer.checkpoints import AtomicCheckpointIO
+    return [] if plan.settings.strategy in SHARDED else ["AtomicCheckpointIO"]
 
-    return [AtomicCheckpointIO()]
+
+def build_plugins(plan: Plan) -> list[object]:
+    """Return the plugins of `plugin_names`."""
+    from ptycho_exec.trainer import checkpoints
+
+    return [getattr(checkpoints, name)() for name in plugin_names(plan)]

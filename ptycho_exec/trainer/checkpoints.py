@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -12,6 +12,9 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ptycho_exec.files import atomic_path
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,7 +33,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoints(ModelCheckpoint):
-    """Keep the best checkpoints; a run resumed in another directory takes those it has with it."""
+    """Keep the best checkpoints; a run resumed in another directory takes those it has with it.
+
+    Where nobody asked for the monitored metric (not `strict`) and it is not logged, the newest is kept.
+    """
+
+    def __init__(self, *, strict: bool = True, **options: Any) -> None:
+        super().__init__(**options)
+        self.strict = strict
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._do_without(trainer)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._do_without(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def _do_without(self, trainer: Trainer) -> None:
+        if not self.strict and not trainer.sanity_checking and self.monitor not in trainer.callback_metrics:
+            self.monitor = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the kept files into this run's folder, so that ranking goes on and the folder is complete.

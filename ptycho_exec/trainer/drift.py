@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ptycho_exec.errors import DriftError, Finding
-from ptycho_exec.plan import Plan
+from ptycho_exec.plan import Plan, asked
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.caller import CallersOwn, word
 from ptycho_exec.trainer.parameters import (
     CALLBACK_VALUES,
     PROCESS_FLAGS,
@@ -23,21 +24,28 @@ from ptycho_exec.trainer.parameters import (
 
 @dataclass(frozen=True, slots=True)
 class DriftRow:
-    """One thing that was asked for, beside what the Trainer or loader really has, and its field."""
+    """One thing that was asked for, beside what the Trainer or loader really has, and its field.
+
+    `decided_by` says whose value is effective: the settings', the caller's, or, where nobody set the field,
+    that of the module or loader itself. Only the settings' own can differ from what was asked.
+    """
 
     name: str
     requested: Any
     effective: Any
     field: str
+    decided_by: Literal["settings", "caller", "nobody"] = "settings"
 
     @property
-    def verdict(self) -> Literal["same", "differs", "unknown"]:
+    def verdict(self) -> Literal["same", "differs", "caller's", "not asked", "unknown"]:
         """Compare; booleans and numbers are different things here, 1 and 1.0 are not."""
         if UNKNOWN in (self.requested, self.effective):
             return "unknown"
         truths = isinstance(self.requested, bool) or isinstance(self.effective, bool)
         same_kind = not truths or type(self.requested) is type(self.effective)
-        return "same" if self.requested == self.effective and same_kind else "differs"
+        if self.requested == self.effective and same_kind:
+            return "same"
+        return {"settings": "differs", "caller": "caller's", "nobody": "not asked"}[self.decided_by]  # type: ignore[return-value]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; what is not known is the word `unknown`."""
@@ -78,14 +86,37 @@ def requested_and_effective(
         profiler: the one that `build_trainer` was given, or None; without it the Trainer's is not compared.
     """
     inputs = TrainerInputs(plan.settings if plan else settings, profiler=profiler)
+    own = callers_own(trainer)
     rows = [
-        DriftRow(row.row or row.name, (row.wanted or row.value)(inputs), plain(row.seen(trainer)), row.field)
+        DriftRow(
+            row.row or row.name,
+            (row.wanted or row.value)(inputs),
+            plain(row.seen(trainer)),
+            row.field,
+            "caller" if (row.row or row.name) in own.rows else "settings",
+        )
         for row in (*TRAINER_PARAMETERS, *CALLBACK_VALUES, *PROCESS_FLAGS)
         if row.seen is not None and (writes or not row.writes)
     ]
+    rows += _caller_rows(trainer, own, {row.name for row in rows})
     for role, loader in (loaders or {}).items():
         rows += _loader_rows(role, loader, inputs.settings)
     return DriftReport(tuple(rows))
+
+
+def callers_own(trainer: Any) -> CallersOwn:
+    """Return what the caller of `build_trainer` brought; nothing where somebody else built the Trainer."""
+    callbacks = attribute(trainer, "callbacks")
+    found = (getattr(row, "own", None) for row in (callbacks if isinstance(callbacks, (list, tuple)) else ()))
+    return next((own for own in found if isinstance(own, CallersOwn)), CallersOwn())
+
+
+def _caller_rows(trainer: Any, own: CallersOwn, known: Collection[str]) -> Iterator[DriftRow]:
+    """Record the caller's values of parameters that no setting decides."""
+    for name, value in own.trainer_kwargs.items():
+        if name not in known and name != "plugins":
+            have = attribute(trainer, name)
+            yield DriftRow(name, word(value), have if have is UNKNOWN else word(have), "", "caller")
 
 
 def plain(value: Any) -> Any:
@@ -95,23 +126,35 @@ def plain(value: Any) -> Any:
     return value if value is UNKNOWN or isinstance(value, (str, int, float, type(None))) else UNKNOWN
 
 
-def _loader_rows(role: str, loader: Any, asked: ExecutionSettings) -> Iterator[DriftRow]:
-    """Compare a loader; its batches are counted by its batch sampler where it has one of its own."""
+def _loader_rows(role: str, loader: Any, asked_for: ExecutionSettings) -> Iterator[DriftRow]:
+    """Compare a loader; its batches are counted by its batch sampler where it has one of its own.
+
+    Validation may load as training does, or as inference does.
+    """
     size_field = "inference_batch_size" if role == "inference" else "batch_size"
-    workers = asked.num_workers
+    workers = asked_for.num_workers
     wanted = {
-        size_field: getattr(asked, size_field) or asked.batch_size,
+        size_field: getattr(asked_for, size_field) or asked_for.batch_size,
         "num_workers": UNKNOWN if workers == "auto" else workers,
-        "pin_memory": UNKNOWN if asked.pin_memory == "auto" else asked.pin_memory,
-        "persistent_workers": asked.persistent_workers if workers else False,
-        "prefetch_factor": (asked.prefetch_factor or UNKNOWN) if workers else None,
+        "pin_memory": UNKNOWN if asked_for.pin_memory == "auto" else asked_for.pin_memory,
+        "persistent_workers": asked_for.persistent_workers if workers else False,
+        "prefetch_factor": (asked_for.prefetch_factor or UNKNOWN) if workers else None,
     }
     size = attribute(loader, "batch_size")
     if size in (None, UNKNOWN):
         size = attribute(attribute(loader, "batch_sampler"), "batch_size")
     for name, want in wanted.items():
-        have = size if name == size_field else attribute(loader, name)
-        yield DriftRow(f"{role}.{name}", want, plain(have), name)
+        have = plain(size if name == size_field else attribute(loader, name))
+        if name == size_field and role == "validation" and have == asked_for.inference_batch_size:
+            want = have
+        decided_by: Literal["settings", "nobody"] = "settings" if asked(asked_for, name) else "nobody"
+        yield DriftRow(f"{role}.{name}", want, have, name, decided_by)
+
+
+_REMEDY = "correct what changed it, or ask for what it has"
+_REMEDIES = {
+    row.name: "build and fit inside `with process_flags(settings):` or `trainer_run`" for row in PROCESS_FLAGS
+}
 
 
 def apply_drift_policy(report: DriftReport, settings: ExecutionSettings) -> None:
@@ -126,7 +169,7 @@ def apply_drift_policy(report: DriftReport, settings: ExecutionSettings) -> None
                 f"asked for {row.name}={row.requested}, but the Trainer has {row.effective}",
                 settings.origin_of(row.field),
                 "a Trainer that does what was asked",
-                f"correct what changed it, or ask for what it has; set drift=warn to go on{about}",
+                f"{_REMEDIES.get(row.name, _REMEDY)}; set drift=warn to go on{about}",
                 code="drift",
                 field=row.field,
             )

@@ -145,14 +145,15 @@ def _class_of(name: str, words: Mapping[str, str]) -> Callable[[Any], Any]:
 
 
 def _of_callback(kind: str, read: Callable[[Any], Any], absent: Any = None) -> Callable[[Any], Any]:
-    """Read from the first callback of a kind for which `read` gives a value."""
+    """Read from all callbacks of a kind for which `read` gives a value; several values are listed."""
 
     def seen(trainer: Any) -> Any:
         callbacks = attribute(trainer, "callbacks")
         if not isinstance(callbacks, (list, tuple)):
             return UNKNOWN
         rows = (row for row in callbacks if any(base.__name__ == kind for base in type(row).__mro__))
-        return next((value for row in rows if (value := read(row)) is not None), absent)
+        values = list(dict.fromkeys(value for row in rows if (value := read(row)) is not None))
+        return absent if not values else values[0] if len(values) == 1 else " and ".join(map(str, values))
 
     return seen
 
@@ -164,7 +165,10 @@ def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
         written = settings.enable_checkpointing and not settings.fast_dev_run
         return getattr(settings, field or name) if written and settings.checkpoint_save_top_k != 0 else None
 
-    seen = _of_callback("ModelCheckpoint", lambda row: getattr(row, option) if row.monitor else None)
+    def read(row: Any) -> Any:
+        return getattr(row, option) if row.monitor else None if row.strict else UNKNOWN
+
+    seen = _of_callback("BestCheckpoints", read)
     return _setting(name, why, value, field=field, seen=seen, writes=True)
 
 

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN, monitor_readers
 from ptycho_exec.fields.spec import format_value
-from ptycho_exec.plan import Plan
+from ptycho_exec.plan import Plan, asked, monitor_asked, problems_of_module
 from ptycho_exec.record import fingerprint, numerics
+from ptycho_exec.trainer.caller import CallersOwn
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import log_settings
+from ptycho_exec.trainer.module import compile_network, is_compiled, traits_of
 from ptycho_exec.trainer.parameters import UNKNOWN, attribute
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
+logger = logging.getLogger(__name__)
+
+
 class ReadBack(Callback):
     """Check inside fit that the run is what was planned: drift, optimizer steps, and that all ranks agree.
 
-    `report` holds the latest comparison; its rows land in the manifest.
+    `report` holds the latest comparison, `notices` what turned out in fit; both land in the manifest.
+    `own` is what the caller brought.
     """
 
-    def __init__(self, plan: Plan, *, writes: bool, profiler: Any = UNKNOWN) -> None:
+    def __init__(self, plan: Plan, *, writes: bool, own: CallersOwn | None = None) -> None:
         self.plan = plan
         self.writes = writes
-        self.profiler = profiler
+        self.own = own or CallersOwn()
         self.report = DriftReport(())
+        self.notices: tuple[Finding, ...] = ()
         self.optimizer_steps = 0
         self._batches = 0
         self._steps_this_epoch = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        del pl_module, stage
         if trainer.world_size > 1:
             agree_on_settings(trainer, self.plan)
+        if stage == "fit":
+            require_hooks(pl_module, self.plan)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compile a network that does not do so itself."""
+        del trainer
+        if self.plan.settings.compile and not is_compiled(pl_module):
+            compile_network(pl_module)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         loaders = {"train": trainer.train_dataloader, "validation": trainer.val_dataloaders}
@@ -50,12 +65,12 @@ class ReadBack(Callback):
             self.plan,
             loaders={role: loader for role, loader in loaders.items() if hasattr(loader, "batch_size")},
             writes=self.writes,
-            profiler=self.profiler,
+            profiler=self.own.profiler,
         )
         self.report = DriftReport((*report.rows, *optimizer_rows(trainer, self.plan)))
         apply_drift_policy(self.report, requested)
-        for logger in trainer.loggers:
-            log_settings(logger, self.plan.settings)
+        for backend in trainer.loggers:
+            log_settings(backend, self.plan.settings)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._batches = self._steps_this_epoch = 0
@@ -69,7 +84,8 @@ class ReadBack(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the steps of a whole epoch with its batches divided by `accum_steps`, rounded up."""
-        if pl_module.automatic_optimization and self._batches == trainer.num_training_batches:
+        counts = pl_module.automatic_optimization and not any(map(self.own.has, CHANGE_ACCUMULATION))
+        if counts and self._batches == trainer.num_training_batches:
             expected = -(-self._batches // self.plan.settings.accum_steps)
             row = DriftRow("optimizer_steps_per_epoch", expected, self._steps_this_epoch, "accum_steps")
             others = tuple(old for old in self.report.rows if old.name != row.name)
@@ -77,11 +93,49 @@ class ReadBack(Callback):
             apply_drift_policy(DriftReport((row,)), self.plan.requested)
         # What the module logs in its own hook comes after this one.
         if not is_overridden("on_train_epoch_end", pl_module):
-            require_monitor(trainer, self.plan)
+            self._check_monitor(trainer)
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.current_epoch:
+            self._check_monitor(trainer)
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        """Refuse a monitored metric that is not logged, or, where nobody asked for one, do without it."""
+        if monitor_asked(self.plan):
             require_monitor(trainer, self.plan)
+        elif (
+            self.plan.settings.checkpoint_monitor_metric not in trainer.callback_metrics and not self.notices
+        ):
+            self.notices = (without_monitor(self.plan),)
+
+
+CHANGE_ACCUMULATION = ("GradientAccumulationScheduler", "StochasticWeightAveraging")
+"""Kinds of callback that change in the middle of a training how many batches make a step."""
+
+
+def require_hooks(module: LightningModule, plan: Plan) -> None:
+    """Refuse what this module cannot do and the plan did not know.
+
+    Raises:
+        SettingsError: with every such setting.
+    """
+    problems = problems_of_module(plan, traits_of(module))
+    if problems:
+        raise SettingsError.from_findings(problems)
+
+
+def without_monitor(plan: Plan) -> Finding:
+    """Report that that what ranks and stops early does without a metric that is not logged."""
+    name = plan.settings.checkpoint_monitor_metric
+    notice = Finding(
+        f"the module does not log {name}: the newest checkpoint is kept, and nothing stops early",
+        fix="log it, or set checkpoint_monitor_metric to a metric that is logged",
+        level="note",
+        code="nothing-monitored",
+        field="checkpoint_monitor_metric",
+    )
+    logger.info("%s", notice.render())
+    return notice
 
 
 def require_monitor(trainer: Trainer, plan: Plan) -> None:
@@ -102,18 +156,26 @@ def require_monitor(trainer: Trainer, plan: Plan) -> None:
 
 
 def optimizer_rows(trainer: Trainer, plan: Plan) -> list[DriftRow]:
-    """Compare the optimizer's learning rate and the scheduler's presence and monitor with the settings."""
+    """Compare the optimizer's learning rate and the scheduler's presence and monitor with the settings.
+
+    Both are the module's own; they differ from what was asked only where somebody set the field. Of several
+    learning rates one must be the setting's.
+    """
     settings, configs = plan.settings, trainer.lr_scheduler_configs
-    rows = [DriftRow("has_scheduler", settings.scheduler != "Default", bool(configs), "scheduler")]
+
+    def row(name: str, want: Any, have: Any, field: str) -> DriftRow:
+        return DriftRow(name, want, have, field, "settings" if asked(plan.requested, field) else "nobody")
+
+    rows = [row("has_scheduler", settings.scheduler != "Default", bool(configs), "scheduler")]
     for optimizer in trainer.optimizers[:1]:
-        group = optimizer.param_groups[0]
-        rate = group.get("initial_lr", group["lr"])
-        have = float(rate) if isinstance(rate, (int, float, torch.Tensor)) else UNKNOWN
-        rows.append(DriftRow("learning_rate", settings.learning_rate, have, "learning_rate"))
+        rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
+        known = [float(rate) for rate in rates if isinstance(rate, (int, float, torch.Tensor))]
+        have = settings.learning_rate if settings.learning_rate in known else (*known, UNKNOWN)[0]
+        rows.append(row("learning_rate", settings.learning_rate, have, "learning_rate"))
     if settings.scheduler in METRIC_DRIVEN and configs:
-        name = "checkpoint_monitor_metric"
         monitor = attribute(configs[0], "monitor")
-        rows.append(DriftRow("scheduler_monitor", getattr(settings, name), monitor, name))
+        wanted = settings.checkpoint_monitor_metric
+        rows.append(row("scheduler_monitor", wanted, monitor, "checkpoint_monitor_metric"))
     return rows
 
 

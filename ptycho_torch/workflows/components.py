@@ -172,8 +172,9 @@ def run_training(
             max_epochs=science.training.epochs,
             run_dir=run_dir,
             plan=plan,
-            extra_callbacks=(history, *images, *callbacks),
+            callbacks=(history, *images, *callbacks),
             profiler=times,
+            announce=False,
         )
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
@@ -270,6 +271,7 @@ def train(
         train_container, test_container, config, execution_config, overrides, clock=clock, facts=facts
     )
     training.plan.raise_if_blocked(include_trainer_refusals=False)
+    training.plan.announce()
     return run_training(training, run_dir=run_dir, resume_from=resume_from, callbacks=callbacks)
 
 
@@ -395,7 +397,9 @@ def _predict(inference: Inference) -> Predicted:
             loader = _build_inference_dataloader(scan, science, plan.requested, plan=plan)
             writer = StitchWriter(scan, module, science.inference, plan.settings)
             times = PartTimes()
-            trainer = build_trainer(plan.requested, plan=plan, extra_callbacks=(writer,), profiler=times)
+            trainer = build_trainer(
+                plan.requested, plan=plan, callbacks=(writer,), profiler=times, announce=False
+            )
             loaders = {"inference": loader}
             drift = requested_and_effective(
                 trainer, plan.requested, plan, loaders=loaders, writes=False, profiler=times
@@ -479,6 +483,7 @@ def reconstruct(
         model_or_bundle, data, config, execution_config, overrides, clock=clock, facts=facts
     )
     inference.plan.raise_if_blocked(include_trainer_refusals=False)
+    inference.plan.announce()
     return run_inference(inference)
 
 

@@ -7,9 +7,7 @@ then on the manifest says how far the run came, also when it fails.
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,7 +18,14 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
 from ptycho_exec.plan import Plan
-from ptycho_exec.record import manifest_parts, new_run_dir, read_manifest, write_manifest, write_settings_toml
+from ptycho_exec.record import (
+    manifest_parts,
+    read_manifest,
+    recorded,
+    reserved_dir,
+    write_manifest,
+    write_settings_toml,
+)
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
@@ -94,7 +99,7 @@ def train(
         "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
         "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
     }
-    with _recorded(folder, parts) as notices:
+    with recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", payload.settings)
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
@@ -207,7 +212,7 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run[Infere
         "model": None if model is None else os.path.abspath(model),
         "model_weights": None if model is None else model_weights_sha256(model),
     }
-    with _recorded(folder, parts) as notices:
+    with recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", payload.settings)
         result = components.run_inference(inference)
         notices += result.notices
@@ -319,46 +324,6 @@ def write_run_report(folder: Path) -> Path:
         facts={f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
         notices=manifest.get("warnings", ()),
     )
-
-
-@contextmanager
-def reserved_dir(path: str | Path) -> Iterator[Path]:
-    """Create the run directory first, so that a bad place is reported at once; undo it if the body fails."""
-    target = Path(path).expanduser().absolute()
-    created = [folder for folder in (target, *target.parents) if not folder.exists()]
-    folder = new_run_dir(target)
-    try:
-        yield folder
-    except BaseException:
-        for empty in created:
-            empty.rmdir()
-        raise
-
-
-@contextmanager
-def _recorded(folder: Path, parts: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Keep the manifest true: running from here on, and how the run ended if it does not complete.
-
-    Warnings that arise meanwhile are kept in the manifest's `warnings` and still shown.
-    """
-    notices = [row["text"] for row in parts["plan"]["notices"]]
-    write_manifest(folder, status="running", warnings=notices, process=os.getpid(), **parts)
-    show = warnings.showwarning
-
-    def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        notices.append(f"{category.__name__}: {message}")
-        show(message, category, *where, **more)
-
-    warnings.showwarning = keep
-    try:
-        yield notices
-    except BaseException as error:
-        status = "failed" if isinstance(error, Exception) else "interrupted"
-        write_manifest(folder, status=status, error=f"{type(error).__name__}: {error}", warnings=notices)
-        raise
-    finally:
-        warnings.showwarning = show
-    write_manifest(folder, warnings=notices)
 
 
 def _scan_line(scan: ScanData) -> str:

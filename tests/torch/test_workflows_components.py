@@ -17,6 +17,9 @@ from ptycho_torch.workflows.components import (
 )
 from tests.torch.workflows.tiny_runs import settings, small, tiny_scan
 
+# Scans of these tests are smaller than the default batch, and the plan says so.
+pytestmark = pytest.mark.filterwarnings("ignore::ptycho_exec.errors.SettingsWarning")
+
 
 class RecordedTrainer:
     """Stands in for lightning.pytorch.Trainer and keeps what it is given."""

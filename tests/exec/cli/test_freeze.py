@@ -27,8 +27,6 @@ TOKEN = "s3cr3t-t0ken"
 URI = f"https://user:{TOKEN}@mlflow.example/?access_token={TOKEN}"
 ODD = ["a b", "it's", '"', "#1", "a#b", "\\", "\\n", "$HOME", "${HOME}", "ünï", "a\u2028b", "none", "8", "="]
 
-TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=8)
-
 
 def loaded(place: Place, form: str, text: str) -> ExecutionSettings:
     """Load frozen settings as their reader would, where nothing else sets anything."""

@@ -105,7 +105,7 @@ def test_malformed_values_are_refused(name: str, values: list[Any]) -> None:
             make(**{name: value})
         finding = caught.value.findings[0]
         assert len(caught.value.findings) == 1
-        assert finding.where == "argument from_values()"
+        assert finding.where.startswith("argument from_values()")
         assert finding.expected == field_specs()[name].expected()
         assert len(str(caught.value)) < 1000
 

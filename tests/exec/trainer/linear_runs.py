@@ -86,7 +86,7 @@ def fit(
         seed_run(wanted)
         module = module or Linear(wanted.learning_rate)
         trainer = build_trainer(
-            wanted, max_epochs=epochs, run_dir=run_dir, plan=plan, extra_callbacks=callbacks
+            wanted, max_epochs=epochs, run_dir=run_dir, plan=plan, announce=False, callbacks=callbacks
         )
         trainer.fit(module, loader(wanted, plan), loader(wanted, plan))
     return trainer, module

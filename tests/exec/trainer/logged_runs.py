@@ -60,7 +60,9 @@ def fit(wanted: ExecutionSettings, run_dir: Path, *, pictures: bool = True) -> p
         seed_run(wanted)
         every = plan.settings.log_images_every_n_epochs
         extra = (Images(image, every),) if pictures and every else ()
-        trainer = build_trainer(wanted, max_epochs=3, run_dir=run_dir, plan=plan, extra_callbacks=extra)
+        trainer = build_trainer(
+            wanted, max_epochs=3, run_dir=run_dir, plan=plan, announce=False, callbacks=extra
+        )
         loader = DataLoader(TensorDataset(DATA), **train_loader_kwargs(wanted, plan))
         trainer.fit(Net(), loader, loader)
         close_logger(trainer.logger)

@@ -96,7 +96,7 @@ def fit(
     with process_flags(wanted):
         seed_run(wanted)
         net = Net(wanted.scheduler, **module)
-        trainer = build_trainer(wanted, max_epochs=epochs, run_dir=run_dir, plan=plan)
+        trainer = build_trainer(wanted, max_epochs=epochs, run_dir=run_dir, plan=plan, announce=False)
         train = DataLoader(TensorDataset(TRAIN), sampler=EpochShuffle(), **train_loader_kwargs(wanted, plan))
         test = DataLoader(TensorDataset(TEST), **train_loader_kwargs(wanted, plan)) if validate else None
         trainer.fit(net, train, test, ckpt_path=resume)

@@ -16,24 +16,28 @@ import pytest
 import torch
 from lightning.pytorch.profilers import SimpleProfiler
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import SettingsError, SettingsWarning
 from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
     build_trainer,
+    described_kwargs,
     inference_loader_kwargs,
     process_flags,
     requested_and_effective,
     train_loader_kwargs,
     trainer_kwargs,
 )
+from ptycho_exec.trainer.module import is_compiled
+from ptycho_exec.trainer.process import _restored
 from tests.exec.trainer.linear_runs import (
     SAMPLES,
     Linear,
     fit,
     loader,
     plan_of,
+    read_back,
     real_parameters,
     rows,
     settings,
@@ -157,7 +161,7 @@ def test_a_stand_in_for_the_trainer_sees_the_settings_verbatim(monkeypatch: pyte
     stand_in = MagicMock()
     monkeypatch.setattr("lightning.pytorch.Trainer", stand_in)
     wanted = settings(accelerator="gpu", deterministic=False, gradient_clip_val=1.0, num_workers=4)
-    assert build_trainer(wanted, max_epochs=2) is stand_in.return_value
+    assert build_trainer(wanted, max_epochs=2, announce=False) is stand_in.return_value
     found = stand_in.call_args.kwargs
     assert found["accelerator"] == "gpu"
     assert found["deterministic"] is False
@@ -230,8 +234,67 @@ def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"logger_backend": "csv"}, "logger_backend=csv has no effect: the run has no directory"),
+        ({"enable_checkpointing": True}, "pass run_dir="),
+        ({"checkpoint_save_top_k": 2}, "checkpoint_save_top_k=2 has no effect"),
+        ({"seed": 7}, "seed=7 has no effect: it is set for the whole process"),
+        (
+            {"matmul_precision": "high"},
+            "matmul_precision=high has no effect: it is set for the whole process",
+        ),
+        ({"num_threads": 3}, "inside `trainer_run`"),
+    ],
+)
+def test_a_bare_trainer_says_what_it_cannot_do(asked: dict[str, Any], words: str) -> None:
+    wanted = ExecutionSettings.from_values(asked)
+    with _restored(), pytest.warns(SettingsWarning, match=words) as caught:
+        build_trainer(wanted, plan=plan_of(wanted))
+    assert {row.filename for row in caught} == {__file__}
+
+
+def test_what_is_shown_of_a_plan_is_what_the_trainer_gets(tmp_path: Path) -> None:
+    wanted = settings(early_stop_patience=None, enable_progress_bar=True, accum_steps=2)
+    plan = plan_of(wanted)
+    shown = described_kwargs(plan)
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, run_dir=tmp_path, plan=plan)
+    names = [type(row).__name__ for row in trainer.callbacks]
+    assert sorted(shown["callbacks"]) == sorted(set(names) - {"ModelSummary"})
+    assert shown["plugins"] == [type(trainer.strategy.checkpoint_io).__name__]
+    assert shown["logger"] == type(trainer.logger).__name__
+    assert (shown["accelerator"], shown["accumulate_grad_batches"]) == ("cpu", 2)
+
+
+def test_a_bare_trainer_of_the_defaults_has_nothing_to_say() -> None:
+    with _restored():
+        build_trainer(ExecutionSettings.from_values({}))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("given", [True, False])
+def test_compile_acts_for_a_module_that_does_not_compile_itself(given: bool) -> None:
+    """Compilation itself is left out: what is asked for is seen in the parts with weights."""
+    wanted = settings(compile=given)
+    module = Nested()
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=1, plan=plan_of(wanted), announce=False)
+        read_back(trainer).on_fit_start(trainer, module)
+    assert is_compiled(module) is given
+    assert [part._compiled_call_impl is not None for part in (module.layer, *module.more)] == [given] * 3
+    assert set(module.state_dict()) == set(Nested().state_dict())
+
+
+class Nested(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)])
+
+
 def test_import_of_the_facade_is_light() -> None:
-    light = ["build", "parameters", "drift", "process", "callbacks", "loggers"]
+    light = ["build", "parameters", "drift", "process", "callbacks", "loggers", "caller", "module", "run"]
     modules = ["machine.facts", "plan", "record", *(f"trainer.{name}" for name in light)]
     names = ", ".join(f"ptycho_exec.{name}" for name in modules)
     code = f"import sys, {names}; print({{'torch', 'lightning', 'numpy'}} & set(sys.modules))"

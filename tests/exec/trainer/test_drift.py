@@ -108,8 +108,12 @@ def test_a_process_flag_that_is_not_as_asked_is_drift(name: str) -> None:
     ("asked", "given", "row"),
     [
         ({}, {"batch_size": 5}, "train.batch_size"),
-        ({}, {"num_workers": 1}, "train.num_workers"),
-        ({"num_workers": 1}, {"persistent_workers": True}, "train.persistent_workers"),
+        ({"num_workers": 0}, {"num_workers": 1}, "train.num_workers"),
+        (
+            {"num_workers": 1, "persistent_workers": False},
+            {"persistent_workers": True},
+            "train.persistent_workers",
+        ),
         ({"num_workers": 1, "prefetch_factor": 3}, {"prefetch_factor": 2}, "train.prefetch_factor"),
     ],
 )
