@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from ptycho_exec.cli import commands
+from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     JSON,
     Argument,
@@ -611,10 +612,11 @@ COMMANDS = (
     Command(
         explain, "print everything about a science field", commands.EXPLAIN_OPTIONS, science=_science(*_ALL)
     ),
-    Command(schema, "print the JSON schema of ptycho_torch.toml"),
+    Command(schema, "print the JSON schema of ptycho_torch.toml", commands.SCHEMA_OPTIONS),
     Command(
         init,
         "write a starter ptycho_torch.toml",
         [argument("path", nargs="?", default="ptycho_torch.toml", help="where to write it")],
     ),
+    COMPLETION,
 )

@@ -113,7 +113,7 @@ def science_given(args: argparse.Namespace) -> dict[str, object]:
 
 def commands() -> list[str]:
     text = "\n".join(page.read_text() for page in PAGES)
-    found = re.findall(r"^(?: {4}|\$ )?(ptycho-(?:exec|torch) [^#\n`]+)", text, re.MULTILINE)
+    found = re.findall(r"^(?: {4}|\$ )?(ptycho-(?:exec|torch) [^#\n`>]+)", text, re.MULTILINE)
     return sorted({command.strip() for command in found if "|" not in command and "[" not in command})
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     ANNOTATE,
     JSON,
@@ -363,11 +364,11 @@ def _intent(path: Path) -> dict[str, Any] | None:
 # --- what is generated -----------------------------------------------------------------------------------
 
 
-def schema(_: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
-    """Print the JSON schema of a settings file."""
+def schema(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
+    """Print the JSON schema of a settings file, or that of the table in pyproject.toml."""
     from ptycho_exec.cli.reference import schema_text
 
-    print(schema_text(model), end="")
+    print(schema_text(model, table=args.table), end="")
     return 0
 
 
@@ -447,6 +448,7 @@ EXPLAIN_OPTIONS = [
     JSON,
     ANNOTATE,
 ]
+SCHEMA_OPTIONS = [switch("--table", "that of the table in pyproject.toml instead")]
 _COMMANDS = (
     Command(
         show,
@@ -490,7 +492,11 @@ _COMMANDS = (
             ANNOTATE,
         ],
     ),
-    Command(schema, "print the JSON schema of a settings file"),
+    Command(
+        schema,
+        "print the JSON schema of a settings file",
+        SCHEMA_OPTIONS,
+    ),
     Command(
         init,
         "write a starter settings file",
@@ -501,5 +507,6 @@ _COMMANDS = (
         "regenerate schema, settings reference and .env.example",
         [argument("--root", default=".", metavar="DIR", help="top of the checkout")],
     ),
+    COMPLETION,
     Command(profiles, "list the profiles that can be asked for here", [JSON, ANNOTATE]),
 )

@@ -38,6 +38,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**options)
         self.switches: dict[str, FieldSpec] = {}
+        self.words: dict[str, list[str]] = {}
+        """The words that the flag of a field takes, for shells to complete."""
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(
@@ -60,12 +62,14 @@ class Parser(argparse.ArgumentParser):
                 if spec.field or spec.name in hidden
                 else f"{spec.sentence} [{format_value(spec.default)}]".replace("%", "%%"),
             )
+            if spec.choices and not spec.field:
+                self.words[_DEST + spec.name] = [format_value(choice) for choice in spec.choices]
             if spec.boolean:
                 self.switches[spec.flag] = spec
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise one error that lists every unknown argument."""
-        parsers = list(_with_commands(self))
+        parsers = list(with_commands(self))
         switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
         args, extra = self.parse_known_args(complete_switches(complete_annotations(argv), switches))
         flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
@@ -89,13 +93,13 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def _with_commands(parser: Parser) -> Iterator[Parser]:
+def with_commands(parser: Parser) -> Iterator[Parser]:
     """Yield a parser and, at any depth, those of its subcommands."""
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for child in action.choices.values():
-                yield from _with_commands(child)
+                yield from with_commands(child)
 
 
 def complete_switches(argv: Sequence[str], switches: Mapping[str, FieldSpec]) -> list[str]:
@@ -186,6 +190,7 @@ class Command(NamedTuple):
 def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
     """Give a parser `--version` and one subcommand for each row of `commands`."""
     parser.add_argument("--version", action="version", version=f"{parser.prog} {__version__}")
+    parser.set_defaults(program=parser)
     group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for row in commands:
         name = row.handler.__name__

@@ -16,12 +16,35 @@ from pydantic import BaseModel
 from ptycho_exec.errors import CODES, UserError
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import CONFLICTS
-from ptycho_exec.fields.spec import NONE_WORDS, FieldSpec, field_specs, format_value
+from ptycho_exec.fields.spec import (
+    NONE_WORDS,
+    FieldSpec,
+    field_specs,
+    format_value,
+    is_refused,
+    renamed_fields,
+)
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.classes import settings_classes
 from ptycho_exec.sources.discovery import places_of
 
 SCHEMA_PATH = "specs/execution_settings.schema.json"
+EXAMPLES: dict[str, Any] = {
+    "devices": [0, 1],
+    "num_threads": 4,
+    "learning_rate": 3e-4,
+    "gradient_clip_val": 1.0,
+    "max_time": "00:12:00:00",
+    "limit_train_batches": 0.25,
+    "fast_dev_run": 2,
+    "prefetch_factor": 2,
+    "checkpoint_monitor_metric": "train_loss",
+    "log_images_every_n_epochs": 5,
+    "experiment_name": "beam time 7",
+    "tracking_uri": "http://localhost:5000",
+    "inference_batch_size": 64,
+}
+"""A value for the editors of a settings file, where the default shows less."""
 _NONE_PATTERN = (
     "^(" + "|".join("".join(f"[{c.upper()}{c}]" for c in word) for word in sorted(NONE_WORDS)) + ")$"
 )
@@ -39,12 +62,15 @@ def json_schema(model: type[BaseModel] = ExecutionSettings) -> dict[str, Any]:
     It accepts what the model accepts. Of the rules between fields it knows those whose both sides
     are in the file: the other side may come from elsewhere.
     """
-    fields = model.model_json_schema()["properties"]
-    properties = {name: _property(spec, fields[name]) for name, spec in field_specs(model).items()}
-    name = package_name(model)
+    fields, specs = model.model_json_schema()["properties"], field_specs(model)
+    properties = {name: _property(spec, fields[name]) for name, spec in specs.items()}
+    old = _old_names(model)
+    name, version = package_name(model), str(getattr(model, "version", ""))
     rules = _conflicts(properties)
+    conflicts = {"allOf": [{"$ref": "#/$defs/conflicts"}]} if rules else {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": ":".join(["urn", name.replace("_", "-"), "settings", *version.split(".")[:2]]).rstrip(":"),
         "title": f"{name} settings",
         "description": f"Settings of {name}, as a file in TOML, YAML or JSON holds them.",
         "type": "object",
@@ -66,21 +92,50 @@ def json_schema(model: type[BaseModel] = ExecutionSettings) -> dict[str, Any]:
                     "properties": {
                         "extends": _text("Profile whose values are taken where this one has none."),
                         "description": _text(f"One line for `{name.replace('_', '-')} profiles`."),
-                        **{name: {"$ref": f"#/properties/{name}"} for name in properties},
+                        **{name: {"$ref": f"#/properties/{name}"} for name in (*properties, *old)},
                     },
+                    **conflicts,
                 },
                 "description": "Named sets of values: [profiles.NAME].",
             },
             **properties,
+            **old,
         },
-        **({"allOf": rules} if rules else {}),
+        **conflicts,
+        **({"$defs": {"conflicts": {"allOf": rules}}} if rules else {}),
+        "examples": [{"profile": "ci", **{spec.name: spec.default for spec in list(specs.values())[:1]}}],
+    }
+
+
+def table_schema(model: type[BaseModel] = ExecutionSettings) -> dict[str, Any]:
+    """Return the JSON schema of the table in pyproject.toml, as validators of that file take for a tool."""
+    whole, name = json_schema(model), package_name(model)
+    identity = whole["$id"].replace(":settings", ":pyproject-table", 1)
+    description = f"Settings of {name}, in the table [tool.{name}] of pyproject.toml."
+    return {**whole, "$id": identity, "title": f"[tool.{name}]", "description": description}
+
+
+def _old_names(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a property for each name that a field had before and that is not refused yet."""
+    return {
+        name: {
+            "$ref": f"#/properties/{row.new}",
+            "deprecated": True,
+            "description": f"Now called {row.new}; refused from version {row.refused_from} on.",
+        }
+        for name, row in renamed_fields(model).items()
+        if not is_refused(row, model)
     }
 
 
 def _conflicts(names: Collection[str]) -> list[dict[str, Any]]:
     """Return a rule for each conflict between fields of these names."""
     return [
-        {"not": {"required": list(rule.when), "properties": sides}, "$comment": f"{rule.why}: {rule.fix}"}
+        {
+            "not": {"required": list(rule.when), "properties": sides},
+            "$comment": f"{rule.why}: {rule.fix}",
+            "errorMessage": f"{' and '.join(rule.fields)} contradict each other: {rule.why}; {rule.fix}",
+        }
         for rule in CONFLICTS
         if set(rule.fields) <= set(names)
         for sides in [{name: _one_of(values) for name, values in rule.when.items()}]
@@ -104,10 +159,12 @@ def _property(spec: FieldSpec, generated: dict[str, Any]) -> dict[str, Any]:
     if spec.optional:
         branches.append({"type": "string", "pattern": _NONE_PATTERN})
     default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+    example = EXAMPLES.get(spec.name, None if spec.choices else default)
     return {
         "description": spec.sentence,
         **(branches[0] if len(branches) == 1 else {"anyOf": branches}),
-        "default": default,
+        **({} if spec.required else {"default": default}),
+        **({} if example is None or "examples" in generated else {"examples": [example]}),
         "x-effect": spec.effect.value,
         "x-env": spec.variable,
         "x-toml": spec.name,
@@ -126,8 +183,8 @@ def _described(spec: FieldSpec, branch: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"const": word, "description": meanings[format_value(word)]} for word in words]
 
 
-def schema_text(model: type[BaseModel] = ExecutionSettings) -> str:
-    return json.dumps(json_schema(model), indent=2) + "\n"
+def schema_text(model: type[BaseModel] = ExecutionSettings, *, table: bool = False) -> str:
+    return json.dumps((table_schema if table else json_schema)(model), indent=2) + "\n"
 
 
 def reference_page(model: type[BaseModel] = ExecutionSettings) -> str:

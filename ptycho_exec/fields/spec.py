@@ -89,6 +89,15 @@ def renamed_fields(model: type[BaseModel]) -> Mapping[str, Renamed]:
     return table
 
 
+def is_refused(row: Renamed, model: type[BaseModel]) -> bool:
+    """Return whether this version of the program refuses the old name."""
+    return _numbers(getattr(model, "version", "")) >= _numbers(row.refused_from)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
 _WITH_OLD_NAMES: dict[type[BaseModel], dict[str, FieldSpec]] = {}
 
 

@@ -79,7 +79,10 @@ class Origin:
         return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
 
 
-PASSED_THROUGH = {"ptycho_exec", "pydantic", "pydantic_settings", "hydra", "contextlib", "functools"}
+PASSED_THROUGH = {
+    *("ptycho_exec", "pydantic", "pydantic_settings", "hydra", "jsonargparse", "tyro"),
+    *("contextlib", "functools"),
+}
 """Packages whose calls are made for somebody else; one that builds on this one adds its own name."""
 
 

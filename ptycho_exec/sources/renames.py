@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields.spec import renamed_fields
+from ptycho_exec.fields.spec import is_refused, renamed_fields
 from ptycho_exec.sources.origins import Layer, Origin, caller
 
 
@@ -29,7 +29,8 @@ def with_new_names(layer: Layer, model: type[BaseModel]) -> Layer:
 
 
 def _finding(name: str, origin: Origin, model: type[BaseModel]) -> Finding:
-    new, refused_from = renamed_fields(model)[name]
+    row = renamed_fields(model)[name]
+    new, refused_from = row
     about: dict[str, Any] = {
         "code": "renamed",
         "field": new,
@@ -37,13 +38,9 @@ def _finding(name: str, origin: Origin, model: type[BaseModel]) -> Finding:
         "line": origin.line or 0,
     }
     where, fix = origin.describe(), f"write {new}"
-    if _number(getattr(model, "version", "")) >= _number(refused_from):
+    if is_refused(row, model):
         return Finding(f"{name} is now called {new}", where, new, fix, **about)
     what = f"{name} is now called {new}, and is refused from version {refused_from} on ({where})"
     file, line = (origin.file, origin.line or 1) if origin.file else caller()
     warnings.warn_explicit(f"{what}: {fix}", DeprecationWarning, file, line)
     return Finding(what, where, new, fix, level="note", **about)
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())

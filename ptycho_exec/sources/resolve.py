@@ -19,6 +19,7 @@ The engine keeps for each value its origin and what it shadowed; the merge of py
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,6 +33,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.fields.base import fill
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, source_specs
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
@@ -301,7 +303,7 @@ def _resolve(reader: Reader) -> Resolution:
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
     names = {*reader.environ, *(row.name for _, rows in reader.dotenv for row in rows)}
-    notes = list(_without_effect(reader, chains))
+    notes = [*_all_given(request, shadowed), *_without_effect(reader, chains)]
     if "logger_backend" in reader.specs:
         backend = chains["logger_backend"][0].value if "logger_backend" in chains else None
         notes = [*tracker_notes(request.model, names, backend), *notes]
@@ -357,17 +359,12 @@ def profile_conflicts(request: Request) -> Iterator[Finding]:
     reader = Reader(request)
     environ = {name: text for name, text in reader.environ.items() if name in ("HOME", "XDG_CONFIG_HOME")}
     for name in own_profile_names(reader):
+        named = _named(reader)
         resolution = resolve(
-            Request(
-                environ=environ,
-                cwd=reader.cwd,
-                settings_file=_named(reader),
-                profile=name,
-                model=request.model,
-            )
+            Request(request.model, environ=environ, cwd=reader.cwd, settings_file=named, profile=name)
         )
         try:
-            request.model(**resolution.values)
+            fill(request.model.__new__(request.model), resolution.values)
         except ValidationError as error:
             for finding in explain_error(error, resolution):
                 if finding.code == "conflict":
@@ -376,6 +373,21 @@ def profile_conflicts(request: Request) -> Iterator[Finding]:
 
 def _named(reader: Reader) -> str | None:
     return reader.settings_file.value if reader.settings_file else None
+
+
+def _all_given(request: Request, shadowed: Sequence[tuple[str, Origin]]) -> Iterator[Finding]:
+    """Yield a finding, and warn, where a call passes every field, as parsers do that pass on all defaults."""
+    given = request.arguments
+    if not field_specs(request.model).keys() <= given.keys():
+        return
+    hidden = {origin.place for name, origin in shadowed if origin.value != given[name]}
+    if not hidden:
+        return
+    places = ", ".join(sorted(hidden))
+    what = f"every field was given in the call, so these have no effect: {places}"
+    fix = "pass on only what somebody set (docs/how-to-your-own-project.md)"
+    warnings.warn_explicit(f"{what}: {fix}", UserWarning, *(caller() if caller()[0] else ("<call>", 1)))
+    yield Finding(what, fix=fix, level="note", code="no-effect")
 
 
 def _with_defaults(model: type[BaseModel], chains: Mapping[str, Sequence[Origin]]) -> dict[str, Origin]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ptycho_exec.cli.commands import main
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.cli.freeze import FORMS, freeze
+from ptycho_exec.errors import ANNOTATIONS, SettingsError
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import resolve_plan
 from ptycho_exec.record import (
@@ -68,6 +69,8 @@ def shown(settings: ExecutionSettings, place: Place) -> Iterator[tuple[str, str]
     plan = resolve_plan(settings, MachineFacts())
     yield "plan", json.dumps(plan.to_json(), default=str) + repr(plan)
     yield "notices", repr(plan.notices) + repr(plan.problems)
+    yield "notebook", settings._repr_html_() + settings.explain()
+    yield "frozen", repr([freeze(settings, form) for form in FORMS])
     yield "changed", repr(settings.with_overrides(seed=1)) + repr(settings.model_copy(update={"seed": 1}))
     write_manifest(place.cwd / "m.json", **manifest_parts(settings, plan=plan), note=URI)
     yield "manifest", (place.cwd / "m.json").read_text()
@@ -84,6 +87,8 @@ def shown(settings: ExecutionSettings, place: Place) -> Iterator[tuple[str, str]
         with pytest.raises(SettingsError) as caught:
             act()
         yield name, f"{caught.value} {caught.value!r} {caught.value.findings!r} {caught.value.__context__!r}"
+        yield f"{name}, errors()", repr(caught.value.errors())
+        yield f"{name}, annotations", "".join(form(caught.value.findings) for form in ANNOTATIONS.values())
 
 
 @pytest.mark.parametrize("source", PLANTS)
@@ -107,6 +112,7 @@ COMMANDS = [
     ["show"],
     ["show", "--json"],
     ["show", "--trainer", "--loader"],
+    *(["show", "--format", form] for form in FORMS),
     ["explain"],
     ["explain", "tracking_uri"],
     ["explain", "tracking_uri", "--json"],

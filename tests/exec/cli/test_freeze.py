@@ -25,21 +25,7 @@ if TYPE_CHECKING:
 
 TOKEN = "s3cr3t-t0ken"
 URI = f"https://user:{TOKEN}@mlflow.example/?access_token={TOKEN}"
-ODD = [
-    "a b",
-    "it's",
-    '"',
-    "#1",
-    "a#b",
-    "\\",
-    "\\n",
-    "$HOME",
-    "ünï",
-    "none",
-    "8",
-    "=",
-    "'",
-]
+ODD = ["a b", "it's", '"', "#1", "a#b", "\\", "\\n", "$HOME", "${HOME}", "ünï", "a\u2028b", "none", "8", "="]
 
 
 def loaded(place: Place, form: str, text: str) -> ExecutionSettings:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import jsonschema
 import pytest
 import yaml
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic_settings import SettingsConfigDict
 
+from ptycho_exec.cli.commands import main
 from ptycho_exec.cli.reference import (
+    EXAMPLES,
     env_example,
     generated_files,
     json_schema,
@@ -28,10 +31,12 @@ from ptycho_exec.cli.reference import (
 )
 from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.fields.model import CONFLICTS, Conflict, Positive
+from ptycho_exec.fields.spec import Renamed, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import READERS
+from ptycho_exec.version import __version__
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -276,6 +281,107 @@ def test_every_profile_that_is_shipped_fits_the_schema() -> None:
         assert table["description"].endswith(".")
         VALIDATOR.validate({"profiles": {name: table}})
         ExecutionSettings(profile=name)
+
+
+# --- what editors and other validators read ---------------------------------------------------------------
+
+
+def test_the_schema_has_a_stable_name_and_examples_that_hold() -> None:
+    assert SCHEMA["$id"] == "urn:ptycho-exec:settings:" + ":".join(__version__.split(".")[:2])
+    for name, node in SCHEMA["properties"].items():
+        for example in node.get("examples", ()):
+            assert VALIDATOR.is_valid({name: example}), (name, example)
+    assert all(VALIDATOR.is_valid(example) for example in SCHEMA["examples"])
+    assert set(EXAMPLES) <= set(SPECS)
+    without = {name for name in SPECS if not SCHEMA["properties"][name].get("examples")}
+    assert all(SPECS[name].choices for name in without), without
+
+
+@pytest.mark.parametrize("rule", CONFLICTS, ids=lambda rule: "-".join(rule.fields))
+def test_a_conflict_is_refused_at_the_top_and_in_a_profile_with_words_for_an_editor(
+    place: Place, rule: Conflict
+) -> None:
+    values = {name: [0, 1] if sides[0] is tuple else sides[0] for name, sides in rule.when.items()}
+    for document in (values, {"profiles": {"x": values}}):
+        assert not VALIDATOR.is_valid(document), document
+    (node,) = (node for node in SCHEMA["$defs"]["conflicts"]["allOf"] if rule.why in node["errorMessage"])
+    assert rule.fix in node["errorMessage"]
+    assert rule.fix in node["$comment"]
+    body = "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
+    place.write("ptycho_exec.toml", f"[profiles.x]\n{body}")
+    with pytest.raises(SettingsError, match="contradict each other"):
+        place.settings(profile="x")
+
+
+def test_the_schema_of_the_table_in_pyproject(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--table"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator.check_schema(table)
+    assert table["title"] == "[tool.ptycho_exec]"
+    assert table["$id"] != SCHEMA["$id"]
+    validator = jsonschema.Draft202012Validator(table)
+    assert validator.is_valid(tomllib.loads("[tool.ptycho_exec]\nseed = 1\n")["tool"]["ptycho_exec"])
+    assert not validator.is_valid({"sed": 1})
+
+
+class Lab(ExecutionSettings):
+    """Settings of another program, with fields of its own and one that had another name before."""
+
+    model_config = SettingsConfigDict(env_prefix="MY_LAB_")
+    program: ClassVar[str] = "my_lab"
+    version: ClassVar[str] = "1.2.3"
+    renamed: ClassVar[Mapping[str, Renamed]] = {
+        "hv": Renamed("voltage", "1.3.0"),
+        "gone": Renamed("voltage", "1.2.0"),
+    }
+
+    voltage: Annotated[float, Gt(0), Le(300)] = 1.5
+    """Kilovolts."""
+    detector: Literal["eiger", "jungfrau"] = "eiger"
+    """Which detector reads."""
+    note: str | None = None
+    """What the operator wrote."""
+    batch_size: Positive = 4
+    """Samples."""
+
+
+MANY: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 3, 8, 300, 301, 10**9, 10**9 + 1, 2**32 - 1, 2**32, 10**30),
+    *(0.0, -0.5, 0.5, 1.0, 1.5, 2.0, 10.0, 10.5, 1e-9, 1e6, 1e7, 1e300),
+    *("", " ", "none", "None", "null", "nul", "auto", "cpu", "gpu", "cuda", "mps", "tpu", "true", "warn"),
+    *("1", "1.0", "eiger", "jungfrau", "val_loss", "val/loss", "1x", "csv", "wandb", "min", "max", "norm"),
+    *("01:02:03:04", "00:00:00:00", "00:24:00:00", "1:2:3", "32-true", "bf16-mixed", "ddp", "Default"),
+    *([], [0], [0, 1], [0, 0], [-1], ["0"], [0.0], [[0]], {}, {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("model", [ExecutionSettings, Lab])
+def test_every_value_of_every_field_is_judged_alike(model: type[ExecutionSettings]) -> None:
+    assert len(MANY) >= 66
+    validator = jsonschema.Draft202012Validator(json_schema(model))
+    apart = []
+    for name in field_specs(model):
+        for value in MANY:
+            document = {name: value}
+            try:
+                model.from_values({"deterministic": False, "gradient_clip_val": 1.0, **document})
+                accepted = True
+            except SettingsError:
+                accepted = False
+            if validator.is_valid(document) != accepted:
+                apart.append((name, value, accepted))
+    assert apart == []
+
+
+def test_an_old_name_is_deprecated_in_the_schema_until_it_is_refused() -> None:
+    schema = json_schema(Lab)
+    validator = jsonschema.Draft202012Validator(schema)
+    assert schema["properties"]["hv"]["deprecated"] is True
+    assert "voltage" in schema["properties"]["hv"]["description"]
+    assert validator.is_valid({"hv": 200, "profiles": {"x": {"hv": 1}}})
+    assert not validator.is_valid({"hv": -1})
+    assert not validator.is_valid({"gone": 1})
+    assert (schema["$id"], schema["title"]) == ("urn:my-lab:settings:1:2", "my_lab settings")
 
 
 def test_the_schema_speaks_yaml_too() -> None:
