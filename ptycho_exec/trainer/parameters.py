@@ -417,10 +417,12 @@ CALLBACK_VALUES: tuple[Parameter, ...] = (
         writes=True,
     ),
     _setting(
-        "profiler",
-        "writes into the run directory, beside the caller's",
-        row="profile",
-        seen=lambda trainer: getattr(attribute(trainer, "profiler"), "word", None),
+        "profile",
+        "the settings' profiler writes into the run directory, beside the caller's",
+        field="profiler",
+        seen=lambda trainer: (
+            p if (p := attribute(trainer, "profiler")) is UNKNOWN else getattr(p, "word", None)
+        ),
         writes=True,
     ),
     _ranking("checkpoint_save_top_k", "save_top_k", "BestCheckpoints keeps so many"),
