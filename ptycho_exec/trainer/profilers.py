@@ -40,7 +40,7 @@ class SideBySide(Profiler):
 
     def setup(self, stage: str, local_rank: int | None = None, log_dir: str | None = None) -> None:
         for part in self.parts:
-            part._lightning_module = getattr(self, "_lightning_module", None)  # type: ignore[attr-defined]
+            part._lightning_module = getattr(self, "_lightning_module", None)
             part.setup(stage, local_rank, log_dir)
 
     def teardown(self, stage: str | None) -> None:

@@ -93,7 +93,7 @@ def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
         with progress.doing("predict"):
             part = scan.subset(np.arange(min(size, len(scan))))
             start = time.perf_counter()
-            components.reconstruct(results, part, results.science, inference)
+            components.run_inference(components.plan_inference(results, part, results.science, inference))
             text = f"{len(part)} patterns in batches of {size} stitched: {time.perf_counter() - start:.1f} s"
             progress.say("ok", "predict", text + _peak_memory())
     except _FailedError:
