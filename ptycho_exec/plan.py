@@ -582,14 +582,15 @@ def check_averaging(draft: Draft) -> None:
     """Lightning averages weights from version 2.6 on."""
     version = draft.facts.packages.get("lightning", "")
     numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
-    if draft["ema_decay"] is not None and numbers and numbers < [2, 6]:
-        draft.unsupported(
-            "no-averaging",
-            "ema_decay",
-            f"lightning {version} cannot average weights",
-            "none, or lightning 2.6 or later",
-            "pip install 'lightning>=2.6', or set ema_decay=none",
-        )
+    for name in ("ema_decay", "swa_epoch_start"):
+        if draft[name] is not None and numbers and numbers < [2, 6]:
+            draft.unsupported(
+                "no-averaging",
+                name,
+                f"lightning {version} cannot average weights",
+                "none, or lightning 2.6 or later",
+                f"pip install 'lightning>=2.6', or set {name}=none",
+            )
 
 
 def check_smoke_test(draft: Draft) -> None:

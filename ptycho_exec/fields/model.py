@@ -166,6 +166,9 @@ class ExecutionFields(BaseModel):
     ema_decay: Annotated[Annotated[float, Gt(0), Lt(1)] | None, NoneWord] = None
     """Validate and keep a moving average of the weights, of which a step leaves this part; none has none."""
 
+    swa_epoch_start: Annotated[Amount | None, NoneWord] = None
+    """Keep the mean weights of all epochs from this one on: number, or fraction of them; none has none."""
+
     # --- validation
     limit_val_batches: Annotated[AmountOrNone | None, NoneWord] = None
     """Validation batches: a number, or a fraction with a decimal point; 0 validates nothing, none all."""
@@ -334,6 +337,16 @@ CONFLICTS: tuple[Conflict, ...] = (
         {"ema_decay": (float,), "strategy": SHARDED},
         "each process of fsdp and deepspeed holds a part of the weights, which cannot be averaged",
         "choose ema_decay=none, or strategy=ddp",
+    ),
+    Conflict(
+        {"swa_epoch_start": (float,), "strategy": SHARDED},
+        "each process of fsdp and deepspeed holds a part of the weights, which cannot be averaged",
+        "choose swa_epoch_start=none, or strategy=ddp",
+    ),
+    Conflict(
+        {"ema_decay": (float,), "swa_epoch_start": (float,)},
+        "both say which weights are kept",
+        "choose one: ema_decay=none, or swa_epoch_start=none",
     ),
     Conflict(
         {"accelerator": ("mps",), "precision": ("64-true",)},

@@ -156,11 +156,18 @@ def _moving_average(inputs: CallbackInputs) -> Callback:
     return MovingAverage(inputs.settings.ema_decay or 0.0)
 
 
+def _mean_of_epochs(inputs: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.averaging import MeanOfEpochs
+
+    return MeanOfEpochs(inputs.settings.swa_epoch_start or 0)
+
+
 CALLBACKS: tuple[CallbackRow, ...] = (
     CallbackRow("ReadBack", lambda _: True, _read_back),
     CallbackRow("Continuity", lambda _: True, _continuity),
     CallbackRow("Throughput", lambda _: True, _throughput),
     CallbackRow("MovingAverage", lambda i: i.settings.ema_decay is not None, _moving_average),
+    CallbackRow("MeanOfEpochs", lambda i: i.settings.swa_epoch_start is not None, _mean_of_epochs),
     CallbackRow(
         "EarlyStopping",
         lambda i: i.settings.early_stop_patience is not None and not i.own.has("EarlyStopping"),

@@ -403,6 +403,11 @@ CALLBACK_VALUES: tuple[Parameter, ...] = (
         seen=_of_callback("MovingAverage", lambda row: row.decay),
     ),
     _setting(
+        "swa_epoch_start",
+        "MeanOfEpochs averages the weights",
+        seen=_of_callback("MeanOfEpochs", lambda row: row.start),
+    ),
+    _setting(
         "checkpoint_every_n_steps",
         "ResumePoint writes last.ckpt",
         lambda s: s.checkpoint_every_n_steps if _checkpoints(s) else None,
