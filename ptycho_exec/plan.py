@@ -199,6 +199,11 @@ class Draft:
     def world_size(self) -> int:
         return self.processes_per_node * int(self["num_nodes"])
 
+    @property
+    def validates(self) -> bool:
+        """Whether this run validates: there is data for it, and it is not switched off."""
+        return self.traits.has_validation and self["limit_val_batches"] != 0
+
     def was_set(self, name: str) -> bool:
         """Return whether somebody asked for another value than the default."""
         return bool(self[name] != type(self.settings).model_fields[name].default)
@@ -487,6 +492,9 @@ def check_speed_flags(draft: Draft) -> None:
     facts = draft.facts
     if draft["benchmark"] and draft.kind != "cuda":
         draft.ignore("no-cudnn", "benchmark", False, f"cuDNN is not used on {draft.kind}")
+    if draft["matmul_precision"] != "highest" and draft.kind == "cpu":
+        text = "matmul_precision has no effect on most CPUs: float32 products stay in full precision"
+        draft.note("no-tf32", "matmul_precision", text)
     old = draft.kind == "cuda" and facts.gpus and all(float(gpu.capability) < 8 for gpu in facts.gpus)
     if draft["matmul_precision"] != "highest" and old:
         draft.note("no-tf32", "matmul_precision", "matmul_precision has no effect: no GPU here has TF32")
@@ -531,6 +539,19 @@ def check_amounts(draft: Draft) -> None:
     if batch > samples:
         text = f"batch_size={batch} is more than the {samples} training samples"
         draft.note("batch-larger-than-data", "batch_size", text)
+    if type(limit) is int and limit > batches:
+        text = f"limit_train_batches={limit} has no effect: an epoch has {batches} batches"
+        draft.note("limit-beyond-epoch", "limit_train_batches", text)
+    interval = draft["val_check_interval"]
+    if type(interval) is int and interval > batches:
+        draft.unsupported(
+            "validates-beyond-epoch",
+            "val_check_interval",
+            f"an epoch has {batches} batches",
+            f"at most {batches}, or a fraction",
+            f"set val_check_interval={batches}, or check_val_every_n_epoch for less than once per epoch",
+            None,
+        )
     if isinstance(limit, float) and int(batches * limit) == 0:
         draft.unsupported(
             "no-batches",
@@ -540,6 +561,8 @@ def check_amounts(draft: Draft) -> None:
             "set limit_train_batches=1 for one batch",
             1,
         )
+    limit = draft["limit_train_batches"]
+    batches = min(batches, int(batches * limit) if isinstance(limit, float) else limit or batches)
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"
         text += "; the optimizer steps once per epoch"
@@ -549,13 +572,13 @@ def check_amounts(draft: Draft) -> None:
 def choose_monitor(draft: Draft) -> None:
     """Without validation data val_loss is never logged, so train_loss ranks; unknown names are refused."""
     name, traits = "checkpoint_monitor_metric", draft.traits
-    if draft[name] == "val_loss" and not traits.has_validation:
+    if draft[name] == "val_loss" and not draft.validates:
         draft.decide(name, "train_loss", "there is no validation data")
     monitor, known = draft[name], traits.logged_metrics
-    unvalidated = monitor.startswith("val_") and not traits.has_validation
+    unvalidated = monitor.startswith("val_") and not draft.validates
     missing = unvalidated or (known is not None and monitor not in known)
     if missing and monitor_readers({field_name: row.value for field_name, row in draft.effective.items()}):
-        logged = [metric for metric in known or () if traits.has_validation or not metric.startswith("val_")]
+        logged = [metric for metric in known or () if draft.validates or not metric.startswith("val_")]
         nearest = next((metric for metric in ("val_loss", "train_loss") if metric in logged), NOTHING_NEAR)
         draft.unsupported(
             "metric-not-logged",
@@ -568,6 +591,52 @@ def choose_monitor(draft: Draft) -> None:
     if draft["checkpoint_mode"] == "max" and monitor.endswith("loss"):
         text = f"checkpoint_mode=max keeps the checkpoints with the worst {monitor}"
         draft.note("largest-loss-ranks-first", "checkpoint_mode", text)
+
+
+def check_averaging(draft: Draft) -> None:
+    """Lightning averages weights from version 2.6 on."""
+    version = draft.facts.packages.get("lightning", "")
+    numbers = [int(part) for part in version.split(".")[:2] if part.isdigit()]
+    for name in ("ema_decay", "swa_epoch_start"):
+        if draft[name] is not None and numbers and numbers < [2, 6]:
+            draft.unsupported(
+                "no-averaging",
+                name,
+                f"lightning {version} cannot average weights",
+                "none, or lightning 2.6 or later",
+                f"pip install 'lightning>=2.6', or set {name}=none",
+            )
+
+
+def check_smoke_test(draft: Draft) -> None:
+    """A smoke test has its own limits, and ends before anything else could end it."""
+    limits = ("max_steps", "max_time", "limit_train_batches", "limit_val_batches", "val_check_interval",
+              "overfit_batches", "num_sanity_val_steps", "early_stop_patience")  # fmt: skip
+    for name in limits if draft["fast_dev_run"] else ():
+        if draft[name] is not None and asked(draft.settings, name):
+            text = f"{name}={format_value(draft[name])} has no effect: fast_dev_run={draft['fast_dev_run']}"
+            draft.note("smoke-test", name, f"{text} runs so many batches of one epoch")
+
+
+def check_readers(draft: Draft) -> None:
+    """Options that nothing reads in this run are reported."""
+    readers = monitor_readers({name: row.value for name, row in draft.effective.items()})
+    for name in ("checkpoint_monitor_metric", "checkpoint_mode"):
+        if asked(draft.settings, name) and not readers:
+            text = f"{name} has no effect: no checkpoints are ranked and nothing stops early"
+            draft.note("not-read", name, text)
+    silent = draft["logger_backend"] is None
+    if silent and asked(draft.settings, "log_every_n_steps"):
+        draft.note("no-logger", "log_every_n_steps", "log_every_n_steps has no effect: there is no logger")
+    if draft["wandb_mode"] != "offline" and draft["logger_backend"] != "wandb":
+        text = f"wandb_mode has no effect: logger_backend is {format_value(draft['logger_backend'])}"
+        draft.note("not-this-logger", "wandb_mode", text)
+    for name in ("checkpoint_every_n_steps", "checkpoint_every"):
+        if draft[name] is not None and not draft["enable_checkpointing"]:
+            draft.note("no-checkpoints", name, f"{name} has no effect: no checkpoints are written")
+    for name in ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"):
+        if draft.was_set(name) and not draft.validates:
+            draft.note("no-validation", name, f"{name} has no effect: nothing is validated")
 
 
 # --- loaders ------------------------------------------------------------------------------------------------
@@ -664,11 +733,14 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     check_speed_flags,
     check_optimization,
     check_amounts,
+    check_averaging,
+    check_smoke_test,
     check_writing,
     choose_monitor,
     choose_workers,
     choose_pinning,
     choose_inference_batch,
     check_logger,
+    check_readers,
     choose_progress_bar,
 )

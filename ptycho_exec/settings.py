@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +79,7 @@ class ResolvedSettings(BaseSettings):
     _notices: tuple[Finding, ...] = PrivateAttr(default=())
 
     if TYPE_CHECKING:  # so that type checkers derive the constructor from the fields, with these besides
-        profile: str | None = None
+        profile: str | Sequence[str] | None = None
         settings_file: str | Path | None = None
         overrides: Mapping[str, Any] | None = None
         factory_defaults: Mapping[str, Any] | None = None
@@ -89,7 +89,7 @@ class ResolvedSettings(BaseSettings):
             self,
             /,
             *,
-            profile: str | None = None,
+            profile: str | Sequence[str] | None = None,
             settings_file: str | Path | None = None,
             overrides: Mapping[str, Any] | None = None,
             factory_defaults: Mapping[str, Any] | None = None,

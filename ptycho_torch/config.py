@@ -21,6 +21,7 @@ from ptycho_exec.fields.model import (
     Positive,
     as_integer,
     contradiction,
+    plain,
 )
 
 
@@ -30,6 +31,11 @@ class _Science(FrozenModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _take_other_libraries(cls, value: Any) -> Any:
+        return plain(value)
 
 
 Extent = Annotated[tuple[float, float], "of two fractions with 0 <= low < high <= 1"]

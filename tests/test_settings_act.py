@@ -39,6 +39,9 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows.components import _train_with_lightning, run_inference_with_lightning
 
+# Several of these runs ask for what the plan remarks on.
+pytestmark = pytest.mark.filterwarnings("ignore::ptycho_exec.errors.SettingsWarning")
+
 CPU = MachineFacts(cpus_logical=8, compiler="g++")
 GPU = MachineFacts(cpus_logical=8, gpus=(Gpu(name="A100", memory_mb=1, capability="8.0", bf16=True),))
 PATTERNS = 48

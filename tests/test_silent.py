@@ -70,7 +70,7 @@ def test_the_length_of_training_cannot_be_changed_from_outside(monkeypatch: pyte
         trainer = build_trainer(wanted, max_epochs=3, plan=resolve_plan(wanted, CPU))
     found = (trainer.max_epochs, trainer.min_epochs, trainer.max_steps, trainer.min_steps)
     assert found == (3, None, -1, None)
-    for name in ("min_epochs", "max_steps"):
+    for name in ("min_epochs", "min_steps"):
         with pytest.raises(SettingsError, match=name):
             settings(**{name: 1})
 
@@ -176,6 +176,7 @@ def test_a_run_leaves_no_variable_behind(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {name: os.environ.get(name) for name in RUN_VARIABLES} == before
 
 
+@pytest.mark.filterwarnings("ignore::ptycho_exec.errors.SettingsWarning")
 def test_a_failed_training_leaves_no_flag_and_no_variable_behind() -> None:
     scan = simulate_scan(n=32, patterns=24, photons=1e5, seed=3)
     scan.patterns[:] = 0  # no intensity: training must stop

@@ -149,7 +149,7 @@ def _text(description: str) -> dict[str, Any]:
 def _one_of(values: tuple[Any, ...]) -> dict[str, Any]:
     """Return the schema of the values on one side of a conflict, as `Conflict.when` writes them."""
     none = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": _NONE_PATTERN}]}
-    special = {tuple: {"type": "array"}, None: none}
+    special = {tuple: {"type": "array"}, float: {"type": "number"}, None: none}
     return {"anyOf": [special.get(value, {"const": value}) for value in values]}
 
 

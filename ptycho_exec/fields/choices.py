@@ -74,6 +74,16 @@ CHOICES: dict[str, dict[str, str]] = {
         "mlflow": "an MLflow server or directory; needs the extra mlflow",
         "wandb": "Weights & Biases; needs the extra wandb",
     },
+    "wandb_mode": {
+        "offline": "into the run directory; `wandb sync` sends it",
+        "online": "to the server of Weights & Biases; needs `wandb login`",
+        "disabled": "nothing is written or sent",
+    },
+    "profiler": {
+        "simple": "seconds of each action of the Trainer",
+        "advanced": "calls of every function (cProfile)",
+        "pytorch": "every operation, also on a GPU; a trace for a browser",
+    },
     "on_unsupported": {
         "error": "stop and report what to change",
         "adapt": "take the nearest value, with a warning",

@@ -13,7 +13,7 @@ from enum import StrEnum
 from numbers import Integral
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from annotated_types import Gt, Interval, Le, MinLen, Predicate
+from annotated_types import Gt, Interval, Le, Lt, MinLen, Predicate
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -45,7 +45,7 @@ class Effect(StrEnum):
 _OWN = (bool, int, float, str, list, tuple, type(None))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return numbers, booleans and sequences of other libraries (NumPy, torch, Hydra) as Python's own."""
     if type(value) in _OWN or isinstance(value, (str, bytes, bytearray, memoryview, Mapping)):
         return value
@@ -118,6 +118,12 @@ Metric = Annotated[
 ]
 
 
+_as_amount = BeforeValidator(lambda v: as_integer(v) if not isinstance(v, float) or v > 1 else v)
+Amount = Annotated[Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)], _as_amount]
+"""A number of batches, or a fraction of them."""
+AmountOrNone = Annotated[Annotated[int, Interval(ge=0, le=MOST)] | Annotated[float, Gt(0), Le(1)], _as_amount]
+
+
 class ExecutionFields(FrozenModel):
     """Every execution setting: a sentence, an effect class and its limits."""
 
@@ -174,16 +180,34 @@ class ExecutionFields(FrozenModel):
     """Clip by the total norm, per value, or per unit relative to its weights (agc, arXiv:2102.06171)."""
     max_time: Annotated[Duration | None, NoneWord] = None
     """Stop training after this time, as DD:HH:MM:SS; none trains for all epochs."""
-    limit_train_batches: Annotated[
-        Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)] | None,
-        BeforeValidator(lambda v: as_integer(v) if not isinstance(v, float) or v > 1 else v),
-        NoneWord,
-    ] = None
+    max_steps: Annotated[Positive | None, NoneWord] = None
+    """Stop training after so many optimizer steps, unless it ends before; none counts epochs alone."""
+    limit_train_batches: Annotated[Amount | None, NoneWord] = None
     """Batches per epoch: a number, or a fraction with a decimal point (1.0 is all); none uses all."""
+    overfit_batches: Annotated[Amount | None, NoneWord] = None
+    """Train and validate on the first few batches alone, unshuffled (number or fraction); none uses all."""
     fast_dev_run: Annotated[Positive | None, NoneWord] = None
     """Run only this many batches of each kind, with no checkpoint and no logger: a smoke test."""
     early_stop_patience: Annotated[Positive | None, NoneWord] = 100
     """Stop after this many epochs without a better monitored metric; none never stops early."""
+
+    ema_decay: Annotated[Annotated[float, Gt(0), Lt(1)] | None, NoneWord] = None
+    """Validate and keep a moving average of the weights, of which a step leaves this part; none has none."""
+
+    swa_epoch_start: Annotated[Amount | None, NoneWord] = None
+    """Keep the mean weights of all epochs from this one on: number, or fraction of them; none has none."""
+
+    # --- validation
+    limit_val_batches: Annotated[AmountOrNone | None, NoneWord] = None
+    """Validation batches: a number, or a fraction with a decimal point; 0 validates nothing, none all."""
+    val_check_interval: Annotated[Amount | None, NoneWord] = None
+    """Validate after so many training batches, or this fraction of an epoch; none at its end."""
+    check_val_every_n_epoch: Positive = 1
+    """Epochs from one validation to the next."""
+    num_sanity_val_steps: Annotated[
+        int, Interval(ge=-1, le=MOST), BeforeValidator(as_integer), Effect.PERFORMANCE
+    ] = 0
+    """Validation batches tried before training begins; -1 tries all, 0 none."""
 
     # --- loaders
     num_workers: Annotated[Literal["auto"] | NonNegative, Effect.PERFORMANCE] = 0
@@ -202,6 +226,10 @@ class ExecutionFields(FrozenModel):
         int, Interval(ge=-1, le=MOST), BeforeValidator(as_integer), Effect.IO
     ] = 1
     """How many best checkpoints are kept; -1 keeps all, 0 keeps none but the last."""
+    checkpoint_every_n_steps: Annotated[Positive | None, NoneWord, Effect.IO] = None
+    """Write last.ckpt after so many optimizer steps, too; none writes it after every epoch only."""
+    checkpoint_every: Annotated[Duration | None, NoneWord, Effect.IO] = None
+    """Write last.ckpt when this time has passed since it was written, as DD:HH:MM:SS; none does not."""
     checkpoint_monitor_metric: Metric = "val_loss"
     """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""
     checkpoint_mode: Literal["min", "max"] = "min"
@@ -218,6 +246,12 @@ class ExecutionFields(FrozenModel):
     """Epochs between two reconstruction images sent to the logger; none sends none during training."""
     experiment_name: Annotated[Line, Effect.IO] = "ptycho"
     """Name under which MLflow and Weights & Biases file the run."""
+    wandb_mode: Annotated[Literal["offline", "online", "disabled"], Effect.IO] = "offline"
+    """Whether Weights & Biases writes into the run directory, sends to its server, or does nothing."""
+    profiler: Annotated[Literal["simple", "advanced", "pytorch"] | None, NoneWord, Effect.IO] = None
+    """Measure where the time goes and write it to profile/ of the run directory; none does not."""
+    detect_anomaly: Annotated[bool, Effect.PERFORMANCE] = False
+    """Stop at the operation whose gradient is NaN first; every step is slower."""
     tracking_uri: Annotated[Line | None, NoneWord, Effect.IO] = None
     """Address of the MLflow server; none writes into the run directory. Credentials in it are never shown."""
 
@@ -238,7 +272,7 @@ class ExecutionFields(FrozenModel):
     @field_validator("*", mode="before")
     @classmethod
     def _take_other_libraries(cls, value: Any) -> Any:
-        return _plain(value)
+        return plain(value)
 
     @model_validator(mode="after")
     def _choose_one(self) -> Self:
@@ -293,7 +327,8 @@ def contradiction(*found: Contradiction) -> PydanticCustomError:
 class Conflict(NamedTuple):
     """Values that contradict each other, and how to choose; the JSON schema forbids the same.
 
-    Each field in `when` has one of its values there; `tuple` matches any list.
+    Each field in `when` has one of its values there; `tuple` matches any list and
+    `float` any number.
     """
 
     when: Mapping[str, tuple[Any, ...]]
@@ -306,7 +341,10 @@ class Conflict(NamedTuple):
 
     def clashes(self, settings: ExecutionFields) -> bool:
         given = ((getattr(settings, name), values) for name, values in self.when.items())
-        return all(value in values or type(value) in values for value, values in given)
+        return all(value in values or _KINDS.get(type(value)) in values for value, values in given)
+
+
+_KINDS: dict[type, type] = {tuple: tuple, int: float, float: float}
 
 
 SHARDED = tuple(word for word in get_args(Strategy) if word.startswith(("fsdp", "deepspeed")))
@@ -331,6 +369,31 @@ CONFLICTS: tuple[Conflict, ...] = (
         {"accelerator": ("cpu", "mps"), "strategy": SHARDED},
         "fsdp and deepspeed shard over CUDA devices",
         "choose accelerator=cuda, or strategy=auto",
+    ),
+    Conflict(
+        {"overfit_batches": (float,), "limit_train_batches": (float,)},
+        "overfit_batches chooses the training batches itself",
+        "choose one: overfit_batches=none, or limit_train_batches=none",
+    ),
+    Conflict(
+        {"overfit_batches": (float,), "limit_val_batches": (float,)},
+        "overfit_batches chooses the validation batches itself",
+        "choose one: overfit_batches=none, or limit_val_batches=none",
+    ),
+    Conflict(
+        {"ema_decay": (float,), "strategy": SHARDED},
+        "each process of fsdp and deepspeed holds a part of the weights, which cannot be averaged",
+        "choose ema_decay=none, or strategy=ddp",
+    ),
+    Conflict(
+        {"swa_epoch_start": (float,), "strategy": SHARDED},
+        "each process of fsdp and deepspeed holds a part of the weights, which cannot be averaged",
+        "choose swa_epoch_start=none, or strategy=ddp",
+    ),
+    Conflict(
+        {"ema_decay": (float,), "swa_epoch_start": (float,)},
+        "both say which weights are kept",
+        "choose one: ema_decay=none, or swa_epoch_start=none",
     ),
     Conflict(
         {"accelerator": ("mps",), "precision": ("64-true",)},

@@ -70,6 +70,7 @@ def described_kwargs(plan: Plan) -> dict[str, Any]:
     kwargs = trainer_kwargs(plan.requested, plan=plan)
     kwargs["callbacks"] = callback_names(plan)
     kwargs["plugins"] = plugin_names(plan)
+    kwargs["profiler"] = plan.settings.profiler
     kwargs["logger"] = backend.kind if backend else False
     return kwargs | {"default_root_dir": "(the run directory)"}
 
@@ -183,6 +184,11 @@ def _kwargs(
         *(plugin for plugin in build_plugins(plan) if not own.brings_plugin("CheckpointIO") and run_dir),
         *own.plugins,
     ]
+    profiler = own.profiler
+    if plan.settings.profiler and run_dir is not None:
+        from ptycho_exec.trainer.profilers import SideBySide
+
+        profiler = SideBySide(plan.settings.profiler, Path(run_dir), profiler)
     kwargs = trainer_kwargs(
         plan.requested,
         max_epochs=max_epochs,
@@ -190,7 +196,7 @@ def _kwargs(
         callbacks=(*callbacks, *own.callbacks),
         logger=logger,
         plugins=plugins,
-        profiler=own.profiler,
+        profiler=profiler,
         plan=plan,
     )
     kwargs |= {name: value for name, value in own.trainer_kwargs.items() if name != "plugins"}
@@ -206,12 +212,8 @@ def _kwargs(
     return {name: value for name, value in kwargs.items() if name in known}
 
 
-NEEDS_DIRECTORY = (
-    "logger_backend",
-    "enable_checkpointing",
-    "checkpoint_save_top_k",
-    "log_images_every_n_epochs",
-)
+NEEDS_DIRECTORY = ("logger_backend", "enable_checkpointing", "checkpoint_save_top_k", "checkpoint_every",
+                   "checkpoint_every_n_steps", "log_images_every_n_epochs", "profiler")  # fmt: skip
 """Settings that act in a run directory alone."""
 
 

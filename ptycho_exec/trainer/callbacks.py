@@ -48,6 +48,11 @@ class CallbackInputs:
         return written and self.run_dir is not None
 
     @property
+    def strict(self) -> bool:
+        """Whether the monitored metric must be there; `max_steps` may end a run before its validation."""
+        return monitor_asked(self.plan) and self.settings.max_steps is None
+
+    @property
     def folder(self) -> Path:
         return Path(str(self.run_dir)) / CHECKPOINT_FOLDER
 
@@ -96,8 +101,8 @@ def _early_stopping(inputs: CallbackInputs) -> Callback:
         monitor=inputs.settings.checkpoint_monitor_metric,
         mode=inputs.settings.checkpoint_mode,
         patience=inputs.settings.early_stop_patience or 0,
-        check_on_train_epoch_end=True,
-        strict=monitor_asked(inputs.plan),
+        check_on_train_epoch_end=judged_each_epoch(inputs.settings),
+        strict=inputs.strict,
         verbose=False,
     )
 
@@ -118,14 +123,14 @@ def _best(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.checkpoints import BestCheckpoints
 
     return BestCheckpoints(
-        strict=monitor_asked(inputs.plan),
+        strict=inputs.strict,
         dirpath=inputs.folder,
         filename=BEST_NAME,
         auto_insert_metric_name=False,
         monitor=inputs.settings.checkpoint_monitor_metric,
         mode=inputs.settings.checkpoint_mode,
         save_top_k=inputs.settings.checkpoint_save_top_k,
-        save_on_train_epoch_end=True,
+        save_on_train_epoch_end=judged_each_epoch(inputs.settings),
         enable_version_counter=False,
     )
 
@@ -133,13 +138,36 @@ def _best(inputs: CallbackInputs) -> Callback:
 def _last(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.resume import ResumePoint
 
-    return ResumePoint(inputs.folder)
+    every_n_steps, every = inputs.settings.checkpoint_every_n_steps, inputs.settings.checkpoint_every
+    return ResumePoint(inputs.folder, every_n_steps=every_n_steps, every=every)
+
+
+def judged_each_epoch(settings: ExecutionSettings) -> bool:
+    """Return whether each epoch ends with a new value of the monitored metric.
+
+    Where validation skips epochs, its metrics are judged when it ends.
+    """
+    return settings.check_val_every_n_epoch == 1 or not settings.checkpoint_monitor_metric.startswith("val")
+
+
+def _moving_average(inputs: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.averaging import MovingAverage
+
+    return MovingAverage(inputs.settings.ema_decay or 0.0)
+
+
+def _mean_of_epochs(inputs: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.averaging import MeanOfEpochs
+
+    return MeanOfEpochs(inputs.settings.swa_epoch_start or 0)
 
 
 CALLBACKS: tuple[CallbackRow, ...] = (
     CallbackRow("ReadBack", lambda _: True, _read_back),
     CallbackRow("Continuity", lambda _: True, _continuity),
     CallbackRow("Throughput", lambda _: True, _throughput),
+    CallbackRow("MovingAverage", lambda i: i.settings.ema_decay is not None, _moving_average),
+    CallbackRow("MeanOfEpochs", lambda i: i.settings.swa_epoch_start is not None, _mean_of_epochs),
     CallbackRow(
         "EarlyStopping",
         lambda i: i.settings.early_stop_patience is not None and not i.own.has("EarlyStopping"),

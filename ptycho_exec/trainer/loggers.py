@@ -136,7 +136,12 @@ def _wandb(kind: Any, settings: ExecutionSettings, run_dir: Path) -> Logger:
     os.environ["WANDB_CACHE_DIR"] = str(folder / "wandb" / "cache")
     quiet = wandb.Settings(silent=True, console="off")
     name, project = run_dir.name, settings.experiment_name
-    logger: Logger = kind(project=project, name=name, save_dir=folder, offline=True, settings=quiet)
+    # A mode that is given wins over the variable WANDB_MODE.
+    mode = settings.wandb_mode
+    offline = mode == "offline"
+    logger: Logger = kind(
+        project=project, name=name, save_dir=folder, offline=offline, mode=mode, settings=quiet
+    )
     return logger
 
 

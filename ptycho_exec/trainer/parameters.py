@@ -10,6 +10,7 @@ Reading back is tolerant: a stand-in for the Trainer that lacks an attribute giv
 from __future__ import annotations
 
 import enum
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -122,6 +123,18 @@ def _decided(name: str) -> Callable[[ExecutionSettings], Any]:
     return wanted
 
 
+def _share(name: str) -> Callable[[ExecutionSettings], Any]:
+    """Expect an amount of batches: none is all, 1.0 in Lightning's words; a smoke test has its own."""
+
+    def wanted(settings: ExecutionSettings) -> Any:
+        value = getattr(settings, name)
+        if name.startswith("limit_") and settings.overfit_batches is not None:
+            value = settings.overfit_batches  # Lightning limits both loaders to them
+        return UNKNOWN if settings.fast_dev_run else 1.0 if value is None else value
+
+    return wanted
+
+
 def _logger_word(settings: ExecutionSettings) -> str | None:
     return None if settings.fast_dev_run else settings.logger_backend
 
@@ -158,12 +171,16 @@ def _of_callback(kind: str, read: Callable[[Any], Any], absent: Any = None) -> C
     return seen
 
 
+def _checkpoints(settings: ExecutionSettings) -> bool:
+    return bool(settings.enable_checkpointing and not settings.fast_dev_run)
+
+
 def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
     """An option of ranking: asked for only where checkpoints are written and ranked."""
 
     def value(settings: ExecutionSettings) -> Any:
-        written = settings.enable_checkpointing and not settings.fast_dev_run
-        return getattr(settings, field or name) if written and settings.checkpoint_save_top_k != 0 else None
+        ranked = _checkpoints(settings) and settings.checkpoint_save_top_k != 0
+        return getattr(settings, field or name) if ranked else None
 
     def read(row: Any) -> Any:
         return getattr(row, option) if row.monitor else None if row.strict else UNKNOWN
@@ -202,8 +219,12 @@ def _logger(trainer: Any) -> Any:
 
 
 def _profiler(trainer: Any) -> Any:
-    """Return the class of the profiler; none is Lightning's PassThroughProfiler."""
-    names = [kind.__name__ for kind in type(attribute(trainer, "profiler")).__mro__]
+    """Return the class of the caller's profiler; none is Lightning's PassThroughProfiler."""
+    profiler = attribute(trainer, "profiler")
+    profiler = getattr(profiler, "callers", profiler)
+    names = [kind.__name__ for kind in type(profiler).__mro__]
+    if profiler is None:
+        return None
     return UNKNOWN if "Profiler" not in names else None if names[0] == "PassThroughProfiler" else names[0]
 
 
@@ -258,23 +279,38 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("max_epochs", "the length of training belongs to the science config", lambda i: i.max_epochs),
     _fixed("min_epochs", None),
-    _fixed("max_steps", -1, "training is counted in epochs; -1 sets no limit on steps"),
+    _setting(
+        "max_steps",
+        "none is -1 in Lightning's words; a smoke test has its own limit",
+        lambda s: s.max_steps or -1,
+        wanted=lambda s: UNKNOWN if s.fast_dev_run else s.max_steps or -1,
+    ),
     _fixed("min_steps", None),
     _setting("max_time", "the settings' duration", seen=_of_callback("Timer", _duration)),
     _setting(
         "limit_train_batches",
-        "none is all, in Lightning too; a smoke test has its own limit",
+        "none is all; a smoke test has its own limit",
+        wanted=_share("limit_train_batches"),
+    ),
+    _setting(
+        "limit_val_batches", "none is all; a smoke test has its own limit", wanted=_share("limit_val_batches")
+    ),
+    _fixed("limit_test_batches", None, "none is all: a test is of all its data"),
+    _fixed("limit_predict_batches", None, "none is all: part of the scan would leave holes in the object"),
+    _setting(
+        "overfit_batches",
+        "none is 0.0 in Lightning's words",
+        lambda s: s.overfit_batches or 0.0,
+    ),
+    _setting("val_check_interval", "none is 1.0, the end of an epoch", wanted=_share("val_check_interval")),
+    _setting("check_val_every_n_epoch", "the settings' number"),
+    _setting(
+        "num_sanity_val_steps",
+        "-1 becomes infinity; a smoke test tries none",
         wanted=lambda s: (
-            UNKNOWN if s.fast_dev_run else 1.0 if s.limit_train_batches is None else s.limit_train_batches
+            UNKNOWN if s.fast_dev_run else math.inf if s.num_sanity_val_steps < 0 else s.num_sanity_val_steps
         ),
     ),
-    _fixed("limit_val_batches", None, "none is all: metrics compare only on the same validation data"),
-    _fixed("limit_test_batches", None),
-    _fixed("limit_predict_batches", None),
-    _fixed("overfit_batches", 0.0, "it would replace the shuffled training loader"),
-    _fixed("val_check_interval", None, "none is 1.0: validation runs once, at the end of an epoch"),
-    _fixed("check_val_every_n_epoch", 1, "checkpoints and early stopping need the metric of every epoch"),
-    _fixed("num_sanity_val_steps", 0, "it would use up random numbers and log metrics before training"),
     _setting("log_every_n_steps", "the settings' number"),
     _setting(
         "enable_checkpointing",
@@ -317,12 +353,16 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     _fixed("use_distributed_sampler", True),
     Parameter(
         "profiler",
-        "the caller's, which measures where the seconds go; none measures nothing",
+        "the caller's and that of the settings, side by side; none measures nothing",
         lambda inputs: inputs.profiler,
         wanted=lambda i: i.profiler if i.profiler in (None, UNKNOWN) else type(i.profiler).__name__,
         seen=_profiler,
     ),
-    _fixed("detect_anomaly", False, "it slows every step; the module checks its loss for NaN itself"),
+    _setting(
+        "detect_anomaly",
+        "the settings' word",
+        seen=lambda trainer: attribute(trainer, "_detect_anomaly"),
+    ),
     _fixed("barebones", False),
     Parameter("plugins", "atomic checkpoint writing", lambda inputs: list(inputs.plugins) or None),
     _fixed("sync_batchnorm", False),
@@ -354,6 +394,39 @@ CALLBACK_VALUES: tuple[Parameter, ...] = (
         "Images sends them, where there is a logger",
         lambda s: s.log_images_every_n_epochs if _logger_word(s) else None,
         seen=_of_callback("Images", lambda row: row.every_n_epochs),
+        writes=True,
+    ),
+    _setting(
+        "ema_decay",
+        "MovingAverage averages the weights",
+        seen=_of_callback("MovingAverage", lambda row: row.decay),
+    ),
+    _setting(
+        "swa_epoch_start",
+        "MeanOfEpochs averages the weights",
+        seen=_of_callback("MeanOfEpochs", lambda row: row.start),
+    ),
+    _setting(
+        "checkpoint_every_n_steps",
+        "ResumePoint writes last.ckpt",
+        lambda s: s.checkpoint_every_n_steps if _checkpoints(s) else None,
+        seen=_of_callback("ResumePoint", lambda row: row.every_n_steps),
+        writes=True,
+    ),
+    _setting(
+        "checkpoint_every",
+        "ResumePoint writes last.ckpt",
+        lambda s: s.checkpoint_every if _checkpoints(s) else None,
+        seen=_of_callback("ResumePoint", lambda row: row.every),
+        writes=True,
+    ),
+    _setting(
+        "profile",
+        "the settings' profiler writes into the run directory, beside the caller's",
+        field="profiler",
+        seen=lambda trainer: (
+            p if (p := attribute(trainer, "profiler")) is UNKNOWN else getattr(p, "word", None)
+        ),
         writes=True,
     ),
     _ranking("checkpoint_save_top_k", "save_top_k", "BestCheckpoints keeps so many"),

@@ -16,6 +16,7 @@ RUN_VARIABLES = (
     "PL_SEED_WORKERS",
     "CUBLAS_WORKSPACE_CONFIG",
     "WANDB_CACHE_DIR",
+    "WANDB_MODE",
     "MLFLOW_ALLOW_FILE_STORE",
 )
 # Warnings of Lightning about choices that the plan has already checked and reported, as patterns.
@@ -26,6 +27,8 @@ ANSWERED_WARNINGS = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*You defined a `validation_step` but have no `val_dataloader`.*",
     ".*The dirpath has changed from.*",
+    # `Continuity` brings the loaders to the batch at which the run stopped.
+    ".*resuming from a checkpoint that ended before the epoch ended.*",
     # A launcher that is missing where it is needed is a problem of the plan.
     ".*The `srun` command is available on your system but is not used.*",
     # torch 2.13 deprecates a pytree helper that lightning 2.6 still calls in every fit.

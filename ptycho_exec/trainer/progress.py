@@ -76,6 +76,8 @@ class TrainingProgress(ProgressBar):
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
         finite = batches != float("inf")
         total = batches * epochs if finite and epochs > 0 else None
+        if trainer.max_steps > 0:
+            total = min(total or float("inf"), trainer.max_steps * trainer.accumulate_grad_batches)
         self._start(trainer, "training", total, trainer.current_epoch * int(batches) if finite else 0)
 
     def on_predict_start(self, trainer: Trainer, *_: Any) -> None:

@@ -43,6 +43,7 @@ class ReadBack(Callback):
         self.optimizer_steps = 0
         self._batches = 0
         self._steps_this_epoch = 0
+        self._epochs = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
@@ -91,6 +92,7 @@ class ReadBack(Callback):
             others = tuple(old for old in self.report.rows if old.name != row.name)
             self.report = DriftReport((*others, row))
             apply_drift_policy(DriftReport((row,)), self.plan.requested)
+        self._epochs += 1
         # What the module logs in its own hook comes after this one.
         if not is_overridden("on_train_epoch_end", pl_module):
             self._check_monitor(trainer)
@@ -100,7 +102,14 @@ class ReadBack(Callback):
             self._check_monitor(trainer)
 
     def _check_monitor(self, trainer: Trainer) -> None:
-        """Refuse a monitored metric that is not logged, or, where nobody asked for one, do without it."""
+        """Refuse a monitored metric that is not logged, or, where nobody asked for one, do without it.
+
+        Before the first validation nothing can be said of its metrics.
+        """
+        settings = self.plan.settings
+        not_yet = self._epochs < settings.check_val_every_n_epoch or settings.max_steps is not None
+        if settings.checkpoint_monitor_metric.startswith("val") and trainer.enable_validation and not_yet:
+            return
         if monitor_asked(self.plan):
             require_monitor(trainer, self.plan)
         elif (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,53 @@ if TYPE_CHECKING:
 
 
 PLATEAU_METRICS = "ptycho_exec_plateau_metrics"
+GENERATORS = "ptycho_exec_generators"
 
 
 class ResumePoint(Checkpoint):
-    """Write `last.ckpt` after every epoch, so that a run can go on where it stopped."""
+    """Write `last.ckpt` after every epoch, so that a run can go on where it stopped, and in between if asked.
 
-    def __init__(self, folder: Path) -> None:
+    Attributes:
+        every_n_steps: optimizer steps after which it is written, too.
+        every: time after which it is written, too, as DD:HH:MM:SS; the first process's clock decides.
+    """
+
+    def __init__(self, folder: Path, *, every_n_steps: int | None = None, every: str | None = None) -> None:
         self.path = folder / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self.every = every
+        self._seconds = None if every is None else seconds_of(every)
+        self._written_at = time.monotonic()
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self._written_at, self._step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        stepped = trainer.global_step != self._step
+        self._step = trainer.global_step
+        if stepped and not trainer.is_last_batch and self._due(trainer):
+            self._write(trainer)
+
+    def _due(self, trainer: Trainer) -> bool:
+        due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
+        if self._seconds is not None:
+            late = time.monotonic() - self._written_at >= self._seconds
+            due = bool(trainer.strategy.broadcast(late)) or due
+        return due
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)
+        self._written_at = time.monotonic()
+
+
+def seconds_of(duration: str) -> int:
+    """Return the seconds of DD:HH:MM:SS."""
+    days, hours, minutes, seconds = map(int, duration.split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class Continuity(Callback):
@@ -41,6 +79,7 @@ class Continuity(Callback):
         self.seed = seed
         self._resumed = False
         self._missed: dict[str, float] = {}
+        self._generators: Any = None
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
@@ -52,6 +91,9 @@ class Continuity(Callback):
         del pl_module, batch
         if batch_idx == 0:
             seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+        elif self._generators is not None:
+            set_generators(self._generators)
+        self._generators = None
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -60,6 +102,7 @@ class Continuity(Callback):
         metrics = trainer.callback_metrics
         names = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
         checkpoint[PLATEAU_METRICS] = {name: float(metrics[name]) for name in names if name in metrics}
+        checkpoint[GENERATORS] = generators()
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -67,6 +110,7 @@ class Continuity(Callback):
         del trainer, pl_module
         self._resumed = True
         self._missed = checkpoint.get(PLATEAU_METRICS, {})
+        self._generators = checkpoint.get(GENERATORS)
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Take the plateau step that the interrupted run was about to take, and begin the epoch anew."""
@@ -77,6 +121,7 @@ class Continuity(Callback):
                     config.scheduler.step(self._missed[config.monitor])  # type: ignore[arg-type]
             seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
             restart_loaders(trainer)
+            skip_batches(trainer)
         self._resumed, self._missed = False, {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -100,6 +145,36 @@ def restart_loaders(trainer: Trainer) -> None:
                 sampler.set_epoch(trainer.current_epoch)
     if loop._data_fetcher is not None:
         iter(loop._data_fetcher)
+
+
+def skip_batches(trainer: Trainer) -> None:
+    """Pass over the batches of a begun epoch on which the run was trained; Lightning only counts them."""
+    fetcher, progress = trainer.fit_loop._data_fetcher, trainer.fit_loop.epoch_loop.batch_progress
+    done = progress.current.ready
+    if fetcher is None or not 0 < done < trainer.num_training_batches:
+        return
+    for _ in range(done):
+        next(fetcher)
+    fetcher.fetched -= done  # Lightning adds them when the epoch begins
+
+
+def generators() -> dict[str, Any]:
+    """Return the states of Python's, NumPy's and torch's generators, as far as checkpoints can hold them."""
+    name, keys, *rest = np.random.get_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    numpy = (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest)
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    """Put back what `generators` returned."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def seed_epoch(seed: int, epoch: int, rank: int) -> None:

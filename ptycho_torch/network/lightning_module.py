@@ -421,7 +421,11 @@ class PtychoPINN(lightning.LightningModule):
             return optimizer
         timing: dict[str, Any] = {"interval": "step"}
         if name in METRIC_DRIVEN:
-            timing = {"interval": "epoch", "monitor": self.monitored_metric(), "reduce_on_plateau": True}
+            monitor = self.monitored_metric()
+            timing = {"interval": "epoch", "monitor": monitor, "reduce_on_plateau": True}
+            if monitor.startswith("val_") and self._trainer is not None:
+                # Its value is new only where validation has run.
+                timing["frequency"] = int(self._trainer.check_val_every_n_epoch or 1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **timing}}
 
     def monitored_metric(self) -> str:

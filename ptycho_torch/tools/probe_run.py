@@ -94,7 +94,7 @@ def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
         with progress.doing("predict"):
             part = scan.subset(np.arange(min(size, len(scan))))
             start = time.perf_counter()
-            components.reconstruct(results, part, results.science, inference)
+            components.run_inference(components.plan_inference(results, part, results.science, inference))
             text = f"{len(part)} patterns in batches of {size} stitched: {time.perf_counter() - start:.1f} s"
             progress.say("ok", "predict", text + _peak_memory())
     except _FailedError:
@@ -138,7 +138,10 @@ def fit_one_batch(
         overrides["tracking_uri"] = None
         progress.say("note", "logger", "the server at tracking_uri was not asked: no run is left there")
     start = time.perf_counter()
-    results = components.train(scan, validation, SCIENCE, settings, overrides, run_dir=progress.folder / RUN)
+    # `check` shows the notices of the plan itself.
+    training = components.plan_training(scan, validation, SCIENCE, settings, overrides)
+    training.plan.raise_if_blocked(include_trainer_refusals=False)
+    results = components.run_training(training, run_dir=progress.folder / RUN)
     seconds, used = time.perf_counter() - start, results.plan.settings
     where = f"{used.accelerator}, {used.precision}{', compiled' if used.compile else ''}"
     loaders = f"{used.num_workers} loader workers" if used.num_workers else "no loader workers"

@@ -22,4 +22,9 @@ CLASHES: list[dict[str, Any]] = [
     {"accelerator": "cpu", "strategy": "fsdp"},
     {"accelerator": "mps", "strategy": "deepspeed_stage_3_offload"},
     {"accelerator": "mps", "precision": "64-true"},
+    {"overfit_batches": 2, "limit_train_batches": 0.5},
+    {"overfit_batches": 0.1, "limit_val_batches": 3},
+    {"ema_decay": 0.9, "strategy": "fsdp"},
+    {"swa_epoch_start": 5, "strategy": "fsdp"},
+    {"ema_decay": 0.9, "swa_epoch_start": 0.5},
 ]

@@ -16,6 +16,7 @@ NAMED: dict[str, Any] = {
     "max_time": "01:02:03:04",
     "limit_train_batches": 0.25,
     "early_stop_patience": None,
+    "checkpoint_every": "00:00:30:00",
     "num_workers": "auto",
     "checkpoint_save_top_k": -1,
     "checkpoint_monitor_metric": "val/amplitude_mae",

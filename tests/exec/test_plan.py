@@ -207,6 +207,9 @@ def test_what_has_no_use_is_left_out(
     assert plan.problems == ()
 
 
+NOTHING_RANKED = {"checkpoint_save_top_k": 0, "early_stop_patience": None}
+
+
 @pytest.mark.parametrize(
     ("facts", "traits", "asked", "field"),
     [
@@ -226,6 +229,36 @@ def test_what_has_no_use_is_left_out(
             {"enable_checkpointing": False, "checkpoint_save_top_k": 3},
             "checkpoint_save_top_k",
         ),
+        (LAPTOP, None, {"matmul_precision": "medium"}, "matmul_precision"),
+        (LAPTOP, None, {**NOTHING_RANKED, "checkpoint_monitor_metric": "loss"}, "checkpoint_monitor_metric"),
+        (LAPTOP, None, {**NOTHING_RANKED, "checkpoint_mode": "min"}, "checkpoint_mode"),
+        (LAPTOP, None, {"logger_backend": None, "log_every_n_steps": 5}, "log_every_n_steps"),
+        (LAPTOP, None, {"fast_dev_run": 1, "limit_train_batches": 3}, "limit_train_batches"),
+        (LAPTOP, None, {"fast_dev_run": 1, "early_stop_patience": 3}, "early_stop_patience"),
+        (LAPTOP, None, {"fast_dev_run": 1, "max_time": "00:01:00:00"}, "max_time"),
+        (LAPTOP, None, {"fast_dev_run": 1, "max_steps": 3}, "max_steps"),
+        (LAPTOP, ModuleTraits(train_samples=64), {"limit_train_batches": 1000}, "limit_train_batches"),
+        (
+            LAPTOP,
+            ModuleTraits(train_samples=64),
+            {"accum_steps": 3, "limit_train_batches": 2},
+            "accum_steps",
+        ),
+        (LAPTOP, None, {"wandb_mode": "online"}, "wandb_mode"),
+        (
+            LAPTOP,
+            None,
+            {"enable_checkpointing": False, "checkpoint_every_n_steps": 5},
+            "checkpoint_every_n_steps",
+        ),
+        (
+            LAPTOP,
+            None,
+            {"enable_checkpointing": False, "checkpoint_every": "00:01:00:00"},
+            "checkpoint_every",
+        ),
+        (LAPTOP, ModuleTraits(has_validation=False), {"val_check_interval": 0.5}, "val_check_interval"),
+        (LAPTOP, None, {"limit_val_batches": 0, "check_val_every_n_epoch": 2}, "check_val_every_n_epoch"),
     ],
 )
 def test_remarks_change_nothing(
@@ -333,6 +366,33 @@ PROBLEMS: list[tuple[MachineFacts, ModuleTraits | None, dict[str, object], str, 
     (with_facts(NODE, packages={}), None, {"compile": True}, "compile", "triton", False, False),
     (LAPTOP, MANUAL, {"gradient_clip_val": 1.0}, "gradient_clip_val", "manual", None, False),
     (LAPTOP, MANUAL, {"accum_steps": 2}, "accum_steps", "manual", 1, False),
+    (
+        LAPTOP,
+        ModuleTraits(clips_gradients=False),
+        {"gradient_clip_algorithm": "agc", "gradient_clip_val": 0.01},
+        "gradient_clip_algorithm",
+        "does not clip by itself",
+        NOTHING,
+        False,
+    ),
+    (
+        with_facts(LAPTOP, packages={"lightning": "2.5.6"}),
+        None,
+        {"ema_decay": 0.99},
+        "ema_decay",
+        "cannot average",
+        NOTHING,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(train_samples=64),
+        {"val_check_interval": 9},
+        "val_check_interval",
+        "4 batches",
+        None,
+        False,
+    ),
     (
         LAPTOP,
         ModuleTraits(train_samples=64),

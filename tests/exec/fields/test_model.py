@@ -200,7 +200,7 @@ def test_any_sequence_of_integers_is_a_list_of_devices(value: Any) -> None:
         iter([0, 1]),
         [0, "1"],
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_list_of_integers_is_none_of_devices(value: Any) -> None:
     with pytest.raises(SettingsError):

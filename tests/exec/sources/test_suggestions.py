@@ -63,23 +63,10 @@ def test_a_parameter_of_the_trainer_that_is_no_setting_says_why() -> None:
                 or "Trainer" in finding.fix
                 or "no setting" in finding.fix
             )
-            assert told or name in COMING, finding.fix
+            assert told, finding.fix
     finding = unknown_name("--sync-batchnorm", ["--seed"], where="here", noun="flag")
     assert finding.fix.startswith("remove it (the Trainer has it, fixed here: the network has no batch norm")
     assert finding.expected == "--seed"
-
-
-# Parameters that are no settings yet.
-COMING = {
-    "limit_val_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "max_steps",
-    "profiler",
-    "overfit_batches",
-    "detect_anomaly",
-    "num_sanity_val_steps",
-}
 
 
 def test_an_unknown_profile_names_those_there_are() -> None:

@@ -241,10 +241,6 @@ def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch:
         ({"enable_checkpointing": True}, "pass run_dir="),
         ({"checkpoint_save_top_k": 2}, "checkpoint_save_top_k=2 has no effect"),
         ({"seed": 7}, "seed=7 has no effect: it is set for the whole process"),
-        (
-            {"matmul_precision": "high"},
-            "matmul_precision=high has no effect: it is set for the whole process",
-        ),
         ({"num_threads": 3}, "inside `trainer_run`"),
     ],
 )
@@ -552,3 +548,86 @@ def test_warnings_are_errors_here() -> None:
     """The runs above would fail on any warning that Lightning or torch gives."""
     with pytest.raises(UserWarning):
         warnings.warn("x", UserWarning, stacklevel=1)
+
+
+# --- how long, how much, how often ------------------------------------------------------------------------
+
+
+class Counter(pl.Callback):
+    """Count what the Trainer does."""
+
+    def __init__(self) -> None:
+        self.validated_at: list[int] = []
+        self.validation_batches = self.sanity_batches = 0
+        self.anomaly = False
+
+    def on_train_start(self, *_: Any) -> None:
+        self.anomaly = torch.is_anomaly_enabled()
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.sanity_batches += trainer.sanity_checking
+        self.validation_batches += not trainer.sanity_checking
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self.validated_at.append(trainer.global_step)
+
+
+def counted(epochs: int = 2, run_dir: Path | None = None, **asked: Any) -> tuple[pl.Trainer, Linear, Counter]:
+    counter = Counter()
+    trainer, module = fit(settings(**asked), epochs=epochs, run_dir=run_dir, callbacks=(counter,))
+    return trainer, module, counter
+
+
+@pytest.mark.acts("max_steps", "optimizer steps")
+def test_training_stops_after_max_steps() -> None:
+    assert counted(max_steps=7)[0].global_step == 7
+
+
+def test_fewer_steps_than_an_epoch_end_without_a_validated_metric(tmp_path: Path) -> None:
+    trainer, _, _ = counted(max_steps=3, run_dir=tmp_path, early_stop_patience=2)
+    assert trainer.global_step == 3
+
+
+@pytest.mark.acts("limit_val_batches", "validation batches that ran")
+@pytest.mark.parametrize(("value", "batches"), [(2, 4), (0.5, 6), (0, 0)])
+def test_validation_batches_are_limited(value: float, batches: int) -> None:
+    assert counted(limit_val_batches=value)[2].validation_batches == batches
+
+
+@pytest.mark.acts("val_check_interval", "steps at which validation ended")
+@pytest.mark.parametrize(("value", "steps"), [(2, [2, 4, 6]), (0.5, [3, 6])])
+def test_validation_runs_within_an_epoch(value: float, steps: list[int]) -> None:
+    assert counted(epochs=1, val_check_interval=value)[2].validated_at == steps
+
+
+@pytest.mark.acts("check_val_every_n_epoch", "steps at which validation ended, with checkpoints and patience")
+def test_validation_skips_epochs(tmp_path: Path) -> None:
+    trainer, _, counter = counted(
+        epochs=5, run_dir=tmp_path, check_val_every_n_epoch=2, early_stop_patience=3, checkpoint_save_top_k=2
+    )
+    assert counter.validated_at == [12, 24]
+    assert trainer.current_epoch == 5
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("epoch*"))
+    assert kept == ["epoch0001-step0000012.ckpt", "epoch0003-step0000024.ckpt"]
+
+
+@pytest.mark.acts("num_sanity_val_steps", "validation batches before training")
+def test_validation_is_tried_before_training() -> None:
+    assert counted(num_sanity_val_steps=2)[2].sanity_batches == 2
+    assert counted(num_sanity_val_steps=-1)[2].sanity_batches == SAMPLES // 4
+
+
+@pytest.mark.acts("overfit_batches", "batches of an epoch")
+@pytest.mark.filterwarnings("ignore:.*You requested to overfit.*")
+def test_training_on_few_batches() -> None:
+    _, module, counter = counted(epochs=3, overfit_batches=2)
+    assert (len(module.seen["batches"]), counter.validation_batches) == (6, 6)
+
+
+@pytest.mark.acts("detect_anomaly", "torch's flag in fit")
+@pytest.mark.filterwarnings("ignore:.*Anomaly Detection.*")
+def test_anomalies_are_detected_in_fit_alone() -> None:
+    assert counted(detect_anomaly=True)[2].anomaly
+    assert not torch.is_anomaly_enabled()
+    assert not counted()[2].anomaly

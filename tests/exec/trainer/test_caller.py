@@ -68,6 +68,13 @@ def test_the_callers_callback_acts_and_is_no_drift(rival: Any, tmp_path: Path) -
         assert len([row for row in trainer.callbacks if isinstance(row, kinds.ProgressBar)]) == 1
 
 
+def test_the_callers_weight_averaging_trains_without_drift(tmp_path: Path) -> None:
+    own = kinds.StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=0.5)
+    trainer = fit(defaults(), epochs=4, run_dir=tmp_path, callbacks=[own])
+    assert trainer.current_epoch == 4
+    assert not read_back(trainer).report.differing
+
+
 @pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.kind)
 def test_what_a_setting_decides_too_is_refused_and_the_remedy_works(rival: Any) -> None:
     own = CALLERS[rival.kind]()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from socket import socket
-from typing import get_args
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -31,6 +31,7 @@ from ptycho_exec.trainer.loggers import (
     log_image,
     log_settings,
 )
+from ptycho_exec.trainer.process import process_flags
 from ptycho_torch.simulate import save, simulate_scan
 from tests.exec.trainer.logged_runs import FACTS, fit, settings
 
@@ -286,3 +287,21 @@ def test_wandb_writes_an_offline_run(elsewhere: Path) -> None:
         assert words in content
     assert len(list((folder / "files" / "media" / "images").glob("amplitude*.png"))) == 2
     assert "WANDB_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.acts("wandb_mode", "the mode that the run is begun with")
+@pytest.mark.parametrize("mode", ["online", "disabled"])
+@third_party
+def test_wandb_is_begun_in_the_mode_that_was_asked_for(
+    mode: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of Weights & Biases says otherwise and does not win."""
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wanted = settings(logger_backend="wandb", wandb_mode=mode)
+    with process_flags(wanted):
+        logger: Any = build_logger(resolve_plan(wanted, FACTS), elsewhere)
+        assert (logger._wandb_init["mode"], logger._offline) == (mode, False)
+        if mode == "disabled":
+            assert logger.experiment.disabled
+    assert os.environ["WANDB_MODE"] == "offline"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ptycho_exec.trainer import resume
-from ptycho_exec.trainer.resume import Continuity
+from ptycho_exec.trainer.resume import Continuity, seconds_of
 from tests.exec.trainer.scripted_runs import (
     checkpoints,
     fit,
@@ -124,3 +124,46 @@ def test_a_plateau_step_that_the_interruption_cut_off_is_taken_once(tmp_path: Pa
     assert set(found[resume.PLATEAU_METRICS]) == {"val_loss"}
     continuity = Continuity(1)
     assert continuity._missed == {}
+
+
+@pytest.mark.acts("checkpoint_every_n_steps", "the step in `last.ckpt` when a run is interrupted")
+def test_a_run_goes_on_within_an_epoch_bit_for_bit(tmp_path: Path) -> None:
+    """An epoch has 8 batches: the run stops at step 21 and goes on at 20, within the third epoch."""
+    wanted = settings(checkpoint_every_n_steps=5)
+    _, whole = fit(wanted, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        fit(wanted, tmp_path / "part", stop_at=21)
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 20
+    trainer, resumed = fit(wanted, tmp_path / "rest", resume=last)
+    assert trainer.global_step == 48
+    for one, other in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_with_accumulation_and_workers_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    wanted = settings(checkpoint_every_n_steps=1, accum_steps=2, num_workers=1)
+    _, whole = fit(wanted, tmp_path / "whole", epochs=3)
+    with pytest.raises(InterruptedError):
+        fit(wanted, tmp_path / "part", stop_at=7, epochs=3)
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == 7
+    _, resumed = fit(wanted, tmp_path / "rest", resume=last, epochs=3)
+    for one, other in zip(weights(whole), weights(resumed), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.acts("checkpoint_every", "the step in `last.ckpt`, with a clock that jumps")
+def test_a_checkpoint_is_written_when_its_time_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10**6, 25))
+    monkeypatch.setattr("ptycho_exec.trainer.resume.time.monotonic", lambda: next(clock))
+    wanted = settings(checkpoint_every="00:00:01:00")
+    with pytest.raises(InterruptedError):
+        fit(wanted, tmp_path, stop_at=7)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_durations_are_seconds() -> None:
+    assert seconds_of("01:02:03:04") == 86400 + 2 * 3600 + 3 * 60 + 4

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from ptycho_exec import plan
@@ -18,6 +19,7 @@ from ptycho_exec.sources.discovery import Reader
 from ptycho_exec.sources.origins import Kind, Layer
 from ptycho_torch.cli import main
 from ptycho_torch.factory import create_training_payload
+from ptycho_torch.model import load_model
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows import components, runs
 
@@ -158,3 +160,47 @@ def test_a_used_directory_is_refused_before_the_scan_is_read(scan_file: Path) ->
 def test_a_part_too_small_to_hold_back_is_no_validation(scan_file: Path) -> None:
     assert main(["train", str(scan_file), "--out", "run", "--val-fraction=0.01", *TINY]) == 0
     assert manifest(Path("run"))["plan"]["effective"]["checkpoint_monitor_metric"]["value"] == "train_loss"
+
+
+def test_the_newer_settings_reach_the_training_command(scan_file: Path) -> None:
+    """Averaged weights, rare validation, checkpoints between epochs and a profile, of the command itself."""
+    words = [
+        "--epochs=4",
+        "--val-fraction=0.25",
+        "--batch-size=8",
+        "--learning-rate=0.001",
+        "--ema-decay=0.5",
+    ]
+    words += ["--check-val-every-n-epoch=2", "--limit-val-batches=1", "--checkpoint-every-n-steps=3"]
+    words += ["--profiler=simple", "--scheduler=ReduceLROnPlateau", "--num-sanity-val-steps=1"]
+    tiny = [word for word in TINY if not word.startswith(("--epochs", "--batch-size"))]
+    assert main(["train", str(scan_file), "--out", "run", *tiny, *words]) == 0
+    found = manifest(Path("run"))
+    assert found["status"] == "completed"
+    verdicts = {row["name"]: row["verdict"] for row in found["drift"]}
+    fields = (
+        "ema_decay",
+        "check_val_every_n_epoch",
+        "limit_val_batches",
+        "checkpoint_every_n_steps",
+        "profile",
+    )
+    assert {verdicts[name] for name in fields} == {"same"}
+    assert "differs" not in verdicts.values()
+    assert list(Path("run/profile").iterdir())
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    network, _ = load_model(Path("run"))
+    own = network.state_dict()
+    assert all(
+        torch.equal(value, own[name]) for name, value in checkpoint["state_dict"].items() if name in own
+    )
+    assert any(
+        not torch.equal(value, checkpoint["state_dict"][name])
+        for name, value in checkpoint["current_model_state"].items()
+    )
+
+
+def test_training_steps_can_end_a_run(scan_file: Path) -> None:
+    tiny = [word for word in TINY if not word.startswith("--epochs")]
+    assert main(["train", str(scan_file), "--out", "run", *tiny, "--epochs=9", "--max-steps=3"]) == 0
+    assert manifest(Path("run"))["trained"]["epochs"] < 9
