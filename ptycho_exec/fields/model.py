@@ -121,7 +121,10 @@ Metric = Annotated[
 _as_amount = BeforeValidator(lambda v: as_integer(v) if not isinstance(v, float) or v > 1 else v)
 Amount = Annotated[Annotated[int, Interval(ge=1, le=MOST)] | Annotated[float, Gt(0), Le(1)], _as_amount]
 """A number of batches, or a fraction of them."""
-AmountOrNone = Annotated[Annotated[int, Interval(ge=0, le=MOST)] | Annotated[float, Gt(0), Le(1)], _as_amount]
+_amount_or_zero = BeforeValidator(lambda v: v if isinstance(v, float) and 0 < v <= 1 else as_integer(v))
+AmountOrNone = Annotated[
+    Annotated[int, Interval(ge=0, le=MOST)] | Annotated[float, Gt(0), Le(1)], _amount_or_zero
+]
 
 
 class ExecutionFields(FrozenModel):

@@ -97,7 +97,7 @@ def dotenv_findings(model: type[BaseModel], rows: Iterable[Row], file: str) -> I
     lines: dict[str, int | None] = {}
     for name, _, line in rows:
         spec = field_specs(model).get(_folded(name).lower())
-        if spec is not None:
+        if spec is not None and not any(name in theirs for theirs in TRACKERS.values()):
             finding = _rename(f"{name} in .env is ignored: it lacks the prefix", spec.variable)
             yield replace(finding, field=spec.name, where=f"{file}:{line}", file=file, line=line or 0)
         if name in lines and name in _by_variable(model):

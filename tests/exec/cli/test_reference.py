@@ -301,10 +301,12 @@ def test_the_schema_has_a_stable_name_and_examples_that_hold() -> None:
 def test_a_conflict_is_refused_at_the_top_and_in_a_profile_with_words_for_an_editor(
     place: Place, rule: Conflict
 ) -> None:
-    values = {name: [0, 1] if sides[0] is tuple else sides[0] for name, sides in rule.when.items()}
+    kinds = {tuple: [0, 1], int: 3, float: 0.5}
+    values = {name: kinds.get(sides[0], sides[0]) for name, sides in rule.when.items()}
     for document in (values, {"profiles": {"x": values}}):
         assert not VALIDATOR.is_valid(document), document
-    (node,) = (node for node in SCHEMA["$defs"]["conflicts"]["allOf"] if rule.why in node["errorMessage"])
+    nodes = SCHEMA["$defs"]["conflicts"]["allOf"]
+    (node,) = (node for node in nodes if tuple(node["not"]["required"]) == rule.fields)
     assert rule.fix in node["errorMessage"]
     assert rule.fix in node["$comment"]
     body = "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 ENV = "PTYCHO_EXEC_"
 
 
+def in_a_file(finding: Finding) -> bool:
+    """Return whether a finding is about a file of settings, not about a call in a program."""
+    return bool(finding.file) and not finding.file.endswith(".py")
+
+
 @dataclass
 class Input:
     """Everything that a call reads, as text that can be edited."""
@@ -71,9 +76,9 @@ class Input:
 
     def assign(self, finding: Finding, written: str) -> None:
         """Write a value, or a whole assignment, where the finding says the wrong one is."""
-        if finding.file and finding.file.endswith(".env"):
+        if finding.file.endswith(".env"):
             self.edit_line(finding, lambda row: f"{row.partition('=')[0]}={written}")
-        elif finding.file:
+        elif in_a_file(finding):
             self.edit_line(finding, lambda row: written + ("," if row.rstrip().endswith(",") else ""))
         elif finding.where.startswith("environment"):
             self.environ[finding.where.split()[1]] = written
@@ -85,7 +90,7 @@ class Input:
     def rename(self, finding: Finding, new: str) -> None:
         old = re.search(r"'([^']+)'", finding.what)
         name = old[1] if old else finding.what.split()[0]
-        if finding.file:
+        if in_a_file(finding):
             self.edit_line(finding, lambda row: row.replace(name, new, 1))
         for holder in (self.environ, self.arguments):
             if name in holder:
@@ -94,7 +99,7 @@ class Input:
             self.profile = new
 
     def remove(self, finding: Finding) -> None:
-        if finding.file:
+        if in_a_file(finding):
             self.edit_line(finding, lambda _: None)
             return
         named = re.findall(r"[\w-]+", f"{finding.what} {finding.where}")

@@ -329,12 +329,12 @@ def test_contradictions_of_profiles_that_nobody_asked_for(place: Place) -> None:
         "ptycho_exec.toml",
         "[profiles.x]\nbenchmark = true\n[profiles.y]\nextends='x'\ndeterministic = false\n",
     )
-    findings = list(profile_conflicts(Request(environ=environ, cwd=place.cwd)))
+    findings = list(profile_conflicts(Request(ExecutionSettings, environ=environ, cwd=place.cwd)))
     assert [(finding.what.partition(":")[0], finding.code) for finding in findings] == [
         ("profile x", "conflict")
     ]
     place.write("ptycho_exec.toml", "deterministic = false\n[profiles.x]\nbenchmark = true\n")
-    assert list(profile_conflicts(Request(environ=environ, cwd=place.cwd))) == []
+    assert list(profile_conflicts(Request(ExecutionSettings, environ=environ, cwd=place.cwd))) == []
 
 
 def test_very_many_unknown_names_are_counted(place: Place) -> None:
