@@ -164,7 +164,7 @@ def unknown_name(
     elif owner is not None:
         program = getattr(owner.model, "program", "")
         ways = f"set {owner.variable}, or write {owner.name} in {program}.toml"
-        fix = f"{ways} (it is a setting of {program})"
+        fix = f"remove it here and {ways} (it is a setting of {program})"
     elif not ours and bare in _NO_SETTING:
         fix = f"remove it ({_NO_SETTING[bare]})"
     else:

@@ -49,7 +49,7 @@ def test_a_name_in_the_other_ones_place_is_told_where_it_belongs(
     (finding,) = caught.value.findings
     other, field = ("torch", "epochs") if model is ExecutionSettings else ("exec", "batch_size")
     ways = f"set PTYCHO_{other.upper()}_{field.upper()}, or write {field} in ptycho_{other}.toml"
-    assert finding.fix == f"{ways} (it is a setting of ptycho_{other})"
+    assert finding.fix == f"remove it here and {ways} (it is a setting of ptycho_{other})"
     # The remedy works.
     clean_process.write(name, "")
     clean_process.write(f"ptycho_{other}.toml", f"{field} = 3\n")

@@ -364,7 +364,8 @@ def _assignments(fix: str) -> Iterator[dict[str, Any]]:
 def test_each_way_out_of_a_contradiction(rule: Any) -> None:
     ways = list(_assignments(rule.fix))
     assert ways
-    sample = {name: (0, 1) if words == (tuple,) else words[0] for name, words in rule.when.items()}
+    kinds = {tuple: (0, 1), float: 0.5}
+    sample = {name: kinds.get(words[0], words[0]) for name, words in rule.when.items()}
     with pytest.raises(SettingsError) as caught:
         ExecutionSettings.from_values(sample)
     assert any(finding.fix == rule.fix for finding in caught.value.findings)

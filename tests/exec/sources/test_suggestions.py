@@ -89,7 +89,7 @@ def test_distances(pair: tuple[str, str, int]) -> None:
 def test_a_science_name_is_told_where_it_belongs() -> None:
     finding = unknown_name("epochs", FIELDS, where="here")
     ways = "set PTYCHO_TORCH_EPOCHS, or write epochs in ptycho_torch.toml"
-    assert finding.fix == f"{ways} (it is a setting of ptycho_torch)"
+    assert finding.fix == f"remove it here and {ways} (it is a setting of ptycho_torch)"
 
 
 def test_a_name_like_no_other_gets_no_guess() -> None:
