@@ -23,6 +23,7 @@ from ptycho_torch.config import ModelConfig as ScienceModel
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, split_overrides
 from ptycho_torch.ptychodus.keywords import DataConfig, InferenceConfig, Keywords, ModelConfig, TrainingConfig
+from ptycho_torch.settings import SECTIONS as SCIENCE_PARTS
 
 PLACE = "Ptychodus"
 FILTERS = 12
@@ -245,7 +246,10 @@ def _science(values: Mapping[str, Any], base: ScienceConfig, configs: Configs) -
     except SettingsError as error:
         findings = list(error.findings)
     for number, finding in enumerate(findings):
-        place, field, sources = finding.where, finding.field, _sources_of(finding.where, configs)
+        field = finding.field
+        owners = (part.__name__ for part in SCIENCE_PARTS.values() if field in part.model_fields)
+        place = ".".join([next(owners, "DataConfig"), *([field] if field else [])])
+        sources = _sources_of(place, configs)
         if not sources:
             continue
         sent = {name: getattr(config, name) for name, config in sources.items()}
