@@ -18,16 +18,43 @@ import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.flags import Parser, add_controls, add_settings_flags, flags_given
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields.spec import field_specs
-from ptycho_exec.settings import ExecutionSettings, override_settings
-from ptycho_exec.sources.resolve import Request, resolve
+from ptycho_exec.fields.spec import FieldSpec, field_specs
+from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
+from ptycho_exec.sources.discovery import places_of
+from ptycho_exec.sources.profiles import PROFILE_KEYS
+from ptycho_exec.sources.resolve import CONTROLS, Request, resolve
 from ptycho_exec.sources.suggestions import RETIRED
+from ptycho_torch.settings import ScienceSettings
+
+
+class Lab(ExecutionSettings):
+    """A settings class of another program, with its own names and a field of its own."""
+
+    program: ClassVar[str] = "lab"
+    model_config = SettingsConfigDict(env_prefix="LAB_")
+
+    beamline: str = "none"
+    """Where the scan was taken."""
+
+
+MODELS: tuple[type[ResolvedSettings], ...] = (ExecutionSettings, ScienceSettings, Lab)
+MODEL: ContextVar[type[ResolvedSettings]] = ContextVar("model", default=ExecutionSettings)
+"""The settings class whose names are misspelt."""
+
+
+def specs() -> Mapping[str, FieldSpec]:
+    return field_specs(MODEL.get())
+
 
 NOWHERE = Path(tempfile.mkdtemp(prefix="typo_sweep_"))
 ENVIRON = {"HOME": str(NOWHERE), "PATH": "/usr/bin"}
@@ -92,13 +119,13 @@ def first_suggestion(findings: Any) -> str | None:
 
 def bare(name: str) -> str:
     """Return the field that a flag or a variable names."""
-    return name.removeprefix("--").replace("-", "_").lower().removeprefix("ptycho_exec_")
+    plain = name.removeprefix("--").replace("-", "_").lower()
+    plain = plain.removeprefix(places_of(MODEL.get()).prefix.lower())
+    return next((field for field in specs() if field.lower() == plain), plain)
 
 
 def _resolved(**request: Any) -> str | None:
-    return first_suggestion(
-        resolve(Request(ExecutionSettings, environ=ENVIRON, cwd=NOWHERE, **request)).findings
-    )
+    return first_suggestion(resolve(Request(MODEL.get(), environ=ENVIRON, cwd=NOWHERE, **request)).findings)
 
 
 def _with_file(name: str, text: str, **request: Any) -> str | None:
@@ -111,14 +138,17 @@ def _with_file(name: str, text: str, **request: Any) -> str | None:
         path.unlink()
 
 
-PARSER = Parser(prog="sweep")
-add_settings_flags(PARSER)
-add_controls(PARSER)
+@cache
+def parser(model: type[ResolvedSettings]) -> Parser:
+    made = Parser(prog="sweep")
+    add_settings_flags(made, model)
+    add_controls(made)
+    return made
 
 
 def _flag(word: str) -> str | None:
     try:
-        flags_given(PARSER.parse([f"{word}=1"]))
+        flags_given(parser(MODEL.get()).parse([f"{word}=1"]), MODEL.get())
     except SettingsError as error:
         return first_suggestion(error.findings)
     return None
@@ -126,7 +156,7 @@ def _flag(word: str) -> str | None:
 
 def _context(name: str) -> str | None:
     try:
-        with override_settings(**{name: 1}):
+        with MODEL.get().override(**{name: 1}):
             return None
     except SettingsError as error:
         return first_suggestion(error.findings)
@@ -134,11 +164,15 @@ def _context(name: str) -> str | None:
 
 def _environment(name: str) -> str | None:
     environ = {**ENVIRON, name: "1"}
-    return first_suggestion(resolve(Request(ExecutionSettings, environ=environ, cwd=NOWHERE)).findings)
+    return first_suggestion(resolve(Request(MODEL.get(), environ=environ, cwd=NOWHERE)).findings)
 
 
 def _quoted(name: str) -> str:
     return json.dumps(name)
+
+
+def _program() -> str:
+    return MODEL.get().program
 
 
 OURS: dict[str, tuple[str, Teller]] = {
@@ -149,24 +183,27 @@ OURS: dict[str, tuple[str, Teller]] = {
     "flag": ("flag", _flag),
     "environment": ("variable", _environment),
     ".env": ("variable", lambda name: _with_file(".env", f"'{name}'=1\n")),
-    "TOML": ("field", lambda name: _with_file("ptycho_exec.toml", f"{_quoted(name)} = 1\n")),
+    "TOML": ("field", lambda name: _with_file(f"{_program()}.toml", f"{_quoted(name)} = 1\n")),
     "YAML": ("field", lambda name: _with_file("a.yaml", f"{_quoted(name)}: 1\n", settings_file="a.yaml")),
     "JSON": ("field", lambda name: _with_file("a.json", f"{{{_quoted(name)}: 1}}", settings_file="a.json")),
     "pyproject": (
         "field",
-        lambda name: _with_file("pyproject.toml", f"[tool.ptycho_exec]\n{_quoted(name)} = 1\n"),
+        lambda name: _with_file("pyproject.toml", f"[tool.{_program()}]\n{_quoted(name)} = 1\n"),
     ),
     "user file": (
         "field",
-        lambda name: _with_file(".config/ptycho_exec/settings.toml", f"{_quoted(name)} = 1\n"),
+        lambda name: _with_file(f".config/{_program()}/settings.toml", f"{_quoted(name)} = 1\n"),
     ),
-    "profile": ("field", lambda name: _with_file("ptycho_exec.toml", f"[profiles.x]\n{_quoted(name)} = 1\n")),
+    "profile": (
+        "field",
+        lambda name: _with_file(f"{_program()}.toml", f"[profiles.x]\n{_quoted(name)} = 1\n"),
+    ),
 }
 
 
 def spelling(form: str, name: str) -> str:
     """Write a field as the source does."""
-    return {"field": name, "variable": field_specs()[name].variable, "flag": field_specs()[name].flag}[form]
+    return {"field": name, "variable": specs()[name].variable, "flag": specs()[name].flag}[form]
 
 
 def sweep(tellers: Mapping[str, tuple[str, Teller]], share: float = 1.0) -> dict[str, Tally]:
@@ -175,8 +212,8 @@ def sweep(tellers: Mapping[str, tuple[str, Teller]], share: float = 1.0) -> dict
     tallies: dict[str, Tally] = {}
     for source, (form, tell) in tellers.items():
         tally = tallies.setdefault(source, Tally())
-        known = {spelling(form, name) for name in field_specs()}
-        for name in field_specs():
+        known = {spelling(form, name) for name in specs()} | {*CONTROLS, *PROFILE_KEYS}
+        for name in specs():
             for slip in slips(spelling(form, name), name, known):
                 if bare(slip.name) in RETIRED or draw.random() > share:
                     continue  # a retired name has a remedy of its own
@@ -380,17 +417,22 @@ def plain(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float]]:
 def main() -> int:
     import common
 
-    parser = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a tenth of the slips")
-    parser.add_argument("--misses", action="store_true", help="list our slips that got another suggestion")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="results [benchmarks/results/NAME.json]")
-    space = parser.parse_args()
+    options.add_argument("--quick", action="store_true", help="a tenth of the slips")
+    options.add_argument("--misses", action="store_true", help="list our slips that got another suggestion")
+    options.add_argument("--json", type=Path, metavar="FILE", help="results [benchmarks/results/NAME.json]")
+    space = options.parse_args()
     print(f"{'system':18} {'source':12} {'accepted typos':>16} {'suggested':>10}")
-    ours = sweep(OURS, 0.1 if space.quick else 1.0)
-    good = report("ptycho_exec", ours)
-    data = {"ptycho_exec": plain(ours)}
+    data, good, missed = {}, True, []
+    for model in MODELS:
+        MODEL.set(model)
+        ours = sweep(OURS, 0.1 if space.quick else 1.0)
+        good = report(model.__name__, ours) and good
+        data[model.__name__] = plain(ours)
+        missed += [(source, slip, told) for source, tally in ours.items() for slip, told in tally.wrong]
+    MODEL.set(ExecutionSettings)
     for name, make in PEERS.items():
         try:
             tellers = make()
@@ -401,9 +443,8 @@ def main() -> int:
         report(name, theirs)
         data[name] = plain(theirs)
     if space.misses:
-        for source, tally in ours.items():
-            for slip, told in tally.wrong:
-                print(f"{source}: {slip.name} -> {told}, meant {slip.meant}")
+        for source, slip, told in missed:
+            print(f"{source}: {slip.name} -> {told}, meant {slip.meant}")
     common.write_json("typo_sweep", data, space.json)
     return 0 if good else 1
 

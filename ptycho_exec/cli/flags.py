@@ -73,7 +73,9 @@ class Parser(argparse.ArgumentParser):
         switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
         args, extra = self.parse_known_args(complete_switches(complete_annotations(argv), switches))
         flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
-        known = sorted(flag for flag in flags if flag.startswith("--"))
+        known = sorted(
+            (f for f in flags if f.startswith("--")), key=lambda f: (f in ("--profile", "--settings"), f)
+        )
         names = [item.partition("=")[0] for item in extra if item != "--"]
         unknown = [name for name in names if name.startswith("-")]
         unknown = unknown or [name for name in names if nearest(name, known)]  # `seed=1`, `_-seed`

@@ -133,15 +133,32 @@ def _by_variable(model: type[BaseModel]) -> dict[str, FieldSpec | None]:
     return {**specs, places.settings_file_variable: None, places.profile_variable: None}
 
 
+def _ends_like_one(folded: str, model: type[BaseModel]) -> bool:
+    """Return whether a name is one of ours but for one error in the prefix, however short that is."""
+    prefix, variables = places_of(model).prefix, _by_variable(model)
+    cuts = (at + 1 for at, letter in enumerate(folded) if letter == "_")
+    heads = ((folded[:cut], prefix + folded[cut:]) for cut in cuts)
+    return folded in _moved(model) or any(v in variables and distance(head, prefix) <= 1 for head, v in heads)
+
+
+@cache
+def _moved(model: type[BaseModel]) -> frozenset[str]:
+    """Return our variables with the underscore after the prefix left out, or moved by one letter."""
+    prefix = places_of(model).prefix
+    bare, names = prefix[:-1], [variable.removeprefix(prefix) for variable in _by_variable(model)]
+    forms = ((bare + n, f"{bare[:-1]}_{bare[-1:]}{n}", f"{bare}{n[:1]}_{n[1:]}") for n in names)
+    return frozenset(form for three in forms for form in three) if prefix.endswith("_") else frozenset()
+
+
 @lru_cache(maxsize=4096)
 def _misspelt(name: str, model: type[BaseModel]) -> Finding | None:
     """Return a finding, without its place, when a name was meant to be a variable of ours but is none."""
     folded, prefix = _folded(name), places_of(model).prefix
-    variables = tuple(_by_variable(model))
+    variables = _by_variable(model)
     if prefix and folded.startswith(prefix):
         foreign = _SERVICE_LINK.search(name.removeprefix(prefix))
-        return None if foreign else unknown_name(name, variables, where="")
-    if not may_be_meant(prefix).search(name):
+        return None if foreign else unknown_name(name, tuple(variables), where="")
+    if not may_be_meant(prefix).search(name) and not _ends_like_one(folded, model):
         return None
     unfinished = (
         variable

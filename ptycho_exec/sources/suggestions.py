@@ -89,17 +89,17 @@ def nearest(name: str, candidates: Iterable[str], most: int = 3) -> list[str]:
         return []
     allowed = max(1, len(bare) // 3)
     letters = _letters(bare)
-    words = ((_bare(candidate), candidate) for candidate in candidates)
+    words = ((_bare(candidate), order, candidate) for order, candidate in enumerate(candidates))
     near = (
-        (word, candidate)
-        for word, candidate in words
+        (word, order, candidate)
+        for word, order, candidate in words
         if abs(len(word) - len(bare)) <= allowed
         and (letters & ~_letters(word)).bit_count() <= allowed  # each of these needs an edit
         and (_letters(word) & ~letters).bit_count() <= allowed
     )
-    scored = sorted((distance(bare, word), candidate) for word, candidate in near)
+    scored = sorted((distance(bare, word), order, candidate) for word, order, candidate in near)
     allowed = min(allowed, scored[0][0] + 1) if scored else 0
-    return [candidate for score, candidate in scored if score <= allowed][:most]
+    return [candidate for score, _, candidate in scored if score <= allowed][:most]
 
 
 # Cyrillic and Greek letters that look like Latin ones, as a copied text or another keyboard layout has them.

@@ -418,3 +418,13 @@ def test_the_hints_of_the_class_can_be_read() -> None:
 def test_a_dump_and_its_schema_round_trip() -> None:
     settings = Lab.from_values({"frames": [1], "raw": "x"})
     assert Lab.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+@pytest.mark.parametrize("name", ["LB_SEED", "LABSEED", "LA_BSEED", "LABS_EED", "LAAB_SEED", "LAB__SEED"])
+def test_a_slip_in_a_short_prefix_is_noticed(
+    name: str, clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("LABEL_SEEDS", "3")  # another program's
+    with pytest.raises(SettingsError, match="LAB_SEED"):
+        Lab()

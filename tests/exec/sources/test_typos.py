@@ -26,9 +26,15 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.slow
-def test_no_slip_is_accepted_and_the_right_name_comes_first(bench: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["ExecutionSettings", "ScienceSettings", "Lab"])
+def test_no_slip_is_accepted_and_the_right_name_comes_first(
+    bench: ModuleType, name: str, request: pytest.FixtureRequest
+) -> None:
+    model = next(model for model in bench.MODELS if model.__name__ == name)
+    token = bench.MODEL.set(model)
+    request.addfinalizer(lambda: bench.MODEL.reset(token))
     for source, tally in bench.sweep(bench.OURS, 0.05).items():
-        assert tally.tried > 80, source
+        assert tally.tried > 40, source
         assert tally.accepted == [], source
         assert tally.suggested >= 0.95, (source, tally.wrong)
 
