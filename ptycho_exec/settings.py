@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -394,8 +395,11 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
             problems.append(f"field {name}: an alias; variable, flag and key have the name of the field")
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             problems.append(f"field {name}: a model; put it beside these settings in a class around both")
-    defaults = {name: spec.default for name, spec in field_specs(cls).items() if not spec.required}
-    if not problems:
+    stated = inspect.get_annotations(cls).keys() & cls.model_fields.keys()
+    defaults = {
+        name: spec.default for name, spec in field_specs(cls).items() if name in stated and not spec.required
+    }
+    if defaults and not problems:
         for name in malformed(defaults, cls):
             value, expected = format_value(defaults[name]), field_specs(cls)[name].expected()
             problems.append(f"field {name}: its default {value} is not allowed; expected {expected}")

@@ -138,6 +138,7 @@ class ExecutionFields(FrozenModel):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,
         validate_default=False,
+        defer_build=True,
     )
 
     # --- where the computation runs
