@@ -225,10 +225,20 @@ PROGRAM = """
             self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
             return loss
 
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            for p in self.parameters():  # adaptive: relative to the weights
+                largest = gradient_clip_val * p.detach().norm().clamp_min(1e-3)
+                p.grad.mul_((largest / p.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
+
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), self.rate)
 
-    with ptycho_exec.trainer_run(module=Net, run_dir="RUN", max_epochs=2) as run:
+    class Mine(pl.Callback):
+        def on_train_end(self, trainer, module):
+            if trainer.is_global_zero:
+                print("mine was called")
+
+    with ptycho_exec.trainer_run(module=Net, run_dir="RUN", max_epochs=2, callbacks=[Mine()]) as run:
         data = TensorDataset(torch.randn(32, 4))
         run.trainer.fit(Net(run.settings.learning_rate), DataLoader(data, **run.train_loader_kwargs))
 """
@@ -239,12 +249,14 @@ def test_a_program_on_two_processes_writes_one_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "program.py").write_text(textwrap.dedent(PROGRAM).replace("RUN", str(tmp_path / "run")))
-    (tmp_path / "ptycho_exec.toml").write_text("batch_size = 8\nlearning_rate = 0.02\n")
+    (tmp_path / "ptycho_exec.toml").write_text("batch_size = 8\nlearning_rate = 0.02\nema_decay = 0.9\n")
     for name, value in {
         "ACCELERATOR": "cpu",
         "DEVICES": "2",
         "STRATEGY": "ddp",
         "EARLY_STOP_PATIENCE": "5",
+        "GRADIENT_CLIP_ALGORITHM": "agc",
+        "GRADIENT_CLIP_VAL": "0.01",
     }.items():
         monkeypatch.setenv(f"PTYCHO_EXEC_{name}", value)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
@@ -255,3 +267,6 @@ def test_a_program_on_two_processes_writes_one_record(
     manifest = read_manifest(tmp_path / "run")
     assert (manifest["status"], manifest["trained"]["steps"]) == ("completed", 4)
     assert "differs" not in {row["verdict"] for row in manifest["drift"]}
+    assert "mine was called" in done.stdout
+    assert manifest["origins"]["ema_decay"]["kind"] == "project-file"
+    assert manifest["origins"]["gradient_clip_algorithm"]["place"] == "PTYCHO_EXEC_GRADIENT_CLIP_ALGORITHM"
