@@ -418,3 +418,15 @@ def test_the_hints_of_the_class_can_be_read() -> None:
 def test_a_dump_and_its_schema_round_trip() -> None:
     settings = Lab.from_values({"frames": [1], "raw": "x"})
     assert Lab.model_validate(json.loads(settings.model_dump_json())) == settings
+
+
+def test_settings_with_lists_sets_and_mappings_can_be_keys_and_are_copied_deep() -> None:
+    class Rich(Lab):
+        weights: dict[str, list[int]] = Field(default_factory=dict)
+
+    given = {"frames": [1, 2], "tags": ["a"], "weights": {"a": [1]}}
+    one, two = Rich.from_values(given), Rich.from_values(given)
+    assert len({one, two}) == 1
+    copied = one.model_copy(deep=True)
+    copied.frames.append(3)
+    assert (one.frames, copied.origin_of("frames")) == ([1, 2], one.origin_of("frames"))
