@@ -395,8 +395,12 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
             problems.append(f"field {name}: an alias; variable, flag and key have the name of the field")
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             problems.append(f"field {name}: a model; put it beside these settings in a class around both")
-    defaults = {name: spec.default for name, spec in field_specs(cls).items() if not spec.required}
+        if getattr(info, "default_factory_takes_validated_data", False):
+            problems.append(
+                f"field {name}: a default made of other fields; make it None, and a property of it"
+            )
     if not problems:
+        defaults = {name: spec.default for name, spec in field_specs(cls).items() if not spec.required}
         for name in malformed(defaults, cls):
             value, expected = format_value(defaults[name]), field_specs(cls)[name].expected()
             problems.append(f"field {name}: its default {value} is not allowed; expected {expected}")
