@@ -396,9 +396,7 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             problems.append(f"field {name}: a model; put it beside these settings in a class around both")
         if getattr(info, "default_factory_takes_validated_data", False):
-            problems.append(
-                f"field {name}: a default made of other fields; make it None, and a property of it"
-            )
+            problems.append(f"field {name}: a default made of other fields; make it a property")
     if not problems:
         defaults = {name: spec.default for name, spec in field_specs(cls).items() if not spec.required}
         for name in malformed(defaults, cls):

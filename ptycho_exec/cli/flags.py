@@ -84,8 +84,8 @@ class Parser(argparse.ArgumentParser):
             finding = unknown_name(bare, known, where="command line", noun="flag")
             homes = [parser.prog for parser in parsers if name in parser._option_string_actions]
             if homes:  # parsed, and yet not known to the command that was typed
-                about = {"expected": "flags of the command", "fix": f"leave it out (it is one of {homes[0]})"}
-                findings.append(replace(finding, what=f"{name} is no flag of this command", **about))
+                what, fix = f"{name} is no flag of this command", f"leave it out (it is one of {homes[0]})"
+                findings.append(replace(finding, what=what, expected="flags of the command", fix=fix))
             else:
                 findings.append(replace(finding, what=f"unknown flag {name!r}"))
         if len(unknown) > MOST_UNKNOWN:

@@ -142,9 +142,7 @@ def unknown_name(
         return Finding(
             f"unknown profile {quoted}",
             where=where,
-            expected=" or ".join(close)
-            or ", ".join(candidates)
-            or "the name of a profile in a settings file",
+            expected=" or ".join(close) or ", ".join(candidates) or "a profile of a settings file",
             fix=f"{write}define [profiles.{shown}]",
             file=file or "",
             line=line or 0,

@@ -139,7 +139,8 @@ def trainer_run(
                 announce=False,
             )
         own = callers_own(trainer)
-        notices = (*plan.notices, *early, *idle_settings(trainer, plan, own, writes=folder is not None))
+        idle = idle_settings(trainer, plan, own, writes=folder is not None)
+        notices = (*settings.notices, *plan.notices, *early, *idle)
         announce(notices)
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:

@@ -132,6 +132,6 @@ def test_distance_counts_a_swap_as_one_edit(a: str, b: str, edits: int) -> None:
 def test_where_there_are_no_profiles_one_is_to_be_defined() -> None:
     finding = unknown_name("mine", [], where="here", noun="profile")
     assert (finding.expected, finding.fix) == (
-        "the name of a profile in a settings file",
+        "a profile of a settings file",
         "define [profiles.mine]",
     )

@@ -255,3 +255,16 @@ def test_a_program_on_two_processes_writes_one_record(
     manifest = read_manifest(tmp_path / "run")
     assert (manifest["status"], manifest["trained"]["steps"]) == ("completed", 4)
     assert "differs" not in {row["verdict"] for row in manifest["drift"]}
+
+
+def test_notes_about_the_sources_reach_the_user_and_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "")
+    wanted = ExecutionSettings(enable_progress_bar=False)
+    with (
+        pytest.warns(SettingsWarning, match="PTYCHO_EXEC_SEED is empty"),
+        trainer_run(wanted, module=Net, run_dir=tmp_path / "run", facts=CPU),
+    ):
+        pass
+    assert "PTYCHO_EXEC_SEED is empty" in str(read_manifest(tmp_path / "run")["warnings"])
