@@ -18,7 +18,7 @@ if _typing.TYPE_CHECKING:
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
     from ptycho_exec.record import fingerprint, settings_from_manifest
-    from ptycho_exec.settings import ExecutionSettings, override_settings
+    from ptycho_exec.settings import ExecutionSettings, ResolvedSettings, override_settings
     from ptycho_exec.settings import ExecutionSettings as PyTorchExecutionConfig
     from ptycho_exec.sources.origins import Kind, Origin
     from ptycho_exec.sources.resolve import Factory
@@ -45,6 +45,7 @@ _HOME = {
     "ModuleTraits": "plan",
     "Origin": "sources.origins",
     "Plan": "plan",
+    "ResolvedSettings": "settings",
     "SettingsError": "errors",
     "SettingsWarning": "errors",
     "TrainerRun": "trainer.run",
@@ -77,6 +78,7 @@ __all__ = [
     "Origin",
     "Plan",
     "PyTorchExecutionConfig",
+    "ResolvedSettings",
     "SettingsError",
     "SettingsWarning",
     "TrainerRun",

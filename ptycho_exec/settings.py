@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, Validati
 from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ptycho_exec.errors import Finding, SettingsError, redact
-from ptycho_exec.fields.base import FrozenModel, branches, fill, is_filling, kind_of
+from ptycho_exec.fields.base import FrozenModel, branches, fill, hashable, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
 from ptycho_exec.fields.spec import Renamed, field_specs, format_value
 from ptycho_exec.sources.discovery import Request, paths_of
@@ -268,8 +269,8 @@ class ResolvedSettings(BaseSettings):
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Copy; an update is validated like any other override."""
-        del deep  # every value is immutable, so a shallow copy is a deep one
-        return self.with_overrides(**update) if update else self
+        copied = deepcopy(self) if deep else self
+        return copied.with_overrides(**update) if update else copied
 
     def copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False, **parts: Any) -> Self:
         """Copy as `model_copy` does.
@@ -293,7 +294,7 @@ class ResolvedSettings(BaseSettings):
         return isinstance(other, ResolvedSettings) and self.__dict__ == other.__dict__
 
     def __hash__(self) -> int:
-        return hash(tuple(self.__dict__.values()))
+        return hash(tuple(map(hashable, self.__dict__.values())))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         for name, value in self.__dict__.items():
@@ -395,11 +396,12 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
             problems.append(f"field {name}: an alias; variable, flag and key have the name of the field")
         if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
             problems.append(f"field {name}: a model; put it beside these settings in a class around both")
+        if getattr(info, "default_factory_takes_validated_data", False):
+            problems.append(f"field {name}: a default made of other fields; make it a property")
     stated = inspect.get_annotations(cls).keys() & cls.model_fields.keys()
-    defaults = {
-        name: spec.default for name, spec in field_specs(cls).items() if name in stated and not spec.required
-    }
-    if defaults and not problems:
+    if stated and not problems:
+        specs = field_specs(cls)
+        defaults = {name: specs[name].default for name in stated if not specs[name].required}
         for name in malformed(defaults, cls):
             value, expected = format_value(defaults[name]), field_specs(cls)[name].expected()
             problems.append(f"field {name}: its default {value} is not allowed; expected {expected}")
@@ -428,6 +430,8 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings):
     shipped_profiles: ClassVar[Path | None] = Path(__file__).with_name("profiles")
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)
+
+    __hash__ = ResolvedSettings.__hash__  # pydantic gives every frozen model one that knows no lists
 
 
 def override_settings(**overrides: Any) -> AbstractContextManager[None]:

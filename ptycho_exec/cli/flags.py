@@ -84,7 +84,12 @@ class Parser(argparse.ArgumentParser):
             # Only switches have a `--no-` form; for others the flag itself is what was meant.
             bare = "--" + name.removeprefix("--no-") if name.startswith("--no-") else name
             finding = unknown_name(bare, known, where="command line", noun="flag")
-            findings.append(replace(finding, what=f"unknown flag {name!r}"))
+            homes = [parser.prog for parser in parsers if name in parser._option_string_actions]
+            if homes:  # parsed, and yet not known to the command that was typed
+                what, fix = f"{name} is no flag of this command", f"leave it out (it is one of {homes[0]})"
+                findings.append(replace(finding, what=what, expected="flags of the command", fix=fix))
+            else:
+                findings.append(replace(finding, what=f"unknown flag {name!r}"))
         if len(unknown) > MOST_UNKNOWN:
             findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, "command line"))
         if findings:

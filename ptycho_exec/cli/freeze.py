@@ -9,11 +9,12 @@ import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretBytes, SecretStr
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import redact
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.fields.base import converted
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, plain
 
 
 class Form(NamedTuple):
@@ -25,18 +26,18 @@ class Form(NamedTuple):
     whole: Callable[[list[str]], str]
 
 
-def _as_toml(_: FieldSpec, value: Any) -> str | None:
+def _as_toml(spec: FieldSpec, value: Any) -> str | None:
     text = toml_value(value).replace("\x7f", "\\u007f")  # JSON leaves this control character as it is
     try:
         read = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         return None
-    return text if read == _plain("none" if value is None else value) else None
+    return text if (read == "none" and value is None) or _is_same(spec, read, value) else None
 
 
 def _as_text(spec: FieldSpec, value: Any) -> str | None:
-    text = format_value(value)
-    return text if _plain(decode_text(spec, text)) == _plain(value) else None
+    texts = (format_value(value), json.dumps(plain(value)))
+    return next((text for text in texts if _is_same(spec, decode_text(spec, text), value)), None)
 
 
 def _as_dotenv(spec: FieldSpec, value: Any) -> str | None:
@@ -44,8 +45,15 @@ def _as_dotenv(spec: FieldSpec, value: Any) -> str | None:
     return None if text is None or "\r" in text else text  # a text file cannot keep this end of a line
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+def _is_same(spec: FieldSpec, read: Any, value: Any) -> bool:
+    """Return whether what is read again is the value."""
+    again = read if spec.secret else converted(spec.model, spec.name, read)
+    return type(again) is type(value) and bool(again == value)
+
+
+def _as_json(spec: FieldSpec, value: Any) -> str | None:
+    text = json.dumps(plain(value))
+    return text if _is_same(spec, json.loads(text), value) else None
 
 
 def _dotenv_quoted(text: str) -> str:
@@ -79,7 +87,7 @@ FORMS: dict[str, Form] = {
         lambda lines: " ".join(lines) + "\n",
     ),
     "json": Form(
-        lambda _, value: json.dumps(value),
+        _as_json,
         lambda spec, text: f"  {json.dumps(spec.name)}: {text}",
         lambda *_: None,
         lambda lines: "{\n" + ",\n".join(lines) + "\n}\n",
@@ -102,7 +110,9 @@ def freeze(
     lines, left_out = list[str](), list[str]()
     for name in specs if names is None else names:
         spec, value = specs[name], getattr(settings, name)
-        hidden = redact(value) != value and not show_secrets
+        hidden = (spec.secret or redact(value) != value) and not show_secrets
+        if isinstance(value, (SecretStr, SecretBytes)):
+            value = value.get_secret_value()
         text = None if hidden else write.value(spec, value)
         if text is not None:
             lines.append(write.line(spec, text))

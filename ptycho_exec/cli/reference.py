@@ -22,6 +22,7 @@ from ptycho_exec.fields.spec import (
     field_specs,
     format_value,
     is_refused,
+    plain,
     renamed_fields,
 )
 from ptycho_exec.settings import ExecutionSettings
@@ -166,7 +167,7 @@ def _property(spec: FieldSpec, generated: dict[str, Any]) -> dict[str, Any]:
     branches = [branch for part in node.pop("anyOf", [node]) for branch in _described(spec, part)]
     if spec.optional:
         branches.append({"type": "string", "pattern": _NONE_PATTERN})
-    default = list(spec.default) if isinstance(spec.default, tuple) else spec.default
+    default = list(spec.default) if isinstance(spec.default, tuple) else plain(spec.default)
     example = EXAMPLES.get(spec.name, None if spec.choices else default)
     return {
         "description": spec.sentence,
@@ -276,8 +277,14 @@ def findings_page() -> str:
 
 def toml_value(value: Any) -> str:
     """Write a value in TOML, which has no null: none is a word there."""
+    value = plain(value)
     if value is None:
         return '"none"'
+    if isinstance(value, dict):
+        rows = [f"{json.dumps(str(name))} = {toml_value(item)}" for name, item in value.items()]
+        return f"{{{', '.join(rows)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(toml_value, value))}]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else format_value(value)
 
 

@@ -47,6 +47,15 @@ def kind_of(annotation: Any) -> Any:
     return typing.get_origin(annotation) or annotation
 
 
+def hashable(value: Any) -> Any:
+    """Return what stands for a value in a hash: equal values have equal ones, lists and mappings too."""
+    if isinstance(value, dict):
+        return frozenset((name, hashable(item)) for name, item in value.items())
+    if isinstance(value, (set, frozenset)):
+        return frozenset(value)
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
 _filling: ContextVar[bool] = ContextVar("ptycho_exec_filling", default=False)
 
 
@@ -70,10 +79,15 @@ def fill(instance: BaseModel, values: Mapping[str, Any]) -> None:
     Raises:
         ValidationError: what pydantic found.
     """
-    converters = _converters(type(instance))
-    typed = {name: converters[name](value) if name in converters else value for name, value in values.items()}
+    typed = {name: converted(type(instance), name, value) for name, value in values.items()}
     with _own_validation():
         BaseModel.__init__(instance, **typed)
+
+
+def converted(model: type[BaseModel], name: str, value: Any) -> Any:
+    """Make what a field holds of plain data; what fits nothing stays as it is."""
+    convert = _converters(model).get(name)
+    return convert(value) if convert else value
 
 
 @cache

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import to_jsonable_python
 
 from ptycho_exec.fields.base import branches, kind_of
 from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
+HIDDEN = "***"
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})
 NONE_WORDS = frozenset({"none", "null"})
@@ -60,6 +62,11 @@ class FieldSpec:
     @property
     def boolean(self) -> bool:
         return bool in self.kinds
+
+    @property
+    def secret(self) -> bool:
+        """Whether its values are of a type of pydantic's that hides them."""
+        return not self.kinds.isdisjoint((SecretStr, SecretBytes))
 
     def accepts(self, value: Any) -> bool:
         """Return whether the field takes `value`, looked at by itself."""
@@ -164,15 +171,27 @@ def _limits(constraints: tuple[Any, ...]) -> Iterator[str]:
         yield " and ".join(parts)
 
 
+def plain(value: Any) -> Any:
+    """Return a value as a file would hold it: of a member its value, of a set a list, of a date its text."""
+    if type(value) in (int, float, str, bool, tuple, list, dict, type(None)):
+        return value
+    if isinstance(value, (SecretStr, SecretBytes)):
+        return HIDDEN
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value), key=str)
+    return to_jsonable_python(value, fallback=str)
+
+
 def format_value(value: Any) -> str:
     """Write a value as a file or variable would: `true`, `none`, `0,1`, `0.001`."""
+    value = plain(value)
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (tuple, list)):
-        plain = not any(isinstance(item, (tuple, list, dict)) for item in value)
-        return f"[{', '.join(map(format_value, value))}]" if plain else _SHORT.repr(value)
+        flat = not any(isinstance(item, (tuple, list, dict)) for item in value)
+        return f"[{', '.join(map(format_value, value))}]" if flat else _SHORT.repr(value)
     if isinstance(value, dict):
         return _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
@@ -191,8 +210,9 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
     """
     word = text.strip()
     lower = word.lower()
-    if word in spec.choices:
-        return word
+    chosen = next((choice for choice in spec.choices if format_value(choice) == word), None)
+    if chosen is not None:
+        return chosen
     if spec.optional and lower in NONE_WORDS:
         return None
     number = _number(lower)
@@ -211,6 +231,10 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
 
 
 def _decode_list(spec: FieldSpec, word: str) -> Any:
+    with suppress(ValueError):
+        items = json.loads(word)
+        if isinstance(items, list) and spec.accepts(items):
+            return items
     inner = word[1:-1] if word.startswith("[") and word.endswith("]") else word
     parts = [part.strip().strip("\"'") for part in inner.split(",")]
     numbers = [_number(part.lower()) for part in parts]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 from unicodedata import normalize
@@ -36,9 +37,20 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
         yield _own_rule(item["msg"], resolution)
     for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"]):
         if name in resolution.origins:
-            yield bad_value(specs[name], resolution.origins[name])
+            found = bad_value(specs[name], resolution.origins[name])
+            why = "; ".join(_said_by_validators(items, name))
+            yield replace(found, what=f"{found.what}: {why}") if why else found
         else:
             yield _missing(specs[name], resolution)
+
+
+def _said_by_validators(items: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+    """Yield what validators of a field say, and limits of a text, which `expected` has no words for."""
+    for item in (item for item in items if item["loc"] and item["loc"][0] == name):
+        if item["type"] in ("value_error", "assertion_error"):
+            yield redact(str(item["ctx"]["error"]).partition("\n")[0])
+        elif item["type"] in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
+            yield item["msg"]
 
 
 def _missing(spec: FieldSpec, resolution: Resolution) -> Finding:

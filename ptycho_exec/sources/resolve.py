@@ -33,8 +33,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.base import fill
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, source_specs
+from ptycho_exec.fields.base import converted, fill
+from ptycho_exec.fields.spec import HIDDEN, FieldSpec, decode_text, field_specs, format_value, source_specs
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
@@ -51,10 +51,13 @@ from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, un
 
 
 class Resolved(Protocol):
-    """Settings that were resolved before: every field as an attribute, and where each came from."""
+    """Settings that were resolved before: every field as an attribute, where each came from, and notes."""
 
     @property
     def origins(self) -> Mapping[str, Origin]: ...
+
+    @property
+    def notices(self) -> tuple[Finding, ...]: ...
 
 
 # Words that a call takes beside the settings; a misspelt one is reported as such.
@@ -84,7 +87,7 @@ class LayerSource(PydanticBaseSettingsSource):
     @cached_property
     def layer(self) -> Layer:
         """What the source supplies; read when first asked for."""
-        return with_new_names(self._read(self.reader), self.reader.request.model)
+        return _finished(self._read(self.reader), self.reader.request.model)
 
     def __call__(self) -> dict[str, Any]:
         return {name: origin.value for name, origin in self.layer.entries.items()}
@@ -426,7 +429,7 @@ def resolve_values(
 def resolve_profile(model: type[BaseModel], name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
     reader = Reader(Request(model, profile=name))
-    layer = with_new_names(profile_layer(reader), model)
+    layer = _finished(profile_layer(reader), model)
     return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
 
 
@@ -469,7 +472,8 @@ def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], b
         if wins(old):
             origins[name] = new.shadowing((old, *old.shadowed) if old else ())
             values[name] = new.value
-    return Resolution(model, values=values, origins=origins, findings=tuple(layer.findings))
+    findings = tuple(dict.fromkeys((*settings.notices, *layer.findings)))
+    return Resolution(model, values=values, origins=origins, findings=findings)
 
 
 def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None]) -> None:
@@ -538,7 +542,24 @@ def _given(
         layer.findings.append(unknown_name(name, (*specs, *also), where=where, file=file, line=line))
     if len(unknown) > MOST_UNKNOWN:
         layer.findings.append(more_unknown_names(len(unknown) - MOST_UNKNOWN, where))
-    return with_new_names(layer, model)
+    return _finished(layer, model)
+
+
+def _finished(layer: Layer, model: type[BaseModel]) -> Layer:
+    """Return a layer under the names of the fields; values of secret types cannot be read in it."""
+    layer, specs = with_new_names(layer, model), field_specs(model)
+    if any(spec.secret for spec in specs.values()):
+        layer.entries = {name: _hidden(specs[name], origin) for name, origin in layer.entries.items()}
+        layer.inactive = [(name, _hidden(specs[name], origin)) for name, origin in layer.inactive]
+    return layer
+
+
+def _hidden(spec: FieldSpec, origin: Origin) -> Origin:
+    if not spec.secret:
+        return origin
+    shadowed = tuple(_hidden(spec, other) for other in origin.shadowed)
+    value = converted(spec.model, spec.name, origin.value)
+    return replace(origin, value=value, raw=HIDDEN, shadowed=shadowed)
 
 
 def _factory(model: type[BaseModel], defaults: Mapping[str, Any]) -> Layer:

@@ -137,12 +137,13 @@ def unknown_name(
     shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}... ({len(name)} characters)"
     quoted = f"{shown!a}, whose letters only look right" if close and not name.isascii() else repr(shown)
     if noun == "profile":
-        fix = f"write {close[0]}" if close else f"write {' or '.join(candidates)}"
+        ways = close[:1] or candidates
+        write = f"write {' or '.join(ways)}, or " if ways else ""
         return Finding(
             f"unknown profile {quoted}",
             where=where,
-            expected=" or ".join(close) or ", ".join(candidates),
-            fix=f"{fix}, or define [profiles.{shown}]",
+            expected=" or ".join(close) or ", ".join(candidates) or "a profile of a settings file",
+            fix=f"{write}define [profiles.{shown}]",
             file=file or "",
             line=line or 0,
             code="unknown-name",

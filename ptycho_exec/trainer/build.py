@@ -18,7 +18,7 @@ from ptycho_exec.plan import ModuleTraits, Plan, asked, resolve_plan
 from ptycho_exec.plan import announce as announce_all
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins, callback_names, plugin_names
-from ptycho_exec.trainer.caller import CallersOwn, require_no_rivals
+from ptycho_exec.trainer.caller import CallersOwn, require_kinds, require_no_rivals
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import BACKENDS, build_logger
 from ptycho_exec.trainer.module import traits_of
@@ -148,6 +148,7 @@ def build_trainer(
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    require_kinds(settings, module=module, callbacks=callbacks, trainer_kwargs=trainer_kwargs)
     own = CallersOwn(tuple(callbacks), logger, profiler, dict(trainer_kwargs or {}))
     require_no_rivals(settings, own)
     plan = plan or resolve_plan(settings, MachineFacts.probe(), traits or traits_of(module))

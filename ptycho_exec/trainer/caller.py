@@ -118,6 +118,46 @@ def word(value: Any) -> Any:
     return value if is_plain(value) else type(value).__name__
 
 
+def require_kinds(
+    settings: Any,
+    *,
+    module: Any = None,
+    callbacks: Any = (),
+    trainer_kwargs: Any = None,
+    loaders: Any = None,
+) -> None:
+    """Refuse arguments that are not what their name says, before anything is built with them.
+
+    Raises:
+        SettingsError: with every such argument.
+    """
+    found = []
+    if not isinstance(settings, ExecutionSettings):
+        fix = "pass ExecutionSettings(overrides=...)" if isinstance(settings, Mapping) else _MAKE
+        found.append(_wrong_kind("settings", settings, "ExecutionSettings", fix))
+    if isinstance(module, (str, Mapping)):
+        found.append(_wrong_kind("module", module, "a LightningModule, or its class", "pass the class"))
+    if not isinstance(callbacks, (list, tuple)):
+        found.append(_wrong_kind("callbacks", callbacks, "a list", "pass callbacks=[...]"))
+    else:
+        classes = [item for item in callbacks if isinstance(item, type)]
+        found += [_wrong_kind("callbacks", kind, "callbacks", f"pass {kind.__name__}()") for kind in classes]
+    for name, given in {"trainer_kwargs": trainer_kwargs, "loaders": loaders}.items():
+        if not isinstance(given, (Mapping, type(None))):
+            fix = f'pass {name}={{"{"train" if name == "loaders" else "min_epochs"}": ...}}'
+            found.append(_wrong_kind(name, given, "a mapping", fix))
+    if found:
+        raise SettingsError.from_findings(found)
+
+
+_MAKE = "pass ExecutionSettings()"
+
+
+def _wrong_kind(name: str, given: Any, expected: str, fix: str) -> Finding:
+    what = f"the class {given.__name__}" if isinstance(given, type) else f"of type {type(given).__name__}"
+    return Finding(f"{name} is {what}", f"argument {name}=", expected, fix, code="bad-value", field=name)
+
+
 def require_no_rivals(settings: ExecutionSettings, own: CallersOwn) -> None:
     """Refuse what both a setting and the caller decide, and names that the Trainer does not have.
 

@@ -22,6 +22,7 @@ from ptycho_exec.trainer.build import (
     inference_loader_kwargs,
     train_loader_kwargs,
 )
+from ptycho_exec.trainer.caller import require_kinds
 from ptycho_exec.trainer.drift import DriftReport, apply_drift_policy, callers_own, requested_and_effective
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.module import traits_of
@@ -119,6 +120,7 @@ def trainer_run(
         DriftError: the Trainer is not what was asked for.
     """
     settings = settings or ExecutionSettings()
+    require_kinds(settings, module=module, loaders=loaders)
     plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
@@ -137,7 +139,8 @@ def trainer_run(
                 announce=False,
             )
         own = callers_own(trainer)
-        notices = (*plan.notices, *early, *idle_settings(trainer, plan, own, writes=folder is not None))
+        idle = idle_settings(trainer, plan, own, writes=folder is not None)
+        notices = (*settings.notices, *plan.notices, *early, *idle)
         announce(notices)
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:

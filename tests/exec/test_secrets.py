@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from pydantic import SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.commands import main
 from ptycho_exec.cli.freeze import FORMS, freeze
+from ptycho_exec.cli.reference import json_schema
 from ptycho_exec.errors import ANNOTATIONS, SettingsError
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import resolve_plan
@@ -20,6 +23,7 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.settings import ExecutionSettings, override_settings
+from ptycho_exec.sources.explain import explain_json
 from ptycho_exec.sources.resolve import READERS
 
 if TYPE_CHECKING:
@@ -145,3 +149,35 @@ def test_from_every_source_no_command_shows_it(
 
 def test_every_kind_of_source_is_planted() -> None:
     assert len(PLANTS) == len(READERS) + 2  # a named file in three languages
+
+
+class Locked(ExecutionSettings):
+    """Settings with a field of pydantic's secret type."""
+
+    program: ClassVar[str] = "locked"
+    model_config = SettingsConfigDict(env_prefix="LOCKED_")
+    key: SecretStr = SecretStr("")
+
+
+def test_a_secret_of_pydantics_is_shown_nowhere(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCKED_KEY", "open-sesame-1")
+    clean_process.write("locked.toml", 'key = "open-sesame-2"\n[profiles.a]\nkey = "open-sesame-3"\n')
+    kept = Locked(key=SecretStr("open-sesame-4"), overrides={"key": "open-sesame-5"}, profile="a")
+    texts = (
+        repr(kept),
+        kept.explain("key"),
+        kept._repr_html_(),
+        repr(kept.origins),
+        json.dumps([origin.to_json() for origin in kept.origins["key"].shadowed]),
+        json.dumps(explain_json(dict(kept), kept.origins), default=str),
+        json.dumps(json_schema(Locked)),
+    )
+    assert [text for text in texts if "sesame" in text] == []
+    assert Locked().key.get_secret_value() == "open-sesame-1"
+    assert kept.with_overrides(seed=1).key == Locked.from_values({"key": "open-sesame-4"}).key
+    clean_process.write("locked.toml", "key = 12345678\n")
+    with pytest.raises(SettingsError) as caught:
+        Locked()
+    assert "12345678" not in f"{caught.value} {caught.value.errors()}"

@@ -277,3 +277,17 @@ def test_addresses_without_credentials_are_shown_as_they_are() -> None:
         "https://host:8443/path/a@b",
     ):
         assert address in repr(make(tracking_uri=address)).replace("\\\\", "\\")
+
+
+def test_notes_about_the_sources_stay_with_settings_that_are_made_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "")
+    settings = ExecutionSettings()
+    made = (
+        settings.with_overrides(batch_size=3),
+        settings.with_factory_defaults(batch_size=3),
+        settings.with_recorded({"batch_size": 3}, place="model"),
+        settings.model_copy(update={"batch_size": 3}),
+    )
+    assert [[note.code for note in other.notices] for other in made] == [["empty-variable"]] * 4

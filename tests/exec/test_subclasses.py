@@ -428,3 +428,41 @@ def test_a_slip_in_a_short_prefix_is_noticed(
     monkeypatch.setenv("LABEL_SEEDS", "3")  # another program's
     with pytest.raises(SettingsError, match="LAB_SEED"):
         Lab()
+
+
+def test_settings_with_lists_sets_and_mappings_can_be_keys_and_are_copied_deep() -> None:
+    class Rich(Lab):
+        weights: dict[str, list[int]] = Field(default_factory=dict)
+
+    given = {"frames": [1, 2], "tags": ["a"], "weights": {"a": [1]}}
+    one, two = Rich.from_values(given), Rich.from_values(given)
+    assert len({one, two}) == 1
+    copied = one.model_copy(deep=True)
+    copied.frames.append(3)
+    assert (one.frames, copied.origin_of("frames")) == ([1, 2], one.origin_of("frames"))
+
+
+def test_a_default_made_of_other_fields_is_refused() -> None:
+    with pytest.raises(SettingsError, match="field double: a default made of other fields"):
+
+        class Late(ExecutionSettings):
+            double: int = Field(default_factory=lambda data: data["batch_size"] * 2)
+
+
+def test_what_a_validator_of_a_field_says_is_in_the_message() -> None:
+    class Checked(ExecutionSettings):
+        name: str = Field("a", pattern="^[a-c]+$")
+        path: str = "a"
+
+        @field_validator("path")
+        @classmethod
+        def _known(cls, value: str) -> str:
+            assert value == "a", "no such path, token=open-sesame"
+            return value
+
+    with pytest.raises(SettingsError) as caught:
+        Checked.from_values({"name": "z", "path": "b"})
+    assert [finding.what for finding in caught.value.findings] == [
+        "name = 'z' is not allowed: String should match pattern '^[a-c]+$'",
+        "path = 'b' is not allowed: no such path, token=***",
+    ]

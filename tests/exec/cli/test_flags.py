@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ptycho_exec.cli.commands import build_parser
 from ptycho_exec.cli.flags import (
     ANNOTATE,
     Parser,
@@ -288,3 +289,11 @@ def test_very_many_unknown_flags_are_counted() -> None:
 def test_a_value_given_as_a_flag_is_typed_by_its_field(place: Place) -> None:
     settings = place.settings(flags=given("--devices=0,1", "--max-time=none", "--no-pad-eval"))
     assert (settings.devices, settings.max_time, settings.pad_eval) == ((0, 1), None, False)
+
+
+def test_a_flag_of_another_command_is_told_whose_it_is() -> None:
+    with pytest.raises(SettingsError) as caught:
+        build_parser().parse(["profiles", "--batch-size", "8"])
+    (finding,) = caught.value.findings
+    assert finding.what == "--batch-size is no flag of this command"
+    assert finding.fix == "leave it out (it is one of ptycho-exec show)"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.commands import build_parser, main, resolve_from
 from ptycho_exec.cli.freeze import FORMS, freeze
@@ -123,3 +128,57 @@ def test_flags_can_be_pasted_into_a_shell(place: Place) -> None:
 def test_nothing_set_is_still_a_file_that_loads(clean_process: Place) -> None:
     for form in FORMS:
         assert loaded(clean_process, form, freeze(ExecutionSettings.from_values({}), form, [])[0]).seed == 42
+
+
+class Mode(enum.Enum):
+    RASTER = "raster"
+    TWICE = 2
+
+
+class Lab(ExecutionSettings):
+    """Settings with fields of every flat type."""
+
+    program: ClassVar[str] = "lab"
+    model_config = SettingsConfigDict(env_prefix="LAB_")
+    raw: Path = Path("raw")
+    mode: Mode = Mode.RASTER
+    level: Literal[1, 2] = 1
+    day: date = date(2026, 1, 2)
+    pause: timedelta = timedelta(seconds=5)
+    frames: list[int] = Field(default_factory=list)
+    tags: frozenset[str] = frozenset()
+    weights: dict[str, int] = Field(default_factory=dict)
+    token: SecretStr = SecretStr("")
+
+
+OWN: dict[str, Any] = {
+    "raw": Path("scans/new"),
+    "mode": Mode.TWICE,
+    "level": 2,
+    "day": date(2026, 3, 4),
+    "pause": timedelta(hours=1),
+    "frames": [1, 2],
+    "tags": frozenset({"b", "a"}),
+    "weights": {"x": 1},
+    "token": SecretStr("in.the.open"),
+}
+
+
+@pytest.mark.parametrize("form", ["toml", "env", "json"])
+@pytest.mark.parametrize("name", OWN)
+def test_fields_of_a_subclass_of_any_flat_type_come_back(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch, form: str, name: str
+) -> None:
+    kept = Lab(**{name: OWN[name]})
+    text, left_out = freeze(kept, form, show_secrets=True)
+    assert left_out == []
+    file = clean_process.write(".env" if form == "env" else f"lab_frozen.{form}", text)
+    again = Lab(settings_file=None if form == "env" else file)
+    assert again == kept
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_secret_of_pydantics_is_left_out(form: str) -> None:
+    text, left_out = freeze(Lab.from_values({"token": "in.the.open"}), form)
+    assert "in.the.open" not in text
+    assert left_out == ["token is left out: it holds credentials; --show-secrets writes them"]

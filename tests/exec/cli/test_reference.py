@@ -15,7 +15,7 @@ import yaml
 from annotated_types import Gt, Le
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.commands import main
@@ -388,3 +388,14 @@ def test_an_old_name_is_deprecated_in_the_schema_until_it_is_refused() -> None:
 
 def test_the_schema_speaks_yaml_too() -> None:
     assert VALIDATOR.is_valid(yaml.safe_load("batch_size: 8\ndevices: [0, 1]\nmax_time: null\n"))
+
+
+def test_defaults_of_any_flat_type_are_written_as_a_file_holds_them() -> None:
+    class Flat(ExecutionSettings):
+        raw: Path = Path("raw")
+        tags: frozenset[str] = frozenset({"b", "a"})
+        token: SecretStr = SecretStr("open-sesame")
+
+    rows = json.loads(json.dumps(json_schema(Flat)))["properties"]
+    assert [rows[name]["default"] for name in ("raw", "tags", "token")] == ["raw", ["a", "b"], "***"]
+    assert 'tags = ["a", "b"]' in starter_toml(model=Flat)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+import enum
+from typing import Any, ClassVar, Literal, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.model import Effect, malformed
@@ -121,3 +124,36 @@ def test_any_text_decodes_to_something(name: str, text: str) -> None:
 @pytest.mark.parametrize("text", ["1" * 5000, "٣", "1_000", "0x10", "1e3", "", "--1", "nan"])
 def test_odd_numbers_are_no_integers(text: str) -> None:
     assert malformed({"batch_size": decode_text(SPECS["batch_size"], text)}) == ["batch_size"]
+
+
+class Mode(enum.Enum):
+    A = 1
+    B = 2
+
+
+class Own(ExecutionSettings):
+    """Settings with choices that are no texts, and lists."""
+
+    model_config = SettingsConfigDict(env_prefix="OWN_")
+    program: ClassVar[str] = "own"
+    level: Literal[1, 2] = 1
+    mode: Mode = Mode.A
+    frames: list[int] = Field(default_factory=list)
+    rows: list[dict[str, int]] = Field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("level", "2", 2),
+        ("mode", "2", Mode.B),
+        ("frames", "[]", []),
+        ("frames", "1,2", [1, 2]),
+        ("rows", '[{"a": 1, "b": 2}]', [{"a": 1, "b": 2}]),
+    ],
+)
+def test_texts_for_fields_of_a_subclass(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any
+) -> None:
+    monkeypatch.setenv(f"OWN_{name.upper()}", text)
+    assert getattr(Own(), name) == value

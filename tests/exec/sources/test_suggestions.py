@@ -127,3 +127,11 @@ def test_distance_is_symmetric_and_zero_only_for_equals(a: str, b: str) -> None:
 )
 def test_distance_counts_a_swap_as_one_edit(a: str, b: str, edits: int) -> None:
     assert distance(a, b) == edits
+
+
+def test_where_there_are_no_profiles_one_is_to_be_defined() -> None:
+    finding = unknown_name("mine", [], where="here", noun="profile")
+    assert (finding.expected, finding.fix) == (
+        "a profile of a settings file",
+        "define [profiles.mine]",
+    )

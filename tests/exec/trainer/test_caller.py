@@ -17,6 +17,7 @@ from ptycho_exec.plan import ModuleTraits
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import build_trainer, process_flags
 from ptycho_exec.trainer.caller import RIVALS, CallersOwn
+from ptycho_exec.trainer.run import trainer_run
 from tests.exec.trainer.linear_runs import Linear, loader, plan_of, read_back, rows, settings
 
 
@@ -203,3 +204,23 @@ def test_manual_optimization_is_seen_when_built(asked: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="steps its optimizer itself"):
         build_trainer(settings(**asked), module=Linear(manual=True))
     assert ModuleTraits().clips_gradients is None
+
+
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [
+        ({"settings": {"batch_size": 2}}, "pass ExecutionSettings(overrides=...)"),
+        ({"module": "Net"}, "pass the class"),
+        ({"loaders": [1]}, 'pass loaders={"train": ...}'),
+        ({"callbacks": kinds.Timer()}, "pass callbacks=[...]"),
+        ({"callbacks": [kinds.Timer]}, "pass Timer()"),
+        ({"trainer_kwargs": ["min_epochs"]}, 'pass trainer_kwargs={"min_epochs": ...}'),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_refused_before_anything_is_built(
+    given: dict[str, Any], fix: str
+) -> None:
+    options = {"settings": defaults(), **given}
+    with pytest.raises(SettingsError) as caught, trainer_run(**options):
+        pass
+    assert [finding.fix for finding in caught.value.findings] == [fix]

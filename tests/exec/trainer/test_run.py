@@ -225,7 +225,7 @@ PROGRAM = """
             self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True)
             return loss
 
-        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm):
             for p in self.parameters():  # adaptive: relative to the weights
                 largest = gradient_clip_val * p.detach().norm().clamp_min(1e-3)
                 p.grad.mul_((largest / p.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
@@ -270,3 +270,16 @@ def test_a_program_on_two_processes_writes_one_record(
     assert "mine was called" in done.stdout
     assert manifest["origins"]["ema_decay"]["kind"] == "project-file"
     assert manifest["origins"]["gradient_clip_algorithm"]["place"] == "PTYCHO_EXEC_GRADIENT_CLIP_ALGORITHM"
+
+
+def test_notes_about_the_sources_reach_the_user_and_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTYCHO_EXEC_SEED", "")
+    wanted = ExecutionSettings(enable_progress_bar=False)
+    with (
+        pytest.warns(SettingsWarning, match="PTYCHO_EXEC_SEED is empty"),
+        trainer_run(wanted, module=Net, run_dir=tmp_path / "run", facts=CPU),
+    ):
+        pass
+    assert "PTYCHO_EXEC_SEED is empty" in str(read_manifest(tmp_path / "run")["warnings"])
