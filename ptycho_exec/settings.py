@@ -75,6 +75,7 @@ class ResolvedSettings(BaseSettings):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,
         validate_default=False,
+        defer_build=False,
     )
 
     _origins: dict[str, Origin] = PrivateAttr(default_factory=dict)

@@ -38,18 +38,19 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
     for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"]):
         if name in resolution.origins:
             found = bad_value(specs[name], resolution.origins[name])
-            why = "; ".join(_said_by_validators(items, name))
+            why = "; ".join(_said_by_validators(items, specs[name]))
             yield replace(found, what=f"{found.what}: {why}") if why else found
         else:
             yield _missing(specs[name], resolution)
 
 
-def _said_by_validators(items: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+def _said_by_validators(items: Sequence[Mapping[str, Any]], spec: FieldSpec) -> Iterator[str]:
     """Yield what validators of a field say, and limits of a text, which `expected` has no words for."""
-    for item in (item for item in items if item["loc"] and item["loc"][0] == name):
+    limits = ("string_pattern_mismatch", "string_too_short", "string_too_long")
+    for item in (item for item in items if item["loc"] and item["loc"][0] == spec.name):
         if item["type"] in ("value_error", "assertion_error"):
             yield redact(str(item["ctx"]["error"]).partition("\n")[0])
-        elif item["type"] in ("string_pattern_mismatch", "string_too_short", "string_too_long"):
+        elif item["type"] in limits and "a string" in spec.words:
             yield item["msg"]
 
 
