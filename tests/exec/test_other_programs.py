@@ -138,6 +138,7 @@ def test_joblib_and_cloudpickle_keep_values_and_origins(tmp_path: Path) -> None:
         assert joblib.hash(dict(other)) == joblib.hash(dict(settings))
 
 
+@pytest.mark.slow
 def test_a_pool_of_joblib_gets_the_settings_as_they_are(tmp_path: Path) -> None:
     pytest.importorskip("joblib", reason="it is part of the extra dev")
     code = (

@@ -90,6 +90,7 @@ def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: 
     assert left == {"run", "out"}, "nothing may land outside the run directories"
 
 
+@pytest.mark.slow
 def test_the_demo_shows_truth_network_and_refined_network_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_the_demo_shows_truth_network_and_refined_network_side_by_side(
         assert all_three.width > 1.2 * only_network.width, "one picture more beside the truth"
 
 
+@pytest.mark.slow
 def test_evaluate_tells_equal_names_apart_and_spares_an_existing_picture(
     scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

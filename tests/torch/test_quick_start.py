@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_collected_while_lightning_is_imported() -> None:
     done = subprocess.run(
         [sys.executable, "-c", CODE], capture_output=True, text=True, timeout=300, check=True
@@ -35,6 +36,7 @@ def test_nothing_happens_when_lightning_is_there_already() -> None:
     assert done.stdout.split() == ["0"]
 
 
+@pytest.mark.slow
 def test_optional_packages_stay_out_and_are_available_afterwards() -> None:
     code = (
         "import sys\nfrom ptycho_torch.quick_start import UNNEEDED, import_lightning\n"

@@ -526,6 +526,7 @@ def test_a_planted_token_shows_in_no_output(
 
 @pytest.mark.parametrize("text", ["[profiles.x]\nbenchmark = true\n", '[profiles.x]\nextends = "nope"\n'])
 @pytest.mark.parametrize("command", ["check", "profiles"])
+@pytest.mark.slow
 def test_profiles_that_nobody_asked_for_are_checked(run: Run, place: Place, command: str, text: str) -> None:
     place.write("ptycho_exec.toml", text)
     done = run(command)

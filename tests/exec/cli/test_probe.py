@@ -93,6 +93,7 @@ def test_a_child_that_dies_is_an_error_that_says_where(child: Any, code: str, wo
         assert word in f"{step.what} {step.fix}"
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_stopped_with_all_it_started(child: Any, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     code = (

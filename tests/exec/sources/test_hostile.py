@@ -162,6 +162,7 @@ def test_what_can_only_be_meant_in_one_way_is_taken(place: Place, path: str, tex
     assert place.settings().seed == 7
 
 
+@pytest.mark.slow
 def test_a_thousand_profiles_that_extend_each_other(place: Place) -> None:
     chain = "".join(f'[profiles.p{i}]\nextends = "p{i + 1}"\n' for i in range(1000))
     place.write(TOML, f"{chain}[profiles.p1000]\nseed = 7\n")

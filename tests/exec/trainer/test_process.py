@@ -69,6 +69,7 @@ runs.fit(runs.settings(enable_progress_bar=False))
 """
 
 
+@pytest.mark.slow
 def test_srun_on_the_path_is_no_warning(tmp_path: Path) -> None:
     """Lightning would advise every run on a login node to start its command with srun."""
     srun = tmp_path / "srun"

@@ -213,6 +213,7 @@ def score(scan: ScanData, obj: Any) -> Evaluation:
 
 
 @pytest.mark.parametrize("mode", ["unsupervised", "supervised"])
+@pytest.mark.slow
 def test_training_streams_its_losses_and_keeps_the_best(mode: str, request: pytest.FixtureRequest) -> None:
     session: Session = request.getfixturevalue(mode)
     for losses, column in (("training_loss", "train_loss_epoch"), ("validation_loss", "val_loss")):

@@ -166,6 +166,7 @@ def test_the_command_measures_and_writes_a_settings_file(
     assert out.read_text() == text
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     tuning = _tuning(tmp_path / "missing.npz")
     found = tune._run(tune._request(tune.KNOBS[0], 0, {}, tuning, 1), tuning, 120)
@@ -185,6 +186,7 @@ def test_a_process_beyond_its_time_is_stopped(scan: Path) -> None:
     assert found["error"] == "stopped after 0 s"
 
 
+@pytest.mark.slow
 def test_what_python_itself_prints_last_is_the_reason(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = _tuning(scan)
     request = tune._request(tune.KNOBS[0], 0, {}, tuning, 1) | {"science": {"no_such_part": 1}}

@@ -69,6 +69,7 @@ def test_a_file_without_a_known_object_has_no_truth(scan: ScanData, tmp_path: Pa
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.slow
 def test_the_command_trains_on_every_format(tmp_path: Path, sample: str) -> None:
     scan = simulate_scan(n=16, patterns=24, photons=1e5, seed=3)
     for number, path in enumerate(ways_to_name(SAMPLES[sample](scan, tmp_path / "scan"))):
