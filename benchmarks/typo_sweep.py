@@ -431,7 +431,9 @@ def main() -> int:
         ours = sweep(OURS, 0.1 if space.quick else 1.0)
         good = report(model.__name__, ours) and good
         data[model.__name__] = plain(ours)
-        missed += [(source, slip, told) for source, tally in ours.items() for slip, told in tally.wrong]
+        missed += [
+            (source, slip, suggested) for source, tally in ours.items() for slip, suggested in tally.wrong
+        ]
     MODEL.set(ExecutionSettings)
     for name, make in PEERS.items():
         try:
@@ -443,8 +445,8 @@ def main() -> int:
         report(name, theirs)
         data[name] = plain(theirs)
     if space.misses:
-        for source, slip, told in missed:
-            print(f"{source}: {slip.name} -> {told}, meant {slip.meant}")
+        for source, slip, suggested in missed:
+            print(f"{source}: {slip.name} -> {suggested}, meant {slip.meant}")
     common.write_json("typo_sweep", data, space.json)
     return 0 if good else 1
 

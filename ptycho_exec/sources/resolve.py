@@ -20,7 +20,7 @@ The engine keeps for each value its origin and what it shadowed; the merge of py
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -268,7 +268,15 @@ def resolve_together(*requests: Request) -> list[Resolution]:
     for number, resolution in enumerate(found):
         others = [*found[:number], *found[number + 1 :]]
         found[number] = replace(resolution, findings=tuple(_not_better_said(resolution.findings, others)))
-    return found
+    first, *rest = found
+    said = {(f.what, f.where) for f in first.findings if f.field == "profile"}
+    return [first, *(_without(resolution, said) for resolution in rest)]
+
+
+def _without(resolution: Resolution, said: Collection[tuple[str, str]]) -> Resolution:
+    """Leave out findings that are reported for the run already."""
+    kept = tuple(f for f in resolution.findings if (f.what, f.where) not in said)
+    return replace(resolution, findings=kept)
 
 
 def _not_better_said(findings: Iterable[Finding], others: Sequence[Resolution]) -> Iterator[Finding]:

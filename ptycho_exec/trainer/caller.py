@@ -25,13 +25,13 @@ class Rival:
     Attributes:
         kind: the name of Lightning's class; subclasses count.
         field: the settings field.
-        room: values of the field beside which the caller's callback has its place; the first one is advised.
+        beside: values of the field that leave the caller's callback its place; the first is advised.
         rows: rows of the read-back that the caller's callback decides.
     """
 
     kind: str
     field: str
-    room: tuple[Any, ...]
+    beside: tuple[Any, ...]
     rows: tuple[str, ...]
 
 
@@ -172,8 +172,8 @@ def require_no_rivals(settings: ExecutionSettings, own: CallersOwn) -> None:
 def _rival_callbacks(settings: ExecutionSettings, own: CallersOwn) -> Iterator[Finding]:
     for rival in RIVALS:
         value = getattr(settings, rival.field)
-        if own.has(rival.kind) and asked(settings, rival.field) and value not in rival.room:
-            yield _both(settings, rival.field, f"the caller's {rival.kind}", rival.room[0])
+        if own.has(rival.kind) and asked(settings, rival.field) and value not in rival.beside:
+            yield _both(settings, rival.field, f"the caller's {rival.kind}", rival.beside[0])
 
 
 def _rival_logger(settings: ExecutionSettings, own: CallersOwn) -> Iterator[Finding]:

@@ -175,8 +175,11 @@ def test_a_profile_is_known_when_one_of_them_knows_it() -> None:
     how, what = together(profile="ci")
     assert how.logger_backend is None or how.origins["logger_backend"].kind is Kind.PROFILE
     assert what.epochs == 60
-    with pytest.raises(SettingsError, match="unknown profile 'cj'"):
-        together(profile="cj")
+    how, what = resolve_together(
+        *(Request(model, profile="cj") for model in (ExecutionSettings, ScienceSettings))
+    )
+    (finding,) = (*how.errors, *what.errors)
+    assert (finding.what, finding.expected) == ("unknown profile 'cj'", "ci")
 
 
 def test_the_controls_of_one_count_for_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

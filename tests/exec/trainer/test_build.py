@@ -265,8 +265,9 @@ def test_what_is_shown_of_a_plan_is_what_the_trainer_gets(tmp_path: Path) -> Non
 
 
 def test_a_bare_trainer_of_the_defaults_has_nothing_to_say() -> None:
-    with _restored():
+    with _restored(), warnings.catch_warnings(record=True) as caught:
         build_trainer(ExecutionSettings.from_values({}))
+    assert [row for row in caught if row.category is SettingsWarning] == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -83,7 +83,7 @@ def test_what_a_setting_decides_too_is_refused_and_the_remedy_works(rival: Any) 
         build_trainer(defaults(**{rival.field: ASKED[rival.kind]}), callbacks=[own])
     assert f"set {rival.field}=" in str(caught.value)
     with process_flags(defaults()):
-        build_trainer(defaults(**{rival.field: rival.room[0]}), callbacks=[own])
+        build_trainer(defaults(**{rival.field: rival.beside[0]}), callbacks=[own])
 
 
 def test_two_early_stoppings_are_compared_not_the_first_alone() -> None:

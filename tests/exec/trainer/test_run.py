@@ -173,12 +173,14 @@ def test_one_of_several_learning_rates_is_enough() -> None:
 
     with trainer_run(defaults(learning_rate=0.01), module=Groups, max_epochs=1, facts=CPU) as run:
         run.trainer.fit(Groups(), data())
+        assert "differs" not in {row.verdict for row in run.report().rows}
 
 
 def test_validation_may_load_as_inference_does() -> None:
     wanted = settings(inference_batch_size=8)
     with trainer_run(wanted, module=Linear, max_epochs=1, facts=CPU) as run:
         run.trainer.fit(Linear(), data(**run.train_loader_kwargs), data(**run.inference_loader_kwargs))
+        assert "differs" not in {row.verdict for row in run.report().rows}
 
 
 def test_adapted_values_and_notices_are_announced_once_and_recorded(
