@@ -16,12 +16,13 @@ _SECRET_WORD = (
     r"|authorization)"
 )
 
-# Characters of which one is there, what is sought, and what stands in its place.
-_SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+# Characters of which one is there, what is sought, and what stands in its place. Patterns here and in the
+# modules of the sources are compiled by `re` at their first use: importing this package has no need of them.
+_SECRETS: tuple[tuple[str, str, str], ...] = (
     # `scheme://user:password@`, also when the password holds `@`, `/`, spaces or quotes.
     (
         "@",
-        re.compile(
+        (
             r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:/{1,2}|//)"
             r"(?:[^/?#\s\"']*@"
             r"|[^/?#\s\"':@]+:(?!\d{1,5}(?:[/?#\s\"']|$))"
@@ -32,12 +33,12 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     # `user:password@host` without a scheme; neither a time nor the digest of an image.
     (
         "@",
-        re.compile(r"(?<![\w/*])(?!mailto:|\d{1,2}:\d{2}@)[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])(?!sha\d+:)"),
+        r"(?<![\w/*])(?!mailto:|\d{1,2}:\d{2}@)[\w.%+-]+:[^\s/@:\"']+@(?=[\w.-])(?!sha\d+:)",
         "***@",
     ),
     (
         "=",
-        re.compile(
+        (
             r"(?i)(?P<key>(?:^|[?&;#\s])[^=&\s?]*"
             r"(?:token|key|secret|password|passwd|pwd|sig|auth|credential)[^=&\s]*="
             r"|[?&](?:code|pass|session|jwt|otp|pin)=)[^&\s#\"']+"
@@ -47,17 +48,17 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
     # `password: x`, `"api_key": "x"`, `--token x`, `Authorization: Basic x`.
     (
         ":=-",
-        re.compile(
+        (
             rf"(?i)(?P<key>\b(?:\w+[_-])?{_SECRET_WORD}[\"']?\s*[:=]\s*(?:(?:bearer|basic|token)\s+)?"
             rf"|--(?:[\w-]+-)?{_SECRET_WORD}\s+)(?!(?:(?:bearer|basic|token)\s+)?\*\*\*)(?:\"[^\"]+\"|'[^']+'|[^\s,;&\"']+)"
         ),
         r"\g<key>***",
     ),
-    ("bB", re.compile(r"(?i)(?P<key>\bbearer\s+)[\w.~+/=-]{3,}"), r"\g<key>***"),
+    ("bB", r"(?i)(?P<key>\bbearer\s+)[\w.~+/=-]{3,}", r"\g<key>***"),
     # Keys that are known by how they begin, and those of Weights & Biases.
     (
         "AghxsdeynpwE0123456789",
-        re.compile(
+        (
             r"(?<![\w*])(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
             r"|xox[a-z]-[\w-]{10,}"
             r"|sk-[\w-]{16,}|hf_\w{16,}|dapi[0-9a-f]{32}|AIza[\w-]{30,}|ya29\.[\w-]{16,}"
@@ -65,10 +66,10 @@ _SECRETS: tuple[tuple[str, re.Pattern[str], str], ...] = (
         ),
         "***",
     ),
-    ("0123456789", re.compile(r"(?<![\w/@.-])(?<!commit )[0-9a-f]{40}(?![\w.-])"), "***"),
+    ("0123456789", r"(?<![\w/@.-])(?<!commit )[0-9a-f]{40}(?![\w.-])", "***"),
 )
-_ADDRESS = re.compile(r"(?P<start>https?://[^/\s\"'?#]+/)(?P<path>[^\s\"'?#]+)")
-_NAMED = re.compile(r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)")
+_ADDRESS = r"(?P<start>https?://[^/\s\"'?#]+/)(?P<path>[^\s\"'?#]+)"
+_NAMED = r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)"
 
 
 def redact(value: Any) -> Any:
@@ -77,8 +78,8 @@ def redact(value: Any) -> Any:
         return value
     for marks, pattern, shown in _SECRETS:
         if any(mark in value for mark in marks):
-            value = pattern.sub(shown, value)
-    return _ADDRESS.sub(_without_tokens, value) if "://" in value else value
+            value = re.sub(pattern, shown, value)
+    return re.sub(_ADDRESS, _without_tokens, value) if "://" in value else value
 
 
 def _without_tokens(address: re.Match[str]) -> str:
@@ -92,7 +93,7 @@ def _is_token(part: str, before: str) -> bool:
     changes = sum(a.isdigit() != b.isdigit() for a, b in pairwise(part))
     mixed = part != part.lower() and part != part.upper()
     drawn = len(part) >= 16 and mixed and changes >= 4 and re.fullmatch(r"[\w~+=-]+", part) is not None
-    named = _NAMED.fullmatch(before) is not None and len(part) >= 8 and any(map(str.isdigit, part))
+    named = re.fullmatch(_NAMED, before) is not None and len(part) >= 8 and any(map(str.isdigit, part))
     return drawn or named
 
 

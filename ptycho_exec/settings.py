@@ -72,7 +72,7 @@ class ResolvedSettings(BaseSettings):
         strict=True,
         extra="forbid",
         env_file=".env",
-        use_attribute_docstrings=True,
+        use_attribute_docstrings=False,  # nothing to read here; looking takes a while
         hide_input_in_errors=True,
         validate_default=False,
         defer_build=False,
@@ -415,7 +415,10 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
         )
 
 
-class ExecutionSettings(ExecutionFields, ResolvedSettings):
+ResolvedSettings.model_config["use_attribute_docstrings"] = True  # a subclass says a sentence for each field
+
+
+class ExecutionSettings(ExecutionFields, ResolvedSettings, use_attribute_docstrings=False):
     """How to run, for any machine: validated, frozen, with the origin of each value.
 
     `ExecutionSettings(batch_size=8)` resolves arguments, environment, files, profile and defaults in the
@@ -433,6 +436,9 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings):
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX)
 
     __hash__ = ResolvedSettings.__hash__  # pydantic gives every frozen model one that knows no lists
+
+
+ExecutionSettings.model_config["use_attribute_docstrings"] = True
 
 
 def override_settings(**overrides: Any) -> AbstractContextManager[None]:

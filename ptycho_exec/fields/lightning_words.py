@@ -118,8 +118,8 @@ WORDS: dict[str, dict[str, Meaning]] = {
 
 _PARTS = {"weeks", "days", "hours", "minutes", "seconds"}
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_TIME = re.compile(r"(?:(\d{1,2}):)?(\d{1,2}):(\d{2}):(\d{2})")
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|m|s)(?:ays?|(?:ou)?rs?|in(?:ute)?s?|ec(?:ond)?s?)?")
+_TIME = r"(?:(\d{1,2}):)?(\d{1,2}):(\d{2}):(\d{2})"
+_AMOUNT = r"(\d+(?:\.\d+)?)\s*(d|h|m|s)(?:ays?|(?:ou)?rs?|in(?:ute)?s?|ec(?:ond)?s?)?"
 
 
 def meanings(field: str, value: Any, word: str) -> Iterator[Meaning]:
@@ -129,7 +129,7 @@ def meanings(field: str, value: Any, word: str) -> Iterator[Meaning]:
     if field == "devices" and re.fullmatch(r"\d+(?:,\d+)*,", word):
         yield Meaning([int(part) for part in word.split(",") if part], "a list of indices")
     if field == "max_time":
-        time, amount = _TIME.fullmatch(word), _AMOUNT.fullmatch(word)
+        time, amount = re.fullmatch(_TIME, word), re.fullmatch(_AMOUNT, word)
         seconds: float | None = None
         if isinstance(value, Mapping) and value.keys() <= _PARTS:
             with suppress(TypeError, OverflowError):

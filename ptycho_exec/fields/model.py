@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from ptycho_exec.fields.base import FrozenModel, fill
+from ptycho_exec.fields.base import FrozenModel, fill, read_sentences
 from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.lightning_words import duration
 
@@ -135,7 +135,6 @@ class ExecutionFields(FrozenModel):
         frozen=True,
         strict=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         hide_input_in_errors=True,
         validate_default=False,
         defer_build=True,
@@ -300,6 +299,9 @@ def monitor_readers(values: Mapping[str, Any]) -> list[str]:
         f"scheduler {scheduler}": scheduler in METRIC_DRIVEN,
     }
     return [name for name, reads in readers.items() if reads]
+
+
+read_sentences(ExecutionFields)
 
 
 def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionFields) -> list[str]:

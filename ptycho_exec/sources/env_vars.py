@@ -17,9 +17,7 @@ from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, distance, more_unknown_names, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
-_SERVICE_LINK = re.compile(
-    r"(?:^|_)(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)$"
-)
+_SERVICE_LINK = r"(?:^|_)(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?)?)$"
 _STRAY = ("PL_TRAINER_", "PL_GLOBAL_SEED", "LT_")
 
 Row = tuple[str, str, int | None]
@@ -156,7 +154,7 @@ def _misspelt(name: str, model: type[BaseModel]) -> Finding | None:
     folded, prefix = _folded(name), places_of(model).prefix
     variables = _by_variable(model)
     if prefix and folded.startswith(prefix):
-        foreign = _SERVICE_LINK.search(name.removeprefix(prefix))
+        foreign = re.search(_SERVICE_LINK, name.removeprefix(prefix))
         return None if foreign else unknown_name(name, tuple(variables), where="")
     if not may_be_meant(prefix).search(name) and not _ends_like_one(folded, model):
         return None

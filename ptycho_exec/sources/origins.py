@@ -148,10 +148,10 @@ KeyPath = tuple[str, ...]
 
 
 # Most rows are a header or an assignment of one line with a plain name; they need no parser.
-_PLAIN_HEADER = re.compile(r"[ \t]*\[([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\][ \t]*(?:#.*)?\r?")
+_PLAIN_HEADER = r"[ \t]*\[([A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\][ \t]*(?:#.*)?\r?"
 _PLAIN_VALUE = r"""(?:"[^"\\]*"|'[^']*'|[^\s"'\[{#][^"'\[{#]*)"""
-_PLAIN_ROW = re.compile(rf"[ \t]*([A-Za-z0-9_-]+)[ \t]*=[ \t]*{_PLAIN_VALUE}[ \t]*(?:#.*)?\r?")
-_EMPTY_ROW = re.compile(r"[ \t]*(?:#.*)?\r?")
+_PLAIN_ROW = rf"[ \t]*([A-Za-z0-9_-]+)[ \t]*=[ \t]*{_PLAIN_VALUE}[ \t]*(?:#.*)?\r?"
+_EMPTY_ROW = r"[ \t]*(?:#.*)?\r?"
 
 
 @lru_cache(maxsize=16)
@@ -186,11 +186,11 @@ _Statement = tuple[bool, tuple[KeyPath, ...]]
 
 
 def _plain_statement(row: str) -> _Statement | None:
-    if match := _PLAIN_ROW.fullmatch(row):
+    if match := re.fullmatch(_PLAIN_ROW, row):
         return False, ((match[1],),)
-    if match := _PLAIN_HEADER.fullmatch(row):
+    if match := re.fullmatch(_PLAIN_HEADER, row):
         return True, (tuple(match[1].split(".")),)
-    return (False, ()) if _EMPTY_ROW.fullmatch(row) else None
+    return (False, ()) if re.fullmatch(_EMPTY_ROW, row) else None
 
 
 def _parsed_statement(chunk: str) -> _Statement | None:
@@ -235,7 +235,7 @@ def yaml_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
             pending += reversed(inner)
 
 
-_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+|\n')
+_JSON_TOKEN = r'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+|\n'
 
 
 def json_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
@@ -244,7 +244,7 @@ def json_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
 
     stack: list[str | None] = []  # the key of each open object, None for an array
     last, number = ("", 1), 1  # the last token and its line, which may not be the colon's
-    for match in _JSON_TOKEN.finditer(text):
+    for match in re.finditer(_JSON_TOKEN, text):
         token = match.group()
         if token == "\n":
             number += 1

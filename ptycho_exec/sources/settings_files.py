@@ -294,11 +294,11 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-_SECRET = re.compile(r"(?i)((?:token|secret|passw|key|credential)\w*[\"']?\s*[:=]\s*)\S.*")
+_SECRET = r"(?i)((?:token|secret|passw|key|credential)\w*[\"']?\s*[:=]\s*)\S.*"
 
 
 # In a broken row the end of the user information may be missing.
-_OPEN_ADDRESS = re.compile(r"(://[^/\s:@\"'*]+:)(?!\d{1,5}(?:[^\w]|$)).*")
+_OPEN_ADDRESS = r"(://[^/\s:@\"'*]+:)(?!\d{1,5}(?:[^\w]|$)).*"
 
 
 def _broken(path: Path, text: str, error: Exception) -> Finding:
@@ -309,8 +309,8 @@ def _broken(path: Path, text: str, error: Exception) -> Finding:
     fix = _usual_cause(syntax(path), problem, row, column) or (
         "correct the marked place" if marked else "correct the file"
     )
-    shown = _OPEN_ADDRESS.sub(r"\1***", _SECRET.sub(r"\1***", redact(row)))
-    verb = "cannot be used" if _VALID_BUT_REFUSED.search(problem) else f"is not valid {syntax(path)}"
+    shown = re.sub(_OPEN_ADDRESS, r"\1***", re.sub(_SECRET, r"\1***", redact(row)))
+    verb = "cannot be used" if re.search(_VALID_BUT_REFUSED, problem) else f"is not valid {syntax(path)}"
     return Finding(
         f"{path.name} {verb}: {problem}",
         where=f"{path}:{line}" if marked else str(path),
@@ -323,7 +323,7 @@ def _broken(path: Path, text: str, error: Exception) -> Finding:
     )
 
 
-_VALID_BUT_REFUSED = re.compile("^(?:merge keys|an alias|its aliases)")
+_VALID_BUT_REFUSED = "^(?:merge keys|an alias|its aliases)"
 _HOW_TO_REPEAT = "write the keys out, or put them into a profile that others name in `extends`"
 _IN_SINGLE_QUOTES = "write the path in single quotes, in which a backslash is a backslash"
 _NO_COMMENTS = "remove the comment: JSON has none; TOML and YAML files do"
@@ -474,7 +474,7 @@ def read_dotenv(
             findings.append(Finding(what, place, expected, fix, file=str(path), line=line, code=code))
         elif key is not None:
             text = value or ""
-            if "$" in text and not _SINGLE_QUOTED.match(string):
+            if "$" in text and not re.match(_SINGLE_QUOTED, string):
                 atoms = list(parse_variables(text))
                 text = "".join(atom.resolve(scope) for atom in atoms)
                 named = [atom for atom in atoms if isinstance(atom, Variable) and atom.default is None]
@@ -484,17 +484,17 @@ def read_dotenv(
                     if ours and atom.name not in scope and atom.name.isidentifier()
                 )
                 findings += [_unset_name(key, name, path, line) for name in unset]
-                if ours and (match := _OTHER_FORM.search(value or "")):
+                if ours and (match := re.search(_OTHER_FORM, value or "")):
                     findings.append(_other_form(key, match[1] or "NAME", path, line))
             known[key] = text
             rows.append(Assigned(key, text, line))
     return rows
 
 
-_SINGLE_QUOTED = re.compile(r"\s*(?:export\s+)?(?:'[^']+'|[^=#\s]+)\s*=\s*'")
+_SINGLE_QUOTED = r"\s*(?:export\s+)?(?:'[^']+'|[^=#\s]+)\s*=\s*'"
 
 
-_OTHER_FORM = re.compile(r"\$\{(?!\w+(?::-[^}]*)?\})(\w*)[^}]*\}")
+_OTHER_FORM = r"\$\{(?!\w+(?::-[^}]*)?\})(\w*)[^}]*\}"
 
 
 def _other_form(variable: str, name: str, path: Path, line: int) -> Finding:
