@@ -166,7 +166,10 @@ CODES: Mapping[str, str] = {
     "other-nodes-than-launcher": "another number of nodes than the launcher's",
     "other-tasks-than-launcher": "another number of processes than the launcher's",
     "slow-precision": "a precision that is slow on this hardware",
-    "slurm-job": "several devices inside a SLURM job of one task",
+    "launcher-unclear": "variables of a launcher from which no process can tell which one it is",
+    "not-in-srun": "a job of several tasks whose command srun did not start",
+    "uneven-tasks": "a launcher with another number of processes on each node",
+    "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",
     # what stops a program
     "drift": "the Trainer is not what the settings asked for",

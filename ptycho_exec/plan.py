@@ -221,6 +221,13 @@ class Draft:
         self.note(code, name, f"{name}={format_value(self[name])} has no effect: {reason}")
         self.decide(name, value, reason)
 
+    def refuse_launch(self, code: str, what: str, fix: str) -> None:
+        """Report a start that cannot work whatever the settings are."""
+        launcher = self.facts.launcher
+        where = ", ".join(f"{name}={value}" for name, value in launcher.variables.items())
+        expected = "a launcher that starts every process of the run and tells each which one it is"
+        self.problems.append(Finding(what, where, expected, fix, code=code, field="devices"))
+
     def unsupported(
         self,
         code: str,
@@ -289,18 +296,26 @@ def choose_accelerator(draft: Draft) -> None:
         )
 
 
+def follow_launcher(draft: Draft) -> None:
+    """What nobody chose follows from the launcher, which has started the processes already."""
+    launcher, tasks = draft.facts.launcher, draft.facts.launcher.tasks_per_node
+    if launcher.kind not in ("slurm", "torchrun") or not launcher.in_step or launcher.world_size == 1:
+        return
+    if not asked(draft.settings, "num_nodes"):
+        draft.decide("num_nodes", launcher.nodes, f"{launcher.kind} started {launcher.nodes} node(s)")
+    if tasks and (draft["devices"] == "auto" or not asked(draft.settings, "devices")):
+        draft.decide("devices", tasks, f"{launcher.kind} started {tasks} task(s) per node")
+
+
 def count_devices(draft: Draft) -> None:
     """`auto` takes all; more devices than there are, and indices on a CPU, are refused."""
     asked, facts, kind = draft["devices"], draft.facts, draft.kind
     there = len(facts.gpus) if kind == "cuda" else int(facts.mps)
     if asked == "auto":
-        tasks = facts.launcher.tasks_per_node
         if kind == "cuda" and facts.gpus and facts.notebook:
             draft.decide("devices", 1, "auto: one device in a notebook")
         elif kind == "cuda" and facts.gpus:
             draft.decide("devices", there, f"auto: {there} GPUs found")
-        elif kind == "cpu" and tasks:
-            draft.decide("devices", tasks, f"auto: {facts.launcher.kind} starts {tasks} tasks per node")
         else:
             draft.decide("devices", 1, f"auto: one {kind} device")
     elif kind == "cpu" and isinstance(asked, tuple):
@@ -317,6 +332,13 @@ def count_devices(draft: Draft) -> None:
         if asked > facts.usable_cpus:
             text = f"devices={asked} starts {asked} processes on {facts.usable_cpus} usable CPUs"
             draft.note("more-processes-than-cpus", "devices", text)
+    elif there and facts.launcher.kind == "slurm" and facts.launcher.tasks_per_node == asked:
+        if asked > there:
+            draft.refuse_launch(
+                "gpus-hidden-from-tasks",
+                f"each of the {asked} tasks of a node sees {there} {kind} device(s) only: SLURM binds them",
+                f"give #SBATCH --gpus-per-node={asked} instead of --gpus-per-task, or srun --gpu-bind=none",
+            )
     elif there and (max(asked) if isinstance(asked, tuple) else asked - 1) >= there:
         usable = tuple(index for index in asked if index < there) if isinstance(asked, tuple) else there
         draft.unsupported(
@@ -330,10 +352,12 @@ def count_devices(draft: Draft) -> None:
         )
 
 
-def match_nodes(draft: Draft) -> None:
-    """Several nodes need a launcher that started them all; without one the run waits for ever."""
-    asked, launcher = draft["num_nodes"], draft.facts.launcher
-    if asked > 1 and launcher.kind == "none":
+def match_launcher(draft: Draft) -> None:
+    """One process per device, on as many nodes as the launcher uses; all of them know which one they are."""
+    launcher, nodes = draft.facts.launcher, draft["num_nodes"]
+    if launcher.problem:
+        draft.refuse_launch("launcher-unclear", launcher.problem, launcher.fix)
+    elif nodes > 1 and launcher.kind in ("none", "lightning"):
         draft.unsupported(
             "no-launcher",
             "num_nodes",
@@ -342,32 +366,46 @@ def match_nodes(draft: Draft) -> None:
             "start the run with srun or torchrun on every node, or set num_nodes=1",
             1,
         )
-    elif launcher.kind != "none" and asked != launcher.nodes:
+    elif launcher.world_size > 1 and not launcher.in_step:
+        if not _is_notebook_job(draft):
+            command = f"srun --kill-on-bad-exit=1 --ntasks={launcher.world_size}"
+            draft.refuse_launch(
+                "not-in-srun",
+                f"srun did not start this process, and the job has {launcher.world_size} tasks: the others "
+                "would stand idle while it runs",
+                f"write `{command}` before the command, or give the job --ntasks=1",
+            )
+    elif launcher.kind in ("slurm", "torchrun"):
+        _match_counts(draft)
+
+
+def _match_counts(draft: Draft) -> None:
+    launcher, processes, nodes = draft.facts.launcher, draft.processes_per_node, draft["num_nodes"]
+    kind, tasks = launcher.kind, launcher.tasks_per_node
+    if nodes != launcher.nodes:
         draft.unsupported(
             "other-nodes-than-launcher",
             "num_nodes",
-            f"{launcher.kind} started this run on {launcher.nodes} node(s)",
+            f"{kind} started this run on {launcher.nodes} node(s)",
             f"{launcher.nodes}, as in the launcher's own options",
             f"set num_nodes={launcher.nodes}, or change the launcher's number of nodes",
             launcher.nodes,
-            refused_by_trainer=draft.world_size > 1,
         )
-
-
-def match_tasks(draft: Draft) -> None:
-    """One process per device: a launcher that starts another number makes unconnected or stuck runs."""
-    launcher, processes = draft.facts.launcher, draft.processes_per_node
-    tasks = launcher.tasks_per_node
-    if launcher.kind != "none" and tasks not in (None, processes) and not _is_notebook_job(draft):
+    if tasks is None:
+        draft.refuse_launch(
+            "uneven-tasks",
+            f"{kind} starts {launcher.world_size} tasks, and not the same number on every node",
+            "give --nodes and --ntasks-per-node instead of --ntasks",
+        )
+    elif launcher.world_size > 1 and tasks != processes:
         alone = ", so each task would train alone, all writing the same files" if processes == 1 else ""
         draft.unsupported(
             "other-tasks-than-launcher",
             "devices",
-            f"{launcher.kind} starts {tasks} task(s) per node{alone}",
+            f"{kind} starts {tasks} task(s) per node{alone}",
             f"{tasks}, one task per device",
             f"set devices={tasks}, or let the launcher start {processes} task(s) per node",
             tasks if draft.kind == "cpu" or tasks <= len(draft.facts.gpus) else NOTHING_NEAR,
-            refused_by_trainer=draft.world_size > 1,
         )
 
 
@@ -379,45 +417,6 @@ def _is_notebook_job(draft: Draft) -> bool:
     name = draft.facts.launcher.variables.get("SLURM_JOB_NAME", "")
     by_name = _NOTEBOOK_NAME.search(name) is not None
     return draft.facts.launcher.kind == "slurm" and (draft.facts.notebook or by_name)
-
-
-def check_slurm(draft: Draft) -> None:
-    """Lightning cannot join every job that SLURM starts; which options it reads, and how, is its own."""
-    launcher = draft.facts.launcher
-    variables, tasks = launcher.variables, launcher.tasks_per_node
-    others = tasks not in (None, draft.processes_per_node) and not _is_notebook_job(draft)
-    if launcher.kind != "slurm" or launcher.world_size == 1 or others:
-        return
-
-    def refuse(what: str, fix: str, refused: bool = True) -> None:
-        expected = "a job that every task can join"
-        draft.unsupported("slurm-job", "devices", what, expected, fix, refused_by_trainer=refused)
-
-    text = variables.get("SLURM_NTASKS_PER_NODE")
-    if _is_notebook_job(draft):
-        refuse(
-            f"a notebook in an allocation of {launcher.world_size} tasks would wait for the others",
-            "set SLURM_JOB_NAME=interactive in the notebook, before it imports Lightning",
-        )
-        return
-    if text is None:
-        refuse(
-            f"SLURM was given --ntasks={variables.get('SLURM_NTASKS')}, which Lightning does not understand",
-            "give --nodes and --ntasks-per-node instead of --ntasks",
-        )
-    elif tasks is None:
-        refuse(f"SLURM_NTASKS_PER_NODE={text} differs between nodes", "give every node the same tasks")
-    elif not text.isdigit():
-        refuse(
-            f"Lightning cannot read SLURM_NTASKS_PER_NODE={text}",
-            f"give --ntasks-per-node={tasks}, or export SLURM_NTASKS_PER_NODE={tasks}",
-        )
-    absent = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in variables]
-    if absent:
-        refuse(f"{', '.join(absent)} not set: this is not a task of a job step", "start it with srun")
-    elif "SLURM_STEP_ID" not in variables:
-        why = "srun did not start this process, so the run would wait for ever for the other tasks"
-        refuse(why, "start the command with srun", refused=False)
 
 
 def choose_strategy(draft: Draft) -> None:
@@ -438,6 +437,8 @@ def choose_strategy(draft: Draft) -> None:
         what, nearest = "Apple GPUs work alone, without ddp", "auto"
     elif forks and facts.platform.startswith("Windows"):
         what, nearest = "this platform cannot fork processes", "ddp_spawn"
+    elif asked in ("ddp_spawn", "ddp_fork", "ddp_notebook") and facts.launcher.world_size > 1:
+        what, nearest = f"{facts.launcher.kind} has started the processes already", "ddp"
     elif facts.notebook and not forks:
         what, nearest = "it cannot start processes from a notebook", "ddp_notebook"
     else:
@@ -723,10 +724,9 @@ def choose_progress_bar(draft: Draft) -> None:
 
 RULES: tuple[Callable[[Draft], None], ...] = (
     choose_accelerator,
+    follow_launcher,
     count_devices,
-    match_nodes,
-    match_tasks,
-    check_slurm,
+    match_launcher,
     choose_strategy,
     check_precision,
     check_compile,

@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.machine.ranks import Launcher, detect_launcher
 
 LOGGER_PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -34,12 +34,6 @@ LOGGER_PACKAGES = {
 PACKAGES = ("ptycho-exec", "torch", "lightning", "pydantic", "pydantic-settings", "numpy", "scipy", "h5py",
             "scikit-image", "matplotlib", "rich", *chain.from_iterable(LOGGER_PACKAGES.values()), "deepspeed",
             "triton", "ptychodus")  # fmt: skip
-TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
-SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
-                   "SLURM_NNODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID",
-                   "SLURM_CPUS_PER_TASK")  # fmt: skip
-# Under these job names Lightning takes an allocation for an interactive shell and ignores SLURM.
-SLURM_INTERACTIVE_NAMES = ("bash", "interactive")
 
 _ASK_TORCH = """
 import json, torch
@@ -71,17 +65,6 @@ class Gpu(_Plain):
     memory_mb: int
     capability: str
     bf16: bool
-
-
-class Launcher(_Plain):
-    """Who started this process, and how many of its kind: `none`, `torchrun` or `slurm`."""
-
-    kind: Literal["none", "torchrun", "slurm"] = "none"
-    world_size: int = 1
-    tasks_per_node: int | None = None
-    """Processes on each node; None when the launcher gives no number, or several."""
-    nodes: int = 1
-    variables: dict[str, str] = {}
 
 
 class MachineFacts(_Plain):
@@ -287,46 +270,3 @@ def _shows_gpu(environ: Mapping[str, str]) -> bool:
         return platform.machine() == "arm64"
     hidden = environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return not hidden and any(any(Path("/dev").glob(node)) for node in ("nvidia[0-9]*", "dxg", "kfd"))
-
-
-# --- launcher -----------------------------------------------------------------------------------------------
-
-
-def detect_launcher(environ: Mapping[str, str]) -> Launcher:
-    """Return who started this process, from its variables. torchrun wins over SLURM, as in Lightning."""
-
-    def count(name: str) -> int:
-        return _whole(environ.get(name)) or 1
-
-    def present(names: tuple[str, ...]) -> dict[str, str]:
-        return {name: environ[name] for name in names if name in environ}
-
-    if "TORCHELASTIC_RUN_ID" in environ:
-        world, local = count("WORLD_SIZE"), count("LOCAL_WORLD_SIZE")
-        return Launcher(
-            kind="torchrun",
-            world_size=world,
-            tasks_per_node=local,
-            nodes=max(1, world // local),
-            variables=present(TORCHRUN_VARIABLES),
-        )
-    if "SLURM_NTASKS" in environ and environ.get("SLURM_JOB_NAME") not in SLURM_INTERACTIVE_NAMES:
-        return Launcher(
-            kind="slurm",
-            world_size=count("SLURM_NTASKS"),
-            tasks_per_node=slurm_tasks_per_node(environ.get("SLURM_NTASKS_PER_NODE", "")),
-            nodes=count("SLURM_NNODES"),
-            variables=present(SLURM_VARIABLES),
-        )
-    return Launcher()
-
-
-def slurm_tasks_per_node(text: str) -> int | None:
-    """Read SLURM's compressed counts: `2` and `2(x4)` are 2; `2(x3),1` differs between nodes, so None."""
-    counts = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\(x\d+\))?\s*", part)
-        if not match:
-            return None
-        counts.add(int(match.group(1)))
-    return counts.pop() if len(counts) == 1 else None

@@ -17,8 +17,6 @@ from ptycho_exec.machine.facts import (
     MachineFacts,
     cgroup_cpus,
     cgroup_memory_mb,
-    detect_launcher,
-    slurm_tasks_per_node,
 )
 
 
