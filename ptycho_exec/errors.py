@@ -283,6 +283,8 @@ class UserError(Exception):
     exit_code = 1
     code = "failed"
     """The code of its finding where none is given."""
+    spoken_by: int | None = None
+    """The rank whose process shows it, where all processes of a run have the same; None shows it anywhere."""
 
     def __init__(
         self,

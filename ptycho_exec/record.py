@@ -93,9 +93,15 @@ def new_run_dir(path: str | Path) -> Path:
 
 @contextmanager
 def reserved_dir(path: str | Path) -> Iterator[Path]:
-    """Create the run directory first, so that a bad place is reported at once; undo it if the body fails."""
+    """Create the run directory first, so that a bad place is reported at once; undo it if the body fails.
+
+    Of several processes the first one does; the others are given its path.
+    """
     target = Path(path).expanduser().absolute()
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
+    if not is_rank_zero():
+        yield target
+        return
     folder = new_run_dir(target)
     try:
         yield folder
@@ -246,8 +252,11 @@ def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
-    """Write every value as a TOML settings file that loads again; none is written as a word."""
+    """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word."""
     import tomli_w
+
+    if not is_rank_zero():
+        return
 
     rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"

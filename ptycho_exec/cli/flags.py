@@ -14,7 +14,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, TextIO
 
@@ -24,6 +24,7 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
+from ptycho_exec.machine.ranks import detect_launcher, is_rank_zero
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 from ptycho_exec.version import __version__
 
@@ -278,7 +279,9 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     code = 0
     try:
         try:
-            code = handler(parser.parse(argv))
+            args = parser.parse(argv)
+            with nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO()):
+                code = handler(args)
         except UserError as error:
             if "--debug" in argv:
                 raise
@@ -311,7 +314,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
-    """Print what is wrong: for people, as annotations, or as JSON."""
+    """Print what is wrong: for people, as annotations, or as JSON; what all processes know, once."""
+    rank = detect_launcher(os.environ).rank
+    if error.spoken_by not in (None, rank):
+        return
+    program = f"{program} (rank {rank})" if rank else program
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))
         return

@@ -11,9 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN, monitor_readers
-from ptycho_exec.fields.spec import format_value
 from ptycho_exec.plan import Plan, asked, monitor_asked, problems_of_module
-from ptycho_exec.record import fingerprint, numerics
 from ptycho_exec.trainer.caller import CallersOwn
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import log_settings
@@ -28,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReadBack(Callback):
-    """Check inside fit that the run is what was planned: drift, optimizer steps, and that all ranks agree.
+    """Check inside fit that the run is what was planned: drift and optimizer steps.
 
     `report` holds the latest comparison, `notices` what turned out in fit; both land in the manifest.
     `own` is what the caller brought.
@@ -46,8 +44,7 @@ class ReadBack(Callback):
         self._epochs = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            agree_on_settings(trainer, self.plan)
+        del trainer
         if stage == "fit":
             require_hooks(pl_module, self.plan)
 
@@ -186,26 +183,3 @@ def optimizer_rows(trainer: Trainer, plan: Plan) -> list[DriftRow]:
         wanted = settings.checkpoint_monitor_metric
         rows.append(row("scheduler_monitor", wanted, monitor, "checkpoint_monitor_metric"))
     return rows
-
-
-def agree_on_settings(trainer: Any, plan: Plan) -> None:
-    """Compare this rank's numerics with rank zero's, and stop every rank if any differs.
-
-    Raises:
-        SettingsError: on every rank; where this rank differs it names the fields.
-    """
-    own = numerics(plan.settings)
-    first = trainer.strategy.broadcast(own, src=0)
-    same = fingerprint(first) == fingerprint(own)
-    if trainer.strategy.reduce_boolean_decision(same, all=True):
-        return
-    differing = [name for name in own if own[name] != first[name]]
-    places = [
-        f"{name}: {format_value(own[name])} here, {format_value(first[name])} on rank 0" for name in differing
-    ]
-    raise SettingsError(
-        "the processes of this run have different settings",
-        where=f"rank {trainer.global_rank}: " + ("; ".join(places) or "as rank 0"),
-        expected="the same settings in every process",
-        fix="give every process the same files, variables and arguments",
-    )
