@@ -23,6 +23,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.caller import require_kinds
 from ptycho_exec.trainer.drift import DriftReport, apply_drift_policy, callers_own, requested_and_effective
+from ptycho_exec.trainer.handover import handed_over, handing_over
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.module import traits_of
 from ptycho_exec.trainer.process import process_flags, seed_run
@@ -118,9 +119,11 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
-    settings = settings or ExecutionSettings()
+    handed = handed_over()
+    settings = handed.plan.requested if handed else settings or ExecutionSettings()
     require_kinds(settings, module=module, loaders=loaders)
-    plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
+    traits = traits_of(module, loaders)
+    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
     from ptycho_exec.trainer.together import ending_together
@@ -147,7 +150,7 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                with ending_together(trainer):
+                with handing_over(plan), ending_together(trainer):
                     yield run
                 apply_drift_policy(run.report(), settings)
             else:
@@ -155,7 +158,7 @@ def trainer_run(
                 with recorded(folder, parts, notices) as lines:
                     write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        with ending_together(trainer):
+                        with handing_over(plan), ending_together(trainer):
                             yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))

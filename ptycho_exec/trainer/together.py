@@ -174,8 +174,12 @@ class Company:
     def missing(self) -> dict[int, str]:
         """Return the other processes that ended, with their own words, or empty ones where they said none.
 
-        Each that is still there answers within a few seconds, because the failure of one reaches all.
+        Each that is still there answers within a few seconds: this process leaves the group, so that those
+        who wait for it notice, too.
         """
+        with suppress(Exception):
+            if dist.get_backend() == "gloo":
+                dist.destroy_process_group()
         try:
             self.store.set(self.key("here", self.rank), "1")
         except Exception:  # the store is rank zero's

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN
-from ptycho_exec.trainer import readback
 from ptycho_exec.trainer.readback import ReadBack
 from tests.exec.trainer.scripted_runs import (
     fit,
-    plan_of,
     settings,
 )
 
@@ -32,22 +27,3 @@ def test_a_plateau_on_another_metric_than_asked_is_drift(scheduler: str) -> None
     wanted = settings(scheduler=scheduler, checkpoint_monitor_metric="train_loss", drift="warn")
     with pytest.warns(UserWarning, match="scheduler_monitor=train_loss, but the Trainer has val_loss"):
         fit(wanted, None, epochs=1)
-
-
-class Ranks:
-    """Two ranks as `agree_on_settings` sees them: this one, and rank zero's values."""
-
-    def __init__(self, first: dict[str, Any]) -> None:
-        self.first, self.strategy, self.global_rank = first, self, 1
-
-    def broadcast(self, own: dict[str, Any], src: int) -> dict[str, Any]:
-        return {**own, **self.first}
-
-    def reduce_boolean_decision(self, same: bool, all: bool) -> bool:
-        return same
-
-
-def test_ranks_must_agree_on_what_changes_results() -> None:
-    readback.agree_on_settings(Ranks({}), plan_of())
-    with pytest.raises(SettingsError, match=r"rank 1: learning_rate: 0\.01 here, 0\.5 on rank 0"):
-        readback.agree_on_settings(Ranks({"learning_rate": 0.5}), plan_of())
