@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -76,11 +77,12 @@ def _own_rule(message: str, resolution: Resolution) -> Finding:
 def inactive_values(resolution: Resolution) -> Iterator[Finding]:
     """Yield a finding for each malformed value that does not act now: shadowed, or of another profile."""
     batches: list[dict[str, Origin]] = []  # each is validated at once, so it has one value per field
+    count: Counter[str] = Counter()
     for name, origin in resolution.inactive:
-        batch = next((batch for batch in batches if name not in batch), None)
-        if batch is None:
-            batches.append(batch := {})
-        batch[name] = origin
+        if count[name] == len(batches):
+            batches.append({})
+        batches[count[name]][name] = origin
+        count[name] += 1
     for batch in batches:
         for name in malformed({name: origin.value for name, origin in batch.items()}, resolution.model):
             yield bad_value(field_specs(resolution.model)[name], batch[name])
