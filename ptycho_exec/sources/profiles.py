@@ -210,7 +210,7 @@ def profile_chain(asked: Origin, reader: Reader, known: Collection[tuple[str, st
 
 
 def _chain_findings(chain: Chain, reader: Reader) -> Iterator[Finding]:
-    """Report what is wrong in shipped profiles of a chain, and at its end; others are checked with their file."""
+    """Report what is wrong in shipped profiles of a chain, and at its end; files check the others."""
     for profile in chain.profiles:
         if profile.document.kind is Kind.PROFILE:
             yield from profile_findings(profile.document, profile.path, reader.specs)
