@@ -408,32 +408,41 @@ def _defaults(model: type[BaseModel]) -> dict[str, Origin]:
 
 
 def resolve_values(
-    model: type[BaseModel], values: Mapping[str, Any], *, place: str, texts: bool = False
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+    *,
+    place: str,
+    texts: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Resolution:
-    """Resolve `values` over the defaults alone: nothing of the environment or the disk is read.
+    """Resolve `overrides`, then `values`, over the defaults alone: no environment and no disk is read.
 
-    With `texts` a string is typed by its field, as the text of a variable is.
+    With `texts` a string among the values is typed by its field, as the text of a variable is.
     """
     layer, specs = _given(model, values, Kind.ARGUMENT, place), field_specs(model)
     for name, origin in layer.entries.items():
         if texts and isinstance(origin.value, str):
             layer.entries[name] = replace(origin, value=decode_text(specs[name], origin.value))
-    return _alone(layer, model)
+    return _alone(model, _given(model, overrides or {}, Kind.OVERRIDE, "overrides"), layer)
 
 
 def resolve_profile(model: type[BaseModel], name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
     reader = Reader(Request(model, profile=name))
     layer = _finished(profile_layer(reader), model)
-    return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
+    return _alone(model, replace(layer, findings=[*reader.findings, *layer.findings]))
 
 
-def _alone(layer: Layer, model: type[BaseModel]) -> Resolution:
+def _alone(model: type[BaseModel], *layers: Layer) -> Resolution:
+    chains: dict[str, list[Origin]] = {}
+    for layer in layers:
+        for name, origin in layer.entries.items():
+            chains.setdefault(name, []).append(origin)
     return Resolution(
         model,
-        values={name: origin.value for name, origin in layer.entries.items()},
-        origins=_with_defaults(model, {name: [origin] for name, origin in layer.entries.items()}),
-        findings=tuple(layer.findings),
+        values={name: chain[0].value for name, chain in chains.items()},
+        origins=_with_defaults(model, chains),
+        findings=tuple(finding for layer in layers for finding in layer.findings),
     )
 
 
