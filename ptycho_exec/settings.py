@@ -66,6 +66,8 @@ class ResolvedSettings(BaseSettings):
     """Version of the program, which decides whether an old name is refused."""
     shipped_profiles: ClassVar[Path | None] = None
     """Folder with profiles that come with the program, `NAME.toml` each."""
+    explained_by: ClassVar[str] = ""
+    """Command that explains a field of this class whose name follows; each class states its own."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -235,7 +237,9 @@ class ResolvedSettings(BaseSettings):
             SettingsError: there is no such field.
         """
         specs = field_specs(type(self))
-        names = changed(self._origins) if name is None else [checked_name(name, specs, where="explain()")]
+        names = (
+            changed(self._origins) if name is None else [checked_name(name, type(self), where="explain()")]
+        )
         blocks = (
             explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
             for name in names
@@ -427,6 +431,7 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings):
     """
 
     program: ClassVar[str] = "ptycho_exec"
+    explained_by: ClassVar[str] = "ptycho-exec explain"
     version: ClassVar[str] = __version__
     shipped_profiles: ClassVar[Path | None] = Path(__file__).with_name("profiles")
 

@@ -30,7 +30,7 @@ from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import COMMAND_LINE, changed, checked_name, explain_json, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
@@ -130,8 +130,7 @@ def _print_notes(notes: Sequence[Finding]) -> None:
 
 def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
-    specs = field_specs(model)
-    asked = [checked_name(args.field, specs, where="command line")] if args.field else []
+    asked = [checked_name(args.field, model, where=COMMAND_LINE)] if args.field else []
     resolution = resolve_from(args, model=model)
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)

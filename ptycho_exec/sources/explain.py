@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import FieldSpec, format_value
+from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
+from ptycho_exec.sources.classes import spec_elsewhere
 from ptycho_exec.sources.origins import Kind, Origin
 from ptycho_exec.sources.suggestions import unknown_name
 
@@ -36,15 +39,30 @@ def changed(origins: Mapping[str, Origin]) -> list[str]:
     return [name for name, origin in origins.items() if origin.kind is not Kind.DEFAULT]
 
 
-def checked_name(name: str, specs: Mapping[str, FieldSpec], *, where: str) -> str:
+def checked_name(name: str, model: type[BaseModel], *, where: str) -> str:
     """Return the name of a field.
 
     Raises:
-        SettingsError: there is no such field.
+        SettingsError: there is no such field; it names what explains one of another settings class.
     """
-    if name in specs:
+    if name in field_specs(model):
         return name
-    raise SettingsError.from_findings([unknown_name(name, tuple(specs), where=where)])
+    other = spec_elsewhere(name)
+    if other is None or issubclass(model, other.model):
+        raise SettingsError.from_findings([unknown_name(name, tuple(field_specs(model)), where=where)])
+    command = vars(other.model).get("explained_by", "")  # of the class itself: one below has other fields
+    call = f"{other.model.__name__}().explain({other.name!r})"
+    raise SettingsError(
+        f"{shown(name)} is a setting of {getattr(other.model, 'program', other.model.__name__)}",
+        where=where,
+        expected=f"a setting of {getattr(model, 'program', model.__name__)}",
+        fix=f"run {command} {other.name}" if command and where == COMMAND_LINE else f"call {call}",
+        code="unknown-name",
+        field=other.name,
+    )
+
+
+COMMAND_LINE = "command line"
 
 
 def explain_field(
