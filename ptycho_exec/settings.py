@@ -387,12 +387,41 @@ _FIXED_CONFIG = {
 """Options of pydantic-settings that a subclass cannot change, and why or what to do instead."""
 
 
+def _names_of_two_classes(cls: type[ResolvedSettings]) -> Iterator[str]:
+    """Yield what would mix the names of several bases.
+
+    pydantic merges `model_config` so that the last base wins, also with what it only inherited; attributes
+    of a class, such as `program`, come from the first one that has them.
+    """
+    bases = [base for base in cls.__bases__ if issubclass(base, BaseModel)]
+    for key in ("env_prefix", "env_file", "secrets_dir"):
+        value = cls.model_config.get(key)
+        first = next((base for base in cls.__mro__[1:] if _states(base, key)), ResolvedSettings)
+        wanted = first.model_config.get(key)
+        merged = [base.__name__ for base in bases if base.model_config.get(key) == value]
+        if value != wanted and merged:
+            yield (
+                f"{key}: {wanted!r} of {first.__name__} and {value!r} of {merged[-1]}; write "
+                f"model_config = SettingsConfigDict({key}={wanted!r}) in it, or a value that neither has, or "
+                f"exchange the two and write {value!r}"
+            )
+
+
+def _states(base: type, key: str) -> bool:
+    """Return whether a class itself gives an option of `model_config` its value."""
+    if not issubclass(base, BaseModel):
+        return False
+    inherited = [above.model_config.get(key) for above in base.__bases__ if issubclass(above, BaseModel)]
+    return base.model_config.get(key) not in inherited
+
+
 def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
     problems = [
         f"model_config[{key!r}]: {why}"
         for key, why in _FIXED_CONFIG.items()
         if cls.model_config.get(key) != ResolvedSettings.model_config.get(key)
     ]
+    problems += _names_of_two_classes(cls)
     for name, info in cls.model_fields.items():
         kinds = [kind_of(kind) for kind, _ in branches(info.annotation)]
         if name in CONTROLS:
