@@ -36,6 +36,7 @@ from ptycho_exec.sources.resolve import (
     resolve_values,
     standard_sources,
 )
+from ptycho_exec.sources.validators import origins_after
 from ptycho_exec.version import __version__
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class ResolvedSettings(BaseSettings):
 
     def _fill(self, resolution: Resolution) -> None:
         check(resolution, lambda values: fill(self, values))
-        self._keep_origins(resolution.origins, resolution.notices)
+        self._keep_origins(origins_after(resolution, self), resolution.notices)
 
     def _keep_origins(self, origins: Mapping[str, Origin], notices: tuple[Finding, ...]) -> None:
         self._origins = dict(origins)  # type: ignore[misc]  # private attributes, not frozen fields
@@ -396,7 +397,8 @@ def _names_of_two_classes(cls: type[ResolvedSettings]) -> Iterator[str]:
     bases = [base for base in cls.__bases__ if issubclass(base, BaseModel)]
     for key in ("env_prefix", "env_file", "secrets_dir"):
         value = cls.model_config.get(key)
-        first = next((base for base in cls.__mro__[1:] if _states(base, key)), ResolvedSettings)
+        above = (base for base in cls.__mro__[1:] if issubclass(base, BaseModel))
+        first = next((base for base in above if _states(base, key)), ResolvedSettings)
         wanted = first.model_config.get(key)
         merged = [base.__name__ for base in bases if base.model_config.get(key) == value]
         if value != wanted and merged:
@@ -407,10 +409,8 @@ def _names_of_two_classes(cls: type[ResolvedSettings]) -> Iterator[str]:
             )
 
 
-def _states(base: type, key: str) -> bool:
+def _states(base: type[BaseModel], key: str) -> bool:
     """Return whether a class itself gives an option of `model_config` its value."""
-    if not issubclass(base, BaseModel):
-        return False
     inherited = [above.model_config.get(key) for above in base.__bases__ if issubclass(above, BaseModel)]
     return base.model_config.get(key) not in inherited
 

@@ -15,7 +15,7 @@ from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
 from ptycho_exec.sources.classes import spec_elsewhere
-from ptycho_exec.sources.origins import Kind, Origin
+from ptycho_exec.sources.origins import Origin
 from ptycho_exec.sources.suggestions import unknown_name
 
 
@@ -35,8 +35,8 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def changed(origins: Mapping[str, Origin]) -> list[str]:
-    """Return the fields that somebody set."""
-    return [name for name, origin in origins.items() if origin.kind is not Kind.DEFAULT]
+    """Return the fields that somebody set, or a validator."""
+    return [name for name, origin in origins.items() if not origin.is_default]
 
 
 def checked_name(name: str, model: type[BaseModel], *, where: str) -> str:
@@ -114,7 +114,7 @@ def explain_html(
     for name, spec in specs.items():
         origin = origins.get(name)
         place = redact(origin.describe()) if origin else ""
-        mark = "th" if origin and origin.kind is not Kind.DEFAULT else "td"
+        mark = "th" if origin and not origin.is_default else "td"
         cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in (name, shown(values[name]), place))
         rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
     notes = "".join(f"<p>note: {escape(notice.what)}</p>" for notice in notices)
