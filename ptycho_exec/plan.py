@@ -259,11 +259,12 @@ def resolve_plan(
     return Plan(settings, draft.effective, *findings, facts)
 
 
-def problems_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
-    """Return what a module with these traits cannot do and the plan, made without them, did not know."""
+def findings_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
+    """Return what a module with these traits cannot do, or does otherwise, and the plan did not know."""
     draft = Draft(plan.requested, plan.facts, traits, dict(plan.effective))
     check_optimization(draft)
-    return [problem for problem in draft.problems if problem not in plan.problems]
+    found = (*draft.problems, *draft.notices)
+    return [finding for finding in found if finding not in (*plan.problems, *plan.notices)]
 
 
 # --- where it computes --------------------------------------------------------------------------------------
