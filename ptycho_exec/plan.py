@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
-from ptycho_exec.fields.spec import format_value, plain
+from ptycho_exec.fields.spec import as_data, format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
@@ -118,7 +118,7 @@ class Plan:
         """Return plain JSON data with credentials hidden."""
         parts = ("requested", "value", "reason", "changed")
         rows = {
-            name: {part: redact(plain(getattr(row, part))) for part in parts}
+            name: {part: redact(as_data(getattr(row, part))) for part in parts}
             for name, row in self.effective.items()
         }
         notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]

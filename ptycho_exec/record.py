@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.base import converted
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import HIDDEN, decode_text, field_specs, plain, source_specs
+from ptycho_exec.fields.spec import HIDDEN, as_data, decode_text, field_specs, source_specs
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
@@ -41,18 +41,7 @@ AnySettings = TypeVar("AnySettings", bound=ExecutionSettings)
 
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
     """Return every field's value as plain JSON data, those of a subclass too."""
-    return {name: _as_data(getattr(settings, name)) for name in field_specs(type(settings))}
-
-
-def _as_data(value: Any) -> Any:
-    """Return JSON data that a field can be made of again; credentials of a secret type are hidden."""
-    if isinstance(value, Mapping):
-        return {str(plain(key)): _as_data(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_data(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(map(_as_data, value), key=str)
-    return plain(value)
+    return {name: as_data(getattr(settings, name)) for name in field_specs(type(settings))}
 
 
 def numerics(settings: ExecutionSettings) -> dict[str, Any]:
@@ -132,7 +121,7 @@ def manifest_parts(
 ) -> dict[str, Any]:
     """Return the parts of a manifest that the settings, the plan and this process know."""
     parts: dict[str, Any] = {
-        "intent": values_of(settings),
+        "intent": {name: redact(value) for name, value in values_of(settings).items()},
         **_class_part(type(settings)),
         "origins": {
             name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
@@ -350,7 +339,7 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     import tomli_w
 
     model = type(settings)
-    rows = {name: "none" if v is None else _hidden(v) for name, v in values_of(settings).items()}
+    rows = {name: "none" if v is None else redact(v) for name, v in values_of(settings).items()}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     if model is not ExecutionSettings:
         head += f"# They are of the class {model.__module__}:{model.__qualname__}.\n"
@@ -364,10 +353,6 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
             del rows[name]
             head += f"# {name} is left out: it holds credentials, or TOML cannot hold it\n"
     write_atomically(path, head + tomli_w.dumps(rows))
-
-
-def _hidden(value: Any) -> Any:
-    return value if isinstance(value, float) else _clean(value)
 
 
 # --- where the code and the data came from ------------------------------------------------------------------

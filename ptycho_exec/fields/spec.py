@@ -183,6 +183,17 @@ def plain(value: Any) -> Any:
     return to_jsonable_python(value, fallback=str)
 
 
+def as_data(value: Any) -> Any:
+    """Return JSON data that a field can be made of again; what a secret type holds is hidden."""
+    if isinstance(value, Mapping):
+        return {str(plain(key)): as_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_data(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(as_data, value), key=str)
+    return plain(value)
+
+
 def format_value(value: Any) -> str:
     """Write a value as a file or variable would: `true`, `none`, `0,1`, `0.001`."""
     value = plain(value)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import FieldSpec, field_specs, format_value
+from ptycho_exec.fields.spec import FieldSpec, as_data, field_specs, format_value
 from ptycho_exec.sources.classes import spec_elsewhere
 from ptycho_exec.sources.origins import Origin
 from ptycho_exec.sources.suggestions import unknown_name
@@ -94,9 +94,9 @@ def explain_json(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> di
     """Return field -> value, origin and what it shadowed, as plain JSON data."""
     return {
         name: {
-            "value": redact(value),
+            "value": redact(as_data(value)),
             "origin": origins[name].to_json(),
-            "shadowed": [{"value": redact(o.value), **o.to_json()} for o in origins[name].shadowed],
+            "shadowed": [{"value": redact(as_data(o.value)), **o.to_json()} for o in origins[name].shadowed],
         }
         for name, value in values.items()
     }
