@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
-from ptycho_exec.fields.spec import format_value
+from ptycho_exec.fields.spec import as_data, format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
@@ -118,7 +118,8 @@ class Plan:
         """Return plain JSON data with credentials hidden."""
         parts = ("requested", "value", "reason", "changed")
         rows = {
-            name: {part: redact(getattr(row, part)) for part in parts} for name, row in self.effective.items()
+            name: {part: redact(as_data(getattr(row, part))) for part in parts}
+            for name, row in self.effective.items()
         }
         notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]
         problems = [
@@ -265,11 +266,12 @@ def resolve_plan(
     return Plan(settings, draft.effective, *findings, facts)
 
 
-def problems_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
-    """Return what a module with these traits cannot do and the plan, made without them, did not know."""
+def findings_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
+    """Return what a module with these traits cannot do, or does otherwise, and the plan did not know."""
     draft = Draft(plan.requested, plan.facts, traits, dict(plan.effective))
     check_optimization(draft)
-    return [problem for problem in draft.problems if problem not in plan.problems]
+    found = (*draft.problems, *draft.notices)
+    return [finding for finding in found if finding not in (*plan.problems, *plan.notices)]
 
 
 # --- where it computes --------------------------------------------------------------------------------------
