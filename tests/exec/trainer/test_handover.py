@@ -20,7 +20,10 @@ CHILD = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "1",
 }
-ASK = "from ptycho_exec.trainer.handover import handed_over as h; x = h(); print(x and x.plan.settings.batch_size)"
+ASK = (
+    "from ptycho_exec.trainer.handover import handed_over;"
+    "found = handed_over(); print(found and found.plan.settings.batch_size)"
+)
 
 
 def ask(**more: str) -> str:
