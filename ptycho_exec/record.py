@@ -20,7 +20,7 @@ from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.plan import Plan
+from ptycho_exec.plan import Plan, asked
 from ptycho_exec.settings import ExecutionSettings
 
 MANIFEST = "manifest.json"
@@ -31,9 +31,18 @@ MANIFEST_VERSION = 1
 # --- fingerprint --------------------------------------------------------------------------------------------
 
 
+def names_of(settings: ExecutionSettings) -> list[str]:
+    """Return the fields whose values, given again, make the same settings.
+
+    A `batch_size` that nobody asked for beside `global_batch_size` is none of them: it follows from that.
+    """
+    follows = settings.global_batch_size is not None and not asked(settings, "batch_size")
+    return [name for name in field_specs() if not (follows and name == "batch_size")]
+
+
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
-    """Return every field's value as plain JSON data."""
-    values = {name: getattr(settings, name) for name in field_specs()}
+    """Return the values of `names_of` as plain JSON data."""
+    values = {name: getattr(settings, name) for name in names_of(settings)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 

@@ -34,6 +34,7 @@ from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
+from ptycho_exec.record import settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import table
@@ -252,6 +253,7 @@ def convert(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train, and leave a run directory."""
     settings, science = configs_of(args, TRAINING_DEFAULTS)
+    commands.require_launch(settings)
     overrides = {"test_data_file": args.test} if args.test else {}
     payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
     _print_settings(args, settings, payload.science, science.notices)
@@ -270,6 +272,7 @@ def train(args: argparse.Namespace) -> int:
 def infer(args: argparse.Namespace) -> int:
     """Reconstruct, and leave an output directory."""
     settings, science = configs_of(args, INFERENCE_DEFAULTS)
+    commands.require_launch(settings)
     *trained, scan = args.paths
     if len(trained) > 1:
         what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
@@ -312,6 +315,7 @@ def tune(args: argparse.Namespace) -> int:
 
     defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
     settings, science = configs_of(args, defaults)
+    commands.require_launch(settings)
     tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, None, settings, science=science.config)
     tuning = tuner.Tuning(
@@ -344,6 +348,7 @@ def rerun(args: argparse.Namespace) -> int:
             expected="flags of single settings at most",
             fix="leave it out, or start a new run with train or infer",
         )
+    commands.require_launch(settings_from_manifest(args.run, given))
     import_lightning()
     from ptycho_torch.tools import rerun as again
 

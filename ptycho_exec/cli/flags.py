@@ -24,6 +24,7 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
+from ptycho_exec.machine.ranks import detect_launcher
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 from ptycho_exec.version import __version__
 
@@ -310,8 +311,31 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_SAME_EVERYWHERE = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks")
+_SHORT_ELSEWHERE = ("other-nodes-than-launcher", "other-tasks-than-launcher")
+
+
+def _spoken(findings: Sequence[Finding]) -> list[Finding]:
+    """Return what this process reports: others than the first leave to it what it knows as well.
+
+    What depends on settings, which may differ between processes, they report in a line.
+    """
+    launcher = detect_launcher(os.environ)
+    if launcher.rank == 0:
+        return list(findings)
+    return [
+        Finding(f"rank {launcher.rank}: {row.what}", code=row.code) if row.code in _SHORT_ELSEWHERE else row
+        for row in findings
+        if row.code not in _SAME_EVERYWHERE
+    ]
+
+
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
     """Print what is wrong: for people, as annotations, or as JSON."""
+    findings = _spoken(error.findings)
+    if not findings:
+        return
+    error = type(error).from_findings(findings)
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))
         return
