@@ -300,6 +300,8 @@ def _check_lines(plan: Plan, notes: Sequence[Finding], steps: Sequence[Finding])
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
+    if not failed:
+        yield f"OK    effective batch: {plan.totals}"
     yield from map(line, steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.level == "error")]
