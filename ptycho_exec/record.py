@@ -24,7 +24,7 @@ from ptycho_exec.fields.spec import HIDDEN, as_data, decode_text, field_specs, s
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.plan import Plan, announce
+from ptycho_exec.plan import Plan, announce, asked
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.resolve import resolve_values
 
@@ -39,9 +39,18 @@ AnySettings = TypeVar("AnySettings", bound=ExecutionSettings)
 # --- fingerprint --------------------------------------------------------------------------------------------
 
 
+def names_of(settings: ExecutionSettings) -> list[str]:
+    """Return the fields whose values, given again, make the same settings, those of a subclass too.
+
+    A `batch_size` that nobody asked for beside `global_batch_size` is none of them: it follows from that.
+    """
+    follows = settings.global_batch_size is not None and not asked(settings, "batch_size")
+    return [name for name in field_specs(type(settings)) if not (follows and name == "batch_size")]
+
+
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
-    """Return every field's value as plain JSON data, those of a subclass too."""
-    return {name: as_data(getattr(settings, name)) for name in field_specs(type(settings))}
+    """Return the values of `names_of` as plain JSON data."""
+    return {name: as_data(getattr(settings, name)) for name in names_of(settings)}
 
 
 def numerics(settings: ExecutionSettings) -> dict[str, Any]:

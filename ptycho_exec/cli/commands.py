@@ -96,7 +96,10 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         print(json.dumps(kwargs, indent=2, default=str))
     elif args.format:
         from ptycho_exec.cli.freeze import freeze
+        from ptycho_exec.record import names_of
 
+        if isinstance(settings, ExecutionSettings):
+            names = [name for name in names_of(settings) if name in names]
         text, left_out = freeze(settings, args.format, names, show_secrets=args.show_secrets)
         print(text, end="")
         notes += [Finding(sentence, level="note", code="left-out") for sentence in left_out]
@@ -183,11 +186,7 @@ def check(args: argparse.Namespace) -> int:
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
-    from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_exec.plan import ModuleTraits, resolve_plan
-
-    facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
-    plan = resolve_plan(settings, facts, ModuleTraits())
+    plan = _plan_of(args, settings)
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
     notes, steps = list(resolution.notices), list[Finding]()
     if problems and args.probe is not None:
@@ -220,6 +219,30 @@ def check(args: argparse.Namespace) -> int:
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
+
+
+def require_launch(settings: ExecutionSettings) -> None:
+    """Refuse, before anything slow is imported, processes that were not started as these settings need.
+
+    Raises:
+        SettingsError: what cannot work, and the line that starts them as it should be.
+    """
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import resolve_launch
+
+    resolve_launch(settings, MachineFacts.probe(ask_torch=False)).raise_if_blocked()
+
+
+def _plan_of(args: argparse.Namespace, settings: ExecutionSettings) -> Plan:
+    """Return the plan for the machine that is asked about; torch is not asked where nothing could start."""
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import LAUNCH_CODES, resolve_launch, resolve_plan
+
+    if args.facts:
+        return resolve_plan(settings, MachineFacts.load(args.facts))
+    launch = resolve_launch(settings, MachineFacts.probe(ask_torch=False))
+    in_vain = any(problem.code in LAUNCH_CODES for problem in launch.problems)
+    return launch if in_vain else resolve_plan(settings, MachineFacts.probe())
 
 
 def _refuse_conflicts(request: Request) -> None:
@@ -277,6 +300,8 @@ def _check_lines(plan: Plan, notes: Sequence[Finding], steps: Sequence[Finding])
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
+    if not failed:
+        yield f"OK    effective batch: {plan.totals}"
     yield from map(line, steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.level == "error")]

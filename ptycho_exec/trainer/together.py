@@ -347,7 +347,7 @@ def join(trainer: Trainer, plan: Plan, identity: Identity | None = None) -> None
     strategy: Any = trainer.strategy
     if plan_world(trainer) > 1 and hasattr(strategy, "setup_distributed"):
         card = identity_of(plan, identity)
-        limit_s = float(getattr(plan.settings, "start_timeout", 60))
+        limit_s = float(plan.settings.start_timeout)
         strategy.setup_distributed = partial(_setup, strategy, card, limit_s)
 
 

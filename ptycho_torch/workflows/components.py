@@ -352,7 +352,7 @@ def plan_inference(
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
-    traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False)
+    traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     strategy, devices = plan.settings.strategy, plan.settings.devices
     if science.inference.start == "network" and strategy in SPAWNING and devices not in (1, (0,)):

@@ -95,6 +95,7 @@ def train(
         training.plan.raise_if_blocked()
     plan, scan, clock = training.plan, training.container, training.clock
     say(_scan_line(scan))
+    say(f"effective batch: {plan.totals}")
     parts = {
         **_parts("train", payload, plan, train=scan, test=training.test_container),
         "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),

@@ -62,6 +62,21 @@ def test_settings_survive_a_manifest_and_a_toml_file(
     assert settings_from_manifest(tmp_path) == before
 
 
+def test_a_batch_that_follows_from_the_global_one_is_not_written_as_asked(tmp_path: Path) -> None:
+    before = settings(global_batch_size=64).with_factory_defaults(batch_size=8)
+    plan = resolve_plan(before, MachineFacts())
+    write_manifest(tmp_path, **manifest_parts(before, plan=plan))
+    write_settings_toml(tmp_path / "settings.toml", before)
+    again = [settings_from_manifest(tmp_path), ExecutionSettings(settings_file=tmp_path / "settings.toml")]
+    for after in again:
+        assert resolve_plan(after, MachineFacts()).problems == ()
+        assert resolve_plan(after, MachineFacts()).settings == plan.settings
+        assert fingerprint(after) == fingerprint(before)
+    asked = settings_from_manifest(tmp_path, {"batch_size": 4})
+    assert [row.code for row in resolve_plan(asked, MachineFacts()).problems] == ["conflict"]
+    assert read_manifest(tmp_path)["plan"]["totals"]["text"] == "64"
+
+
 def test_manifest_says_what_ran_with_what_from_where(tmp_path: Path) -> None:
     wanted = settings(batch_size=8, num_workers="auto")
     facts = MachineFacts(cpus_logical=4)
