@@ -20,7 +20,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.machine.facts import MachineFacts
@@ -39,7 +39,7 @@ from ptycho_exec.trainer.loggers import close_logger
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
-from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
+from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
@@ -59,7 +59,6 @@ from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
-Samples = PtychoDataset | Subset[Batch]
 SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
@@ -94,8 +93,8 @@ class Training:
 
     container: Any
     test_container: Any
-    samples: Samples
-    test_samples: Samples | None
+    samples: PtychoDataset
+    test_samples: PtychoDataset | None
     science: ScienceConfig
     plan: Plan
     overrides: Mapping[str, Any]
@@ -103,14 +102,23 @@ class Training:
 
     def loaders(self) -> dict[str, DataLoader[Batch]]:
         """Return the loaders, `train` and, with validation samples, `validation`."""
-        kwargs = train_loader_kwargs(self.plan.requested, self.plan)
-        order = EpochShuffle(len(self.samples), self.plan.requested.seed)
-        loaders: dict[str, DataLoader[Batch]] = {
-            "train": DataLoader(self.samples, sampler=order, collate_fn=collate, **kwargs)
-        }
+        kwargs, seed = train_loader_kwargs(self.plan.requested, self.plan), self.plan.requested.seed
+
+        def loader(samples: PtychoDataset, shuffle: bool) -> DataLoader[Batch]:
+            order = GlobalBatches(
+                samples, kwargs["batch_size"], shuffle=shuffle, seed=seed, shared=shares_work(self.plan)
+            )
+            return DataLoader(samples, sampler=order, collate_fn=collate, **kwargs)
+
+        loaders = {"train": loader(self.samples, shuffle=True)}
         if self.test_samples is not None:
-            loaders["validation"] = DataLoader(self.test_samples, shuffle=False, collate_fn=collate, **kwargs)
+            loaders["validation"] = loader(self.test_samples, shuffle=False)
         return loaders
+
+
+def shares_work(plan: Plan) -> bool:
+    """Return whether the processes of a run share its samples; on one device each has them all for itself."""
+    return plan.settings.strategy != "auto"
 
 
 def plan_training(
@@ -133,13 +141,13 @@ def plan_training(
             for given in (train_container, test_container)
         )
     with clock.phase("prepare"):
-        samples: Samples = dataset_of(train, data, settings.seed)
+        samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
-        test_samples: Samples | None = None if test is None else dataset_of(test, data, settings.seed)
+        test_samples = None if test is None else dataset_of(test, data, settings.seed)
         if held_back:
             order = np.random.default_rng([settings.seed, 1]).permutation(len(samples))
-            test_samples = Subset(samples, np.sort(order[:held_back]).tolist())
-            samples = Subset(samples, np.sort(order[held_back:]).tolist())
+            test_samples = samples.part(np.sort(order[:held_back]))
+            samples = samples.part(np.sort(order[held_back:]))
     validates = test_samples is not None
     traits = ModuleTraits(
         logged_metrics=("train_loss", "val_loss") if validates else ("train_loss",),
@@ -205,7 +213,7 @@ def run_training(
 
 
 def build_module(
-    container: Any, samples: Samples, science: ScienceConfig, settings: ExecutionSettings
+    container: Any, samples: PtychoDataset, science: ScienceConfig, settings: ExecutionSettings
 ) -> Any:
     """Build a network; its class is looked up when called and gets the arguments that its signature takes."""
     probe, good_pixels = optics_of(container)
@@ -229,7 +237,7 @@ def build_module(
     return module
 
 
-def _spread_amplitudes(samples: Samples) -> Tensor:
+def _spread_amplitudes(samples: PtychoDataset) -> Tensor:
     """Return measured amplitudes, (B, C, N, N), to estimate photon scale and noise; spread over the scan."""
     spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
     return collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]

@@ -78,7 +78,7 @@ class TrainingResult(Result):
         """Return how long was trained, how fast, and the last value of each metric, as plain data."""
         return {
             "epochs": self.models["trainer"].current_epoch,
-            "optimizer_steps": self.module.optimizer_steps,
+            "optimizer_steps": self.models["trainer"].global_step,
             "samples_per_second": self.samples_per_second,
             "last": {name: values[-1] for name, values in self.history.items() if values},
         }
