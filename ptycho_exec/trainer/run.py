@@ -119,6 +119,8 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
+    from ptycho_exec.trainer.spawned import brought_back
+
     settings = settings or ExecutionSettings()
     require_kinds(settings, module=module, loaders=loaders)
     plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
@@ -145,7 +147,8 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                yield run
+                with brought_back(trainer):
+                    yield run
                 apply_drift_policy(run.report(), settings)
             else:
                 parts = {**manifest_parts(settings, plan=plan), "task": "run", "caller": own.to_json()}
@@ -153,7 +156,8 @@ def trainer_run(
                     if is_rank_zero():
                         write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        yield run
+                        with brought_back(trainer):
+                            yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))
                     apply_drift_policy(run.report(), settings)

@@ -8,7 +8,7 @@ A batch is a dict of tensors:
     offsets_px    (B, C, 2)    float32  position minus the group's mean
     index         (B, C)       int64    pattern index within the scan
     labels        (B, C, N, N) complex64  true patches, only when the data have them
-    padding       (B,)         bool     True where a sample only fills up and weighs nothing; only where one does
+    padding       (B,)         bool     True where a sample only fills up; absent where none does
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class PtychoDataset(Dataset[Batch]):
         return self._scan.n_pixels
 
     def part(self, rows: ArrayLike) -> PtychoDataset:
-        """Return the samples at these rows as a dataset of their own, sharing the patterns with this one."""
+        """Return the samples at these rows as a dataset, which shares the patterns with this one."""
         chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64))
         part = copy.copy(self)
         for name in ("_index", "_positions", "_offsets"):
@@ -143,7 +143,7 @@ class PtychoDataset(Dataset[Batch]):
         return part
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the batch of some samples; the loader calls this once per batch. ~i is sample i as padding."""
+        """Return a batch of samples; the loader calls this once per batch. ~i is sample i as padding."""
         asked = torch.as_tensor(indices, dtype=torch.int64)
         chosen = torch.where(asked < 0, ~asked, asked)
         rows = self._index[chosen]
@@ -188,7 +188,7 @@ def samples_in(batch: Batch) -> int:
     return len(batch["amplitude"]) - (0 if padding is None else int(padding.sum()))
 
 
-class GlobalBatches(DistributedSampler[Batch]):
+class GlobalBatches(DistributedSampler[Any]):
     """Every sample once per epoch; several processes share what one process would take as one larger batch.
 
     The samples are in one order, that of (seed, epoch) where they are shuffled, which is cut into pieces of
@@ -196,13 +196,13 @@ class GlobalBatches(DistributedSampler[Batch]):
     So all have equally many batches. The last piece may be smaller: shuffled, it is divided evenly; in order,
     into batches as one process makes them. Who is left without a sample gets one that weighs nothing, as ~i.
 
-    A `DistributedSampler`, because Lightning shuffles the order of any other once more for each process.
+    A `DistributedSampler`, because Lightning shuffles any other once more.
 
     Args:
         samples: what is ordered; its length counts.
         batch_size: samples of a batch of one process.
-        shuffle: an order that depends on `seed` and epoch and on nothing else, so that a resumed run sees what
-            the uninterrupted one would have seen. Lightning calls `set_epoch` before each epoch.
+        shuffle: an order that depends on `seed` and epoch alone, so that a resumed run sees what the
+            uninterrupted one would have seen. Lightning calls `set_epoch` before each epoch.
         shared: False where this process has all samples for itself, whatever group of processes there is.
     """
 

@@ -297,7 +297,7 @@ class PtychoPINN(lightning.LightningModule):
         if self._trainer is not None:
             self.log(self.loss_name, mean, on_step=True, on_epoch=True, prog_bar=True, batch_size=total)
         # Gradients are averaged over the processes, of which each counts as its samples do.
-        return loss * (samples * self._trainer.world_size / total) if several(self._trainer) else loss
+        return loss * (samples * self.trainer.world_size / total) if several(self._trainer) else loss
 
     def _judge(self, loss: Tensor, mean: Tensor, patterns: int) -> None:
         """Stop all processes where the loss of one is not finite."""
@@ -488,7 +488,7 @@ class PtychoPINN(lightning.LightningModule):
             warnings.filterwarnings("ignore", message=f".*self.log.'{self.loss_name}'.*sync_dist=True.*")
 
     def on_train_epoch_end(self) -> None:
-        """Stop a training that diverged, collapsed or does not learn, in all processes for the same reason."""
+        """Stop a training that diverged, collapsed or does not learn, in all processes alike."""
         agreed(self._trainer, lambda: check_weights(self.named_parameters()))
         spread = float(mean_over_ranks(self._trainer, *self._spread)[0])
         self.log("amplitude_spread", spread, sync_dist=True)

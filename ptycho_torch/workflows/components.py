@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError
 from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
@@ -36,6 +37,7 @@ from ptycho_exec.trainer.build import (
     train_loader_kwargs,
 )
 from ptycho_exec.trainer.loggers import close_logger
+from ptycho_exec.trainer.spawned import brought_back
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
@@ -59,7 +61,7 @@ from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
 POOR_OBJECT = (
@@ -187,7 +189,7 @@ def run_training(
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with clock.phase("fit"):
+        with clock.phase("fit"), brought_back(trainer):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],
@@ -329,14 +331,6 @@ def plan_inference(
         scan = scan_of(data, science.data)
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False)
     plan = resolve_plan(settings, facts or MachineFacts.probe(), traits)
-    strategy, devices = plan.settings.strategy, plan.settings.devices
-    if science.inference.start == "network" and strategy in SPAWNING and devices not in (1, (0,)):
-        raise SettingsError(
-            f"inference cannot run under strategy={strategy} on several devices",
-            where=settings.origin_of("strategy"),
-            expected="ddp, whose processes can add up their parts of the object",
-            fix="set strategy=ddp, or devices=1",
-        )
     return Inference(module, scan, science, plan, overrides or {}, clock)
 
 
@@ -350,22 +344,28 @@ def run_inference(inference: Inference) -> InferenceResult:
         seed_run(plan.settings)
         if science.inference.start == "network":
             predicted = _predict(inference)
-        if science.inference.refine:
+        refines = science.inference.refine > 0
+        if refines and is_rank_zero():
             refined = _refine(inference, predicted)
-        best = refined or predicted
-        if best is None:  # science configs with neither are refused
-            raise DataError("there is nothing to do", fix="start from the network, or set refine")
+        best = refined or predicted or _flat(scan)
         probe = getattr(module, "probe", None) if refined is None else refined.probe
         with inference.clock.phase("check"):
             agreement = r_factor(scan, best.object, probe)
     poor = (f"{POOR_OBJECT}: {agreement.line()}",) if agreement is not None and agreement.poor else ()
     drift = DriftReport(()) if predicted is None else predicted.drift
+    processes = inference.plan.facts.launcher.world_size if predicted is None else predicted.processes
+    alone = (REFINES_ALONE,) if refines and processes > 1 else ()
     return InferenceResult(
         object=best.object,
         coverage=best.coverage,
         n_patches=len(scan) if predicted is None or refined is not None else predicted.n_patches,
         consistency=agreement,
-        notices=(*(predicted.notices if predicted else ()), *(refined.notices if refined else ()), *poor),
+        notices=(
+            *(predicted.notices if predicted else ()),
+            *(refined.notices if refined else ()),
+            *poor,
+            *alone,
+        ),
         scan=scan,
         science=science,
         settings=plan.requested,
@@ -391,6 +391,13 @@ class Predicted:
     phases_turned_rad: float
     drift: DriftReport
     times: PartTimes
+    processes: int = 1
+
+
+def _flat(scan: ScanData) -> Predicted:
+    """Return what a refinement starts from without a network, for a process that does not refine."""
+    flat, uncovered = np.ones(scan.canvas_shape, np.complex64), np.zeros(scan.canvas_shape, np.float32)
+    return Predicted(flat, uncovered, 0, (), 0.0, DriftReport(()), PartTimes())
 
 
 def _predict(inference: Inference) -> Predicted:
@@ -413,13 +420,23 @@ def _predict(inference: Inference) -> Predicted:
                 trainer, plan.requested, plan, loaders=loaders, writes=False, profiler=times
             )
         with clock.phase("predict and stitch"):
-            trainer.predict(module, loader, return_predictions=False)
+            with brought_back(trainer):
+                trainer.predict(module, loader, return_predictions=False)
             stitched = writer.result()
     finally:
         if training and hasattr(module, "train"):
             module.train()
     obj, coverage = stitched.object.numpy(), stitched.coverage.numpy()
-    return Predicted(obj, coverage, stitched.n_patches, stitched.notices, writer.moved_rad, drift, times)
+    return Predicted(
+        obj,
+        coverage,
+        stitched.n_patches,
+        stitched.notices,
+        writer.moved_rad,
+        drift,
+        times,
+        trainer.world_size,
+    )
 
 
 def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
@@ -464,7 +481,9 @@ def _build_inference_dataloader(
         dataset = PtychoDataset(container, groups)
     else:
         dataset = dataset_of(container, science.data, settings.seed)
-    return DataLoader(dataset, collate_fn=collate, **inference_loader_kwargs(settings, plan))
+    kwargs, shared = inference_loader_kwargs(settings, plan), plan is None or shares_work(plan)
+    order = GlobalBatches(dataset, kwargs["batch_size"], shuffle=False, shared=shared)
+    return DataLoader(dataset, sampler=order, collate_fn=collate, **kwargs)
 
 
 def reconstruct(

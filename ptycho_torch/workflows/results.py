@@ -86,7 +86,7 @@ class TrainingResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class InferenceResult(Result):
-    """A finished reconstruction.
+    """A finished reconstruction; every process of a run has one, a refinement only the first.
 
     Attributes:
         object: complex64 (H, W).

@@ -29,9 +29,11 @@ TRAININGS: dict[str, dict[str, Any]] = {
 
 def run(what: str, strategy: str, devices: int, batch_size: int, folder: Path) -> None:
     """Run this program in processes of its own; a hang is a failure."""
-    words = [what, strategy, str(devices), str(batch_size), str(folder)]
+    words = [__file__, what, strategy, str(devices), str(batch_size), str(folder)]
+    if strategy == "torchrun":
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", *words]
     done = subprocess.run(
-        [sys.executable, __file__, *words],
+        [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -72,6 +74,28 @@ def a_step_in_float32(**settings: Any) -> dict[str, torch.Tensor]:
     return tiny_runs.weights(train("single patterns", "32-true", max_steps=1, **settings))
 
 
+def train_and_reconstruct(folder: Path, rank: int, **settings: Any) -> None:
+    """Train, reconstruct and refine; keep what every process has of it."""
+    trained = train("validated groups", **settings)
+    scan, science = odd_scan(), tiny_runs.science()
+    asked = tiny_runs.settings(accelerator="cpu", **settings)
+    module = tiny_runs.untrained(tiny_runs.PhaseOfItsOwn, scan)
+    made = components.reconstruct(module, scan, science, asked, {"refine": 2})
+    kept = {
+        "weights": tiny_runs.weights(trained),
+        "history": trained.history,
+        "summary": trained.summary(),
+        "drift": trained.drift.to_json(),
+        "parts": sorted(trained.times.seconds),
+        "stitched": made.object if made.network_object is None else made.network_object,
+        "n_patches": made.n_patches,
+        "refined": made.refine_losses,
+        "notices": made.notices,
+        "phases_turned_rad": made.phases_turned_rad,
+    }
+    torch.save(kept, folder / f"rank{rank}.pt")
+
+
 class LossIsLost(PtychoPINN_Lightning):
     """In its third step the last process computes a loss that is not finite."""
 
@@ -90,10 +114,22 @@ class WeightsAreLost(PtychoPINN_Lightning):
         super().on_train_epoch_end()
 
 
+class PatchIsOutside(PtychoPINN_Lightning):
+    """The first process stitches a patch that lies outside of the canvas, in the second of three rounds."""
+
+    def predict_step(self, batch: Any, batch_idx: int = 0) -> Any:
+        made = super().predict_step(batch, batch_idx)
+        made["positions_px"] = made["positions_px"] + (made["index"] == 9)[..., None] * 1e4
+        return made
+
+
 def one_goes_wrong(kind: type[PtychoPINN_Lightning], folder: Path, rank: int, **settings: Any) -> None:
     """Leave the error of each process."""
     model.PtychoPINN_Lightning = kind  # type: ignore[misc]
     try:
+        if kind is PatchIsOutside:
+            module, asked = tiny_runs.untrained(kind, odd_scan()), tiny_runs.settings(**settings)
+            components.reconstruct(module, odd_scan(), tiny_runs.science(), asked)
         train("single patterns", **settings)
     except UserError as error:
         (folder / f"rank{rank}.txt").write_text(str(error))
@@ -102,8 +138,9 @@ def one_goes_wrong(kind: type[PtychoPINN_Lightning], folder: Path, rank: int, **
 if __name__ == "__main__":
     what, strategy, devices, batch_size, target = sys.argv[1:]
     place = Path(target), int(os.environ.get("LOCAL_RANK", "0"))
+    strategy = "ddp" if strategy == "torchrun" else strategy
     asked = {"strategy": strategy, "devices": int(devices), "batch_size": int(batch_size)}
-    if what in ("LossIsLost", "WeightsAreLost"):
+    if what[0].isupper():
         one_goes_wrong(globals()[what], *place, **asked)
     else:
         globals()[what](*place, **asked)
