@@ -35,7 +35,9 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.facts import package_versions
 from ptycho_exec.machine.ranks import Launcher
 from ptycho_exec.plan import Plan
+from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.handover import handing_over
+from ptycho_exec.trainer.process import set_process_flags
 from ptycho_exec.trainer.spawned import brought_back
 
 if TYPE_CHECKING:
@@ -380,8 +382,7 @@ def join(trainer: Trainer, plan: Plan, identity: Identity | None = None) -> None
     strategy: Any = trainer.strategy
     if plan_world(trainer) > 1 and hasattr(strategy, "setup_distributed"):
         card = identity_of(plan, identity)
-        limit_s = float(plan.settings.start_timeout)
-        strategy.setup_distributed = partial(_setup, strategy, card, limit_s)
+        strategy.setup_distributed = partial(_setup, strategy, plan.settings, card, os.getpid())
 
 
 def plan_world(trainer: Any) -> int:
@@ -390,11 +391,17 @@ def plan_world(trainer: Any) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _setup(strategy: Any, identity: Identity, limit_s: float) -> None:
-    """Do what `setup_distributed` of Lightning's strategies does, with our meeting before it."""
+def _setup(strategy: Any, settings: ExecutionSettings, identity: Identity, builder: int) -> None:
+    """Do what `setup_distributed` of Lightning's strategies does, with our meeting before it.
+
+    A process that is not the `builder` of the Trainer was spawned or forked, and gets the run's flags first.
+    """
+    if os.getpid() != builder:
+        set_process_flags(settings)
     strategy.set_world_ranks()
     children = list(getattr(strategy.launcher, "procs", ()))
     _take_over_watch(children)
+    limit_s = float(settings.start_timeout)
     found = meet(strategy.cluster_environment, identity=identity, limit_s=limit_s, children=children)
     if not dist.is_initialized():
         device = strategy.root_device
