@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import UserError
 from ptycho_torch import model
@@ -19,6 +21,7 @@ from tests.torch.workflows import tiny_runs
 
 REPOSITORY = Path(__file__).parents[3]
 SECONDS = 240
+PLACES = ("run_dir", "resume_from", "callbacks")
 TRAININGS: dict[str, dict[str, Any]] = {
     "single patterns": {},
     "validated groups": {"gridsize": 2, "val_fraction": 0.25},
@@ -52,9 +55,11 @@ def odd_scan() -> Any:
 
 def train(case: str, precision: str = "64-true", **settings: Any) -> Any:
     options = dict(TRAININGS[case])
+    places = {name: settings.pop(name) for name in PLACES if name in settings}
     asked = {"accum_steps": options.pop("accum_steps", 1), "precision": precision, **settings}
     science = tiny_runs.science(epochs=2, **options)
-    return components.train(odd_scan(), None, science, tiny_runs.settings(accelerator="cpu", **asked))
+    made = tiny_runs.settings(accelerator="cpu", **asked)
+    return components.train(odd_scan(), None, science, made, **places)
 
 
 def all_trainings(folder: Path, rank: int, **settings: Any) -> None:
@@ -94,6 +99,27 @@ def train_and_reconstruct(folder: Path, rank: int, **settings: Any) -> None:
         "phases_turned_rad": made.phases_turned_rad,
     }
     torch.save(kept, folder / f"rank{rank}.pt")
+
+
+class Stop(Callback):
+    """Ends the run in the middle of its second epoch."""
+
+    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 6:
+            raise UserError("stopped")
+
+
+def interrupt_and_resume(folder: Path, rank: int, **settings: Any) -> None:
+    """Train at one go, and in two parts; keep what both came to."""
+    asked = {"checkpoint_every_n_steps": 5, **settings}
+    kept = [train("validated groups", **asked)]
+    with suppress(UserError):
+        train("validated groups", run_dir=folder / "run", callbacks=[Stop()], **asked)
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    kept.append(train("validated groups", resume_from=last, **asked))
+    if rank == 0:
+        results = [(tiny_runs.weights(result), result.summary()) for result in kept]
+        torch.save(results, folder / "both.pt")
 
 
 class LossIsLost(PtychoPINN_Lightning):

@@ -89,6 +89,16 @@ def test_what_goes_wrong_in_one_process_stops_all_with_the_same_words(
     assert message in first
 
 
+@pytest.mark.parametrize(("strategy", "devices"), [("auto", 1), ("ddp", 2)])
+def test_a_resumed_run_is_the_uninterrupted_one(strategy: str, devices: int, tmp_path: Path) -> None:
+    on_processes.run("interrupt_and_resume", strategy, devices, 8 // devices, tmp_path)
+    (wanted, whole), (made, resumed) = torch.load(tmp_path / "both.pt", weights_only=False)
+    assert gap(made, wanted) == 0
+    for name in ("epochs", "optimizer_steps"):
+        assert resumed[name] == whole[name]
+    assert whole["optimizer_steps"] == 8
+
+
 def test_what_goes_wrong_in_a_spawned_process_is_told_by_the_first(tmp_path: Path) -> None:
     on_processes.run("LossIsLost", "ddp_spawn", 2, 4, tmp_path)
     assert (
