@@ -199,16 +199,24 @@ def find_checkpoint(place: str | Path) -> Path:
     return file
 
 
-def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run[InferenceResult]:
+def infer(
+    payload: InferencePayload, *, say: Say = lambda _: None, inference: components.Inference | None = None
+) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
+
+    Args:
+        payload: from `create_inference_payload`.
+        say: takes a line for the user now and then.
+        inference: the payload's inference, where the caller has read and planned it.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
-        scan_file = payload.test_data_file
-        inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
+        if inference is None:
+            scan_file = payload.test_data_file
+            inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
         inference.plan.raise_if_blocked()
     scan, clock = inference.scan, inference.clock
     say(_scan_line(scan))
