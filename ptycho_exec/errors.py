@@ -128,6 +128,8 @@ CODES: Mapping[str, str] = {
     "left-out": "a value that is not written, because it holds credentials or has no such form",
     "not-tried": "a trial that did not start",
     "trial-step": "a step of check --probe",
+    "launch-cost": "what a launch needs of its nodes and network",
+    "too-little-memory": "data that do not fit into the memory of a node",
     # what a plan says about a machine
     "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
     "agc-without-hook": "adaptive clipping for a module that has no hook for it",

@@ -232,6 +232,13 @@ class Draft:
         return len(devices) if isinstance(devices, tuple) else devices if isinstance(devices, int) else 1
 
     @property
+    def processes_on_cpus(self) -> int:
+        """How many processes share the usable CPUs; SLURM counts CPUs for each task by itself."""
+        launcher = self.facts.launcher
+        task = launcher.kind == "slurm" and launcher.in_step and launcher.world_size > 1
+        return 1 if task and self.facts.cpus_slurm is not None else self.processes_per_node
+
+    @property
     def world_size(self) -> int:
         return self.processes_per_node * int(self["num_nodes"])
 
@@ -499,7 +506,7 @@ def count_devices(draft: Draft) -> None:
             refused_by_trainer=True,
         )
     elif kind == "cpu":
-        if asked > facts.usable_cpus:
+        if draft.processes_on_cpus > facts.usable_cpus:
             text = f"devices={asked} starts {asked} processes on {facts.usable_cpus} usable CPUs"
             draft.note("more-processes-than-cpus", "devices", text)
     elif any(problem.field == "devices" for problem in draft.problems):
@@ -789,7 +796,7 @@ def check_readers(draft: Draft) -> None:
 
 def choose_workers(draft: Draft) -> None:
     """`auto` leaves one CPU to each training process; options of workers need workers."""
-    usable, processes = draft.facts.usable_cpus, draft.processes_per_node
+    usable, processes = draft.facts.usable_cpus, draft.processes_on_cpus
     if draft["num_workers"] == "auto":
         share = min(MAX_AUTO_WORKERS, max(0, usable // processes - 1))
         draft.decide("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")
