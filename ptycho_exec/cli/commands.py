@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ from ptycho_exec.cli.launches import (
 from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.machine.ranks import detect_launcher
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
@@ -215,6 +217,11 @@ def check(args: argparse.Namespace) -> int:
     steps = trial if problems else [*costs.findings(), *trial]
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
+    blocked = (SettingsError if problems else UserError).from_findings(findings) if findings else None
+    if detect_launcher(os.environ).rank:  # the first process prints for all
+        if blocked is not None:
+            raise blocked
+        return 0
     if args.json:
         verdict = {
             "schema_version": JSON_VERSION,
@@ -232,9 +239,8 @@ def check(args: argparse.Namespace) -> int:
         placed = [_placed(notice, settings.origins.get(notice.field)) for notice in plan.notices]
         text = ANNOTATIONS[args.annotations]([*findings, *notes, *placed])
         print(text, end="\n" if text else "")
-    if not findings:
+    if blocked is None:
         return 0
-    blocked = (SettingsError if problems else UserError).from_findings(findings)
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
