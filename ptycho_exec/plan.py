@@ -283,7 +283,13 @@ class Draft:
     def refuse_launch(self, code: str, what: str, fix: str) -> None:
         """Report a start that cannot work whatever the settings are."""
         launcher = self.facts.launcher
-        where = ", ".join(f"{name}={value}" for name, value in launcher.variables.items())
+        counts = ("TASKS", "NODES", "STEP")
+        rows = {
+            name: value
+            for name, value in launcher.variables.items()
+            if not name.startswith("SLURM_") or any(word in name for word in counts)
+        }
+        where = ", ".join(f"{name}={value}" for name, value in rows.items())
         expected = "a launcher that starts every process of the run and tells each which one it is"
         self.problems.append(Finding(what, where, expected, fix, code=code, field="devices"))
 

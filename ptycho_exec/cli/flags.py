@@ -312,11 +312,11 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_OF_ALL = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks", "other-nodes-than-launcher",
-           "other-tasks-than-launcher", "too-little-memory")  # fmt: skip
+_OF_ALL = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks", "too-little-memory",
+           "other-nodes-than-launcher", "other-tasks-than-launcher")  # fmt: skip
 """Codes of what each process of a run finds wrong in the same way."""
 GRACE_S = 3.0
-"""Seconds in which the first process reports it, and launchers end the others, before these report it."""
+"""Seconds in which the first process reports it; then the others do, if no launcher ended them."""
 
 
 def _spoken(findings: Sequence[Finding]) -> list[Finding]:
