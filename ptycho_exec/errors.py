@@ -73,13 +73,29 @@ _NAMED = r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)"
 
 
 def redact(value: Any) -> Any:
-    """Hide what looks like a credential: user information of addresses, values of secret names, keys."""
+    """Hide what looks like a credential: user information of addresses, values of secret names, keys.
+
+    In a list, a set or a mapping every text is looked at.
+    """
+    if isinstance(value, Mapping):
+        inside: Any = {redact(name): _under_a_name(name, item) for name, item in value.items()}
+        return value if inside == value else inside
+    if isinstance(value, (list, tuple, set, frozenset)):
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        inside = kind(map(redact, value))
+        return value if inside == value else inside
     if not isinstance(value, str):
         return value
     for marks, pattern, shown in _SECRETS:
         if any(mark in value for mark in marks):
             value = re.sub(pattern, shown, value)
     return re.sub(_ADDRESS, _without_tokens, value) if "://" in value else value
+
+
+def _under_a_name(name: Any, value: Any) -> Any:
+    """Hide a text whose name in a mapping says that it is a credential, and what looks like one."""
+    hidden, line = redact(value), f"{name}={value}"
+    return "***" if isinstance(value, str) and hidden == value and redact(line) != line else hidden
 
 
 def _without_tokens(address: re.Match[str]) -> str:
@@ -288,6 +304,8 @@ class UserError(Exception):
     exit_code = 1
     code = "failed"
     """The code of its finding where none is given."""
+    spoken_by: int | None = None
+    """The rank whose process shows it, where all processes of a run have the same; None shows it anywhere."""
 
     def __init__(
         self,

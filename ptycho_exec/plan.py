@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
-from ptycho_exec.fields.spec import format_value
+from ptycho_exec.fields.spec import as_data, format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
@@ -152,7 +152,7 @@ class Plan:
         """Return plain JSON data with credentials hidden."""
         columns = ("requested", "value", "reason", "changed")
         rows = {
-            name: {column: redact(getattr(row, column)) for column in columns}
+            name: {column: redact(as_data(getattr(row, column))) for column in columns}
             for name, row in self.effective.items()
         }
         notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]
@@ -348,11 +348,12 @@ def _planned(
     return Plan(settings, draft.effective, *findings, facts, draft.totals)
 
 
-def problems_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
-    """Return what a module with these traits cannot do and the plan, made without them, did not know."""
+def findings_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
+    """Return what a module with these traits cannot do, or does otherwise, and the plan did not know."""
     draft = Draft(plan.requested, plan.facts, traits, dict(plan.effective))
     check_optimization(draft)
-    return [problem for problem in draft.problems if problem not in plan.problems]
+    found = (*draft.problems, *draft.notices)
+    return [finding for finding in found if finding not in (*plan.problems, *plan.notices)]
 
 
 # --- where it computes --------------------------------------------------------------------------------------

@@ -34,16 +34,20 @@ from ptycho_exec.errors import Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import table
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import resolve_together
+from ptycho_exec.trainer.handover import handed_over
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
     TRAINING_DEFAULTS,
+    InferencePayload,
+    TrainingPayload,
     create_inference_payload,
     create_training_payload,
     overruled,
@@ -252,11 +256,17 @@ def convert(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Train, and leave a run directory."""
-    settings, science = configs_of(args, TRAINING_DEFAULTS)
-    commands.require_launch(settings)
-    overrides = {"test_data_file": args.test} if args.test else {}
-    payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
-    _print_settings(args, settings, payload.science, science.notices)
+    handed = handed_over()
+    if handed is not None:
+        test = None if args.test is None else Path(args.test)
+        out = Path(args.scan), test, Path(args.out)
+        payload = TrainingPayload(*out, handed.more, handed.plan.requested)
+    else:
+        settings, science = configs_of(args, TRAINING_DEFAULTS)
+        commands.require_launch(settings)
+        overrides = {"test_data_file": args.test} if args.test else {}
+        payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
+        _print_settings(args, settings, payload.science, science.notices)
     import_lightning()
     from ptycho_torch.workflows import runs
 
@@ -271,21 +281,30 @@ def train(args: argparse.Namespace) -> int:
 
 def infer(args: argparse.Namespace) -> int:
     """Reconstruct, and leave an output directory."""
-    settings, science = configs_of(args, INFERENCE_DEFAULTS)
-    commands.require_launch(settings)
     *trained, scan = args.paths
     if len(trained) > 1:
         what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
         raise UserError(what, expected="RUN SCAN", fix=fix)
     model = trained[0] if trained else None
-    payload = create_inference_payload(model, scan, args.out, None, settings, science=science)
-    _print_settings(args, settings, payload.science, science.notices)
+    handed = handed_over()
+    if handed is not None:
+        from ptycho_torch.network.checkpoint import find_model
+
+        found = None if model is None else find_model(model)
+        payload = InferencePayload(found, Path(scan), Path(args.out), handed.more, handed.plan.requested)
+    else:
+        settings, science = configs_of(args, INFERENCE_DEFAULTS)
+        commands.require_launch(settings)
+        payload = create_inference_payload(model, scan, args.out, None, settings, science=science)
+        _print_settings(args, settings, payload.science, science.notices)
     import_lightning()
     from ptycho_torch.workflows import runs
 
     finished = runs.infer(payload, say=print)
     written: Sequence[Path] = ()
-    if runs.has_truth(payload.test_data_file):  # a measured scan has no known object, which is no error
+    if is_rank_zero() and runs.has_truth(
+        payload.test_data_file
+    ):  # a measured scan has no known object, which is no error
         result, written = runs.score(finished.folder, payload.test_data_file)
         _print_metrics({"reconstruction": result.to_json()})
     _print_end(finished, written)

@@ -107,7 +107,7 @@ def test_other_processes_leave_it_to_the_first(
 ) -> None:
     done, reported, heavy = run(variables, argv, tmp_path)
     assert (done.returncode, done.stdout, heavy) == (2, "", [])
-    assert f"rank 1: {what}" in reported[0]
+    assert f"(rank 1): {what}" in reported[0]
     assert [line.split()[0] for line in reported[1:]] == ["fix:"]
 
 

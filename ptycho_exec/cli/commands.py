@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
@@ -43,16 +42,17 @@ from ptycho_exec.cli.launches import (
 from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
-from ptycho_exec.machine.ranks import detect_launcher
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import COMMAND_LINE, changed, checked_name, explain_json, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
+    from ptycho_exec.record import Intent
 
 JSON_VERSION = 1
 """Version of what `--json` prints: it grows when a key is renamed or removed, not when one is added."""
@@ -148,8 +148,7 @@ def _print_notes(notes: Sequence[Finding]) -> None:
 
 def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
-    specs = field_specs(model)
-    asked = [checked_name(args.field, specs, where="command line")] if args.field else []
+    asked = [checked_name(args.field, model, where=COMMAND_LINE)] if args.field else []
     resolution = resolve_from(args, model=model)
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)
@@ -198,7 +197,7 @@ def check(args: argparse.Namespace) -> int:
         settings = ExecutionSettings.from_resolution(resolution)
         _refuse_conflicts(Request(ExecutionSettings, settings_file=args.settings))
     except SettingsError as error:
-        if not plain or args.debug:
+        if not plain or args.debug or not is_rank_zero():
             raise
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
@@ -218,10 +217,8 @@ def check(args: argparse.Namespace) -> int:
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
     blocked = (SettingsError if problems else UserError).from_findings(findings) if findings else None
-    if detect_launcher(os.environ).rank:  # the first process prints for all
-        if blocked is not None:
-            raise blocked
-        return 0
+    if blocked is not None and not is_rank_zero():
+        raise blocked
     if args.json:
         verdict = {
             "schema_version": JSON_VERSION,
@@ -385,12 +382,15 @@ def diff(args: argparse.Namespace) -> int:
 
     Returns 1 when they differ, as diff(1) does.
     """
-    a, b = settings_of(args.a), settings_of(args.b)
+    from ptycho_exec.record import fingerprint
+
+    a, b = side_of(args.a), side_of(args.b)
     _print_notes(list(dict.fromkeys([*a.notices, *b.notices])))
+    effects = {**a.effects, **b.effects}
     rows = [
-        (name, shown(getattr(a, name)), shown(getattr(b, name)), spec.effect.value)
-        for name, spec in field_specs().items()
-        if redact(getattr(a, name)) != redact(getattr(b, name)) and args.only in (None, spec.effect.value)
+        (name, a.shown(name), b.shown(name), effect)
+        for name, effect in effects.items()
+        if a.known(name) != b.known(name) and args.only in (None, effect)
     ]
     if args.json:
         keys = ("field", "a", "b", "effect")
@@ -398,14 +398,46 @@ def diff(args: argparse.Namespace) -> int:
     else:
         names = (redact(args.a), redact(args.b))
         print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
-        from ptycho_exec.record import fingerprint
-
-        left, right = fingerprint(a)[:12], fingerprint(b)[:12]
+        left, right = (fingerprint(side.numerics())[:12] for side in (a, b))
         if left == right:
             print(f"same numerics, so the same results can be expected (fingerprint {left})")
         else:
             print(f"numerics differ, so results can differ (fingerprints {left}, {right})")
     return 1 if rows else 0
+
+
+class Side(NamedTuple):
+    """What one word of `diff` names: plain values, the effect of each, and notes."""
+
+    values: Mapping[str, Any]
+    effects: Mapping[str, str]
+    notices: tuple[Finding, ...] = ()
+
+    def known(self, name: str) -> Any:
+        return redact(self.values[name]) if name in self.values else _ABSENT
+
+    def shown(self, name: str) -> str:
+        return shown(self.values[name]) if name in self.values else "(absent)"
+
+    def numerics(self) -> dict[str, Any]:
+        return {name: value for name, value in self.values.items() if self.effects[name] == Effect.NUMERICS}
+
+
+_ABSENT = object()
+
+
+def side_of(what: str) -> Side:
+    """Return what a word names; of a manifest that names a subclass, the fields of that class too."""
+    from ptycho_exec.record import values_of
+
+    path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
+    found = _intent(path) if path.is_file() else None
+    effects = {name: spec.effect.value for name, spec in field_specs().items()}
+    if found is None or not found.class_name:
+        settings = settings_of(what)
+        return Side(values_of(settings), effects, settings.notices)
+    defaults = values_of(ExecutionSettings.from_values({}))
+    return Side(defaults | found.values, {**dict.fromkeys(found.values, ""), **effects, **found.effects})
 
 
 def settings_of(what: str) -> ExecutionSettings:
@@ -424,24 +456,25 @@ def settings_of(what: str) -> ExecutionSettings:
             expected="a settings file, a manifest, a run directory, profile:NAME, or env for this place",
             fix="correct the name",
         )
-    intent = _intent(path)
-    if intent is not None:
-        return ExecutionSettings.from_values(intent, place=str(path))
+    found = _intent(path)
+    if found is not None:
+        return ExecutionSettings.from_values(found.values, place=str(path))
     with tempfile.TemporaryDirectory() as nowhere:
         request = Request(ExecutionSettings, settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
         return ExecutionSettings.from_resolution(resolve(request))
 
 
-def _intent(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a run's manifest, with its credentials still hidden; None for another file."""
+def _intent(path: Path) -> Intent | None:
+    """Return the settings in a run's manifest; None for another file."""
+    from ptycho_exec.record import intent_of
+
     if path.suffix.lower() != ".json":
         return None
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    intent = data.get("intent") if isinstance(data, dict) and "manifest_version" in data else None
-    return intent if isinstance(intent, dict) else None
+    return intent_of(data) if isinstance(data, dict) and "manifest_version" in data else None
 
 
 # --- what is generated -----------------------------------------------------------------------------------

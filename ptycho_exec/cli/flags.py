@@ -15,7 +15,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, TextIO
 
@@ -25,7 +25,7 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
-from ptycho_exec.machine.ranks import detect_launcher
+from ptycho_exec.machine.ranks import detect_launcher, is_rank_zero
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 from ptycho_exec.version import __version__
 
@@ -280,7 +280,9 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     code = 0
     try:
         try:
-            code = handler(parser.parse(argv))
+            args = parser.parse(argv)
+            with nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO()):
+                code = handler(args)
         except UserError as error:
             if "--debug" in argv:
                 raise
@@ -319,21 +321,24 @@ GRACE_S = 3.0
 """Seconds in which the first process reports it; then the others do, if no launcher ended them."""
 
 
-def _spoken(findings: Sequence[Finding]) -> list[Finding]:
+def _spoken(findings: Sequence[Finding], rank: int) -> list[Finding]:
     """Return what this process reports; of what all find alike, others than the first say less, and later.
 
     A launcher that ends all processes with the first that fails would not let the first one speak.
     """
-    rank = detect_launcher(os.environ).rank
     if rank == 0 or not all(finding.code in _OF_ALL for finding in findings):
         return list(findings)
     time.sleep(GRACE_S)
-    return [Finding(f"rank {rank}: {row.what}", fix=row.fix, code=row.code) for row in findings]
+    return [Finding(row.what, fix=row.fix, code=row.code) for row in findings]
 
 
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
-    """Print what is wrong: for people, as annotations, or as JSON."""
-    error = type(error).from_findings(_spoken(error.findings))
+    """Print what is wrong: for people, as annotations, or as JSON; what all processes know, once."""
+    rank = detect_launcher(os.environ).rank
+    if error.spoken_by not in (None, rank):
+        return
+    error = type(error).from_findings(_spoken(error.findings, rank))
+    program = f"{program} (rank {rank})" if rank else program
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))
         return

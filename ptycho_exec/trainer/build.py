@@ -125,6 +125,7 @@ def build_trainer(
     logger: Any = None,
     profiler: Profiler | None = None,
     trainer_kwargs: Mapping[str, Any] | None = None,
+    identity: Mapping[str, tuple[Any, str]] | None = None,
     announce: bool = True,
 ) -> Trainer:
     """Build the Trainer with its callbacks, logger and checkpoint writer, and what the caller brings.
@@ -140,6 +141,8 @@ def build_trainer(
         profiler: the caller's own.
         trainer_kwargs: values of parameters of `lightning.Trainer` that no setting decides; also objects for
             `strategy`, `accelerator` and `plugins`.
+        identity: what else must be the same on every process, such as the data: name -> value and its origin.
+            All processes compare it, and the settings, before the first step.
         announce: give the plan's notices to the user as warnings; False where the caller shows them.
 
     Raises:
@@ -148,6 +151,8 @@ def build_trainer(
     """
     import lightning.pytorch as pl
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from ptycho_exec.trainer.together import join
 
     require_kinds(settings, module=module, callbacks=callbacks, trainer_kwargs=trainer_kwargs)
     own = CallersOwn(tuple(callbacks), logger, profiler, dict(trainer_kwargs or {}))
@@ -165,6 +170,7 @@ def build_trainer(
     size = getattr(trainer, "world_size", 1)  # a stand-in for the Trainer may hold anything there
     if isinstance(size, int) and size > 1:
         leave_group_at_exit()
+        join(trainer, plan, identity)
     if announce:
         plan.announce()
         announce_all(idle_settings(trainer, plan, own, writes=run_dir is not None))
@@ -182,8 +188,12 @@ def _kwargs(
     """Return the settings' kwargs with the caller's in their place, as far as this Lightning knows them."""
     from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
+    from ptycho_exec.trainer.together import environment_of
+
+    writer = () if own.brings_plugin("CheckpointIO") or not run_dir else build_plugins(plan)
     plugins = [
-        *(plugin for plugin in build_plugins(plan) if not own.brings_plugin("CheckpointIO") and run_dir),
+        *writer,
+        *(() if own.brings_plugin("ClusterEnvironment") else (environment_of(plan),)),
         *own.plugins,
     ]
     profiler = own.profiler

@@ -88,6 +88,12 @@ def _continuity(inputs: CallbackInputs) -> Callback:
     return Continuity(inputs.settings.seed)
 
 
+def _together(_: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.together import Together
+
+    return Together()
+
+
 def _throughput(_: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.progress import Throughput
 
@@ -163,6 +169,7 @@ def _mean_of_epochs(inputs: CallbackInputs) -> Callback:
 
 
 CALLBACKS: tuple[CallbackRow, ...] = (
+    CallbackRow("Together", lambda _: True, _together),
     CallbackRow("ReadBack", lambda _: True, _read_back),
     CallbackRow("Continuity", lambda _: True, _continuity),
     CallbackRow("Throughput", lambda _: True, _throughput),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN, monitor_readers
-from ptycho_exec.fields.spec import format_value
-from ptycho_exec.plan import Plan, asked, monitor_asked, problems_of_module
-from ptycho_exec.record import fingerprint, numerics
+from ptycho_exec.plan import Plan, announce, asked, findings_of_module, monitor_asked
 from ptycho_exec.trainer.caller import CallersOwn
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import log_settings
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReadBack(Callback):
-    """Check inside fit that the run is what was planned: drift, optimizer steps, and that all ranks agree.
+    """Check inside fit that the run is what was planned: drift and optimizer steps.
 
     `report` holds the latest comparison, `notices` what turned out in fit; both land in the manifest.
     `own` is what the caller brought.
@@ -44,10 +43,10 @@ class ReadBack(Callback):
         self._batches = 0
         self._steps_this_epoch = 0
         self._epochs = 0
+        self._steps_itself = self._unmonitored = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.world_size > 1:
-            agree_on_settings(trainer, self.plan)
+        del trainer
         if stage == "fit":
             require_hooks(pl_module, self.plan)
 
@@ -75,6 +74,21 @@ class ReadBack(Callback):
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._batches = self._steps_this_epoch = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Look again whether the module steps its optimizer itself: it may decide that as late as here.
+
+        Before the first step that is refused; a training that has begun goes on, with a warning.
+        """
+        del trainer
+        if pl_module.automatic_optimization or self._steps_itself:
+            return
+        self._steps_itself = True
+        if not self.optimizer_steps:
+            require_hooks(pl_module, self.plan)
+        found = findings_of_module(self.plan, traits_of(pl_module))
+        self.notices += tuple(replace(row, level="note") if row.level == "error" else row for row in found)
+        announce(found)
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.optimizer_steps += 1
@@ -112,10 +126,9 @@ class ReadBack(Callback):
             return
         if monitor_asked(self.plan):
             require_monitor(trainer, self.plan)
-        elif (
-            self.plan.settings.checkpoint_monitor_metric not in trainer.callback_metrics and not self.notices
-        ):
-            self.notices = (without_monitor(self.plan),)
+        elif settings.checkpoint_monitor_metric not in trainer.callback_metrics and not self._unmonitored:
+            self._unmonitored = True
+            self.notices += (without_monitor(self.plan),)
 
 
 CHANGE_ACCUMULATION = ("GradientAccumulationScheduler", "StochasticWeightAveraging")
@@ -128,7 +141,7 @@ def require_hooks(module: LightningModule, plan: Plan) -> None:
     Raises:
         SettingsError: with every such setting.
     """
-    problems = problems_of_module(plan, traits_of(module))
+    problems = [row for row in findings_of_module(plan, traits_of(module)) if row.level == "error"]
     if problems:
         raise SettingsError.from_findings(problems)
 
@@ -186,26 +199,3 @@ def optimizer_rows(trainer: Trainer, plan: Plan) -> list[DriftRow]:
         wanted = settings.checkpoint_monitor_metric
         rows.append(row("scheduler_monitor", wanted, monitor, "checkpoint_monitor_metric"))
     return rows
-
-
-def agree_on_settings(trainer: Any, plan: Plan) -> None:
-    """Compare this rank's numerics with rank zero's, and stop every rank if any differs.
-
-    Raises:
-        SettingsError: on every rank; where this rank differs it names the fields.
-    """
-    own = numerics(plan.settings)
-    first = trainer.strategy.broadcast(own, src=0)
-    same = fingerprint(first) == fingerprint(own)
-    if trainer.strategy.reduce_boolean_decision(same, all=True):
-        return
-    differing = [name for name in own if own[name] != first[name]]
-    places = [
-        f"{name}: {format_value(own[name])} here, {format_value(first[name])} on rank 0" for name in differing
-    ]
-    raise SettingsError(
-        "the processes of this run have different settings",
-        where=f"rank {trainer.global_rank}: " + ("; ".join(places) or "as rank 0"),
-        expected="the same settings in every process",
-        fix="give every process the same files, variables and arguments",
-    )

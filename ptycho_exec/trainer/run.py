@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptycho_exec.errors import Finding
 from ptycho_exec.machine.facts import MachineFacts
-from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan, announce, asked, resolve_plan
 from ptycho_exec.record import manifest_parts, recorded, reserved_dir, write_manifest, write_settings_toml
 from ptycho_exec.settings import ExecutionSettings
@@ -24,6 +23,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.caller import require_kinds
 from ptycho_exec.trainer.drift import DriftReport, apply_drift_policy, callers_own, requested_and_effective
+from ptycho_exec.trainer.handover import handed_over, handing_over
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.module import traits_of
 from ptycho_exec.trainer.process import process_flags, seed_run
@@ -119,14 +119,18 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
-    settings = settings or ExecutionSettings()
+    handed = handed_over()
+    settings = handed.plan.requested if handed else settings or ExecutionSettings()
     require_kinds(settings, module=module, loaders=loaders)
-    plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
+    traits = traits_of(module, loaders)
+    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
+    from ptycho_exec.trainer.together import ending_together
+
     with process_flags(plan.settings):
         seed_run(plan.settings)
-        with _directory(run_dir) as folder:
+        with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
             trainer = build_trainer(
                 settings,
                 max_epochs=max_epochs,
@@ -136,6 +140,7 @@ def trainer_run(
                 logger=logger,
                 profiler=profiler,
                 trainer_kwargs=trainer_kwargs,
+                identity=_identity(folder, max_epochs),
                 announce=False,
             )
         own = callers_own(trainer)
@@ -145,15 +150,16 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                yield run
+                with handing_over(plan), ending_together(trainer):
+                    yield run
                 apply_drift_policy(run.report(), settings)
             else:
                 parts = {**manifest_parts(settings, plan=plan), "task": "run", "caller": own.to_json()}
                 with recorded(folder, parts, notices) as lines:
-                    if is_rank_zero():
-                        write_settings_toml(folder / "settings.toml", settings)
+                    write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        yield run
+                        with handing_over(plan), ending_together(trainer):
+                            yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))
                     apply_drift_policy(run.report(), settings)
@@ -161,6 +167,11 @@ def trainer_run(
         finally:
             if logger is None:
                 close_logger(getattr(trainer, "logger", None))
+
+
+def _identity(folder: Path | None, max_epochs: int | None) -> dict[str, tuple[Any, str]]:
+    place = f"the call, in {Path.cwd()}"
+    return {"run_dir": (None if folder is None else str(folder), place), "max_epochs": (max_epochs, place)}
 
 
 def _made_before_seeding(settings: ExecutionSettings, module: Any) -> list[Finding]:
@@ -172,16 +183,6 @@ def _made_before_seeding(settings: ExecutionSettings, module: Any) -> list[Findi
     fix = "pass the class as module= and make the module inside the block, or call seed_run(settings) before"
     where = settings.origin_of("seed")
     return [Finding(text, where, fix=fix, level="note", code="seeded-late", field="seed")]
-
-
-@contextmanager
-def _directory(path: str | Path | None) -> Iterator[Path | None]:
-    """Reserve the run directory; processes other than the first find it there."""
-    if path is None or not is_rank_zero():
-        yield None if path is None else Path(path).expanduser().absolute()
-    else:
-        with reserved_dir(path) as folder:
-            yield folder
 
 
 def _came_to(run: TrainerRun, lines: list[str]) -> dict[str, Any]:

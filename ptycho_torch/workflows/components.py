@@ -35,7 +35,9 @@ from ptycho_exec.trainer.build import (
     seed_run,
     train_loader_kwargs,
 )
+from ptycho_exec.trainer.handover import handed_over, handing_over
 from ptycho_exec.trainer.loggers import close_logger
+from ptycho_exec.trainer.together import ending_together
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
@@ -54,6 +56,7 @@ from ptycho_torch.factory import (
 from ptycho_torch.network.lightning_module import estimate_intensity_scale
 from ptycho_torch.reconstruction.r_factor import r_factor
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.settings import flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
@@ -125,7 +128,11 @@ def plan_training(
 ) -> Training:
     """Resolve, read and plan a training; see `train` for the arguments and the errors."""
     clock = clock or Clock()
-    science, settings = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
+    handed = handed_over()
+    if handed is not None:
+        science, settings = handed.more, handed.plan.requested
+    else:
+        science, settings = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
     data = science.data
     with clock.phase("read"):
         train, test = (
@@ -146,7 +153,7 @@ def plan_training(
         has_validation=validates,
         train_samples=len(samples),
     )
-    plan = resolve_plan(settings, facts or MachineFacts.probe(), traits)
+    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Training(train, test, samples, test_samples, science, plan, overrides or {}, clock)
 
 
@@ -174,12 +181,13 @@ def run_training(
             plan=plan,
             callbacks=(history, *images, *callbacks),
             profiler=times,
+            identity=_identity(training, run_dir, resume_from),
             announce=False,
         )
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with clock.phase("fit"):
+        with clock.phase("fit"), handing_over(plan, science), ending_together(trainer):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],
@@ -202,6 +210,27 @@ def run_training(
         times=times,
         applied=_applied(training.overrides, plan, drift),
     )
+
+
+def _identity(
+    training: Training, run_dir: str | Path | None, resume_from: str | Path | None
+) -> dict[str, tuple[Any, str]]:
+    """Return what every process of this training must have alike, besides the settings."""
+    science = training.science
+    origins = science.origins
+    rows: dict[str, tuple[Any, str]] = {
+        name: (value, origins[name].describe() if name in origins else "the configs")
+        for name, value in flat(science).items()
+    }
+    scans = {"training scan": training.container, "validation scan": training.test_container}
+    for name, scan in scans.items():
+        if isinstance(scan, ScanData):
+            rows[f"SHA-256 of the {name}"] = scan.sha256, f"{scan.source}, as this process reads it"
+    rows["training samples"] = len(training.samples), "the data and how they are grouped"
+    place = f"the command, in {Path.cwd()}"
+    rows["run directory"] = None if run_dir is None else str(Path(run_dir).absolute()), place
+    rows["checkpoint to continue from"] = None if resume_from is None else str(resume_from), place
+    return rows
 
 
 def build_module(
@@ -311,16 +340,20 @@ def plan_inference(
             module, trained = model.load_model(model_or_bundle)
         elif isinstance(model_or_bundle, Mapping):
             module, trained = model_or_bundle["models"]["lightning_module"], model_or_bundle["science"]
-    if config is None and module is not None:
+    handed = handed_over()
+    if handed is None and config is None and module is not None:
         named = isinstance(model_or_bundle, (str, Path))
         config = inference_science(trained, str(model_or_bundle) if named else "the trained model")
-    science, settings = _configs(config, execution_config, overrides, INFERENCE_DEFAULTS)
+    if handed is not None:
+        science, settings = handed.more, handed.plan.requested
+    else:
+        science, settings = _configs(config, execution_config, overrides, INFERENCE_DEFAULTS)
     if module is None and science.inference.start == "network":
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
-    plan = resolve_plan(settings, facts or MachineFacts.probe(), traits)
+    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     strategy, devices = plan.settings.strategy, plan.settings.devices
     if science.inference.start == "network" and strategy in SPAWNING and devices not in (1, (0,)):
         raise SettingsError(
@@ -404,7 +437,8 @@ def _predict(inference: Inference) -> Predicted:
             drift = requested_and_effective(
                 trainer, plan.requested, plan, loaders=loaders, writes=False, profiler=times
             )
-        with clock.phase("predict and stitch"):
+        handing = handing_over(plan, inference.science)
+        with clock.phase("predict and stitch"), handing, ending_together(trainer):
             trainer.predict(module, loader, return_predictions=False)
             stitched = writer.result()
     finally:

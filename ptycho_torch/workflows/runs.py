@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
     manifest_parts,
@@ -104,10 +105,13 @@ def train(
         write_settings_toml(folder / "settings.toml", payload.settings)
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
-        write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+        if is_rank_zero():
+            write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
         result = components.run_training(
             training, run_dir=folder, resume_from=checkpoint, callbacks=callbacks
         )
+        if not is_rank_zero():
+            return Run(folder, (), result, clock.seconds)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
         losses = {
@@ -216,6 +220,8 @@ def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run[Infere
     with recorded(folder, parts) as notices:
         write_settings_toml(folder / "settings.toml", payload.settings)
         result = components.run_inference(inference)
+        if not is_rank_zero():
+            return Run(folder, (), result, clock.seconds)
         notices += result.notices
         agreement = result.consistency
         if agreement is not None:

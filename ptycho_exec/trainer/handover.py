@@ -1,0 +1,65 @@
+"""What the first process of a run hands to those that Lightning starts by running the command again.
+
+They take its plan as it is, rather than resolve settings once more from files that may have changed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptycho_exec.machine.ranks import detect_launcher
+from ptycho_exec.plan import Plan
+
+VARIABLE = "RUN_HANDOVER"
+"""Names the file, for the time in which the processes are started."""
+
+
+@dataclass(frozen=True)
+class Handed:
+    """The plan of a run, and what else its program resolved for it, such as the science."""
+
+    plan: Plan
+    more: Any = None
+
+
+_taken: Handed | None = None
+
+
+def handed_over() -> Handed | None:
+    """Return what the first process of this run resolved; None in that process, and where nobody did."""
+    global _taken
+    path = os.environ.get(VARIABLE)
+    child = detect_launcher(os.environ).kind == "lightning"
+    if _taken is None and path and child and os.stat(path).st_uid == os.getuid():
+        _taken = pickle.loads(Path(path).read_bytes())
+    return _taken
+
+
+@contextmanager
+def handing_over(plan: Plan, more: Any = None) -> Iterator[None]:
+    """Hand a plan to the processes that are started inside; afterwards another run can hand over its own."""
+    global _taken
+    if plan.facts.launcher.kind != "none" or VARIABLE in os.environ:
+        try:
+            yield
+        finally:
+            if _taken is not None:
+                os.environ.pop(VARIABLE, None)
+            _taken = None
+        return
+    number, name = tempfile.mkstemp(prefix="run-handover-")
+    try:
+        with os.fdopen(number, "wb") as file:
+            pickle.dump(Handed(plan, more), file)
+        os.environ[VARIABLE] = name
+        yield
+    finally:
+        os.environ.pop(VARIABLE, None)
+        Path(name).unlink(missing_ok=True)
