@@ -23,7 +23,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.caller import require_kinds
 from ptycho_exec.trainer.drift import DriftReport, apply_drift_policy, callers_own, requested_and_effective
-from ptycho_exec.trainer.handover import handed_over, handing_over
+from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.module import traits_of
 from ptycho_exec.trainer.process import process_flags, seed_run
@@ -119,6 +119,8 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
+    from ptycho_exec.trainer.together import on_all_processes
+
     handed = handed_over()
     settings = handed.plan.requested if handed else settings or ExecutionSettings()
     require_kinds(settings, module=module, loaders=loaders)
@@ -126,8 +128,6 @@ def trainer_run(
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
-    from ptycho_exec.trainer.together import ending_together
-
     with process_flags(plan.settings):
         seed_run(plan.settings)
         with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
@@ -150,7 +150,7 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                with handing_over(plan), ending_together(trainer):
+                with on_all_processes(trainer, plan):
                     yield run
                 apply_drift_policy(run.report(), settings)
             else:
@@ -158,7 +158,7 @@ def trainer_run(
                 with recorded(folder, parts, notices) as lines:
                     write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        with handing_over(plan), ending_together(trainer):
+                        with on_all_processes(trainer, plan):
                             yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))

@@ -27,6 +27,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
@@ -34,6 +35,8 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.facts import package_versions
 from ptycho_exec.machine.ranks import Launcher
 from ptycho_exec.plan import Plan
+from ptycho_exec.trainer.handover import handing_over
+from ptycho_exec.trainer.spawned import brought_back
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -482,10 +485,26 @@ def lost(missing: Mapping[int, str], world: int, step: int) -> UserError:
 
 
 @contextmanager
-def ending_together(trainer: Any) -> Iterator[None]:
-    """Raise what ended the run in place of an error of the network that followed from it."""
+def on_all_processes(trainer: Any, plan: Plan, more: Any = None) -> Iterator[None]:
+    """Fit or predict inside: the processes that this starts are given the plan, and bring back what they did.
+
+    Args:
+        more: what else the program resolved for the run; see `handover`.
+
+    Raises:
+        UserError: what ended the run, in place of errors that only followed from it.
+    """
+    with handing_over(plan, more), _ending_together(trainer), brought_back(trainer):
+        yield
+
+
+@contextmanager
+def _ending_together(trainer: Any) -> Iterator[None]:
     try:
         yield
+    except ProcessExitedException as error:  # a child of ddp_spawn or ddp_fork that was killed
+        world = getattr(trainer, "world_size", 0)
+        raise lost({error.error_index: ""}, world, getattr(trainer, "global_step", 0)) from error
     except Exception as error:
         callbacks = getattr(trainer, "callbacks", ())
         failures = (callback.failure for callback in callbacks if isinstance(callback, Together))

@@ -47,7 +47,7 @@ def run(words: Sequence[str], folder: Path, **more: str) -> Ended:
 
 
 def ranks_with(changes: str, folder: Path) -> list[str]:
-    """Return the words of torchrun that start two processes, of which rank 1 first runs `changes` in a shell."""
+    """Return words of torchrun for two processes, of which rank 1 first runs `changes` in a shell."""
     script = folder / "start.sh"
     script.write_text(
         "#!/bin/sh\n"
@@ -97,7 +97,7 @@ class Started:
         return self.log.read_text(errors="replace")
 
     def until(self, what: Callable[[], bool]) -> None:
-        """Look until something is so; when the command ends before, or never comes to it, that is a failure."""
+        """Look until something is so; that the command ends before, or never comes to it, is a failure."""
         deadline = time.monotonic() + LIMIT_S
         while not what():
             assert self.process.poll() is None, self.output
@@ -115,7 +115,7 @@ class Started:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def process_of_rank(self, rank: int) -> int:
-        """Return the number of a rank's process: a child of a launcher, or of Lightning; else the command's own."""
+        """Return the number of a rank's process: a child of a launcher or of Lightning, else the command."""
         found = [pid for pid in descendants(self.process.pid) if _has_rank(pid, rank)]
         return found[0] if found else self.process.pid
 

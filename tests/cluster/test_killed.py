@@ -16,8 +16,8 @@ from tests.cluster.test_engines import weights
 pytestmark = pytest.mark.slow
 
 EPOCHS = 60
-COMMAND = ("train", "scan0.npz", "--epochs", str(EPOCHS), "--enable-progress-bar", "false", "--batch-size", "4",
-           "--checkpoint-every-n-steps", "3", "--early-stop-patience", "none")  # fmt: skip
+COMMAND = ("train", "scan0.npz", "--epochs", str(EPOCHS), "--enable-progress-bar", "false",
+           "--batch-size", "4", "--checkpoint-every-n-steps", "3", "--early-stop-patience", "none")  # fmt: skip
 DDP = (*PROGRAM, *COMMAND, "--devices", "2")
 TORCH = (*TORCHRUN, "--nproc-per-node", "2", "-m", "ptycho_torch", *COMMAND)
 
