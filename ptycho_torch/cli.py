@@ -35,7 +35,7 @@ from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.record import settings_from_manifest
+from ptycho_exec.record import names_of, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import table
@@ -434,7 +434,7 @@ def _print_settings(
         for name, origin in science.origins.items()
         if origin.kind is not Kind.RECORDED or values[name] != specs[name].default
     ]
-    shown += [(name, getattr(settings, name), settings.origins[name]) for name in field_specs()]
+    shown += [(name, getattr(settings, name), settings.origins[name]) for name in names_of(settings)]
     rows = [
         (name, format_value(redact(value)), redact(origin.describe()))
         for name, value, origin in shown

@@ -13,6 +13,7 @@ import json
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
@@ -313,31 +314,30 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_SAME_EVERYWHERE = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks")
-_SHORT_ELSEWHERE = ("other-nodes-than-launcher", "other-tasks-than-launcher")
+_OF_ALL = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks", "too-little-memory",
+           "other-nodes-than-launcher", "other-tasks-than-launcher")  # fmt: skip
+"""Codes of what each process of a run finds wrong in the same way."""
+GRACE_S = 3.0
+"""Seconds in which the first process reports it; then the others do, if no launcher ended them."""
 
 
-def _spoken(findings: Sequence[Finding]) -> list[Finding]:
-    """Return what this process reports: others than the first leave to it what it knows as well.
+def _spoken(findings: Sequence[Finding], rank: int) -> list[Finding]:
+    """Return what this process reports; of what all find alike, others than the first say less, and later.
 
-    What depends on settings, which may differ between processes, they report in a line.
+    A launcher that ends all processes with the first that fails would not let the first one speak.
     """
-    launcher = detect_launcher(os.environ)
-    if launcher.rank == 0:
+    if rank == 0 or not all(finding.code in _OF_ALL for finding in findings):
         return list(findings)
-    return [
-        Finding(f"rank {launcher.rank}: {row.what}", code=row.code) if row.code in _SHORT_ELSEWHERE else row
-        for row in findings
-        if row.code not in _SAME_EVERYWHERE
-    ]
+    time.sleep(GRACE_S)
+    return [Finding(row.what, fix=row.fix, code=row.code) for row in findings]
 
 
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
     """Print what is wrong: for people, as annotations, or as JSON; what all processes know, once."""
-    rank, findings = detect_launcher(os.environ).rank, _spoken(error.findings)
-    if not findings or error.spoken_by not in (None, rank):
+    rank = detect_launcher(os.environ).rank
+    if error.spoken_by not in (None, rank):
         return
-    error = type(error).from_findings(findings)
+    error = type(error).from_findings(_spoken(error.findings, rank))
     program = f"{program} (rank {rank})" if rank else program
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))
