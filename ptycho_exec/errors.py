@@ -73,6 +73,8 @@ _NAMED = re.compile(r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)")
 
 def redact(value: Any) -> Any:
     """Hide what looks like a credential: user information of addresses, values of secret names, keys."""
+    if type(value) is dict:
+        return {name: redact(item) for name, item in value.items()}
     if not isinstance(value, str):
         return value
     for marks, pattern, shown in _SECRETS:

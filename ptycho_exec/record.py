@@ -234,7 +234,7 @@ def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None
         raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
     given = dict(overrides or {})
     intent = {name: value for name, value in intent.items() if name not in given}
-    hidden = [name for name, value in intent.items() if isinstance(value, str) and "***" in value]
+    hidden = [name for name, value in intent.items() if "***" in str(value)]
     if hidden:
         raise SettingsError(
             f"the manifest hides credentials in {', '.join(hidden)}",
@@ -249,7 +249,12 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     """Write every value as a TOML settings file that loads again; none is written as a word."""
     import tomli_w
 
-    rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: written(item) for name, item in value.items()}
+        return "none" if value is None else redact(value)
+
+    rows = written(values_of(settings))
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     write_atomically(path, head + tomli_w.dumps(rows))
 

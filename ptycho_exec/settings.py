@@ -21,7 +21,7 @@ from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, Set
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import FrozenModel, branches, fill, hashable, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
-from ptycho_exec.fields.spec import Renamed, field_specs, format_value
+from ptycho_exec.fields.spec import Renamed, field_specs, format_value, table_specs
 from ptycho_exec.sources.discovery import Request, paths_of
 from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
@@ -219,9 +219,10 @@ class ResolvedSettings(BaseSettings):
         return MappingProxyType(self._origins)
 
     def origin_of(self, name: str) -> str:
-        """Return where the value of a field came from, as text; empty where that is not known."""
-        origin = self._origins.get(name)
-        return origin.describe() if origin else ""
+        """Return where the value of a field, or of `FIELD.NAME` in a table, came from; empty if not known."""
+        field, _, inner = name.partition(".")
+        origin = self._origins.get(field)
+        return (origin.part(inner) if inner else origin).describe() if origin else ""
 
     @property
     def notices(self) -> tuple[Finding, ...]:
@@ -236,11 +237,18 @@ class ResolvedSettings(BaseSettings):
         """
         specs = field_specs(type(self))
         names = changed(self._origins) if name is None else [checked_name(name, specs, where="explain()")]
-        blocks = (
-            explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
-            for name in names
-        )
+        blocks = (self._explained(*name.partition(".")[::2]) for name in names)
         return "\n\n".join("\n".join(lines) for lines in blocks) or "every value is its default"
+
+    def _explained(self, name: str, inner: str) -> Iterator[str]:
+        """Yield the lines about a field, or about one name of its table."""
+        spec, value, origin = field_specs(type(self))[name], getattr(self, name), self._origin(name)
+        if inner:
+            spec = table_specs(spec)[inner]
+            default = Origin(Kind.DEFAULT, "default", spec.default)
+            origin = origin.part(inner) if inner in value else default
+            value = value.get(inner, spec.default)
+        yield from explain_field(spec, value, origin, self._notices)
 
     def _origin(self, name: str) -> Origin:
         return self._origins.get(name) or Origin(Kind.DEFAULT, "not known", getattr(self, name))

@@ -30,7 +30,7 @@ from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import changed, checked_name, explain_json, rows_of, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
@@ -80,14 +80,14 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
     settings = model.from_resolution(resolution)
     names = changed(settings.origins) if args.changed else list(field_specs(model))
     notes = list(resolution.notices)
-    if (args.trainer or args.loader) and isinstance(settings, ExecutionSettings):
+    if (args.trainer_kwargs or args.loader_kwargs) and isinstance(settings, ExecutionSettings):
         from ptycho_exec.machine.facts import MachineFacts
         from ptycho_exec.plan import resolve_plan
         from ptycho_exec.trainer.build import described_kwargs, inference_loader_kwargs, train_loader_kwargs
 
         plan = resolve_plan(settings, MachineFacts.probe())
-        kwargs = {"trainer": described_kwargs(plan)} if args.trainer else {}
-        if args.loader:
+        kwargs = {"trainer": described_kwargs(plan)} if args.trainer_kwargs else {}
+        if args.loader_kwargs:
             kwargs["train_loader"] = train_loader_kwargs(settings, plan)
             kwargs["inference_loader"] = inference_loader_kwargs(settings, plan)
         for finding in (*plan.problems, *plan.notices):
@@ -103,10 +103,8 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         print(json.dumps(_report(settings, names, notes), indent=2))
         return 0
     else:
-        rows = [
-            (name, shown(getattr(settings, name)), redact(settings.origins[name].describe()))
-            for name in names
-        ]
+        specs, origins = field_specs(model), settings.origins
+        rows = [row for n in names for row in rows_of(specs[n], getattr(settings, n), origins[n])]
         print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notes(notes)
     return 0
@@ -135,6 +133,7 @@ def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionS
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)
     if args.json:
+        names = list(dict.fromkeys(name.partition(".")[0] for name in names))
         searched = [
             {"kind": file.kind.value, "path": redact(file.path), "found": file.found}
             for file in resolution.searched
@@ -455,8 +454,8 @@ _COMMANDS = (
         "print every value and where it came from",
         [
             *SHOW_OPTIONS,
-            switch("--trainer", "print the Trainer's arguments"),
-            switch("--loader", "print the loaders' arguments"),
+            switch("--trainer-kwargs", "print the Trainer's arguments"),
+            switch("--loader-kwargs", "print the loaders' arguments"),
         ],
         settings=True,
     ),

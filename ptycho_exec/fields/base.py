@@ -7,10 +7,12 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, PrivateAttr, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -93,11 +95,14 @@ def converted(model: type[BaseModel], name: str, value: Any) -> Any:
 @cache
 def _converters(model: type[BaseModel]) -> Mapping[str, Callable[[Any], Any]]:
     """Return how to make a value of plain data for each field that is a tuple, a path, an enum, a set ..."""
-    found = {}
+    found: dict[str, Callable[[Any], Any]] = {}
     for name, info in model.model_fields.items():
         kinds = [kind for kind, _ in branches(info.annotation)]
         others = [kind for kind in kinds if kind_of(kind) not in PLAIN]
-        if others or any(kind_of(kind) is tuple for kind in kinds):
+        table = next((item for item in info.metadata if isinstance(item, Table)), None)
+        if table is not None:
+            found[name] = table.converted
+        elif others or any(kind_of(kind) is tuple for kind in kinds):
             found[name] = _converter(
                 tuple(TypeAdapter(kind) for kind in others), bool(len(kinds) > len(others))
             )
@@ -112,3 +117,33 @@ def _converter(others: tuple[TypeAdapter[Any], ...], plain: bool) -> Callable[[A
         return tuple(value) if plain and isinstance(value, list) else value
 
     return convert
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Marks a `dict` field as a table: its names and their types are the fields of a model."""
+
+    model: type[BaseModel]
+
+    def checked(self, value: Any) -> dict[str, Any]:
+        """Return the names that are given, with their values as the model has them.
+
+        Raises:
+            ValueError: it is no table, or one of its names or values is none of the model's.
+        """
+        if not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+            raise ValueError("a table has names and values")
+        whole = self.model.__new__(self.model)
+        fill(whole, value)
+        return {name: getattr(whole, name) for name in value}
+
+    def converted(self, value: Any) -> Any:
+        """Return the table as it is kept; what is none stays as it is."""
+        try:
+            return self.checked(value)
+        except ValueError:
+            return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check before pydantic looks at the `dict`."""
+        return core_schema.no_info_before_validator_function(self.checked, handler(source))

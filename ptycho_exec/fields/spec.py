@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
-from ptycho_exec.fields.base import branches, kind_of
+from ptycho_exec.fields.base import Table, branches, kind_of
 from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
 HIDDEN = "***"
@@ -46,13 +46,33 @@ class FieldSpec:
     words: tuple[str, ...]
     field: str = ""
     """The field itself, where `name` is the one that it had before."""
+    table: type[BaseModel] | None = None
+    """What a table holds: a model whose fields are its names."""
+    within: FieldSpec | None = None
+    """The field whose table has this name."""
+
+    @property
+    def full_name(self) -> str:
+        """The name, after that of its table: `trainer.min_epochs`."""
+        return f"{self.within.name}.{self.name}" if self.within else self.name
+
+    @property
+    def ways(self) -> str:
+        """Return in words how it is set."""
+        if self.within:
+            return f"{self.variable}, {self.flag}=..., or {self.name} = ... in [{self.within.name}] of a file"
+        return f"{self.variable}, {self.flag}, or {self.name} = ... in a file"
 
     @property
     def variable(self) -> str:
+        if self.within:
+            return f"{self.within.variable}__{self.name.upper()}"
         return f"{self.model.model_config.get('env_prefix', '')}{self.name.upper()}"
 
     @property
     def flag(self) -> str:
+        if self.within:
+            return f"{self.within.flag} {self.name}"
         return "--" + self.name.lower().replace("_", "-")
 
     @property
@@ -77,6 +97,12 @@ class FieldSpec:
         words = [format_value(choice) for choice in self.choices]
         parts = [f"one of: {', '.join(words)}"] if len(words) > 2 else [" or ".join(words)] if words else []
         return ", or ".join([*parts, *self.words, *(["none"] if self.optional else [])])
+
+
+def table_specs(spec: FieldSpec) -> Mapping[str, FieldSpec]:
+    """Return the spec of every name that the table of a field may hold; none where it is no table."""
+    rows = field_specs(spec.table) if spec.table else {}
+    return {name: replace(row, within=spec) for name, row in rows.items()}
 
 
 _LISTS = (tuple, list, set, frozenset)
@@ -126,6 +152,7 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         float: "a number with a decimal point" if int in kinds else "a number",
         **dict.fromkeys(_LISTS, "a list"),
         str: "a string",
+        dict: "a table",
     }
     choices: list[Any] = []
     words = []
@@ -152,6 +179,7 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         choices=tuple(choices),
         kinds=frozenset(kinds),
         words=tuple(words),
+        table=next((item.model for item in info.metadata if isinstance(item, Table)), None),
     )
 
 
@@ -193,7 +221,9 @@ def format_value(value: Any) -> str:
         flat = not any(isinstance(item, (tuple, list, dict)) for item in value)
         return f"[{', '.join(map(format_value, value))}]" if flat else _SHORT.repr(value)
     if isinstance(value, dict):
-        return _SHORT.repr(value)
+        flat = value and not any(isinstance(item, (tuple, list, dict)) for item in value.values())
+        rows = (f"{name}={format_value(item)}" for name, item in value.items())
+        return f"{{{', '.join(rows)}}}" if flat else _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
 
 
@@ -227,7 +257,15 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
     if dict in spec.kinds and word.startswith("{"):
         with suppress(ValueError):
             return json.loads(word)
-    return word
+    return _decode_table(spec, word) if spec.table and "=" in word else word
+
+
+def _decode_table(spec: FieldSpec, word: str) -> Any:
+    """Read `min_epochs=3,barebones=true`, also in braces, each text typed by its name."""
+    inner = word[1:-1] if word.startswith("{") and word.endswith("}") else word
+    rows, pairs = table_specs(spec), [part.partition("=") for part in inner.split(",")]
+    names = ((name.strip(), text.strip()) for name, _, text in pairs)
+    return {name: decode_text(rows[name], text) if name in rows else text for name, text in names}
 
 
 def _decode_list(spec: FieldSpec, word: str) -> Any:

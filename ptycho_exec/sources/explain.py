@@ -11,7 +11,7 @@ from typing import Any
 
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import FieldSpec, format_value
+from ptycho_exec.fields.spec import FieldSpec, format_value, table_specs
 from ptycho_exec.sources.origins import Kind, Origin
 from ptycho_exec.sources.suggestions import unknown_name
 
@@ -36,14 +36,29 @@ def changed(origins: Mapping[str, Origin]) -> list[str]:
     return [name for name, origin in origins.items() if origin.kind is not Kind.DEFAULT]
 
 
+def rows_of(spec: FieldSpec, value: Any, origin: Origin) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and place of a field; of a table with values, those of each."""
+    rows = [(spec.name, value, origin)]
+    if spec.table and value:
+        rows = [(f"{spec.name}.{name}", value[name], origin.part(name)) for name in value]
+    for name, part, place in rows:
+        yield name, shown(part), redact(place.describe())
+
+
 def checked_name(name: str, specs: Mapping[str, FieldSpec], *, where: str) -> str:
-    """Return the name of a field.
+    """Return the name of a field, or `FIELD.NAME` of what its table holds.
 
     Raises:
         SettingsError: there is no such field.
     """
-    if name in specs:
+    table, _, inner = name.partition(".")
+    rows = table_specs(specs[table]) if inner and table in specs else {}
+    if name in specs or inner in rows:
         return name
+    if rows:
+        where = f"{table}, {where}"
+        found = unknown_name(inner, tuple(rows), where=where, noun=f"name in {table}")
+        raise SettingsError.from_findings([found])
     raise SettingsError.from_findings([unknown_name(name, tuple(specs), where=where)])
 
 
@@ -51,8 +66,10 @@ def explain_field(
     spec: FieldSpec, value: Any, origin: Origin, notices: Sequence[Finding] = ()
 ) -> Iterator[str]:
     """Yield the lines about one field: value, origin, what it shadowed, what it means and accepts."""
-    yield f"{spec.name} = {shown(value)}"
+    yield f"{spec.full_name} = {shown(value)}"
     yield f"  from      {_given_as(origin)}"
+    for name, part in origin.parts if spec.table else ():
+        yield f"  of these  {name} = {shown(part.value)} from {_given_as(part)}"
     for other in origin.shadowed:
         yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
     for notice in notices:
@@ -60,10 +77,12 @@ def explain_field(
             yield f"  {'unset' if notice.code == 'empty-variable' else 'note':<8}  {notice.what}"
     yield f"  meaning   {spec.sentence}"
     yield f"  accepts   {spec.expected()}"
+    inner = [(f"    {name}", row.expected()) for name, row in table_specs(spec).items()]
+    yield from table(inner) if inner else ()
     meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
     yield from table(meanings) if meanings else ()
     yield f"  effect    {spec.effect.value}"
-    yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
+    yield f"  set with  {spec.ways}"
 
 
 def _given_as(origin: Origin) -> str:
@@ -94,11 +113,11 @@ def explain_html(
     """Return a table of every value with its origin, as a notebook shows it; those that were set are bold."""
     rows = []
     for name, spec in specs.items():
-        origin = origins.get(name)
-        place = redact(origin.describe()) if origin else ""
-        mark = "th" if origin and origin.kind is not Kind.DEFAULT else "td"
-        cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in (name, shown(values[name]), place))
-        rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
+        origin = origins.get(name) or Origin(Kind.OTHER, "")
+        mark = "td" if origin.kind in (Kind.DEFAULT, Kind.OTHER) else "th"
+        for row in rows_of(spec, values[name], origin):
+            cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in row)
+            rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
     notes = "".join(f"<p>note: {escape(notice.what)}</p>" for notice in notices)
     head = "<tr><th>setting</th><th>value</th><th>from</th></tr>"
     return f"<table><caption>{escape(title)}</caption>{head}{''.join(rows)}</table>{notes}"

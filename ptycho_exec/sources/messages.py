@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.lightning_words import NOTHING, Meaning, meanings
 from ptycho_exec.fields.model import Contradiction, malformed
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, table_specs
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.settings_files import assignment, syntax
-from ptycho_exec.sources.suggestions import nearest
+from ptycho_exec.sources.suggestions import RETIRED, nearest, unknown_name
 
 _LONGEST = 60
 _QUOTES = "\"'`“”‘’«»„"
@@ -37,15 +37,17 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
         yield _own_rule(item["msg"], resolution)
     for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"]):
         if name in resolution.origins:
-            found = bad_value(specs[name], resolution.origins[name])
             why = "; ".join(_said_by_validators(items, specs[name]))
-            yield replace(found, what=f"{found.what}: {why}") if why else found
+            for found in _bad_values(specs[name], resolution.origins[name]):
+                yield replace(found, what=f"{found.what}: {why}") if why else found
         else:
             yield _missing(specs[name], resolution)
 
 
 def _said_by_validators(items: Sequence[Mapping[str, Any]], spec: FieldSpec) -> Iterator[str]:
     """Yield what validators of a field say, and limits of a text, which `expected` has no words for."""
+    if spec.table:
+        return
     limits = ("string_pattern_mismatch", "string_too_short", "string_too_long")
     for item in (item for item in items if item["loc"] and item["loc"][0] == spec.name):
         if item["type"] in ("value_error", "assertion_error"):
@@ -83,7 +85,34 @@ def inactive_values(resolution: Resolution) -> Iterator[Finding]:
         batch[name] = origin
     for batch in batches:
         for name in malformed({name: origin.value for name, origin in batch.items()}, resolution.model):
-            yield bad_value(field_specs(resolution.model)[name], batch[name])
+            yield from _bad_values(field_specs(resolution.model)[name], batch[name])
+
+
+def _bad_values(spec: FieldSpec, origin: Origin) -> Iterator[Finding]:
+    """Yield what a field does not accept: its value, or each wrong name and value of its table."""
+    rows = table_specs(spec)
+    if not rows or not isinstance(origin.value, Mapping):
+        yield bad_value(spec, origin)
+        return
+    for name in origin.value:
+        part = origin.part(name)
+        if name not in rows:
+            yield _unknown_in_table(spec, str(name), part)
+        elif not rows[name].accepts(part.value):
+            yield bad_value(rows[name], part)
+
+
+def _unknown_in_table(spec: FieldSpec, name: str, origin: Origin) -> Finding:
+    fields, where = field_specs(spec.model), origin.describe()
+    field = name if name in fields else RETIRED.get(name, "")
+    file, line = origin.file or "", origin.line or 0
+    if field not in fields or field == spec.name:
+        rows = tuple(table_specs(spec))
+        found = unknown_name(name, rows, where=where, noun=f"name in {spec.name}", file=file, line=line)
+        return replace(found, field=spec.name)
+    what, expected = f"{spec.name}.{name} is decided by the setting {field}", f"the setting {field}"
+    fix = f"remove it and set {field} instead"
+    return Finding(what, where, expected, fix, file=file, line=line, code="decided-twice", field=field)
 
 
 def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
@@ -96,14 +125,14 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
     elif value is not None and not isinstance(value, (bool, int, float, list, tuple, dict)):
         text = f"{text} (of type {type(value).__name__})"
     return Finding(
-        f"{spec.name} = {text} is not allowed",
+        f"{spec.full_name} = {text} is not allowed",
         where=origin.describe(),
         expected=spec.expected(),
         fix=_remedy(spec, origin),
         file=origin.file or "",
         line=origin.line or 0,
         code="bad-value",
-        field=spec.name,
+        field=spec.full_name,
         given=text,
     )
 

@@ -55,6 +55,8 @@ class Origin:
     line: int | None = None
     reason: str = ""
     shadowed: tuple[Origin, ...] = ()
+    parts: tuple[tuple[str, Origin], ...] = ()
+    """Of a table, each name with the place that supplied its value."""
 
     def describe(self) -> str:
         """Return the place in words: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
@@ -65,9 +67,24 @@ class Origin:
         return f"{text}, {self.reason}" if self.reason else text
 
     def shadowing(self, others: Sequence[Origin]) -> Origin:
-        """Return this origin with `others`, highest first, recorded as shadowed."""
+        """Return this origin with `others`, highest first, recorded as shadowed.
+
+        A table is merged with those it shadows, name by name; a default is replaced whole.
+        """
         flat = tuple(replace(other, shadowed=()) if other.shadowed else other for other in others)
-        return replace(self, shadowed=flat)
+        if not isinstance(self.value, Mapping):
+            return replace(self, shadowed=flat)
+        below = (o for o in others if isinstance(o.value, Mapping) and o.kind is not Kind.DEFAULT)
+        parts: dict[str, Origin] = {}
+        for table in reversed((self, *below)):
+            parts |= {name: table.part(name) for name in table.value}
+        merged = {name: part.value for name, part in parts.items()}
+        return replace(self, value=merged, shadowed=flat, parts=tuple(parts.items()))
+
+    def part(self, name: str) -> Origin:
+        """Return the origin of one value of a table."""
+        known = dict(self.parts)
+        return known.get(name) or replace(self, value=self.value[name], raw=None, shadowed=(), parts=())
 
     def __repr__(self) -> str:
         """Show all of it but credentials."""
@@ -76,7 +93,9 @@ class Origin:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
         place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
-        return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
+        parts = {name: part.to_json() for name, part in self.parts}
+        more = {"reason": self.reason} if self.reason else {}
+        return {**place, "raw": redact(self.raw), **more, **({"parts": parts} if parts else {})}
 
 
 PASSED_THROUGH = {

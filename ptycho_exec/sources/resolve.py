@@ -311,17 +311,18 @@ def _resolve(reader: Reader) -> Resolution:
     for layer in layers:
         for name, origin in layer.entries.items():
             chains.setdefault(name, []).extend((origin, *origin.shadowed))
+    origins = _with_defaults(request.model, chains)
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
     names = {*reader.environ, *(row.name for _, rows in reader.dotenv for row in rows)}
-    notes = [*_all_given(request, shadowed), *_without_effect(reader, chains)]
+    notes = [*_all_given(request, shadowed), *_without_effect(reader, origins, chains)]
     if "logger_backend" in reader.specs:
         backend = chains["logger_backend"][0].value if "logger_backend" in chains else None
         notes = [*tracker_notes(request.model, names, backend), *notes]
     return Resolution(
         request.model,
-        values={name: chain[0].value for name, chain in chains.items()},
-        origins=_with_defaults(request.model, chains),
+        values={name: origins[name].value for name in chains},
+        origins=origins,
         searched=tuple(reader.searched),
         findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings), *notes),
         inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
@@ -330,11 +331,14 @@ def _resolve(reader: Reader) -> Resolution:
     )
 
 
-def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> Iterator[Finding]:
+def _without_effect(
+    reader: Reader, origins: Mapping[str, Origin], chains: Mapping[str, Sequence[Origin]]
+) -> Iterator[Finding]:
     """Yield a note for a profile or a file that was asked for and of which no value acts."""
-    acting = {chain[0].place if chain[0].kind is Kind.PROFILE else chain[0].kind for chain in chains.values()}
+    won = [part for name in chains for _, part in origins[name].parts or (("", origins[name]),)]
+    acting = {origin.place if origin.kind is Kind.PROFILE else origin.kind for origin in won}
     given = {origin.place for chain in chains.values() for origin in chain}
-    one_acts = len(reader.profiles) == 1 and any(chain[0].kind is Kind.PROFILE for chain in chains.values())
+    one_acts = len(reader.profiles) == 1 and any(origin.kind is Kind.PROFILE for origin in won)
     for asked in () if one_acts else reader.profiles:
         extended = _extended(reader, asked.value)
         if extended and not acting & extended:
@@ -479,7 +483,7 @@ def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], b
         old = origins.get(name)
         if wins(old):
             origins[name] = new.shadowing((old, *old.shadowed) if old else ())
-            values[name] = new.value
+            values[name] = origins[name].value
     findings = tuple(dict.fromkeys((*settings.notices, *layer.findings)))
     return Resolution(model, values=values, origins=origins, findings=findings)
 

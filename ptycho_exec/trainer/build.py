@@ -230,6 +230,11 @@ def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) ->
             Finding(text, plan.requested.origin_of(name), fix=fix, level="note", code="idle", field=name)
         )
 
+    for name in settings.trainer.keys() & own.trainer_kwargs.keys():
+        text = f"trainer.{name}={format_value(settings.trainer[name])} has no effect: "
+        text += "trainer_kwargs of the call wins"
+        place, fix = plan.requested.origin_of(f"trainer.{name}"), "remove one of the two"
+        found.append(Finding(text, place, fix=fix, level="note", code="idle", field="trainer"))
     for name in () if writes else NEEDS_DIRECTORY:
         brought = {"logger_backend": own.logger is not None, "enable_checkpointing": own.has("Checkpoint")}
         if asked(plan.requested, name) and getattr(settings, name) and not brought.get(name):
@@ -268,6 +273,10 @@ def refusal(
     blamed = named or [name for name in REFUSABLE if getattr(settings, name) != defaults[name].default]
     places = [
         f"{name}={format_value(getattr(settings, name))} from {settings.origin_of(name)}" for name in blamed
+    ]
+    places += [
+        f"trainer.{name}={format_value(value)} from {settings.origin_of(f'trainer.{name}')}"
+        for name, value in settings.trainer.items()
     ]
     if own is not None and own.to_json():
         places.append(f"the caller's {own.to_json()}")

@@ -102,7 +102,9 @@ def test_show_json_is_stable(here: Run, clean_process: Place) -> None:
 
 
 def test_show_what_trainer_and_loaders_would_get(here: Run) -> None:
-    shown = json.loads(here("show", "--trainer", "--loader", "--batch-size", "3", "--accum-steps", "2").out)
+    shown = json.loads(
+        here("show", "--trainer-kwargs", "--loader-kwargs", "--batch-size", "3", "--accum-steps", "2").out
+    )
     assert set(shown) == {"trainer", "train_loader", "inference_loader"}
     assert shown["train_loader"]["batch_size"] == 3
     assert shown["trainer"]["accumulate_grad_batches"] == 2
@@ -167,7 +169,7 @@ def test_explain_without_a_field_tells_of_all_that_are_set(here: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(["show", *rest] for rest in ([], ["--changed"], ["--trainer"], ["--format", "toml"])),
+        *(["show", *rest] for rest in ([], ["--changed"], ["--trainer-kwargs"], ["--format", "toml"])),
         *(["explain", *rest] for rest in ([], ["seed"])),
         ["check"],
         ["diff", "env", "profile:ci"],
@@ -188,7 +190,7 @@ def test_notes_are_the_same_in_every_form(here: Run, monkeypatch: Any, words: li
     ]
     if words == ["check"]:
         assert done.out.endswith("0 problems, 2 notes\n")
-    if words[0] != "diff" and "--trainer" not in words and "--format" not in words:
+    if words[0] != "diff" and "--trainer-kwargs" not in words and "--format" not in words:
         report = json.loads(here(*words, "--json").out)
         assert [(note["what"], note["level"]) for note in report["notes"]] == [(n, "note") for n in notes]
         assert report["schema_version"] == 1
@@ -497,7 +499,7 @@ def test_a_planted_token_shows_in_no_output(
     commands = [
         ["show", *flags],
         ["show", "--json", *flags],
-        ["show", "--trainer", "--loader", *flags],
+        ["show", "--trainer-kwargs", "--loader-kwargs", *flags],
         ["explain", "tracking_uri", *flags],
         ["explain", "--json", *flags],
         ["check", *flags],
