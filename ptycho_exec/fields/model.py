@@ -150,7 +150,7 @@ class TrainerTable(FrozenModel):
     enable_model_summary: bool = False
     """Print a table of the layers when fit begins."""
     inference_mode: bool = True
-    """Validate and predict under torch.inference_mode; false uses no_grad, which allows gradients."""
+    """Whether `Trainer.validate` and `Trainer.predict` compute under torch.inference_mode, else no_grad."""
     use_distributed_sampler: bool = True
     """Give each process its own part of the data; false where the loaders do so themselves."""
     barebones: bool = False

@@ -78,6 +78,20 @@ def test_show_changed_values_only(here: Run, clean_process: Place) -> None:
     assert here("show", "--changed").out == f"seed  1  project-file ({path}:2)\n"
 
 
+def test_show_lists_each_name_of_a_table(here: Run, clean_process: Place) -> None:
+    path = clean_process.write("ptycho_exec.toml", "[trainer]\nbarebones = true\n")
+    done = here("show", "--changed", "--trainer", "min_epochs=3")
+    assert [line.split(maxsplit=2) for line in done.out.splitlines()] == [
+        ["trainer.barebones", "true", f"project-file ({path}:2)"],
+        ["trainer.min_epochs", "3", "flag --trainer"],
+    ]
+    report = json.loads(here("show", "--json", "--changed").out)["settings"]["trainer"]
+    assert report["value"] == {"barebones": True}
+    assert report["origin"]["parts"]["barebones"]["line"] == 2
+    kwargs = json.loads(here("show", "--trainer-kwargs").out)["trainer"]
+    assert (kwargs["barebones"], kwargs["min_epochs"]) == (True, None)
+
+
 def test_show_json_is_stable(here: Run, clean_process: Place) -> None:
     clean_process.write("ptycho_exec.toml", "devices = [0, 1]\n")
     report = json.loads(here("show", "--json", "--devices", "2").out)

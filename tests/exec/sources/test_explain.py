@@ -80,3 +80,23 @@ def test_settings_without_origins_are_explained_too() -> None:
     bare = ExecutionSettings.model_construct(**dict(ExecutionSettings.from_values({"seed": 3})))
     assert bare.explain("seed").startswith("seed = 3\n  from      default not known")
     assert "<td>seed</td>" in bare._repr_html_()
+
+
+def test_one_name_of_a_table_is_explained(clean_process: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path = clean_process.write("ptycho_exec.toml", "[trainer]\nbarebones = true\n")
+    assert main(["explain", "trainer.barebones"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["trainer.barebones = true", f"  from      project-file ({path}:2)"]
+    ways = (
+        "PTYCHO_EXEC_TRAINER__BAREBONES, --trainer barebones=..., or barebones = ... in [trainer] of a file"
+    )
+    assert f"  set with  {ways}" in lines
+    assert ExecutionSettings().explain("trainer.min_steps").splitlines()[:2] == [
+        "trainer.min_steps = none",
+        "  from      default",
+    ]
+    with pytest.raises(SettingsError, match="write barebones"):
+        ExecutionSettings().explain("trainer.barebone")
+    assert "of these  barebones = true from project-file" in ExecutionSettings().explain("trainer")
+    assert "<td>trainer</td>" in ExecutionSettings.from_values({})._repr_html_()
+    assert "<th>trainer.barebones</th><th>true</th>" in ExecutionSettings()._repr_html_()

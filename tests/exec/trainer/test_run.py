@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec import SettingsWarning, trainer_run
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.record import read_manifest
+from ptycho_exec.record import read_manifest, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from tests.exec.trainer.linear_runs import CPU, SAMPLES, WIDTH, Linear, process_state, settings
 
@@ -288,3 +288,33 @@ def test_notes_about_the_sources_reach_the_user_and_the_manifest(
     ):
         pass
     assert "PTYCHO_EXEC_SEED is empty" in str(read_manifest(tmp_path / "run")["warnings"])
+
+
+def test_a_file_and_the_call_both_decide_parameters_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ptycho_exec.toml").write_text("[trainer]\nmin_epochs = 2\ninference_mode = false\n")
+    with (
+        pytest.warns(
+            SettingsWarning, match=r"trainer.min_epochs=2 has no effect: trainer_kwargs of the call"
+        ),
+        trainer_run(
+            ExecutionSettings(enable_progress_bar=False),
+            module=Net,
+            max_epochs=4,
+            run_dir="run",
+            trainer_kwargs={"min_epochs": 3},
+        ) as run,
+    ):
+        run.trainer.fit(Net(), data())
+    assert (run.trainer.min_epochs, run.trainer.predict_loop.inference_mode) == (3, False)
+    manifest = read_manifest("run")
+    assert manifest["intent"]["trainer"] == {"min_epochs": 2, "inference_mode": False}
+    assert manifest["origins"]["trainer"]["parts"]["inference_mode"]["line"] == 3
+    assert manifest["caller"]["trainer_kwargs"] == {"min_epochs": 3}
+    rows = {row["name"]: row["verdict"] for row in manifest["drift"]}
+    assert (rows["min_epochs"], rows["inference_mode"]) == ("caller's", "same")
+    assert settings_from_manifest("run").trainer == manifest["intent"]["trainer"]
+    kept = ExecutionSettings(settings_file="run/settings.toml")
+    assert kept.trainer == manifest["intent"]["trainer"]
