@@ -163,14 +163,7 @@ def check(args: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    from ptycho_exec.cli import probe
-
-    if args.test is not None and args.probe is None:
-        fix = "give --probe, or leave out --test"
-        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
-    if args.probe is not None and args.facts:
-        what = "--probe runs a batch on this machine, --facts asks about another one"
-        raise SettingsError(what, where="command line", fix="choose one of the two")
+    _refuse_wrong_trials(args)
     plain = not args.json and not args.annotations
     try:
         resolution = resolve_from(args)
@@ -188,25 +181,15 @@ def check(args: argparse.Namespace) -> int:
     facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
     plan = resolve_plan(settings, facts, ModuleTraits())
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    notes, steps = list(resolution.notices), list[Finding]()
+    notes = list(resolution.notices)
     if problems and args.probe is not None:
         text = "probe was not run, because of the problems above"
         notes.append(Finding(text, level="note", code="not-tried"))
-    if args.probe is not None and not problems:
-        report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
-        validation = None if args.test is None else _scan(args.test)
-        steps += probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
+    steps = [] if problems else _tried(args, settings)
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
     if args.json:
-        verdict = {
-            "schema_version": JSON_VERSION,
-            "can_run": not findings,
-            "findings": [finding.to_json() for finding in findings],
-            "notes": [note.to_json() for note in notes],
-        }
-        tried = {} if args.probe is None else {"probe": [probe.to_json(step) for step in steps]}
-        print(json.dumps({**verdict, **plan.to_json(), **tried}, indent=2, default=str))
+        print(json.dumps(_verdict(args, plan, findings, notes, steps), indent=2, default=str))
     elif plain:
         print("\n".join([*map(_fail_line, problems), *_check_lines(plan, notes, steps)]))
     elif args.annotations:
@@ -219,6 +202,51 @@ def check(args: argparse.Namespace) -> int:
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
+
+
+def _refuse_wrong_trials(args: argparse.Namespace) -> None:
+    """Raise what contradicts in `--probe`, `--test` and `--facts`.
+
+    Raises:
+        SettingsError: with what to leave out.
+    """
+    if args.test is not None and args.probe is None:
+        fix = "give --probe, or leave out --test"
+        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
+    if args.probe is not None and args.facts:
+        what = "--probe runs a batch on this machine, --facts asks about another one"
+        raise SettingsError(what, where="command line", fix="choose one of the two")
+
+
+def _tried(args: argparse.Namespace, settings: ExecutionSettings) -> list[Finding]:
+    """Return the steps of the trial that `--probe` asks for; none without it."""
+    from ptycho_exec.cli import probe
+
+    if args.probe is None:
+        return []
+    report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+    validation = None if args.test is None else _scan(args.test)
+    return list(probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report))
+
+
+def _verdict(
+    args: argparse.Namespace,
+    plan: Plan,
+    findings: Sequence[Finding],
+    notes: Sequence[Finding],
+    steps: Sequence[Finding],
+) -> dict[str, Any]:
+    """Return what `check --json` prints."""
+    from ptycho_exec.cli import probe
+
+    return {
+        "schema_version": JSON_VERSION,
+        "can_run": not findings,
+        "findings": [finding.to_json() for finding in findings],
+        "notes": [note.to_json() for note in notes],
+        **plan.to_json(),
+        **({} if args.probe is None else {"probe": [probe.to_json(step) for step in steps]}),
+    }
 
 
 def _refuse_conflicts(request: Request) -> None:

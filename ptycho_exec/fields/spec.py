@@ -221,7 +221,7 @@ def format_value(value: Any) -> str:
         flat = not any(isinstance(item, (tuple, list, dict)) for item in value)
         return f"[{', '.join(map(format_value, value))}]" if flat else _SHORT.repr(value)
     if isinstance(value, dict):
-        flat = value and not any(isinstance(item, (tuple, list, dict)) for item in value.values())
+        flat = bool(value) and not any(isinstance(item, (tuple, list, dict)) for item in value.values())
         rows = (f"{name}={format_value(item)}" for name, item in value.items())
         return f"{{{', '.join(rows)}}}" if flat else _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)

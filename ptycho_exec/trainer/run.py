@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,40 +128,40 @@ def trainer_run(
     with process_flags(plan.settings):
         seed_run(plan.settings)
         with _directory(run_dir) as folder:
-            trainer = build_trainer(
-                settings,
-                max_epochs=max_epochs,
-                run_dir=folder,
-                plan=plan,
-                callbacks=callbacks,
-                logger=logger,
-                profiler=profiler,
-                trainer_kwargs=trainer_kwargs,
-                announce=False,
-            )
-        own = callers_own(trainer)
-        idle = idle_settings(trainer, plan, own, writes=folder is not None)
+            build = partial(build_trainer, settings, plan=plan, max_epochs=max_epochs, run_dir=folder)
+            brought = {"callbacks": callbacks, "logger": logger, "profiler": profiler}
+            trainer = build(**brought, trainer_kwargs=trainer_kwargs, announce=False)
+        idle = idle_settings(trainer, plan, callers_own(trainer), writes=folder is not None)
         notices = (*settings.notices, *plan.notices, *early, *idle)
         announce(notices)
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
-            if folder is None:
+            with _recorded(run, notices):
                 yield run
-                apply_drift_policy(run.report(), settings)
-            else:
-                parts = {**manifest_parts(settings, plan=plan), "task": "run", "caller": own.to_json()}
-                with recorded(folder, parts, notices) as lines:
-                    if is_rank_zero():
-                        write_settings_toml(folder / "settings.toml", settings)
-                    try:
-                        yield run
-                    finally:
-                        write_manifest(folder, **_came_to(run, lines))
-                    apply_drift_policy(run.report(), settings)
-                write_manifest(folder, status="completed")
         finally:
             if logger is None:
                 close_logger(getattr(trainer, "logger", None))
+
+
+@contextmanager
+def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
+    """Compare the Trainer afterwards, and keep the manifest true where the run has a directory."""
+    settings, folder = run.plan.requested, run.run_dir
+    if folder is None:
+        yield
+        apply_drift_policy(run.report(), settings)
+        return
+    own = callers_own(run.trainer).to_json()
+    parts = {**manifest_parts(settings, plan=run.plan), "task": "run", "caller": own}
+    with recorded(folder, parts, notices) as lines:
+        if is_rank_zero():
+            write_settings_toml(folder / "settings.toml", settings)
+        try:
+            yield
+        finally:
+            write_manifest(folder, **_came_to(run, lines))
+        apply_drift_policy(run.report(), settings)
+    write_manifest(folder, status="completed")
 
 
 def _made_before_seeding(settings: ExecutionSettings, module: Any) -> list[Finding]:

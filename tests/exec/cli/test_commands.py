@@ -240,13 +240,18 @@ def test_findings_as_json_and_as_annotations(here: Run, clean_process: Place, wo
     ("words", "text"),
     [
         ([], "required: COMMAND"),
-        (["shw"], "invalid choice: 'shw'"),
+        (["shw"], "fix:      write show"),
         (["show", "--jsno"], "expected: --json"),
         (["show", "--batch", "3"], "unknown flag '--batch'"),
         (["show", "extra"], "unexpected argument 'extra'"),
         (["diff", "env"], "required: B"),
         (["diff", "env", "nothing.toml"], "there is no nothing.toml to compare"),
-        (["diff", "env", "env", "--only", "speed"], "invalid choice: 'speed'"),
+        (["diff", "env", "env", "--only", "speed"], "--only = 'speed' is not allowed"),
+        (["show", "--format", "tmol"], "fix:      did you mean --format toml?"),
+        (["show", "--format=jason"], "fix:      did you mean --format json?"),
+        (["show", "--format"], "expected: ptycho-exec show [options]"),
+        (["completion", "bsh"], "fix:      did you mean bash?"),
+        (["xyzzy"], "fix:      write one of them"),
         (["show", "--settings", "absent.toml"], "settings file not found"),
         (["show", "--profile", "lptop"], "expected: laptop"),
         (["check", "--facts", "absent.json"], "absent.json"),
@@ -258,6 +263,7 @@ def test_wrong_usage(here: Run, words: list[str], text: str) -> None:
     assert done.out == ""
     assert done.err.startswith("ptycho-exec")
     assert text in done.err
+    assert len(done.err.splitlines()) <= 4
 
 
 @pytest.mark.parametrize("words", [["--help"], ["show", "--help"], ["diff", "--help"]])
