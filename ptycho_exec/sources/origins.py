@@ -98,17 +98,27 @@ class Origin:
         return {**place, "raw": redact(self.raw), **more, **({"parts": parts} if parts else {})}
 
 
-PASSED_THROUGH = {
-    *("ptycho_exec", "pydantic", "pydantic_settings", "hydra", "jsonargparse", "tyro"),
-    *("contextlib", "functools"),
-}
-"""Packages whose calls are made for somebody else; one that builds on this one adds its own name."""
+_PASSED_THROUGH = frozenset(
+    {
+        *("ptycho_exec", "pydantic", "pydantic_settings", "hydra", "jsonargparse", "tyro"),
+        *("contextlib", "functools"),
+    }
+)
+
+
+def _passes_on(package: str) -> bool:
+    """Return whether the calls of a package are made for somebody else.
+
+    One that builds on this one says so with `__passes_settings_on__ = True` in its `__init__.py`.
+    """
+    module = sys.modules.get(package)
+    return package in _PASSED_THROUGH or bool(module and vars(module).get("__passes_settings_on__"))
 
 
 def caller() -> tuple[str, int]:
     """Return file and line of the code that called into these packages; only file and line are looked at."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_THROUGH:
+    while frame is not None and _passes_on(frame.f_globals.get("__name__", "").partition(".")[0]):
         frame = frame.f_back
     if frame is None or frame.f_code.co_filename.startswith("<"):  # typed in, not in a file
         return "", 0
