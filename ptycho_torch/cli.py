@@ -136,7 +136,9 @@ _NOBODY = (Kind.DEFAULT, Kind.FACTORY)
 
 def show(args: argparse.Namespace) -> int:
     """Print every science value with its origin; `ptycho-exec show` does so for the execution settings."""
-    return commands.show(argparse.Namespace(**vars(args), trainer_kwargs=False, loader_kwargs=False), ScienceSettings)
+    return commands.show(
+        argparse.Namespace(**vars(args), trainer_kwargs=False, loader_kwargs=False), ScienceSettings
+    )
 
 
 def explain(args: argparse.Namespace) -> int:

@@ -225,16 +225,18 @@ def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) ->
     settings, found = plan.settings, []
 
     def note(name: str, why: str, fix: str) -> None:
-        text = f"{name}={format_value(getattr(settings, name))} has no effect: {why}"
-        found.append(
-            Finding(text, plan.requested.origin_of(name), fix=fix, level="note", code="idle", field=name)
-        )
+        field, _, inner = name.partition(".")
+        value = settings.trainer[inner] if inner else getattr(settings, name)
+        text, place = f"{name}={format_value(value)} has no effect: {why}", plan.requested.origin_of(name)
+        found.append(Finding(text, place, fix=fix, level="note", code="idle", field=field))
 
-    for name in settings.trainer.keys() & own.trainer_kwargs.keys():
-        text = f"trainer.{name}={format_value(settings.trainer[name])} has no effect: "
-        text += "trainer_kwargs of the call wins"
-        place, fix = plan.requested.origin_of(f"trainer.{name}"), "remove one of the two"
-        found.append(Finding(text, place, fix=fix, level="note", code="idle", field="trainer"))
+    known = inspect.signature(RealTrainer.__init__).parameters
+    for name in settings.trainer:
+        if name in own.trainer_kwargs:
+            note(f"trainer.{name}", "trainer_kwargs of the call wins", "remove one of the two")
+        elif name not in known:
+            why = "the installed Lightning has no such parameter"
+            note(f"trainer.{name}", why, "remove it, or install a newer Lightning")
     for name in () if writes else NEEDS_DIRECTORY:
         brought = {"logger_backend": own.logger is not None, "enable_checkpointing": own.has("Checkpoint")}
         if asked(plan.requested, name) and getattr(settings, name) and not brought.get(name):

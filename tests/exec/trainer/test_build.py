@@ -652,3 +652,13 @@ def test_barebones_needs_no_other_change_without_a_directory() -> None:
 def test_what_the_trainer_refuses_of_the_table_names_its_place(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"trainer.barebones=true from argument from_values\(\)"):
         build_trainer(settings(trainer={"barebones": True}), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["enable_autolog_hparams", "model_registry", "min_epochs"])
+def test_a_name_that_this_lightning_does_not_know_is_noted(name: str) -> None:
+    wanted = settings(trainer={name: {"model_registry": "mine", "min_epochs": 2}.get(name, True)})
+    with process_flags(wanted), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build_trainer(wanted, max_epochs=3)
+    noted = [str(row.message) for row in caught if f"trainer.{name}=" in str(row.message)]
+    assert len(noted) == (name not in real_parameters())
