@@ -30,13 +30,13 @@ from ptycho_exec.cli.flags import (
     run,
     switch,
 )
-from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
-from ptycho_exec.sources.explain import table
+from ptycho_exec.sources.explain import rows_of, table
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import resolve_together
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
@@ -406,7 +406,7 @@ def _print_settings(
     args: argparse.Namespace, settings: ExecutionSettings, science: ScienceConfig, notes: Sequence[Finding]
 ) -> None:
     """Print each value that is not its default and where it came from, and what has no effect here."""
-    values, specs = flat(science), field_specs(ScienceSettings)
+    values, specs = flat(science), {**field_specs(ScienceSettings), **field_specs()}
     shown = [
         (name, values[name], origin)
         for name, origin in science.origins.items()
@@ -414,9 +414,10 @@ def _print_settings(
     ]
     shown += [(name, getattr(settings, name), settings.origins[name]) for name in field_specs()]
     rows = [
-        (name, format_value(redact(value)), redact(origin.describe()))
+        row
         for name, value, origin in shown
         if origin.kind is not Kind.DEFAULT
+        for row in rows_of(specs[name], value, origin)
     ]
     if rows:
         print("settings that are not the default:")
