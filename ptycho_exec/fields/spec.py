@@ -260,6 +260,16 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
     return _decode_table(spec, word) if spec.table and "=" in word else word
 
 
+def decode_texts(spec: FieldSpec, value: Any) -> Any:
+    """Turn a text, or the texts in a table, into the field's own types; other values stay as they are."""
+    if isinstance(value, str):
+        return decode_text(spec, value)
+    if spec.table is None or not isinstance(value, Mapping):
+        return value
+    rows = table_specs(spec)
+    return {name: decode_texts(rows[name], item) if name in rows else item for name, item in value.items()}
+
+
 def _decode_table(spec: FieldSpec, word: str) -> Any:
     """Read `min_epochs=3,barebones=true`, also in braces, each text typed by its name."""
     inner = word[1:-1] if word.startswith("{") and word.endswith("}") else word

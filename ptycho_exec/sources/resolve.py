@@ -34,7 +34,15 @@ from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.base import converted, fill
-from ptycho_exec.fields.spec import HIDDEN, FieldSpec, decode_text, field_specs, format_value, source_specs
+from ptycho_exec.fields.spec import (
+    HIDDEN,
+    FieldSpec,
+    decode_text,
+    decode_texts,
+    field_specs,
+    format_value,
+    source_specs,
+)
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
@@ -433,8 +441,8 @@ def resolve_values(
     """
     layer, specs = _given(model, values, Kind.ARGUMENT, place), field_specs(model)
     for name, origin in layer.entries.items():
-        if texts and isinstance(origin.value, str):
-            layer.entries[name] = replace(origin, value=decode_text(specs[name], origin.value))
+        if texts:
+            layer.entries[name] = replace(origin, value=decode_texts(specs[name], origin.value))
     return _alone(layer, model)
 
 

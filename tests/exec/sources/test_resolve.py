@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
@@ -406,3 +407,23 @@ def test_the_variable_of_one_name_wins_over_that_of_the_table(place: Place) -> N
 def test_a_profile_that_acts_through_a_table_alone_is_not_called_without_effect(place: Place) -> None:
     place.write("ptycho_exec.toml", "[trainer]\nmin_steps = 1\n[profiles.a.trainer]\nmin_epochs = 2\n")
     assert place.settings(profile="a").notices == ()
+
+
+def test_texts_in_a_table_are_typed_by_their_names() -> None:
+    settings = ExecutionSettings.model_validate_strings({"trainer": {"min_epochs": "3", "barebones": "yes"}})
+    assert settings.trainer == {"min_epochs": 3, "barebones": True}
+    with pytest.raises(SettingsError, match=r"trainer.min_epochs = 'x' is not allowed"):
+        ExecutionSettings.model_validate_strings({"trainer": {"min_epochs": "x"}})
+
+
+def test_a_subclass_reads_the_table_from_its_own_variables(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bench(ExecutionSettings):
+        model_config = SettingsConfigDict(env_prefix="BENCH_")
+
+    monkeypatch.setenv("BENCH_TRAINER__MIN_EPOCHS", "3")
+    assert Bench().trainer == {"min_epochs": 3}
+    monkeypatch.setenv("BENCH_TRAINER__MIN_EPOCH", "3")
+    with pytest.raises(SettingsError, match="write BENCH_TRAINER__MIN_EPOCHS"):
+        Bench()
