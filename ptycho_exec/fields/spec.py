@@ -221,10 +221,16 @@ def format_value(value: Any) -> str:
         flat = not any(isinstance(item, (tuple, list, dict)) for item in value)
         return f"[{', '.join(map(format_value, value))}]" if flat else _SHORT.repr(value)
     if isinstance(value, dict):
-        flat = bool(value) and not any(isinstance(item, (tuple, list, dict)) for item in value.values())
+        flat = bool(value) and all(_is_plain_row(name, item) for name, item in value.items())
         rows = (f"{name}={format_value(item)}" for name, item in value.items())
         return f"{{{', '.join(rows)}}}" if flat else _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _is_plain_row(name: Any, value: Any) -> bool:
+    """Return whether a row of a table can be written as `name=value`, without quotes."""
+    nested = isinstance(value, (tuple, list, dict))
+    return str(name).isidentifier() and not nested and str(value).isprintable()
 
 
 _SHORT = reprlib.Repr()  # values in values may repeat without end
