@@ -248,9 +248,8 @@ def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
     specs, name = field_specs(model), type(source).__name__
     layer = _given(model, source(), Kind.OTHER, name)
     for field, origin in layer.entries.items():
-        if isinstance(origin.value, str):
-            value = decode_text(specs[field], origin.value)
-            layer.entries[field] = replace(origin, value=value, raw=origin.value)
+        raw = origin.value if isinstance(origin.value, str) else origin.raw
+        layer.entries[field] = replace(origin, value=decode_texts(specs[field], origin.value), raw=raw)
     return layer
 
 
