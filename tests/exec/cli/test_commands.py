@@ -85,8 +85,8 @@ def test_show_lists_each_name_of_a_table(here: Run, clean_process: Place) -> Non
     path = clean_process.write("ptycho_exec.toml", "[trainer]\nbarebones = true\n")
     done = here("show", "--changed", "--trainer", "min_epochs=3")
     assert [line.split(maxsplit=2) for line in done.out.splitlines()] == [
-        ["trainer.barebones", "true", f"project-file ({path}:2)"],
         ["trainer.min_epochs", "3", "flag --trainer"],
+        ["trainer.barebones", "true", f"project-file ({path}:2)"],
     ]
     report = json.loads(here("show", "--json", "--changed").out)["settings"]["trainer"]
     assert report["value"] == {"barebones": True}
