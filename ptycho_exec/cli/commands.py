@@ -45,7 +45,15 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import COMMAND_LINE, changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import (
+    COMMAND_LINE,
+    changed,
+    checked_name,
+    explain_json,
+    rows_of,
+    shown,
+    table,
+)
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
@@ -96,19 +104,19 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
     settings = model.from_resolution(resolution)
     names = changed(settings.origins) if args.changed else list(field_specs(model))
     notes = list(resolution.notices)
-    if (args.trainer or args.loader) and isinstance(settings, ExecutionSettings):
+    if (args.trainer_kwargs or args.loader_kwargs) and isinstance(settings, ExecutionSettings):
         from ptycho_exec.machine.facts import MachineFacts
         from ptycho_exec.plan import resolve_plan
         from ptycho_exec.trainer.build import described_kwargs, inference_loader_kwargs, train_loader_kwargs
 
         plan = resolve_plan(settings, MachineFacts.probe())
-        kwargs = {"trainer": described_kwargs(plan)} if args.trainer else {}
-        if args.loader:
+        kwargs = {"trainer": described_kwargs(plan)} if args.trainer_kwargs else {}
+        if args.loader_kwargs:
             kwargs["train_loader"] = train_loader_kwargs(settings, plan)
             kwargs["inference_loader"] = inference_loader_kwargs(settings, plan)
         for finding in (*plan.problems, *plan.notices):
             print(f"{'not here' if finding.level == 'error' else 'note'}: {finding.what}", file=sys.stderr)
-        print(json.dumps(kwargs, indent=2, default=str))
+        print(json.dumps(redact(kwargs), indent=2, default=str))
     elif args.format:
         from ptycho_exec.cli.freeze import freeze
         from ptycho_exec.record import names_of
@@ -122,10 +130,8 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         print(json.dumps(_report(settings, names, notes), indent=2))
         return 0
     else:
-        rows = [
-            (name, shown(getattr(settings, name)), redact(settings.origins[name].describe()))
-            for name in names
-        ]
+        specs, origins = field_specs(model), settings.origins
+        rows = [row for n in names for row in rows_of(specs[n], getattr(settings, n), origins[n])]
         print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notes(notes)
     return 0
@@ -153,6 +159,7 @@ def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionS
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)
     if args.json:
+        names = list(dict.fromkeys(name.partition(".")[0] for name in names))
         searched = [
             {"kind": file.kind.value, "path": redact(file.path), "found": file.found}
             for file in resolution.searched
@@ -182,15 +189,7 @@ def check(args: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    from ptycho_exec.cli import probe
-
-    if args.test is not None and args.probe is None:
-        fix = "give --probe, or leave out --test"
-        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
-    elsewhere = [flag for flag in ("--facts", "--nodes", "--ntasks-per-node") if _given(args, flag)]
-    if args.probe is not None and elsewhere:
-        what = f"--probe runs a batch on this machine, {elsewhere[0]} asks about another start"
-        raise SettingsError(what, where="command line", fix="choose one of the two")
+    _refuse_wrong_trials(args)
     plain = not args.json and not args.annotations
     try:
         resolution = resolve_from(args)
@@ -205,14 +204,11 @@ def check(args: argparse.Namespace) -> int:
     plan = _plan_of(args, settings)
     costs = Costs(plan, None if args.scan is None else bytes_of(args.scan), args.parameters)
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    notes, trial = list(resolution.notices), list[Finding]()
+    notes = list(resolution.notices)
     if problems and args.probe is not None:
         text = "probe was not run, because of the problems above"
         notes.append(Finding(text, level="note", code="not-tried"))
-    if args.probe is not None and not problems:
-        report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
-        validation = None if args.test is None else _scan(args.test)
-        trial += probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
+    trial = [] if problems else _tried(args, settings)
     steps = trial if problems else [*costs.findings(), *trial]
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
@@ -220,16 +216,8 @@ def check(args: argparse.Namespace) -> int:
     if blocked is not None and not is_rank_zero():
         raise blocked
     if args.json:
-        verdict = {
-            "schema_version": JSON_VERSION,
-            "can_run": not findings,
-            "findings": [finding.to_json() for finding in findings],
-            "notes": [note.to_json() for note in notes],
-        }
-        more: dict[str, Any] = {"launch": costs.to_json()}
-        if args.probe is not None:
-            more["probe"] = [probe.to_json(step) for step in trial]
-        print(json.dumps({**verdict, **plan.to_json(), **more}, indent=2, default=str))
+        verdict = _verdict(args, plan, costs, findings, notes, trial)
+        print(json.dumps(verdict, indent=2, default=str))
     elif plain:
         print("\n".join([*map(_fail_line, problems), *_check_lines(plan, notes, steps)]))
     elif args.annotations:
@@ -298,6 +286,54 @@ def slurm(args: argparse.Namespace) -> int:
         text = "--resume auto was added, so that a requeued job goes on in its directory"
         _print_notes([Finding(text, level="note", code="launch-cost")])
     return 0
+
+
+def _refuse_wrong_trials(args: argparse.Namespace) -> None:
+    """Raise what contradicts in `--probe`, `--test`, and flags about another start.
+
+    Raises:
+        SettingsError: with what to leave out.
+    """
+    if args.test is not None and args.probe is None:
+        fix = "give --probe, or leave out --test"
+        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
+    elsewhere = [flag for flag in ("--facts", "--nodes", "--ntasks-per-node") if _given(args, flag)]
+    if args.probe is not None and elsewhere:
+        what = f"--probe runs a batch on this machine, {elsewhere[0]} asks about another start"
+        raise SettingsError(what, where="command line", fix="choose one of the two")
+
+
+def _tried(args: argparse.Namespace, settings: ExecutionSettings) -> list[Finding]:
+    """Return the steps of the trial that `--probe` asks for; none without it."""
+    from ptycho_exec.cli import probe
+
+    if args.probe is None:
+        return []
+    report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+    validation = None if args.test is None else _scan(args.test)
+    return list(probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report))
+
+
+def _verdict(
+    args: argparse.Namespace,
+    plan: Plan,
+    costs: Costs,
+    findings: Sequence[Finding],
+    notes: Sequence[Finding],
+    trial: Sequence[Finding],
+) -> dict[str, Any]:
+    """Return what `check --json` prints."""
+    from ptycho_exec.cli import probe
+
+    return {
+        "schema_version": JSON_VERSION,
+        "can_run": not findings,
+        "findings": [finding.to_json() for finding in findings],
+        "notes": [note.to_json() for note in notes],
+        **plan.to_json(),
+        "launch": costs.to_json(),
+        **({} if args.probe is None else {"probe": [probe.to_json(step) for step in trial]}),
+    }
 
 
 def _refuse_conflicts(request: Request) -> None:
@@ -576,8 +612,8 @@ _COMMANDS = (
         "print every value and where it came from",
         [
             *SHOW_OPTIONS,
-            switch("--trainer", "print the Trainer's arguments"),
-            switch("--loader", "print the loaders' arguments"),
+            switch("--trainer-kwargs", "print the Trainer's arguments"),
+            switch("--loader-kwargs", "print the loaders' arguments"),
         ],
         settings=True,
     ),

@@ -45,8 +45,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(
-            message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
+            message, where="command line", expected=self._short_usage(), fix=f"{self.prog} --help"
         )
+
+    def _short_usage(self) -> str:
+        """Return how the command is written, its options as one word: there are too many to list."""
+        words = [str(row.metavar or row.dest) for row in self._get_positional_actions() if row.nargs != "?"]
+        return " ".join([self.prog, *words, "[options]"])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is none of an argument's, with the one that was probably meant."""
+        words = [str(word) for word in action.choices or ()]
+        if not words or value in words:
+            return
+        close = nearest(str(value), words, most=1)
+        expected = f"one of: {', '.join(words)}"
+        if isinstance(action, argparse._SubParsersAction):
+            what, code = f"unknown command {str(value)!r}", "unknown-name"
+            fix = f"write {close[0]}" if close else "write one of them"
+        else:
+            flag = action.option_strings[0] if action.option_strings else ""
+            what, code = f"{flag or action.dest} = {str(value)!r} is not allowed", "bad-value"
+            fix = f"did you mean {' '.join([flag, *close]).strip()}?" if close else "write one of them"
+        raise SettingsError(what, where="command line", expected=expected, fix=fix, code=code)
 
     def add_fields(
         self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec], hidden: Collection[str] = ()

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec.errors import DataError
+from ptycho_exec.errors import DataError, redact
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan
@@ -106,7 +106,7 @@ def train(
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
         if is_rank_zero():
-            write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+            write_json(folder / "trainer_kwargs_snapshot.json", redact(snapshot))
         result = components.run_training(
             training, run_dir=folder, resume_from=checkpoint, callbacks=callbacks
         )
