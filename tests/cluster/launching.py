@@ -155,7 +155,7 @@ def start(words: Sequence[str], folder: Path, variables: Mapping[str, str] | Non
     return Started(process, log)
 
 
-def scan_file(folder: Path, seed: int = 0, patterns: int = 33) -> Path:
+def scan_file(folder: Path, seed: int = 0, patterns: int = 101) -> Path:
     """Write a small scan with an odd number of patterns."""
     path = folder / f"scan{seed}.npz"
     save(simulate_scan(n=32, patterns=patterns, seed=seed), path)

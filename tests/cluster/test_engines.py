@@ -49,7 +49,7 @@ def test_two_processes_train_as_one(engine: str, place: Path) -> None:
     assert left_running(place / engine) == []
     assert ended.output.count("train_loss:") == 1
     assert ended.output.count("wrote ") == 1
-    assert manifest["plan"]["totals"]["processes"] == 2
+    assert manifest["plan"]["totals"]["world_size"] == 2
     assert manifest["trained"]["optimizer_steps"] == complete(place / "alone")["trained"]["optimizer_steps"]
     alone = weights(place / "alone")
     assert max(np.abs(value - alone[name]).max() for name, value in weights(place / engine).items()) < 1e-6
