@@ -33,6 +33,8 @@ SCHEMA_PATH = "specs/execution_settings.schema.json"
 EXAMPLES: dict[str, Any] = {
     "devices": [0, 1],
     "num_threads": 4,
+    "global_batch_size": 64,
+    "start_timeout": 300.0,
     "learning_rate": 3e-4,
     "gradient_clip_val": 1.0,
     "max_time": "00:12:00:00",

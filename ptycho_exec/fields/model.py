@@ -149,6 +149,8 @@ class ExecutionFields(FrozenModel):
     """Number of machines that train together; more than 1 needs a launcher (SLURM or torchrun)."""
     strategy: Strategy = "auto"
     """How devices share the work, in Lightning's words; auto uses one process for one device, else ddp."""
+    start_timeout: Annotated[float, Gt(0), Le(86400), Effect.PERFORMANCE] = 60.0
+    """Seconds that the processes of a run wait for each other at its start; then the missing are named."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"] = "32-true"
     """Floating-point precision of the network; the physics stays in 32 bits or more."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
@@ -169,6 +171,8 @@ class ExecutionFields(FrozenModel):
     # --- optimization
     batch_size: Positive = 16
     """Samples per optimizer micro-step and device."""
+    global_batch_size: Annotated[Positive | None, NoneWord] = None
+    """Samples of one optimizer step over all processes and accum_steps; none follows from batch_size."""
     accum_steps: Positive = 1
     """Batches whose gradients are added up before one optimizer step; 1 steps after every batch."""
     learning_rate: Annotated[float, Gt(0), Le(10)] = 1e-3
@@ -233,6 +237,8 @@ class ExecutionFields(FrozenModel):
     """Write last.ckpt after so many optimizer steps, too; none writes it after every epoch only."""
     checkpoint_every: Annotated[Duration | None, NoneWord, Effect.IO] = None
     """Write last.ckpt when this time has passed since it was written, as DD:HH:MM:SS; none does not."""
+    max_requeues: Annotated[NonNegative, Effect.IO] = 3
+    """How often a SLURM job that is stopped before its end is requeued to go on; 0 never does."""
     checkpoint_monitor_metric: Metric = "val_loss"
     """Metric that ranks checkpoints and stops early; train_loss takes its place when nothing validates."""
     checkpoint_mode: Literal["min", "max"] = "min"

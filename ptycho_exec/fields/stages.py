@@ -10,6 +10,7 @@ ONLY_IN: dict[Stage, frozenset[str]] = {
     "training": frozenset(
         {
             "accum_steps",
+            "global_batch_size",
             "learning_rate",
             "scheduler",
             "gradient_clip_val",
