@@ -179,7 +179,11 @@ def recorded(
         yield lines
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "interrupted"
-        write_manifest(folder, status=status, error=f"{type(error).__name__}: {error}", warnings=lines)
+        ended: dict[str, Any] = {"status": status, "error": f"{type(error).__name__}: {error}"}
+        told = getattr(error, "signal", None)
+        if told is not None:
+            ended["signal"] = told.name
+        write_manifest(folder, warnings=lines, **ended)
         raise
     finally:
         warnings.showwarning = show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ptycho_exec.trainer.stop import StopAtStep
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -21,30 +21,36 @@ PLATEAU_METRICS = "ptycho_exec_plateau_metrics"
 GENERATORS = "ptycho_exec_generators"
 
 
-class ResumePoint(Checkpoint):
-    """Write `last.ckpt` after every epoch, so that a run can go on where it stopped, and in between if asked.
+class ResumePoint(StopAtStep, Checkpoint):
+    """Write `last.ckpt` after every epoch and when the run is told to stop, and in between if asked.
 
     Attributes:
         every_n_steps: optimizer steps after which it is written, too.
         every: time after which it is written, too, as DD:HH:MM:SS; the first process's clock decides.
     """
 
-    def __init__(self, folder: Path, *, every_n_steps: int | None = None, every: str | None = None) -> None:
-        self.path = folder / "last.ckpt"
+    def __init__(
+        self, folder: Path, *, every_n_steps: int | None = None, every: str | None = None, requeues: int = 0
+    ) -> None:
+        super().__init__(requeues)
+        self.path: Path = folder / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.every = every
         self._seconds = None if every is None else seconds_of(every)
         self._written_at = time.monotonic()
-        self._step = 0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self._written_at, self._step = time.monotonic(), trainer.global_step
+        super().on_train_start(trainer)
+        self._written_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if stepped and not trainer.is_last_batch and self._due(trainer):
+        if not self.stepped(trainer):
+            return
+        due, told = self._due(trainer), self.told(trainer)
+        if due or told:
             self._write(trainer)
+        if told:
+            self.stop(trainer, told)
 
     def _due(self, trainer: Trainer) -> bool:
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
@@ -55,6 +61,7 @@ class ResumePoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         self._write(trainer)
+        super().on_train_epoch_end(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)
@@ -123,12 +130,6 @@ class Continuity(Callback):
             restart_loaders(trainer)
             skip_batches(trainer)
         self._resumed, self._missed = False, {}
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let a terminated run end with the usual status; Lightning's own exception means success."""
-        del trainer, pl_module
-        if isinstance(exception, SIGTERMException):
-            exception.code = 128 + signal.SIGTERM
 
 
 def restart_loaders(trainer: Trainer) -> None:

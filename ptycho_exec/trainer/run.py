@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.profilers import Profiler
 
+CONTINUE = "fit(..., ckpt_path=CHECKPOINT) in a run with another directory continues"
+
 
 @dataclass(frozen=True)
 class TrainerRun:
@@ -123,9 +125,10 @@ def trainer_run(
     plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
+    from ptycho_exec.trainer.stop import leaving_in_order, stoppable
     from ptycho_exec.trainer.together import ending_together
 
-    with process_flags(plan.settings):
+    with leaving_in_order(again=CONTINUE), process_flags(plan.settings):
         seed_run(plan.settings)
         with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
             trainer = build_trainer(
@@ -147,7 +150,7 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                with ending_together(trainer):
+                with stoppable(trainer), ending_together(trainer):
                     yield run
                 apply_drift_policy(run.report(), settings)
             else:
@@ -155,7 +158,7 @@ def trainer_run(
                 with recorded(folder, parts, notices) as lines:
                     write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        with ending_together(trainer):
+                        with stoppable(trainer), ending_together(trainer):
                             yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))

@@ -37,6 +37,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.handover import handed_over, handing_over
 from ptycho_exec.trainer.loggers import close_logger
+from ptycho_exec.trainer.stop import stoppable
 from ptycho_exec.trainer.together import ending_together
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
@@ -187,7 +188,12 @@ def run_training(
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with clock.phase("fit"), handing_over(plan, science), ending_together(trainer):
+        with (
+            clock.phase("fit"),
+            handing_over(plan, science),
+            stoppable(trainer),
+            ending_together(trainer),
+        ):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],
