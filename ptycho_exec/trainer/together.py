@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -31,7 +31,7 @@ from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.facts import package_versions
-from ptycho_exec.machine.ranks import Launcher
+from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
 
 if TYPE_CHECKING:
@@ -241,6 +241,39 @@ def meet(
         error.spoken_by = 0
         raise error
     return found
+
+
+def told_by_first(decide: Callable[[], dict[str, Any]], limit_s: float) -> dict[str, Any]:
+    """Return what the first process decides, as JSON data, in every process that a launcher started.
+
+    Elsewhere the first process is the only one yet.
+
+    Raises:
+        UserError: what `decide` raised, on all of them; or rank 0 did not answer.
+    """
+    global _company
+    launcher = detect_launcher(os.environ)
+    if launcher.kind not in ("torchrun", "slurm") or not launcher.in_step or launcher.world_size == 1:
+        return decide()
+    found = _company = _company or _connect(Launched(launcher), limit_s)
+    if found.rank:
+        answer: dict[str, Any] = json.loads(_awaited(found, "decided", limit_s))
+        if "findings" in answer:
+            error = UserError.from_findings([Finding(**row) for row in answer["findings"]])
+            error.exit_code, error.spoken_by = answer["exit_code"], 0
+            raise error
+        return dict(answer["decided"])
+    failed = Finding("rank 0 failed", fix="look at what it says", code="failed")
+    answer = {"findings": [failed.to_json()], "exit_code": 1}
+    try:
+        answer = {"decided": decide()}
+    except UserError as error:
+        findings = [finding.to_json() for finding in error.findings]
+        answer = {"findings": findings, "exit_code": error.exit_code}
+        raise
+    finally:
+        found.store.set(found.key("decided"), json.dumps(answer))
+    return dict(answer["decided"])
 
 
 def _connect(environment: ClusterEnvironment, limit_s: float) -> Company:

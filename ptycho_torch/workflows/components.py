@@ -190,7 +190,7 @@ def run_training(
         )
         with (
             clock.phase("fit"),
-            handing_over(plan, science),
+            handing_over(plan, science, resume_from),
             stoppable(trainer),
             ending_together(trainer),
         ):

@@ -78,7 +78,8 @@ class TrainingResult(Result):
         """Return how long was trained, how fast, and the last value of each metric, as plain data."""
         return {
             "epochs": self.models["trainer"].current_epoch,
-            "optimizer_steps": self.module.optimizer_steps,
+            # The Trainer counts over interruptions, the module where processes of its own trained.
+            "optimizer_steps": max(self.module.optimizer_steps, self.models["trainer"].global_step),
             "samples_per_second": self.samples_per_second,
             "last": {name: values[-1] for name, values in self.history.items() if values},
         }

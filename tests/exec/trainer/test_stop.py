@@ -91,6 +91,18 @@ def test_what_ends_an_epoch_is_done_first(
         assert torch.equal(one, other)
 
 
+def test_metrics_of_a_begun_epoch_cover_all_of_it(tmp_path: Path, told: list[tuple[str, int, int]]) -> None:
+    whole, _ = fit(settings(), tmp_path / "whole", epochs=1)
+    told.append(("on_train_batch_start", 4, signal.SIGTERM))
+    with pytest.raises(Stopped):
+        fit(settings(), tmp_path / "part", epochs=1)
+    told.clear()
+    rest, _ = fit(
+        settings(), tmp_path / "rest", epochs=1, resume=tmp_path / "part" / "checkpoints" / "last.ckpt"
+    )
+    assert rest.callback_metrics["train_loss"] == whole.callback_metrics["train_loss"]
+
+
 def test_a_training_that_ends_with_this_epoch_ends(tmp_path: Path, told: list[tuple[str, int, int]]) -> None:
     told.append(("on_train_batch_start", 15, signal.SIGTERM))
     trainer, _ = fit(settings(), tmp_path, epochs=2)
