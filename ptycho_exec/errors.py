@@ -73,13 +73,29 @@ _NAMED = r"(?i)(?:tokens?|keys?|secrets?|services|webhooks?|hooks)"
 
 
 def redact(value: Any) -> Any:
-    """Hide what looks like a credential: user information of addresses, values of secret names, keys."""
+    """Hide what looks like a credential: user information of addresses, values of secret names, keys.
+
+    In a list, a set or a mapping every text is looked at.
+    """
+    if isinstance(value, Mapping):
+        inside: Any = {redact(name): _under_a_name(name, item) for name, item in value.items()}
+        return value if inside == value else inside
+    if isinstance(value, (list, tuple, set, frozenset)):
+        kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
+        inside = kind(map(redact, value))
+        return value if inside == value else inside
     if not isinstance(value, str):
         return value
     for marks, pattern, shown in _SECRETS:
         if any(mark in value for mark in marks):
             value = re.sub(pattern, shown, value)
     return re.sub(_ADDRESS, _without_tokens, value) if "://" in value else value
+
+
+def _under_a_name(name: Any, value: Any) -> Any:
+    """Hide a text whose name in a mapping says that it is a credential, and what looks like one."""
+    hidden, line = redact(value), f"{name}={value}"
+    return "***" if isinstance(value, str) and hidden == value and redact(line) != line else hidden
 
 
 def _without_tokens(address: re.Match[str]) -> str:
@@ -131,9 +147,11 @@ CODES: Mapping[str, str] = {
     # what a plan says about a machine
     "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
     "agc-without-hook": "adaptive clipping for a module that has no hook for it",
+    "batch-per-process": "a batch size that each of several processes has",
     "batch-larger-than-data": "a batch larger than the data",
     "limit-beyond-epoch": "a limit that the batches of an epoch do not reach",
     "no-averaging": "averaged weights where there is nothing to average, or no such callback",
+    "not-divisible": "a total that cannot be shared out evenly among the processes",
     "no-validation": "a setting of validation where nothing validates",
     "smoke-test": "a setting that a smoke test does not reach",
     "validates-beyond-epoch": "an interval between validations that is longer than an epoch",
@@ -167,6 +185,7 @@ CODES: Mapping[str, str] = {
     "other-tasks-than-launcher": "another number of processes than the launcher's",
     "slow-precision": "a precision that is slow on this hardware",
     "launcher-unclear": "variables of a launcher from which no process can tell which one it is",
+    "started-by-mpi": "processes that mpirun started, which nothing connects",
     "not-in-srun": "a job of several tasks whose command srun did not start",
     "uneven-tasks": "a launcher with another number of processes on each node",
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",

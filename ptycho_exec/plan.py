@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
-from ptycho_exec.fields.spec import format_value
+from ptycho_exec.fields.spec import as_data, format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
@@ -41,6 +41,7 @@ class ModuleTraits:
         has_validation: there is validation data.
         train_samples: number of training samples.
         clips_gradients: the module has Lightning's hook `configure_gradient_clipping`, as agc needs it.
+        trains: it is trained; in an inference there are no optimizer steps.
     """
 
     automatic_optimization: bool = True
@@ -48,6 +49,7 @@ class ModuleTraits:
     has_validation: bool = True
     train_samples: int | None = None
     clips_gradients: bool | None = None
+    trains: bool = True
 
 
 def asked(settings: ExecutionSettings, name: str) -> bool:
@@ -73,6 +75,37 @@ class Effective:
         return f"Effective({redact(self.requested)!r} -> {redact(self.value)!r}, {self.reason})"
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """How much one optimizer step and one epoch are, over all processes.
+
+    Attributes:
+        steps_per_epoch: optimizer steps; None where the number of training samples is not known.
+    """
+
+    world_size: int = 1
+    batch_size: int = 1
+    accum_steps: int = 1
+    steps_per_epoch: int | None = None
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.world_size * self.batch_size * self.accum_steps
+
+    def __str__(self) -> str:
+        """Write it as `16 x 8 processes x accum 2 = 256, 9 steps per epoch`."""
+        text = f"{self.batch_size}"
+        text += f" x {self.world_size} processes" if self.world_size > 1 else ""
+        text += f" x accum {self.accum_steps}" if self.accum_steps > 1 else ""
+        text += f" = {self.samples_per_step}" if self.samples_per_step != self.batch_size else ""
+        return text if self.steps_per_epoch is None else f"{text}, {self.steps_per_epoch} steps per epoch"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        names = ("world_size", "batch_size", "accum_steps", "samples_per_step", "steps_per_epoch")
+        return {**{name: getattr(self, name) for name in names}, "text": str(self)}
+
+
 @dataclass(frozen=True)
 class Plan:
     """What will run: a value and a reason for every field, what to know, and what cannot be.
@@ -89,14 +122,15 @@ class Plan:
     problems: tuple[Finding, ...] = ()
     refused_by_trainer: tuple[Finding, ...] = ()
     facts: MachineFacts = field(default_factory=MachineFacts)
+    totals: Totals = field(default_factory=Totals)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "effective", MappingProxyType(dict(self.effective)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to spawned processes; a read-only mapping cannot by itself."""
-        parts = (dict(self.effective), self.notices, self.problems, self.refused_by_trainer, self.facts)
-        return Plan, (self.requested, *parts)
+        findings = (self.notices, self.problems, self.refused_by_trainer)
+        return Plan, (self.requested, dict(self.effective), *findings, self.facts, self.totals)
 
     @cached_property
     def settings(self) -> ExecutionSettings:
@@ -116,9 +150,10 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
-        parts = ("requested", "value", "reason", "changed")
+        columns = ("requested", "value", "reason", "changed")
         rows = {
-            name: {part: redact(getattr(row, part)) for part in parts} for name, row in self.effective.items()
+            name: {column: redact(as_data(getattr(row, column))) for column in columns}
+            for name, row in self.effective.items()
         }
         notices = [{"field": row.field, "text": row.what, "kind": row.level} for row in self.notices]
         problems = [
@@ -129,7 +164,8 @@ class Plan:
             }
             for row in self.problems
         ]
-        return {"effective": rows, "notices": notices, "problems": problems}
+        parts = {"effective": rows, "notices": notices, "problems": problems}
+        return {**parts, "totals": self.totals.to_json()}
 
 
 def announce(notices: Iterable[Finding]) -> None:
@@ -204,6 +240,22 @@ class Draft:
         """Whether this run validates: there is data for it, and it is not switched off."""
         return self.traits.has_validation and self["limit_val_batches"] != 0
 
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """Training batches of one process in a whole epoch; None where nobody knows the samples."""
+        samples = self.traits.train_samples
+        return -(-samples // (self["batch_size"] * self.world_size)) if samples else None
+
+    @property
+    def totals(self) -> Totals:
+        batches, accum = self.batches_per_epoch, self["accum_steps"]
+        for name in ("limit_train_batches", "overfit_batches", "fast_dev_run"):
+            limit = self[name]
+            if batches is not None and limit is not None:
+                batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        steps = None if batches is None else -(-batches // accum)
+        return Totals(self.world_size, self["batch_size"], accum, steps)
+
     def was_set(self, name: str) -> bool:
         """Return whether somebody asked for another value than the default."""
         return bool(self[name] != type(self.settings).model_fields[name].default)
@@ -257,19 +309,38 @@ def resolve_plan(
     settings: ExecutionSettings, facts: MachineFacts, traits: ModuleTraits | None = None
 ) -> Plan:
     """Work out what `settings` mean on a machine with these `facts` for a module with these `traits`."""
+    return _planned(RULES, settings, facts, traits)
+
+
+def resolve_launch(settings: ExecutionSettings, facts: MachineFacts) -> Plan:
+    """Work out what needs neither GPUs nor a module: whether the processes were started as settings ask."""
+    return _planned(LAUNCH_RULES, settings, facts, None)
+
+
+LAUNCH_CODES = ("launcher-unclear", "started-by-mpi", "not-in-srun", "uneven-tasks")
+"""Codes of problems of which no setting is a part: another start of the command is needed."""
+
+
+def _planned(
+    rules: Iterable[Callable[[Draft], None]],
+    settings: ExecutionSettings,
+    facts: MachineFacts,
+    traits: ModuleTraits | None,
+) -> Plan:
     requested = {name: Effective(value, value) for name, value in settings}
     draft = Draft(settings, facts, traits or ModuleTraits(), requested)
-    for rule in RULES:
+    for rule in rules:
         rule(draft)
     findings = (tuple(draft.notices), tuple(draft.problems), tuple(draft.refused_by_trainer))
-    return Plan(settings, draft.effective, *findings, facts)
+    return Plan(settings, draft.effective, *findings, facts, draft.totals)
 
 
-def problems_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
-    """Return what a module with these traits cannot do and the plan, made without them, did not know."""
+def findings_of_module(plan: Plan, traits: ModuleTraits) -> list[Finding]:
+    """Return what a module with these traits cannot do, or does otherwise, and the plan did not know."""
     draft = Draft(plan.requested, plan.facts, traits, dict(plan.effective))
     check_optimization(draft)
-    return [problem for problem in draft.problems if problem not in plan.problems]
+    found = (*draft.problems, *draft.notices)
+    return [finding for finding in found if finding not in (*plan.problems, *plan.notices)]
 
 
 # --- where it computes --------------------------------------------------------------------------------------
@@ -299,17 +370,117 @@ def choose_accelerator(draft: Draft) -> None:
 def follow_launcher(draft: Draft) -> None:
     """What nobody chose follows from the launcher, which has started the processes already."""
     launcher, tasks = draft.facts.launcher, draft.facts.launcher.tasks_per_node
-    if launcher.kind not in ("slurm", "torchrun") or not launcher.in_step or launcher.world_size == 1:
+    several = launcher.kind == "slurm" and launcher.in_step and launcher.world_size > 1
+    if launcher.kind != "torchrun" and not several:
         return
-    if not asked(draft.settings, "num_nodes"):
+    if not asked(draft.settings, "num_nodes") and launcher.nodes != draft["num_nodes"]:
         draft.decide("num_nodes", launcher.nodes, f"{launcher.kind} started {launcher.nodes} node(s)")
-    if tasks and (draft["devices"] == "auto" or not asked(draft.settings, "devices")):
+    chosen = asked(draft.settings, "devices") and draft["devices"] != "auto"
+    if tasks and not chosen and tasks != draft["devices"]:
         draft.decide("devices", tasks, f"{launcher.kind} started {tasks} task(s) per node")
+
+
+def match_launcher(draft: Draft) -> None:
+    """One process per device, on as many nodes as the launcher uses; all of them know which one they are."""
+    launcher, nodes = draft.facts.launcher, draft["num_nodes"]
+    alone = launcher.kind in ("none", "lightning") or _is_notebook_job(draft)
+    several, shell = launcher.world_size > 1, "SLURM_PTY_PORT" in launcher.variables and draft.facts.terminal
+    if launcher.problem:
+        draft.refuse_launch(
+            "started-by-mpi" if launcher.kind == "mpi" else "launcher-unclear", launcher.problem, launcher.fix
+        )
+    elif alone and nodes > 1:
+        draft.unsupported(
+            "no-launcher",
+            "num_nodes",
+            "no launcher started this process, so the run would wait for ever for the other nodes",
+            "1 without a launcher",
+            f"write `{srun(nodes * draft.processes_per_node, nodes)}` before the command in a job of {nodes} "
+            "nodes, start it with torchrun on every node, or set num_nodes=1",
+            1,
+        )
+    elif alone:
+        return
+    elif several and not launcher.in_step:
+        draft.refuse_launch(
+            "not-in-srun",
+            f"srun did not start this process, and the job has {launcher.world_size} tasks: the others would "
+            "stand idle while it runs",
+            f"write `{srun(launcher.world_size, launcher.nodes)}` before the command, or give the job "
+            "--ntasks=1",
+        )
+    elif several and shell:
+        draft.refuse_launch(
+            "not-in-srun",
+            f"this shell is the first of the {launcher.world_size} tasks of its job step, and the others run "
+            "shells of their own",
+            f"write `{srun(launcher.world_size, launcher.nodes)} --overlap` before the command, or start the "
+            "shell with --ntasks=1",
+        )
+    else:
+        _match_counts(draft)
+
+
+def srun(tasks: int, nodes: int = 1) -> str:
+    """Return the start of the line that runs a command on every task of a job, and ends all when one does."""
+    return f"srun --kill-on-bad-exit=1{f' --nodes={nodes}' if nodes > 1 else ''} --ntasks={tasks}"
+
+
+COUNTS = {"slurm": ("--nodes", "--ntasks-per-node"), "torchrun": ("--nnodes", "--nproc-per-node")}
+"""The options of a launcher that say on how many nodes it starts processes, and how many on each."""
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies that start processes from within this one."""
+
+
+def _match_counts(draft: Draft) -> None:
+    launcher, processes, nodes = draft.facts.launcher, draft.processes_per_node, draft["num_nodes"]
+    kind, tasks, world = launcher.kind, launcher.tasks_per_node, launcher.world_size
+    of_nodes, of_tasks = COUNTS[kind]
+    if tasks is None:
+        even = f"{of_nodes}={launcher.nodes} {of_tasks}={max(1, world // launcher.nodes)}"
+        what = f"{kind} starts {world} tasks, and not the same number on every node"
+        draft.refuse_launch("uneven-tasks", what, f"give {kind} {even}")
+        return
+    if nodes != launcher.nodes:
+        draft.unsupported(
+            "other-nodes-than-launcher",
+            "num_nodes",
+            f"{kind} started this run on {launcher.nodes} node(s)",
+            f"{launcher.nodes}, as in the launcher's own options",
+            f"set num_nodes={launcher.nodes}, or give {kind} {of_nodes}={nodes}",
+            launcher.nodes,
+        )
+    # One task of SLURM's starts its other processes by itself; torchrun's variables would mislead them.
+    if tasks != processes and (world > 1 or kind == "torchrun"):
+        draft.unsupported(
+            "other-tasks-than-launcher",
+            "devices",
+            f"{kind} starts {tasks} task(s) per node",
+            f"{tasks}, one task per device",
+            f"set devices={tasks}, or give {kind} {of_tasks}={processes}",
+            tasks,
+        )
+    if world > 1 and draft["strategy"] in SPAWNING:
+        what, expected = f"{kind} has started the processes already", "auto or ddp here"
+        draft.unsupported("no-such-strategy", "strategy", what, expected, "set strategy=ddp", "ddp")
+
+
+_NOTEBOOK_NAME = re.compile("(?i)jupyter|notebook|vscode|code-server|desktop")
+
+
+def _is_notebook_job(draft: Draft) -> bool:
+    """Return whether this is the one process of a notebook, whatever its allocation could start."""
+    launcher = draft.facts.launcher
+    if launcher.kind != "slurm" or (launcher.in_step and launcher.world_size > 1):
+        return False
+    by_name = _NOTEBOOK_NAME.search(launcher.variables.get("SLURM_JOB_NAME", "")) is not None
+    return draft.facts.notebook or by_name
 
 
 def count_devices(draft: Draft) -> None:
     """`auto` takes all; more devices than there are, and indices on a CPU, are refused."""
     asked, facts, kind = draft["devices"], draft.facts, draft.kind
+    launcher = facts.launcher
     there = len(facts.gpus) if kind == "cuda" else int(facts.mps)
     if asked == "auto":
         if kind == "cuda" and facts.gpus and facts.notebook:
@@ -332,13 +503,18 @@ def count_devices(draft: Draft) -> None:
         if asked > facts.usable_cpus:
             text = f"devices={asked} starts {asked} processes on {facts.usable_cpus} usable CPUs"
             draft.note("more-processes-than-cpus", "devices", text)
-    elif there and facts.launcher.kind == "slurm" and facts.launcher.tasks_per_node == asked:
-        if asked > there:
-            draft.refuse_launch(
-                "gpus-hidden-from-tasks",
-                f"each of the {asked} tasks of a node sees {there} {kind} device(s) only: SLURM binds them",
-                f"give #SBATCH --gpus-per-node={asked} instead of --gpus-per-task, or srun --gpu-bind=none",
+    elif any(problem.field == "devices" for problem in draft.problems):
+        return
+    elif 0 < there < draft.processes_per_node == launcher.tasks_per_node and launcher.world_size > 1:
+        tasks = launcher.tasks_per_node
+        fix = f"start {there} task(s) per node"
+        if launcher.kind == "slurm":
+            fix = (
+                f"give #SBATCH --gpus-per-node={tasks} in place of --gpus-per-task, which binds one GPU to "
+                f"each, or srun --gpu-bind=none; if there are no more GPUs, {fix}"
             )
+        what = f"each of the {tasks} tasks of a node sees {there} {kind} device(s) only"
+        draft.refuse_launch("gpus-hidden-from-tasks", what, fix)
     elif there and (max(asked) if isinstance(asked, tuple) else asked - 1) >= there:
         usable = tuple(index for index in asked if index < there) if isinstance(asked, tuple) else there
         draft.unsupported(
@@ -350,73 +526,6 @@ def count_devices(draft: Draft) -> None:
             usable or 1,
             refused_by_trainer=True,
         )
-
-
-def match_launcher(draft: Draft) -> None:
-    """One process per device, on as many nodes as the launcher uses; all of them know which one they are."""
-    launcher, nodes = draft.facts.launcher, draft["num_nodes"]
-    if launcher.problem:
-        draft.refuse_launch("launcher-unclear", launcher.problem, launcher.fix)
-    elif nodes > 1 and launcher.kind in ("none", "lightning"):
-        draft.unsupported(
-            "no-launcher",
-            "num_nodes",
-            "no launcher started this process, so the run would wait for ever for the other nodes",
-            "1 without a launcher",
-            "start the run with srun or torchrun on every node, or set num_nodes=1",
-            1,
-        )
-    elif launcher.world_size > 1 and not launcher.in_step:
-        if not _is_notebook_job(draft):
-            command = f"srun --kill-on-bad-exit=1 --ntasks={launcher.world_size}"
-            draft.refuse_launch(
-                "not-in-srun",
-                f"srun did not start this process, and the job has {launcher.world_size} tasks: the others "
-                "would stand idle while it runs",
-                f"write `{command}` before the command, or give the job --ntasks=1",
-            )
-    elif launcher.kind in ("slurm", "torchrun"):
-        _match_counts(draft)
-
-
-def _match_counts(draft: Draft) -> None:
-    launcher, processes, nodes = draft.facts.launcher, draft.processes_per_node, draft["num_nodes"]
-    kind, tasks = launcher.kind, launcher.tasks_per_node
-    if nodes != launcher.nodes:
-        draft.unsupported(
-            "other-nodes-than-launcher",
-            "num_nodes",
-            f"{kind} started this run on {launcher.nodes} node(s)",
-            f"{launcher.nodes}, as in the launcher's own options",
-            f"set num_nodes={launcher.nodes}, or change the launcher's number of nodes",
-            launcher.nodes,
-        )
-    if tasks is None:
-        draft.refuse_launch(
-            "uneven-tasks",
-            f"{kind} starts {launcher.world_size} tasks, and not the same number on every node",
-            "give --nodes and --ntasks-per-node instead of --ntasks",
-        )
-    elif launcher.world_size > 1 and tasks != processes:
-        alone = ", so each task would train alone, all writing the same files" if processes == 1 else ""
-        draft.unsupported(
-            "other-tasks-than-launcher",
-            "devices",
-            f"{kind} starts {tasks} task(s) per node{alone}",
-            f"{tasks}, one task per device",
-            f"set devices={tasks}, or let the launcher start {processes} task(s) per node",
-            tasks if draft.kind == "cpu" or tasks <= len(draft.facts.gpus) else NOTHING_NEAR,
-        )
-
-
-_NOTEBOOK_NAME = re.compile("(?i)jupyter|notebook|vscode|code-server|desktop")
-
-
-def _is_notebook_job(draft: Draft) -> bool:
-    """Return whether this is the one process of a notebook, whatever its allocation could start."""
-    name = draft.facts.launcher.variables.get("SLURM_JOB_NAME", "")
-    by_name = _NOTEBOOK_NAME.search(name) is not None
-    return draft.facts.launcher.kind == "slurm" and (draft.facts.notebook or by_name)
 
 
 def choose_strategy(draft: Draft) -> None:
@@ -437,8 +546,6 @@ def choose_strategy(draft: Draft) -> None:
         what, nearest = "Apple GPUs work alone, without ddp", "auto"
     elif forks and facts.platform.startswith("Windows"):
         what, nearest = "this platform cannot fork processes", "ddp_spawn"
-    elif asked in ("ddp_spawn", "ddp_fork", "ddp_notebook") and facts.launcher.world_size > 1:
-        what, nearest = f"{facts.launcher.kind} has started the processes already", "ddp"
     elif facts.notebook and not forks:
         what, nearest = "it cannot start processes from a notebook", "ddp_notebook"
     else:
@@ -531,12 +638,50 @@ def check_optimization(draft: Draft) -> None:
         )
 
 
+def choose_batch_size(draft: Draft) -> None:
+    """`global_batch_size` is shared out among the processes and the batches of one optimizer step."""
+    total, world, accum = draft["global_batch_size"], draft.world_size, draft["accum_steps"]
+    if not draft.traits.trains:
+        return
+    if total is None:
+        if world > 1 and not asked(draft.settings, "batch_size"):
+            all_of_them = world * accum * draft["batch_size"]
+            text = (
+                f"batch_size={draft['batch_size']} is per process, and nobody chose it for {world} of them: "
+                f"an optimizer step has {all_of_them} samples; global_batch_size keeps that number"
+            )
+            draft.note("batch-per-process", "batch_size", text)
+        return
+    if asked(draft.settings, "batch_size") and asked(draft.settings, "global_batch_size"):
+        names = ("batch_size", "global_batch_size")
+        what = " and ".join(f"{name}={draft[name]}" for name in names) + " both say how large a batch is"
+        where = " and ".join(draft.settings.origin_of(name) for name in names)
+        fix = "leave batch_size out, or set global_batch_size=none"
+        finding = Finding(what, where, "one of the two", fix, code="conflict", field="global_batch_size")
+        draft.problems.append(finding)
+        return
+    share = world * accum
+    below, above = total - total % share, total + -total % share
+    if total % share:
+        near = [size for size in (below, above) if size]
+        draft.unsupported(
+            "not-divisible",
+            "global_batch_size",
+            f"it is not shared out evenly among {world} process(es) with {accum} batch(es) per step each",
+            f"a multiple of {share}",
+            f"set global_batch_size={' or '.join(map(str, near))}",
+            near[0],
+        )
+    size = max(1, draft["global_batch_size"] // share)
+    draft.decide("batch_size", size, f"global_batch_size={draft['global_batch_size']} / {share}")
+
+
 def check_amounts(draft: Draft) -> None:
     """Batches, accumulation and limits against the number of training samples."""
     samples, batch, limit = draft.traits.train_samples, draft["batch_size"], draft["limit_train_batches"]
-    if not samples:
+    batches = draft.batches_per_epoch
+    if not samples or batches is None:
         return
-    batches = -(-samples // (batch * draft.world_size))
     if batch > samples:
         text = f"batch_size={batch} is more than the {samples} training samples"
         draft.note("batch-larger-than-data", "batch_size", text)
@@ -722,16 +867,18 @@ def choose_progress_bar(draft: Draft) -> None:
         draft.decide("enable_progress_bar", watched, f"auto: {where}")
 
 
+LAUNCH_RULES: tuple[Callable[[Draft], None], ...] = (follow_launcher, match_launcher)
+"""The rules that need nothing but settings and variables."""
 RULES: tuple[Callable[[Draft], None], ...] = (
     choose_accelerator,
-    follow_launcher,
+    *LAUNCH_RULES,
     count_devices,
-    match_launcher,
     choose_strategy,
     check_precision,
     check_compile,
     check_speed_flags,
     check_optimization,
+    choose_batch_size,
     check_amounts,
     check_averaging,
     check_smoke_test,

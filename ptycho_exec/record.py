@@ -6,24 +6,29 @@ import errno
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import tomllib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, overload
 
 from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.fields.base import converted
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.fields.spec import HIDDEN, as_data, decode_text, field_specs, source_specs
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.plan import Plan
+from ptycho_exec.plan import Plan, announce, asked
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.resolve import resolve_values
 
 MANIFEST = "manifest.json"
 SETTINGS_FILE = "settings.toml"
@@ -32,18 +37,29 @@ LOCK = ".running"
 """The file in a run directory that the first process of a run holds a lock on."""
 
 
+AnySettings = TypeVar("AnySettings", bound=ExecutionSettings)
+
+
 # --- fingerprint --------------------------------------------------------------------------------------------
 
 
+def names_of(settings: ExecutionSettings) -> list[str]:
+    """Return the fields whose values, given again, make the same settings, those of a subclass too.
+
+    A `batch_size` that nobody asked for beside `global_batch_size` is none of them: it follows from that.
+    """
+    follows = settings.global_batch_size is not None and not asked(settings, "batch_size")
+    return [name for name in field_specs(type(settings)) if not (follows and name == "batch_size")]
+
+
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
-    """Return every field's value as plain JSON data."""
-    values = {name: getattr(settings, name) for name in field_specs()}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    """Return the values of `names_of` as plain JSON data."""
+    return {name: as_data(getattr(settings, name)) for name in names_of(settings)}
 
 
 def numerics(settings: ExecutionSettings) -> dict[str, Any]:
     """Return the values that can change results."""
-    specs = field_specs()
+    specs = field_specs(type(settings))
     return {
         name: value for name, value in values_of(settings).items() if specs[name].effect is Effect.NUMERICS
     }
@@ -185,7 +201,8 @@ def manifest_parts(
 ) -> dict[str, Any]:
     """Return the parts of a manifest that the settings, the plan and this process know."""
     parts: dict[str, Any] = {
-        "intent": values_of(settings),
+        "intent": {name: redact(value) for name, value in values_of(settings).items()},
+        **_class_part(type(settings)),
         "origins": {
             name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
             for name, origin in settings.origins.items()
@@ -205,6 +222,42 @@ def manifest_parts(
     return parts
 
 
+def _class_part(model: type[ExecutionSettings]) -> dict[str, Any]:
+    """Return what a manifest says of a subclass: its name, and the effects of what it adds or changes."""
+    if model is ExecutionSettings:
+        return {}
+    known = field_specs()
+    effects = {
+        name: spec.effect.value
+        for name, spec in field_specs(model).items()
+        if name not in known or known[name].effect is not spec.effect
+    }
+    return {"settings_class": {"name": f"{model.__module__}:{model.__qualname__}", "effects": effects}}
+
+
+class Intent(NamedTuple):
+    """The settings in a manifest, and the subclass that they are of: its name, the effects of its fields."""
+
+    values: dict[str, Any]
+    class_name: str
+    effects: dict[str, str]
+
+    def others(self, model: type[ExecutionSettings]) -> list[str]:
+        """Return the fields that the class has and `model` has not."""
+        known = source_specs(model)
+        return [name for name in self.values if name in self.effects and name not in known]
+
+
+def intent_of(manifest: Mapping[str, Any]) -> Intent | None:
+    """Return the settings in a manifest, with its credentials still hidden; None where it has none."""
+    values, written = manifest.get("intent"), manifest.get("settings_class")
+    if not isinstance(values, dict):
+        return None
+    if not isinstance(written, dict):
+        return Intent(values, "", {})
+    return Intent(values, written["name"], written["effects"])
+
+
 def write_manifest(path: str | Path, /, **parts: Any) -> None:
     """Write or update a manifest atomically, on rank zero only; `parts` replace parts of the same name.
 
@@ -216,6 +269,8 @@ def write_manifest(path: str | Path, /, **parts: Any) -> None:
         return
     target = _manifest_path(path)
     before = read_manifest(target) if target.exists() else {"manifest_version": MANIFEST_VERSION}
+    if "intent" in parts:
+        before.pop("settings_class", None)  # it belongs to the intent that is replaced
     now = _now()
     merged = {**before, "created": before.get("created", now), "updated": now, **plain(parts)}
     write_atomically(target, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
@@ -337,40 +392,95 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def settings_from_manifest(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ExecutionSettings:
+@overload
+def settings_from_manifest(
+    path: str | Path, overrides: Mapping[str, Any] | None = None
+) -> ExecutionSettings: ...
+
+
+@overload
+def settings_from_manifest(
+    path: str | Path, overrides: Mapping[str, Any] | None = None, *, model: type[AnySettings]
+) -> AnySettings: ...
+
+
+def settings_from_manifest(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    model: type[ExecutionSettings] = ExecutionSettings,
+) -> ExecutionSettings:
     """Rebuild the settings that a run was asked for, reading nothing but its manifest.
 
-    `overrides` win over it, and stand in for credentials that the manifest hides.
+    `overrides` win over it, and stand in for credentials that the manifest hides. Settings of a subclass need
+    that class as `model`; without it, fields of its own are left out, and a warning and a notice name them.
 
     Raises:
         UserError: there is no manifest. SettingsError: a credential in it was hidden.
     """
     target = _manifest_path(path)
-    intent = read_manifest(target).get("intent")
-    if not isinstance(intent, dict):
+    found = intent_of(read_manifest(target))
+    if found is None:
         raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
-    given = dict(overrides or {})
-    intent = {name: value for name, value in intent.items() if name not in given}
-    hidden = [name for name, value in intent.items() if isinstance(value, str) and "***" in value]
-    if hidden:
+    others = found.others(model)
+    intent = {name: _read(value, name, model) for name, value in found.values.items() if name not in others}
+    hidden = [name for name, value in intent.items() if HIDDEN in json.dumps(value, default=str)]
+    missed = [name for name in hidden if name not in (overrides or {})]
+    if missed:
         raise SettingsError(
-            f"the manifest hides credentials in {', '.join(hidden)}",
+            f"the manifest hides credentials in {', '.join(missed)}",
             where=str(target),
             fix="give the value again, as an argument",
         )
-    settings = ExecutionSettings.from_values(intent, place=str(target))
-    return settings.with_overrides(**given) if given else settings
+    notes = [_left_out(others, found.class_name, str(target))] if others else []
+    announce(notes)
+    shown = {name: value for name, value in intent.items() if name not in hidden}
+    resolution = resolve_values(model, shown, place=str(target), overrides=overrides)
+    return model.from_resolution(replace(resolution, findings=(*resolution.findings, *notes)))
+
+
+def _read(value: Any, name: str, model: type[ExecutionSettings]) -> Any:
+    """Return a value of a manifest as its field has it; JSON has no word for infinity, say."""
+    spec = source_specs(model).get(name)
+    if spec is None or not isinstance(value, str) or spec.accepts(value):
+        return value
+    return decode_text(spec, value)
+
+
+def _left_out(names: Sequence[str], class_name: str, where: str) -> Finding:
+    return Finding(
+        f"settings of {class_name} are left out: {', '.join(names)}",
+        where=where,
+        fix=f"pass the class: settings_from_manifest(..., model={re.split('[:.]', class_name)[-1]})",
+        level="note",
+        code="left-out",
+    )
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
-    """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word."""
+    """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word.
+
+    What TOML cannot hold, and credentials of a secret type, are left out, with a line that says so.
+    """
     import tomli_w
 
     if not is_rank_zero():
         return
 
-    rows = {name: "none" if value is None else redact(value) for name, value in values_of(settings).items()}
+    model = type(settings)
+    rows = {name: "none" if v is None else redact(v) for name, v in values_of(settings).items()}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
+    if model is not ExecutionSettings:
+        head += f"# They are of the class {model.__module__}:{model.__qualname__}.\n"
+    for name in [name for name in rows if name not in field_specs()]:
+        try:
+            text = tomli_w.dumps({name: rows[name]})
+            fits = converted(model, name, tomllib.loads(text)[name]) == getattr(settings, name)
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            del rows[name]
+            head += f"# {name} is left out: it holds credentials, or TOML cannot hold it\n"
     write_atomically(path, head + tomli_w.dumps(rows))
 
 

@@ -36,6 +36,7 @@ from ptycho_exec.sources.resolve import (
     resolve_values,
     standard_sources,
 )
+from ptycho_exec.sources.validators import origins_after
 from ptycho_exec.version import __version__
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class ResolvedSettings(BaseSettings):
     """Version of the program, which decides whether an old name is refused."""
     shipped_profiles: ClassVar[Path | None] = None
     """Folder with profiles that come with the program, `NAME.toml` each."""
+    explained_by: ClassVar[str] = ""
+    """Command that explains a field of this class whose name follows; each class states its own."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -134,7 +137,7 @@ class ResolvedSettings(BaseSettings):
 
     def _fill(self, resolution: Resolution) -> None:
         check(resolution, lambda values: fill(self, values))
-        self._keep_origins(resolution.origins, resolution.notices)
+        self._keep_origins(origins_after(resolution, self), resolution.notices)
 
     def _keep_origins(self, origins: Mapping[str, Origin], notices: tuple[Finding, ...]) -> None:
         self._origins = dict(origins)  # type: ignore[misc]  # private attributes, not frozen fields
@@ -235,7 +238,9 @@ class ResolvedSettings(BaseSettings):
             SettingsError: there is no such field.
         """
         specs = field_specs(type(self))
-        names = changed(self._origins) if name is None else [checked_name(name, specs, where="explain()")]
+        names = (
+            changed(self._origins) if name is None else [checked_name(name, type(self), where="explain()")]
+        )
         blocks = (
             explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
             for name in names
@@ -383,12 +388,40 @@ _FIXED_CONFIG = {
 """Options of pydantic-settings that a subclass cannot change, and why or what to do instead."""
 
 
+def _names_of_two_classes(cls: type[ResolvedSettings]) -> Iterator[str]:
+    """Yield what would mix the names of several bases.
+
+    pydantic merges `model_config` so that the last base wins, also with what it only inherited; attributes
+    of a class, such as `program`, come from the first one that has them.
+    """
+    bases = [base for base in cls.__bases__ if issubclass(base, BaseModel)]
+    for key in ("env_prefix", "env_file", "secrets_dir"):
+        value = cls.model_config.get(key)
+        above = (base for base in cls.__mro__[1:] if issubclass(base, BaseModel))
+        first = next((base for base in above if _states(base, key)), ResolvedSettings)
+        wanted = first.model_config.get(key)
+        merged = [base.__name__ for base in bases if base.model_config.get(key) == value]
+        if value != wanted and merged:
+            yield (
+                f"{key}: {wanted!r} of {first.__name__} and {value!r} of {merged[-1]}; write "
+                f"model_config = SettingsConfigDict({key}={wanted!r}) in it, or a value that neither has, or "
+                f"exchange the two and write {value!r}"
+            )
+
+
+def _states(base: type[BaseModel], key: str) -> bool:
+    """Return whether a class itself gives an option of `model_config` its value."""
+    inherited = [above.model_config.get(key) for above in base.__bases__ if issubclass(above, BaseModel)]
+    return base.model_config.get(key) not in inherited
+
+
 def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
     problems = [
         f"model_config[{key!r}]: {why}"
         for key, why in _FIXED_CONFIG.items()
         if cls.model_config.get(key) != ResolvedSettings.model_config.get(key)
     ]
+    problems += _names_of_two_classes(cls)
     for name, info in cls.model_fields.items():
         kinds = [kind_of(kind) for kind, _ in branches(info.annotation)]
         if name in CONTROLS:
@@ -430,6 +463,7 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings, use_attribute_docstri
     """
 
     program: ClassVar[str] = "ptycho_exec"
+    explained_by: ClassVar[str] = "ptycho-exec explain"
     version: ClassVar[str] = __version__
     shipped_profiles: ClassVar[Path | None] = Path(__file__).with_name("profiles")
 

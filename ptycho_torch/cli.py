@@ -35,6 +35,7 @@ from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.machine.ranks import is_rank_zero
+from ptycho_exec.record import settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import table
@@ -264,6 +265,7 @@ def train(args: argparse.Namespace) -> int:
         payload = TrainingPayload(*out, handed.more, handed.plan.requested)
     else:
         settings, science = configs_of(args, TRAINING_DEFAULTS)
+        commands.require_launch(settings)
         overrides = {"test_data_file": args.test} if args.test else {}
         payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
         _print_settings(args, settings, payload.science, science.notices)
@@ -299,6 +301,7 @@ def infer(args: argparse.Namespace) -> int:
         payload = InferencePayload(found, Path(scan), Path(args.out), handed.more, handed.plan.requested)
     else:
         settings, science = configs_of(args, INFERENCE_DEFAULTS)
+        commands.require_launch(settings)
         payload = create_inference_payload(model, scan, args.out, None, settings, science=science)
         _print_settings(args, settings, payload.science, science.notices)
     import_lightning()
@@ -338,6 +341,7 @@ def tune(args: argparse.Namespace) -> int:
 
     defaults = {**TRAINING_DEFAULTS, **INFERENCE_DEFAULTS}
     settings, science = configs_of(args, defaults)
+    commands.require_launch(settings)
     tuner.refuse_existing(args.out)
     payload = create_training_payload(args.scan, args.out, None, settings, science=science.config)
     tuning = tuner.Tuning(
@@ -370,6 +374,7 @@ def rerun(args: argparse.Namespace) -> int:
             expected="flags of single settings at most",
             fix="leave it out, or start a new run with train or infer",
         )
+    commands.require_launch(settings_from_manifest(args.run, given))
     import_lightning()
     from ptycho_torch.tools import rerun as again
 

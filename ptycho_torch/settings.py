@@ -41,6 +41,7 @@ class ScienceSettings(InferenceConfig, TrainingConfig, ModelConfig, DataConfig, 
     """
 
     program: ClassVar[str] = "ptycho_torch"
+    explained_by: ClassVar[str] = "ptycho-torch explain"
 
     model_config = SettingsConfigDict(env_prefix="PTYCHO_TORCH_")
 

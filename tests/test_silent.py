@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 from ptycho_exec import ExecutionSettings
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.machine.facts import MachineFacts
-from ptycho_exec.plan import resolve_plan
+from ptycho_exec.plan import Plan, resolve_plan
 from ptycho_exec.trainer.build import (
     build_trainer,
     inference_loader_kwargs,
@@ -25,6 +26,7 @@ from ptycho_exec.trainer.process import RUN_VARIABLES
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows.components import _train_with_lightning
+from tests.exec.launchers import Variables, job, step, without
 
 CPU = MachineFacts(cpus_logical=8)
 
@@ -82,44 +84,39 @@ def test_loaders_take_no_timeout() -> None:
         assert "timeout" not in kwargs(settings(num_workers=2))
 
 
-STEP = {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "scan", "SLURM_NNODES": "1"}
-TRAPS: dict[str, tuple[dict[str, str], int, str]] = {
-    "two tasks, one device": (
-        {**JOB, **STEP, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
-        1,
-        "each task would train alone",
-    ),
-    "compressed count": (
-        {**JOB, **STEP, "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "2(x2)"},
-        2,
-        "cannot read SLURM_NTASKS_PER_NODE",
-    ),
-    "no job step": (
-        {**JOB, "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
-        2,
-        "SLURM_NODEID not set",
-    ),
-    "a notebook": (
-        {**JOB, "SLURM_JOB_NAME": "jupyter", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"},
-        2,
-        "a notebook in an allocation of 2 tasks",
-    ),
+TRAPS: dict[str, tuple[Variables, int, str]] = {
+    "two tasks, one device": (step(), 1, "slurm starts 2 task(s) per node"),
+    "no job step": (job(2), 2, "srun did not start this process"),
 }
+
+
+def planned(variables: Variables, devices: int, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+    wanted = settings(accelerator="cpu", devices=devices, batch_size=4)
+    return resolve_plan(wanted, MachineFacts.probe(ask_torch=False))
 
 
 @pytest.mark.parametrize("name", TRAPS)
 def test_slurm_traps_stop_before_the_trainer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables of the job are real, as Lightning would read them; the Trainer is the real one."""
     variables, devices, words = TRAPS[name]
-    for key in [key for key in os.environ if key.startswith("SLURM_")]:
-        monkeypatch.delenv(key)
-    for key, value in variables.items():
-        monkeypatch.setenv(key, value)
-    wanted = settings(accelerator="cpu", devices=devices, num_nodes=int(variables["SLURM_NNODES"]))
-    plan = resolve_plan(wanted, MachineFacts.probe(ask_torch=False))
-    with process_flags(wanted), pytest.raises(SettingsError, match=words.replace("(", r"\(")):
-        plan.raise_if_blocked()
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        planned(variables, devices, monkeypatch).raise_if_blocked()
+
+
+MISREAD: dict[str, tuple[Variables, int]] = {
+    "a compressed count": (step(1, 4, 2), 4),
+    "ntasks without ntasks-per-node": (without(step(1), "SLURM_NTASKS_PER_NODE"), 2),
+    "a notebook": (job(4, SLURM_JOB_NAME="jupyter"), 2),
+    "one task with two devices": (step(tasks=1), 2),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_jobs_that_lightning_misreads_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables, processes = MISREAD[name]
+    plan = planned(variables, 2, monkeypatch)
+    assert (plan.problems, plan.totals.world_size) == ((), processes)
 
 
 ODD: dict[str, str] = {

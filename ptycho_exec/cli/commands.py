@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
@@ -30,13 +30,14 @@ from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import COMMAND_LINE, changed, checked_name, explain_json, shown, table
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
 
 if TYPE_CHECKING:
     from ptycho_exec.plan import Plan
+    from ptycho_exec.record import Intent
 
 JSON_VERSION = 1
 """Version of what `--json` prints: it grows when a key is renamed or removed, not when one is added."""
@@ -95,7 +96,10 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         print(json.dumps(kwargs, indent=2, default=str))
     elif args.format:
         from ptycho_exec.cli.freeze import freeze
+        from ptycho_exec.record import names_of
 
+        if isinstance(settings, ExecutionSettings):
+            names = [name for name in names_of(settings) if name in names]
         text, left_out = freeze(settings, args.format, names, show_secrets=args.show_secrets)
         print(text, end="")
         notes += [Finding(sentence, level="note", code="left-out") for sentence in left_out]
@@ -129,8 +133,7 @@ def _print_notes(notes: Sequence[Finding]) -> None:
 
 def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSettings) -> int:
     """Print everything about one field, or, without a name, about every value that is not its default."""
-    specs = field_specs(model)
-    asked = [checked_name(args.field, specs, where="command line")] if args.field else []
+    asked = [checked_name(args.field, model, where=COMMAND_LINE)] if args.field else []
     resolution = resolve_from(args, model=model)
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)
@@ -183,11 +186,7 @@ def check(args: argparse.Namespace) -> int:
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
-    from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_exec.plan import ModuleTraits, resolve_plan
-
-    facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
-    plan = resolve_plan(settings, facts, ModuleTraits())
+    plan = _plan_of(args, settings)
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
     notes, steps = list(resolution.notices), list[Finding]()
     if problems and args.probe is not None:
@@ -220,6 +219,30 @@ def check(args: argparse.Namespace) -> int:
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
+
+
+def require_launch(settings: ExecutionSettings) -> None:
+    """Refuse, before anything slow is imported, processes that were not started as these settings need.
+
+    Raises:
+        SettingsError: what cannot work, and the line that starts them as it should be.
+    """
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import resolve_launch
+
+    resolve_launch(settings, MachineFacts.probe(ask_torch=False)).raise_if_blocked()
+
+
+def _plan_of(args: argparse.Namespace, settings: ExecutionSettings) -> Plan:
+    """Return the plan for the machine that is asked about; torch is not asked where nothing could start."""
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import LAUNCH_CODES, resolve_launch, resolve_plan
+
+    if args.facts:
+        return resolve_plan(settings, MachineFacts.load(args.facts))
+    launch = resolve_launch(settings, MachineFacts.probe(ask_torch=False))
+    in_vain = any(problem.code in LAUNCH_CODES for problem in launch.problems)
+    return launch if in_vain else resolve_plan(settings, MachineFacts.probe())
 
 
 def _refuse_conflicts(request: Request) -> None:
@@ -277,6 +300,8 @@ def _check_lines(plan: Plan, notes: Sequence[Finding], steps: Sequence[Finding])
     ]
     if asked:
         yield f"OK    as asked: {', '.join(asked)}"
+    if not failed:
+        yield f"OK    effective batch: {plan.totals}"
     yield from map(line, steps)
     machine = plan.facts.hostname or "this machine"
     problems = [*plan.problems, *(step for step in steps if step.level == "error")]
@@ -302,12 +327,15 @@ def diff(args: argparse.Namespace) -> int:
 
     Returns 1 when they differ, as diff(1) does.
     """
-    a, b = settings_of(args.a), settings_of(args.b)
+    from ptycho_exec.record import fingerprint
+
+    a, b = side_of(args.a), side_of(args.b)
     _print_notes(list(dict.fromkeys([*a.notices, *b.notices])))
+    effects = {**a.effects, **b.effects}
     rows = [
-        (name, shown(getattr(a, name)), shown(getattr(b, name)), spec.effect.value)
-        for name, spec in field_specs().items()
-        if redact(getattr(a, name)) != redact(getattr(b, name)) and args.only in (None, spec.effect.value)
+        (name, a.shown(name), b.shown(name), effect)
+        for name, effect in effects.items()
+        if a.known(name) != b.known(name) and args.only in (None, effect)
     ]
     if args.json:
         keys = ("field", "a", "b", "effect")
@@ -315,14 +343,46 @@ def diff(args: argparse.Namespace) -> int:
     else:
         names = (redact(args.a), redact(args.b))
         print("\n".join(table([("field", *names, "effect"), *rows])) if rows else "no difference")
-        from ptycho_exec.record import fingerprint
-
-        left, right = fingerprint(a)[:12], fingerprint(b)[:12]
+        left, right = (fingerprint(side.numerics())[:12] for side in (a, b))
         if left == right:
             print(f"same numerics, so the same results can be expected (fingerprint {left})")
         else:
             print(f"numerics differ, so results can differ (fingerprints {left}, {right})")
     return 1 if rows else 0
+
+
+class Side(NamedTuple):
+    """What one word of `diff` names: plain values, the effect of each, and notes."""
+
+    values: Mapping[str, Any]
+    effects: Mapping[str, str]
+    notices: tuple[Finding, ...] = ()
+
+    def known(self, name: str) -> Any:
+        return redact(self.values[name]) if name in self.values else _ABSENT
+
+    def shown(self, name: str) -> str:
+        return shown(self.values[name]) if name in self.values else "(absent)"
+
+    def numerics(self) -> dict[str, Any]:
+        return {name: value for name, value in self.values.items() if self.effects[name] == Effect.NUMERICS}
+
+
+_ABSENT = object()
+
+
+def side_of(what: str) -> Side:
+    """Return what a word names; of a manifest that names a subclass, the fields of that class too."""
+    from ptycho_exec.record import values_of
+
+    path = Path(what) / "manifest.json" if Path(what).is_dir() else Path(what)
+    found = _intent(path) if path.is_file() else None
+    effects = {name: spec.effect.value for name, spec in field_specs().items()}
+    if found is None or not found.class_name:
+        settings = settings_of(what)
+        return Side(values_of(settings), effects, settings.notices)
+    defaults = values_of(ExecutionSettings.from_values({}))
+    return Side(defaults | found.values, {**dict.fromkeys(found.values, ""), **effects, **found.effects})
 
 
 def settings_of(what: str) -> ExecutionSettings:
@@ -341,24 +401,25 @@ def settings_of(what: str) -> ExecutionSettings:
             expected="a settings file, a manifest, a run directory, profile:NAME, or env for this place",
             fix="correct the name",
         )
-    intent = _intent(path)
-    if intent is not None:
-        return ExecutionSettings.from_values(intent, place=str(path))
+    found = _intent(path)
+    if found is not None:
+        return ExecutionSettings.from_values(found.values, place=str(path))
     with tempfile.TemporaryDirectory() as nowhere:
         request = Request(ExecutionSettings, settings_file=path.resolve(), environ={}, cwd=Path(nowhere))
         return ExecutionSettings.from_resolution(resolve(request))
 
 
-def _intent(path: Path) -> dict[str, Any] | None:
-    """Return the settings in a run's manifest, with its credentials still hidden; None for another file."""
+def _intent(path: Path) -> Intent | None:
+    """Return the settings in a run's manifest; None for another file."""
+    from ptycho_exec.record import intent_of
+
     if path.suffix.lower() != ".json":
         return None
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    intent = data.get("intent") if isinstance(data, dict) and "manifest_version" in data else None
-    return intent if isinstance(intent, dict) else None
+    return intent_of(data) if isinstance(data, dict) and "manifest_version" in data else None
 
 
 # --- what is generated -----------------------------------------------------------------------------------

@@ -313,11 +313,31 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_SAME_EVERYWHERE = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks")
+_SHORT_ELSEWHERE = ("other-nodes-than-launcher", "other-tasks-than-launcher")
+
+
+def _spoken(findings: Sequence[Finding]) -> list[Finding]:
+    """Return what this process reports: others than the first leave to it what it knows as well.
+
+    What depends on settings, which may differ between processes, they report in a line.
+    """
+    launcher = detect_launcher(os.environ)
+    if launcher.rank == 0:
+        return list(findings)
+    return [
+        Finding(f"rank {launcher.rank}: {row.what}", code=row.code) if row.code in _SHORT_ELSEWHERE else row
+        for row in findings
+        if row.code not in _SAME_EVERYWHERE
+    ]
+
+
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
     """Print what is wrong: for people, as annotations, or as JSON; what all processes know, once."""
-    rank = detect_launcher(os.environ).rank
-    if error.spoken_by not in (None, rank):
+    rank, findings = detect_launcher(os.environ).rank, _spoken(error.findings)
+    if not findings or error.spoken_by not in (None, rank):
         return
+    error = type(error).from_findings(findings)
     program = f"{program} (rank {rank})" if rank else program
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))

@@ -14,10 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from ptycho_exec.errors import CODES, UserError
+from ptycho_exec.fields.base import NONE_WORDS
 from ptycho_exec.fields.choices import CHOICES
 from ptycho_exec.fields.model import CONFLICTS
 from ptycho_exec.fields.spec import (
-    NONE_WORDS,
     FieldSpec,
     field_specs,
     format_value,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 else:
     FrozenModel = BaseModel
 
+NONE_WORDS = frozenset({"none", "null"})
+"""What stands for none where a place has no word for it, as TOML, for fields that take none."""
+
 PLAIN = frozenset({int, float, bool, str, tuple, type(None), Literal})
 """Kinds of type that a text or a settings file can give; a value of another kind is converted."""
 
@@ -111,20 +114,22 @@ def converted(model: type[BaseModel], name: str, value: Any) -> Any:
 
 @cache
 def _converters(model: type[BaseModel]) -> Mapping[str, Callable[[Any], Any]]:
-    """Return how to make a value of plain data for each field that is a tuple, a path, an enum, a set ..."""
+    """Return how to make a value of plain data for each field that is optional, a tuple, a path, a set ..."""
     found = {}
     for name, info in model.model_fields.items():
         kinds = [kind for kind, _ in branches(info.annotation)]
         others = [kind for kind in kinds if kind_of(kind) not in PLAIN]
-        if others or any(kind_of(kind) is tuple for kind in kinds):
-            found[name] = _converter(
-                tuple(TypeAdapter(kind) for kind in others), bool(len(kinds) > len(others))
-            )
+        optional = type(None) in kinds and not any("none" in typing.get_args(kind) for kind in kinds)
+        if others or optional or any(kind_of(kind) is tuple for kind in kinds):
+            adapters = tuple(TypeAdapter(kind) for kind in others)
+            found[name] = _converter(adapters, bool(len(kinds) > len(others)), optional)
     return found
 
 
-def _converter(others: tuple[TypeAdapter[Any], ...], plain: bool) -> Callable[[Any], Any]:
+def _converter(others: tuple[TypeAdapter[Any], ...], plain: bool, optional: bool) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
+        if optional and isinstance(value, str) and value.lower() in NONE_WORDS:
+            return None
         for adapter in others:
             with suppress(ValidationError):
                 return adapter.validate_python(value)

@@ -360,6 +360,8 @@ _KINDS: dict[type, type] = {tuple: tuple, int: float, float: float}
 
 
 SHARDED = tuple(word for word in get_args(Strategy) if word.startswith(("fsdp", "deepspeed")))
+SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Strategies whose processes are all children of the one that was started."""
 
 CONFLICTS: tuple[Conflict, ...] = (
     Conflict(

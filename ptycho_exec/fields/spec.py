@@ -15,13 +15,12 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
-from ptycho_exec.fields.base import branches, kind_of
+from ptycho_exec.fields.base import NONE_WORDS, branches, kind_of
 from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
 HIDDEN = "***"
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off", "f", "n"})
-NONE_WORDS = frozenset({"none", "null"})
 
 
 class Renamed(NamedTuple):
@@ -177,9 +176,22 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, (SecretStr, SecretBytes)):
         return HIDDEN
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
     if isinstance(value, (set, frozenset)):
         return sorted(map(plain, value), key=str)
     return to_jsonable_python(value, fallback=str)
+
+
+def as_data(value: Any) -> Any:
+    """Return JSON data that a field can be made of again; what a secret type holds is hidden."""
+    if isinstance(value, Mapping):
+        return {str(plain(key)): as_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_data(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(as_data, value), key=str)
+    return plain(value)
 
 
 def format_value(value: Any) -> str:

@@ -8,20 +8,26 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-TORCHRUN_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR",
-                      "MASTER_PORT")  # fmt: skip
+TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun gives to every process; GROUP_RANK and GROUP_WORLD_SIZE, of the nodes, follow from these."""
+LIGHTNING_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What Lightning gives to the processes that it starts; it removes WORLD_SIZE after the first training."""
 SLURM_VARIABLES = ("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_STEP_ID", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE",
                    "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE",
                    "SLURM_NNODES", "SLURM_STEP_NUM_NODES", "SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID",
-                   "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_RESTART_COUNT")  # fmt: skip
-MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+                   "SLURM_CPUS_PER_TASK", "SLURM_GPUS_PER_TASK", "SLURM_RESTART_COUNT",
+                   "SLURM_PTY_PORT")  # fmt: skip
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
+MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID")
 SLURM_INTERACTIVE_NAMES = ("bash", "interactive")
-"""Job names of an interactive shell, from which no task of SLURM's is started."""
+"""Names of a job that is an interactive shell, as `salloc` and `srun --pty bash` give them."""
+SLURM_RESERVED_STEPS = 0xFFFFFFF0
+"""Steps from this number on are the batch script and the interactive shell, which srun did not start."""
 FIRST_PORT, PORTS = 15000, 10000
 """Where the first process of a SLURM step listens; the step's number chooses the port."""
 
@@ -67,19 +73,45 @@ def is_rank_zero() -> bool:
 
 
 def detect_launcher(environ: Mapping[str, str]) -> Launcher:
-    """Return who started this process, from its variables. torchrun wins over SLURM, as in Lightning."""
-    for reader in (_lightning, _torchrun, _slurm, _mpi):
-        found = reader(environ)
-        if found is not None:
-            return found
-    # The children of ddp_spawn and ddp_fork know no more than this.
-    return Launcher(rank=_whole(environ, "LOCAL_RANK", 0), local_rank=_whole(environ, "LOCAL_RANK", 0))
+    """Return who started this process, from its variables: the innermost of several launchers."""
+    slurm = _slurm(environ)
+    tasks = slurm.world_size if slurm is not None and slurm.in_step else 1
+    found = _lightning(environ)
+    if found is None and (found := _torchrun(environ)):
+        found = _one_run(found, tasks)
+    if found is None and (found := _mpi(environ)) and found.world_size == tasks:
+        found = slurm  # srun sets variables of MPI too
+    return found or slurm or _alone(environ)
+
+
+def _one_run(torchrun: Launcher, tasks: int) -> Launcher:
+    """Refuse several torchruns, each started by a task of srun, that do not know of each other."""
+    if torchrun.problem or tasks in (1, torchrun.nodes):
+        return torchrun
+    text = f"srun started {tasks} torchruns, which do not know of each other: each would train by itself"
+    fix = (
+        f"start one task per node, and write `torchrun --nnodes={tasks} --rdzv-backend=c10d"
+        " --rdzv-endpoint=FIRST_NODE:29500 --nproc-per-node=GPUS --no-python COMMAND`"
+    )
+    return torchrun.model_copy(update={"problem": text, "fix": fix})
+
+
+def _alone(environ: Mapping[str, str]) -> Launcher:
+    """Return a process without a launcher. The children of ddp_spawn and ddp_fork know LOCAL_RANK alone."""
+    rank = _whole(environ, "LOCAL_RANK", 0)
+    text = f"LOCAL_RANK={rank} set, and RANK and WORLD_SIZE not: this process cannot know which one it is"
+    return Launcher(
+        rank=rank,
+        local_rank=rank,
+        problem=text if rank else "",
+        fix="unset LOCAL_RANK, or start the command with torchrun" if rank else "",
+        variables={"LOCAL_RANK": str(rank)} if rank else {},
+    )
 
 
 def _lightning(environ: Mapping[str, str]) -> Launcher | None:
     """Read what Lightning gives to the processes that it starts by running the command again."""
-    own = ("WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if "RANK" in environ or not all(name in environ for name in own):
+    if "RANK" in environ or not all(name in environ for name in LIGHTNING_VARIABLES):
         return None
     world, local = _whole(environ, "WORLD_SIZE", 1), _whole(environ, "LOCAL_RANK", 0)
     return Launcher(
@@ -90,63 +122,72 @@ def _lightning(environ: Mapping[str, str]) -> Launcher | None:
         local_rank=local,
         address=environ["MASTER_ADDR"],
         port=_whole(environ, "MASTER_PORT", 0) or None,
-        variables=_present(environ, own),
+        variables=_present(environ, (*LIGHTNING_VARIABLES, "WORLD_SIZE")),
     )
 
 
 def _torchrun(environ: Mapping[str, str]) -> Launcher | None:
-    """Read torchrun's variables, or the same ones set by hand; a part of them is a problem."""
-    needed = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    several = _whole(environ, "WORLD_SIZE", 2) > 1
-    if not ("RANK" in environ or "WORLD_SIZE" in environ) or not (several or "RANK" in environ):
+    """Read torchrun's variables, or the same ones set by hand; a part of them is a problem.
+
+    A part of them that speaks of one process is a leftover, and counts as no launcher.
+    """
+    missing = [name for name in TORCHRUN_VARIABLES if name not in environ]
+    alone = environ.get("WORLD_SIZE", "").strip() == "1" and _whole(environ, "RANK", 0) == 0
+    if not ("RANK" in environ or "WORLD_SIZE" in environ) or (missing and alone):
         return None
-    missing = [name for name in needed if name not in environ]
-    if missing and not several:
-        return None
-    world, local = _whole(environ, "WORLD_SIZE", 1), _whole(environ, "LOCAL_WORLD_SIZE", 0)
-    local = local or (world if _whole(environ, "RANK", 0) == _whole(environ, "LOCAL_RANK", 0) else 1)
-    text, wrong = "", [name for name in needed[:3] if not _is_number(environ, name)]
-    if missing:
-        there = " and ".join(name for name in needed if name in environ)
-        text = f"{there} set, and {', '.join(missing)} not: this process cannot know which one it is"
-    elif wrong:
-        text = f"{', '.join(f'{name}={environ[name]}' for name in wrong)}: not a number"
-    elif not _whole(environ, "RANK", 0) < world:
-        text = f"RANK={environ['RANK']} and WORLD_SIZE={world}: ranks go from 0 to {world - 1}"
+    rank, local_rank = _whole(environ, "RANK", 0), _whole(environ, "LOCAL_RANK", 0)
+    world, tasks = _whole(environ, "WORLD_SIZE", 1), _whole(environ, "LOCAL_WORLD_SIZE", 0)
+    nodes = _whole(environ, "GROUP_WORLD_SIZE", world // tasks if tasks else 1)
+    variables = _present(environ, (*TORCHRUN_VARIABLES, "GROUP_RANK", "GROUP_WORLD_SIZE"))
     return Launcher(
         kind="torchrun",
         world_size=world,
-        tasks_per_node=local,
-        nodes=max(1, world // local),
-        rank=_whole(environ, "RANK", 0),
-        local_rank=_whole(environ, "LOCAL_RANK", 0),
-        node=_whole(environ, "GROUP_RANK", _whole(environ, "RANK", 0) // local),
+        tasks_per_node=tasks if tasks * nodes == world else None,
+        nodes=max(1, nodes),
+        rank=rank,
+        local_rank=local_rank,
+        node=_whole(environ, "GROUP_RANK", rank // tasks if tasks else 0),
         address=environ.get("MASTER_ADDR", ""),
         port=_whole(environ, "MASTER_PORT", 0) or None,
-        problem=text,
+        problem=(text := _torchrun_problem(environ, missing)),
         fix="start the command with torchrun, which sets all of them, or unset them" if text else "",
-        variables=_present(environ, TORCHRUN_VARIABLES),
+        variables=variables,
     )
+
+
+def _torchrun_problem(environ: Mapping[str, str], missing: Sequence[str]) -> str:
+    """Return why these variables do not say which process this is; nothing when they do."""
+    if missing:
+        there = " and ".join(name for name in TORCHRUN_VARIABLES if name in environ)
+        return f"{there} set, and {', '.join(missing)} not: this process cannot know which one it is"
+    numbers = [name for name in TORCHRUN_VARIABLES if name != "MASTER_ADDR"]
+    wrong = [f"{name}={environ[name]}" for name in numbers if not _is_number(environ, name)]
+    if wrong:
+        return f"{', '.join(wrong)}: not a whole number"
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        if _whole(environ, rank, 0) >= _whole(environ, size, 1):
+            last = _whole(environ, size, 1) - 1
+            return f"{rank}={environ[rank]} and {size}={environ[size]}: ranks go from 0 to {last}"
+    return ""
 
 
 def _slurm(environ: Mapping[str, str]) -> Launcher | None:
     """Read the step of srun, or, in a script outside of it, the allocation."""
-    if "SLURM_NTASKS" not in environ and "SLURM_STEP_NUM_TASKS" not in environ:
-        return None
-    if environ.get("SLURM_JOB_NAME") in SLURM_INTERACTIVE_NAMES:
-        return None
-    step = "SLURM_STEP_ID" in environ and environ["SLURM_STEP_ID"].isdigit()
-    absent = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in environ]
-    world = _whole(environ, "SLURM_STEP_NUM_TASKS", 0) or _whole(environ, "SLURM_NTASKS", 1)
     nodes = _whole(environ, "SLURM_STEP_NUM_NODES", 0) or _whole(environ, "SLURM_NNODES", 1)
+    if nodes == 1 and not ("SLURM_NTASKS" in environ or "SLURM_STEP_NUM_TASKS" in environ):
+        return None
+    step = 0 <= _whole(environ, "SLURM_STEP_ID", -1) < SLURM_RESERVED_STEPS
+    if not step and environ.get("SLURM_JOB_NAME") in SLURM_INTERACTIVE_NAMES:
+        return None
+    absent = [name for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID") if name not in environ]
+    world = _whole(environ, "SLURM_STEP_NUM_TASKS", 0) or _whole(environ, "SLURM_NTASKS", nodes)
     counts = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
     texts = [environ[name] for name in counts if name in environ]
-    tasks = slurm_tasks_per_node(texts[0]) if texts else world if nodes == 1 else None
     text = f"{', '.join(absent)} not set: this is no complete task of a job step" if step and absent else ""
     return Launcher(
         kind="slurm",
         world_size=world,
-        tasks_per_node=tasks,
+        tasks_per_node=slurm_tasks_per_node(texts[0]) if texts else world if nodes == 1 else None,
         nodes=nodes,
         rank=_whole(environ, "SLURM_PROCID", 0) if step else 0,
         local_rank=_whole(environ, "SLURM_LOCALID", 0) if step else 0,
@@ -157,7 +198,7 @@ def _slurm(environ: Mapping[str, str]) -> Launcher | None:
         or "127.0.0.1",
         port=_whole(environ, "MASTER_PORT", 0) or _slurm_port(environ),
         problem=text,
-        fix="start it with srun" if text else "",
+        fix="start the command with srun, which sets all of them" if text else "",
         variables=_present(environ, SLURM_VARIABLES),
     )
 
@@ -168,14 +209,14 @@ def _mpi(environ: Mapping[str, str]) -> Launcher | None:
     if size is None:
         return None
     world = _whole(environ, size, 1)
-    ranks = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
     return Launcher(
         kind="mpi",
         world_size=world,
-        rank=next((_whole(environ, name, 0) for name in ranks if name in environ), 0),
+        rank=next((_whole(environ, name, 0) for name in MPI_RANKS if name in environ), 0),
         problem=f"MPI started {world} processes ({size}={world}), which would all train alone",
-        fix=f"start them with torchrun --nproc-per-node={world}, or with srun",
-        variables=_present(environ, (*MPI_SIZES, *ranks)),
+        fix=f"in place of mpirun write `torchrun --nproc-per-node={world} --no-python COMMAND`, or in a job "
+        f"of SLURM `srun --kill-on-bad-exit=1 --ntasks={world} COMMAND`",
+        variables=_present(environ, (*MPI_SIZES, *MPI_RANKS)),
     )
 
 
@@ -203,7 +244,7 @@ def _slurm_port(environ: Mapping[str, str]) -> int:
 
 
 def _is_number(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").strip().isdigit()
+    return environ.get(name, "").strip().isdecimal()
 
 
 def _whole(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -31,7 +31,8 @@ def _fields() -> dict[str, FieldSpec]:
 
 
 def spec_elsewhere(name: str) -> FieldSpec | None:
-    """Return the field of this name, or of this variable in lower case, in any registered class."""
+    """Return the field of this name, or of this variable or flag, in any registered class."""
+    name = name.lower().replace("-", "_").removeprefix("__")
     prefixes = (str(model.model_config.get("env_prefix", "")).lower() for model in settings_classes())
     bare = next((name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)), name)
     return _fields().get(bare)

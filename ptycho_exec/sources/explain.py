@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pydantic import BaseModel
+
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import FieldSpec, format_value
-from ptycho_exec.sources.origins import Kind, Origin
+from ptycho_exec.fields.spec import FieldSpec, as_data, field_specs, format_value
+from ptycho_exec.sources.classes import spec_elsewhere
+from ptycho_exec.sources.origins import Origin
 from ptycho_exec.sources.suggestions import unknown_name
 
 
@@ -32,19 +35,34 @@ def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def changed(origins: Mapping[str, Origin]) -> list[str]:
-    """Return the fields that somebody set."""
-    return [name for name, origin in origins.items() if origin.kind is not Kind.DEFAULT]
+    """Return the fields that somebody set, or a validator."""
+    return [name for name, origin in origins.items() if not origin.is_default]
 
 
-def checked_name(name: str, specs: Mapping[str, FieldSpec], *, where: str) -> str:
+def checked_name(name: str, model: type[BaseModel], *, where: str) -> str:
     """Return the name of a field.
 
     Raises:
-        SettingsError: there is no such field.
+        SettingsError: there is no such field; it names what explains one of another settings class.
     """
-    if name in specs:
+    if name in field_specs(model):
         return name
-    raise SettingsError.from_findings([unknown_name(name, tuple(specs), where=where)])
+    other = spec_elsewhere(name)
+    if other is None or issubclass(model, other.model):
+        raise SettingsError.from_findings([unknown_name(name, tuple(field_specs(model)), where=where)])
+    command = vars(other.model).get("explained_by", "")  # of the class itself: one below has other fields
+    call = f"{other.model.__name__}().explain({other.name!r})"
+    raise SettingsError(
+        f"{shown(name)} is a setting of {getattr(other.model, 'program', other.model.__name__)}",
+        where=where,
+        expected=f"a setting of {getattr(model, 'program', model.__name__)}",
+        fix=f"run {command} {other.name}" if command and where == COMMAND_LINE else f"call {call}",
+        code="unknown-name",
+        field=other.name,
+    )
+
+
+COMMAND_LINE = "command line"
 
 
 def explain_field(
@@ -76,9 +94,9 @@ def explain_json(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> di
     """Return field -> value, origin and what it shadowed, as plain JSON data."""
     return {
         name: {
-            "value": redact(value),
+            "value": redact(as_data(value)),
             "origin": origins[name].to_json(),
-            "shadowed": [{"value": redact(o.value), **o.to_json()} for o in origins[name].shadowed],
+            "shadowed": [{"value": redact(as_data(o.value)), **o.to_json()} for o in origins[name].shadowed],
         }
         for name, value in values.items()
     }
@@ -96,7 +114,7 @@ def explain_html(
     for name, spec in specs.items():
         origin = origins.get(name)
         place = redact(origin.describe()) if origin else ""
-        mark = "th" if origin and origin.kind is not Kind.DEFAULT else "td"
+        mark = "th" if origin and not origin.is_default else "td"
         cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in (name, shown(values[name]), place))
         rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
     notes = "".join(f"<p>note: {escape(notice.what)}</p>" for notice in notices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.settings_files import assignment, syntax
 from ptycho_exec.sources.suggestions import nearest
+from ptycho_exec.sources.validators import changed_by, fits_alone
 
 _LONGEST = 60
 _QUOTES = "\"'`“”‘’«»„"
@@ -36,12 +38,34 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
     for item in (item for item in items if not item["loc"] and item["type"] != "conflict"):
         yield _own_rule(item["msg"], resolution)
     for name in dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"]):
-        if name in resolution.origins:
+        if name not in specs or _by_validator(items, name, resolution):
+            yield _wrong_validator(name, resolution)
+        elif name in resolution.origins:
             found = bad_value(specs[name], resolution.origins[name])
             why = "; ".join(_said_by_validators(items, specs[name]))
             yield replace(found, what=f"{found.what}: {why}") if why else found
         else:
             yield _missing(specs[name], resolution)
+
+
+def _by_validator(items: Sequence[Mapping[str, Any]], name: str, resolution: Resolution) -> bool:
+    """Return whether a value that was given is right, and only what a validator made of it is refused."""
+    said = ("value_error", "assertion_error")
+    if name not in resolution.origins or any(i["type"] in said for i in items if name in i["loc"][:1]):
+        return False
+    return fits_alone(resolution.model, name, resolution.origins[name].value)
+
+
+def _wrong_validator(name: str, resolution: Resolution) -> Finding:
+    specs, model = field_specs(resolution.model), resolution.model
+    return Finding(
+        f"{name}: what {changed_by(model, name)} makes of it is not allowed",
+        where=f"{model.__module__}.{model.__qualname__}",
+        expected=specs[name].expected() if name in specs else "a field of the class",
+        fix="correct the validator",
+        code="bad-value",
+        field=name,
+    )
 
 
 def _said_by_validators(items: Sequence[Mapping[str, Any]], spec: FieldSpec) -> Iterator[str]:
@@ -76,11 +100,12 @@ def _own_rule(message: str, resolution: Resolution) -> Finding:
 def inactive_values(resolution: Resolution) -> Iterator[Finding]:
     """Yield a finding for each malformed value that does not act now: shadowed, or of another profile."""
     batches: list[dict[str, Origin]] = []  # each is validated at once, so it has one value per field
+    count: Counter[str] = Counter()
     for name, origin in resolution.inactive:
-        batch = next((batch for batch in batches if name not in batch), None)
-        if batch is None:
-            batches.append(batch := {})
-        batch[name] = origin
+        if count[name] == len(batches):
+            batches.append({})
+        batches[count[name]][name] = origin
+        count[name] += 1
     for batch in batches:
         for name in malformed({name: origin.value for name, origin in batch.items()}, resolution.model):
             yield bad_value(field_specs(resolution.model)[name], batch[name])

@@ -64,6 +64,11 @@ class Origin:
         text = " ".join(part for part in parts if part)
         return f"{text}, {self.reason}" if self.reason else text
 
+    @property
+    def is_default(self) -> bool:
+        """Whether the value is the class's own default, as it is written there."""
+        return self.kind is Kind.DEFAULT and not self.reason
+
     def shadowing(self, others: Sequence[Origin]) -> Origin:
         """Return this origin with `others`, highest first, recorded as shadowed."""
         flat = tuple(replace(other, shadowed=()) if other.shadowed else other for other in others)

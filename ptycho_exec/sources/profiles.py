@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +138,11 @@ class Profile(NamedTuple):
     path: KeyPath
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What it is recognised by."""
+        return self.document.path, self.name
+
+    @property
     def extends(self) -> str:
         value = self.document.table_at(self.path).get("extends", "")
         return value.strip() if isinstance(value, str) else ""
@@ -155,34 +160,62 @@ def profile_layer(reader: Reader) -> Layer:
 
     What the other profiles of the files extend is checked too.
     """
-    layer = Layer()
+    layer, origins, asked_for = Layer(), dict[str, list[Origin]](), set[str]()
     for asked in reader.profiles:
-        _add_chain(layer, asked, reader)
-    asked_for = {asked.value for asked in reader.profiles}
-    for name in own_profile_names(reader):
-        own = find_profile(name, reader, [])
-        if name not in asked_for and own is not None and own.extends:
-            unasked = Layer()
-            _add_chain(unasked, own.document.origin((*own.path, "extends")), reader, [own])
-            layer.findings += unasked.findings
+        asked_for.add(asked.value)
+        chain = profile_chain(asked, reader)
+        layer.findings += _chain_findings(chain, reader)
+        for profile in chain.profiles:
+            for name, origin in profile.entries(reader.specs).items():
+                origins.setdefault(name, []).append(origin)
+    layer.entries = {name: first.shadowing(others) for name, (first, *others) in origins.items()}
+    layer.findings += _unasked_findings(reader, asked_for)
     return layer
 
 
-def _add_chain(layer: Layer, asked: Origin | None, reader: Reader, before: Sequence[Profile] = ()) -> None:
-    """Add a profile and those it extends, under what the layer has; `before` are those that led to it."""
-    seen = list(before)
-    while asked is not None:
-        profile = find_profile(asked.value, reader, [p for p in seen if p.name == asked.value])
+def _unasked_findings(reader: Reader, asked_for: Collection[str]) -> Iterator[Finding]:
+    """Report what is wrong in the chains of profiles that nobody asked for; each is visited once."""
+    checked = set[tuple[str, str]]()
+    for name in own_profile_names(reader):
+        if name in asked_for or find_profile(name, reader, []) is None:
+            continue  # what is no table is reported with its file
+        chain = profile_chain(Origin(Kind.PROFILE, f"profile:{name}", name), reader, checked)
+        yield from _chain_findings(chain, reader)
+        if len({profile.name for profile in chain.profiles}) == len(chain.profiles):
+            checked |= {profile.key for profile in chain.profiles}  # what follows one depends on it alone
+
+
+class Chain(NamedTuple):
+    """A profile and those it extends, and the request for one that is not there, if it ends with that."""
+
+    profiles: list[Profile]
+    missing: Origin | None
+
+
+def profile_chain(asked: Origin, reader: Reader, known: Collection[tuple[str, str]] = ()) -> Chain:
+    """Follow what a profile extends, to its end or to a profile that is `known`."""
+    profiles, namesakes = list[Profile](), dict[str, list[Profile]]()
+    while True:
+        used = namesakes.setdefault(asked.value, [])
+        profile = find_profile(asked.value, reader, used)
         if profile is None:
-            layer.findings += _no_such_profile(asked, reader)
-            return
-        seen.append(profile)
-        for name, origin in profile.entries(reader.specs).items():
-            above = layer.entries.get(name)
-            layer.entries[name] = above.shadowing((*above.shadowed, origin)) if above else origin
+            return Chain(profiles, asked)
+        if profile.key in known:
+            return Chain(profiles, None)
+        used.append(profile)
+        profiles.append(profile)
+        if not profile.extends:
+            return Chain(profiles, None)
+        asked = profile.document.origin((*profile.path, "extends"))
+
+
+def _chain_findings(chain: Chain, reader: Reader) -> Iterator[Finding]:
+    """Report what is wrong in shipped profiles of a chain, and at its end; files check the others."""
+    for profile in chain.profiles:
         if profile.document.kind is Kind.PROFILE:
-            layer.findings += profile_findings(profile.document, profile.path, reader.specs)
-        asked = profile.document.origin((*profile.path, "extends")) if profile.extends else None
+            yield from profile_findings(profile.document, profile.path, reader.specs)
+    if chain.missing is not None:
+        yield from _no_such_profile(chain.missing, reader)
 
 
 def find_profile(name: str, reader: Reader, skip: list[Profile]) -> Profile | None:

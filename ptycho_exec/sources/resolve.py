@@ -40,10 +40,9 @@ from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variabl
 from ptycho_exec.sources.messages import explain_error, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
 from ptycho_exec.sources.profiles import (
-    Profile,
     document_layer,
-    find_profile,
     own_profile_names,
+    profile_chain,
     profile_layer,
 )
 from ptycho_exec.sources.renames import with_new_names
@@ -336,8 +335,9 @@ def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> I
     given = {origin.place for chain in chains.values() for origin in chain}
     one_acts = len(reader.profiles) == 1 and any(chain[0].kind is Kind.PROFILE for chain in chains.values())
     for asked in () if one_acts else reader.profiles:
-        extended = _extended(reader, asked.value)
-        if extended and not acting & extended:
+        chain = profile_chain(asked, reader)
+        extended = {f"profile:{profile.name}" for profile in chain.profiles}
+        if chain.missing is None and not acting & extended:
             why = "all its values are set above it" if given & extended else "it sets nothing"
             what = f"profile {asked.value} has no effect: {why}"
             yield Finding(what, where=asked.describe(), level="note", code="no-effect", field="profile")
@@ -347,19 +347,6 @@ def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> I
         why = "all its values are set above it" if set(document.data) & set(chains) else "it sets nothing"
         what = f"{document.path} has no effect: {why}"
         yield Finding(what, level="note", code="no-effect", field="settings_file")
-
-
-def _extended(reader: Reader, name: str) -> set[str]:
-    """Return the places that a profile and those it extends are named by; none where one is not defined."""
-    places, seen = set[str](), list[Profile]()
-    while name:
-        profile = find_profile(name, reader, [p for p in seen if p.name == name])
-        if profile is None:
-            return set()
-        seen.append(profile)
-        places.add(f"profile:{name}")
-        name = profile.extends
-    return places
 
 
 def profile_conflicts(request: Request) -> Iterator[Finding]:
@@ -421,32 +408,41 @@ def _defaults(model: type[BaseModel]) -> dict[str, Origin]:
 
 
 def resolve_values(
-    model: type[BaseModel], values: Mapping[str, Any], *, place: str, texts: bool = False
+    model: type[BaseModel],
+    values: Mapping[str, Any],
+    *,
+    place: str,
+    texts: bool = False,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Resolution:
-    """Resolve `values` over the defaults alone: nothing of the environment or the disk is read.
+    """Resolve `overrides`, then `values`, over the defaults alone: no environment and no disk is read.
 
-    With `texts` a string is typed by its field, as the text of a variable is.
+    With `texts` a string among the values is typed by its field, as the text of a variable is.
     """
     layer, specs = _given(model, values, Kind.ARGUMENT, place), field_specs(model)
     for name, origin in layer.entries.items():
         if texts and isinstance(origin.value, str):
             layer.entries[name] = replace(origin, value=decode_text(specs[name], origin.value))
-    return _alone(layer, model)
+    return _alone(model, _given(model, overrides or {}, Kind.OVERRIDE, "overrides"), layer)
 
 
 def resolve_profile(model: type[BaseModel], name: str) -> Resolution:
     """Resolve one profile, as the files of this place define it, over the defaults alone."""
     reader = Reader(Request(model, profile=name))
     layer = _finished(profile_layer(reader), model)
-    return _alone(replace(layer, findings=[*reader.findings, *layer.findings]), reader.request.model)
+    return _alone(model, replace(layer, findings=[*reader.findings, *layer.findings]))
 
 
-def _alone(layer: Layer, model: type[BaseModel]) -> Resolution:
+def _alone(model: type[BaseModel], *layers: Layer) -> Resolution:
+    chains: dict[str, list[Origin]] = {}
+    for layer in layers:
+        for name, origin in layer.entries.items():
+            chains.setdefault(name, []).append(origin)
     return Resolution(
         model,
-        values={name: origin.value for name, origin in layer.entries.items()},
-        origins=_with_defaults(model, {name: [origin] for name, origin in layer.entries.items()}),
-        findings=tuple(layer.findings),
+        values={name: chain[0].value for name, chain in chains.items()},
+        origins=_with_defaults(model, chains),
+        findings=tuple(finding for layer in layers for finding in layer.findings),
     )
 
 

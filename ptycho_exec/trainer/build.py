@@ -91,8 +91,9 @@ def inference_loader_kwargs(settings: ExecutionSettings, plan: Plan | None = Non
 
 
 def _loader_settings(settings: ExecutionSettings, plan: Plan | None) -> ExecutionSettings:
-    """Loaders know no `auto`; without a plan, this machine's facts decide it (GPUs are not asked for)."""
-    if plan is None and "auto" in (settings.num_workers, settings.pin_memory):
+    """Without a plan, this machine's facts decide what loaders do not know (GPUs are not asked for)."""
+    unknown = "auto" in (settings.num_workers, settings.pin_memory) or settings.global_batch_size is not None
+    if plan is None and unknown:
         plan = resolve_plan(settings, MachineFacts.probe(ask_torch=False), ModuleTraits())
     return plan.settings if plan else settings
 

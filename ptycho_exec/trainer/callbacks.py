@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptycho_exec.fields.model import SHARDED
+from ptycho_exec.fields.model import SHARDED, SPAWNING
 from ptycho_exec.plan import Plan, monitor_asked
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.caller import CallersOwn
@@ -92,6 +92,12 @@ def _together(_: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.together import Together
 
     return Together()
+
+
+def _spawned(_: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.spawned import Spawned
+
+    return Spawned()
 
 
 def _throughput(_: CallbackInputs) -> Callback:
@@ -197,6 +203,7 @@ CALLBACKS: tuple[CallbackRow, ...] = (
         lambda i: i.settings.enable_progress_bar is True and not i.own.has("ProgressBar"),
         _progress,
     ),
+    CallbackRow("Spawned", lambda i: i.settings.strategy in SPAWNING, _spawned),
     CallbackRow("BestCheckpoints", lambda i: i.checkpoints and i.settings.checkpoint_save_top_k != 0, _best),
     CallbackRow("ResumePoint", lambda i: i.checkpoints, _last),
     CallbackRow("StopAtStep", lambda i: not i.checkpoints, _stop),

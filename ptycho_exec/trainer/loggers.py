@@ -77,9 +77,9 @@ def backend_of(logger: Any) -> LoggerBackend | None:
 
 
 def log_settings(logger: Logger, settings: ExecutionSettings) -> None:
-    """Send every value, as text where a logger knows no lists or none; credentials are hidden."""
+    """Send every value, as text where a logger knows no lists, mappings or none; credentials are hidden."""
     plain = {name: redact(value) for name, value in values_of(settings).items()}
-    logger.log_hyperparams({name: str(v) if isinstance(v, list) else v for name, v in plain.items()})
+    logger.log_hyperparams({name: str(v) if isinstance(v, (list, dict)) else v for name, v in plain.items()})
 
 
 def log_image(logger: Logger, name: str, image: NDArray[np.uint8], step: int) -> None:

@@ -71,26 +71,31 @@ def process_flags(settings: ExecutionSettings) -> Iterator[None]:
     random states, the variables that seeding and determinism set, Lightning's reports about hardware, and
     warnings that the plan already answered.
     """
+    with _restored(), warnings.catch_warnings():
+        set_process_flags(settings)
+        yield
+
+
+def set_process_flags(settings: ExecutionSettings) -> None:
+    """Set what is process-wide for good, in a process that ends with the run: a child of ddp_spawn."""
     import torch
 
-    with _restored(), warnings.catch_warnings():
-        for message in ANSWERED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        for logger in map(logging.getLogger, LIGHTNING_LOGGERS):
-            logger.setLevel(max(logger.level, logging.WARNING))
-        torch.set_float32_matmul_precision(settings.matmul_precision)
-        torch.backends.cudnn.benchmark = settings.benchmark
-        torch.use_deterministic_algorithms(
-            bool(settings.deterministic), warn_only=settings.deterministic == "warn"
-        )
-        # Filling memory that every operation overwrites anyway costs a few percent and decides nothing.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if settings.deterministic:
-            # cuBLAS reads this when it starts, so it must be there before the first product.
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-        if settings.num_threads:
-            torch.set_num_threads(settings.num_threads)
-        yield
+    for message in ANSWERED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for logger in map(logging.getLogger, LIGHTNING_LOGGERS):
+        logger.setLevel(max(logger.level, logging.WARNING))
+    torch.set_float32_matmul_precision(settings.matmul_precision)
+    torch.backends.cudnn.benchmark = settings.benchmark
+    torch.use_deterministic_algorithms(
+        bool(settings.deterministic), warn_only=settings.deterministic == "warn"
+    )
+    # Filling memory that every operation overwrites anyway costs a few percent and decides nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if settings.deterministic:
+        # cuBLAS reads this when it starts, so it must be there before the first product.
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if settings.num_threads:
+        torch.set_num_threads(settings.num_threads)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN, monitor_readers
-from ptycho_exec.plan import Plan, asked, monitor_asked, problems_of_module
+from ptycho_exec.plan import Plan, announce, asked, findings_of_module, monitor_asked
 from ptycho_exec.trainer.caller import CallersOwn
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import log_settings
@@ -42,6 +43,7 @@ class ReadBack(Callback):
         self._batches = 0
         self._steps_this_epoch = 0
         self._epochs = 0
+        self._steps_itself = self._unmonitored = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         del trainer
@@ -72,6 +74,21 @@ class ReadBack(Callback):
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._batches = self._steps_this_epoch = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Look again whether the module steps its optimizer itself: it may decide that as late as here.
+
+        Before the first step that is refused; a training that has begun goes on, with a warning.
+        """
+        del trainer
+        if pl_module.automatic_optimization or self._steps_itself:
+            return
+        self._steps_itself = True
+        if not self.optimizer_steps:
+            require_hooks(pl_module, self.plan)
+        found = findings_of_module(self.plan, traits_of(pl_module))
+        self.notices += tuple(replace(row, level="note") if row.level == "error" else row for row in found)
+        announce(found)
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.optimizer_steps += 1
@@ -109,10 +126,9 @@ class ReadBack(Callback):
             return
         if monitor_asked(self.plan):
             require_monitor(trainer, self.plan)
-        elif (
-            self.plan.settings.checkpoint_monitor_metric not in trainer.callback_metrics and not self.notices
-        ):
-            self.notices = (without_monitor(self.plan),)
+        elif settings.checkpoint_monitor_metric not in trainer.callback_metrics and not self._unmonitored:
+            self._unmonitored = True
+            self.notices += (without_monitor(self.plan),)
 
 
 CHANGE_ACCUMULATION = ("GradientAccumulationScheduler", "StochasticWeightAveraging")
@@ -125,7 +141,7 @@ def require_hooks(module: LightningModule, plan: Plan) -> None:
     Raises:
         SettingsError: with every such setting.
     """
-    problems = problems_of_module(plan, traits_of(module))
+    problems = [row for row in findings_of_module(plan, traits_of(module)) if row.level == "error"]
     if problems:
         raise SettingsError.from_findings(problems)
 

@@ -92,6 +92,12 @@ class Continuity(Callback):
         self._generators: Any = None
         self._sums: dict[str, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Widen the module before its weights are loaded; Lightning, which does so later, rounds them."""
+        del stage
+        if trainer.precision == "64-true":
+            pl_module.double()
+
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
 

@@ -23,6 +23,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.caller import require_kinds
 from ptycho_exec.trainer.drift import DriftReport, apply_drift_policy, callers_own, requested_and_effective
+from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.module import traits_of
 from ptycho_exec.trainer.process import process_flags, seed_run
@@ -120,14 +121,16 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
-    settings = settings or ExecutionSettings()
+    from ptycho_exec.trainer.stop import leaving_in_order, stoppable
+    from ptycho_exec.trainer.together import on_all_processes
+
+    handed = handed_over()
+    settings = handed.plan.requested if handed else settings or ExecutionSettings()
     require_kinds(settings, module=module, loaders=loaders)
-    plan = resolve_plan(settings, facts or MachineFacts.probe(), traits_of(module, loaders))
+    traits = traits_of(module, loaders)
+    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
-    from ptycho_exec.trainer.stop import leaving_in_order, stoppable
-    from ptycho_exec.trainer.together import ending_together
-
     with leaving_in_order(again=CONTINUE), process_flags(plan.settings):
         seed_run(plan.settings)
         with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
@@ -150,7 +153,7 @@ def trainer_run(
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
             if folder is None:
-                with stoppable(trainer), ending_together(trainer):
+                with stoppable(trainer), on_all_processes(trainer, plan):
                     yield run
                 apply_drift_policy(run.report(), settings)
             else:
@@ -158,7 +161,7 @@ def trainer_run(
                 with recorded(folder, parts, notices) as lines:
                     write_settings_toml(folder / "settings.toml", settings)
                     try:
-                        with stoppable(trainer), ending_together(trainer):
+                        with stoppable(trainer), on_all_processes(trainer, plan):
                             yield run
                     finally:
                         write_manifest(folder, **_came_to(run, lines))

@@ -241,14 +241,14 @@ class StopAtStep(Callback):
 
     def __init__(self, requeues: int = 0) -> None:
         self.requeues = requeues
-        self._own: _Watch | None = None
+        self._began_in: int | None = None
         self._group: Any = None
         self._seen_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning's handlers out: they start collectives in the middle of a step."""
         del pl_module, stage
-        self._own = _begin()
+        self._began_in = None if _begin() is None else os.getpid()
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = _nothing
         loop: Any = trainer.fit_loop.epoch_loop
@@ -312,13 +312,16 @@ class StopAtStep(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         del trainer, pl_module, exception
-        _end(self._own)
-        self._own = None
+        self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         del trainer, pl_module, stage
-        _end(self._own)
-        self._own = None
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._began_in == os.getpid():
+            _end(_watch)
+        self._began_in = None
 
 
 def _nothing() -> None:

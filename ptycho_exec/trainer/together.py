@@ -7,6 +7,7 @@ and a message, and compare what they were given. The store stays: what ended a p
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -26,6 +28,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
@@ -33,6 +36,10 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.machine.facts import package_versions
 from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.handover import handing_over
+from ptycho_exec.trainer.process import set_process_flags
+from ptycho_exec.trainer.spawned import brought_back
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.05
+BEAT_S = 0.5
 GRACE_S = 5.0
 """Seconds that processes have to say what ended them, before the others look who is missing."""
 RESUME = "the same command with --resume auto continues from the last checkpoint"
@@ -174,30 +182,56 @@ class Company:
     def missing(self) -> dict[int, str]:
         """Return the other processes that ended, with their own words, or empty ones where they said none.
 
-        Each that is still there answers within a few seconds, because the failure of one reaches all.
+        Those that are still there show it by their beats, also while they wait in a collective operation.
         """
         try:
-            self.store.set(self.key("here", self.rank), "1")
-        except Exception:  # the store is rank zero's
-            return {0: ""}
+            found = self._known() or self._silent()
+            self.store.set(self.key("lost"), json.dumps(found))
+        except (
+            Exception
+        ):  # without the store only a process that was its host, or the only other one, is known
+            others = [rank for rank in range(self.world_size) if rank != self.rank]
+            hosted = self.rank and not _has_agent()
+            return {0: ""} if hosted else dict.fromkeys(others if len(others) == 1 else (), "")
+        return found
+
+    def _known(self) -> dict[int, str]:
+        """Return what was said, what another process found out, or which children have ended."""
+        if said := self.heard():
+            return said
+        if self.store.check([self.key("lost")]):
+            rows = json.loads(self.store.get(self.key("lost")))
+            return {int(rank): words for rank, words in rows.items() if int(rank) != self.rank}
+        return {rank: "" for rank, child in enumerate(self.children, start=1) if child.poll() is not None}
+
+    def _silent(self) -> dict[int, str]:
+        """Watch the beats of the others for a few seconds; return those of whom none came."""
+        silent = [rank for rank in range(self.world_size) if rank != self.rank]
+        before = {rank: self._beat(rank) for rank in silent}
         deadline = time.monotonic() + GRACE_S
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        silent = others
         while silent and time.monotonic() < deadline:
-            said = self.heard()
-            if said:
-                return said
-            ended = {
-                rank: "" for rank, child in enumerate(self.children, start=1) if child.poll() is not None
-            }
-            if ended:
-                return ended
-            try:
-                silent = [rank for rank in silent if not self.store.check([self.key("here", rank)])]
-            except Exception:
-                return {0: ""}
             time.sleep(POLL_S)
-        return self.heard() or dict.fromkeys(silent, "")
+            if known := self._known():
+                return known
+            silent = [rank for rank in silent if self._beat(rank) == before[rank]]
+        return dict.fromkeys(silent, "")
+
+    def _beat(self, rank: int) -> bytes:
+        key = f"ptycho/beat/{rank}"
+        return bytes(self.store.get(key)) if self.store.check([key]) else b""
+
+    def beat(self) -> None:
+        """Show from now on, in a thread with a connection of its own, that this process is there."""
+        address, _, port = self.where.rpartition(":")
+
+        def beats() -> None:
+            with suppress(Exception):  # without the store the run is over
+                store = TCPStore(address, int(port), self.world_size, is_master=False, wait_for_workers=False)
+                for count in itertools.count():
+                    store.set(f"ptycho/beat/{self.rank}", str(count))
+                    time.sleep(BEAT_S)
+
+        threading.Thread(target=beats, daemon=True, name="beats").start()
 
 
 _company: Company | None = None
@@ -225,6 +259,7 @@ def meet(
     global _company
     if _company is None:
         _company = _connect(environment, limit_s)
+        _company.beat()
     found = _company
     found.meetings += 1
     found.children = children
@@ -289,7 +324,7 @@ def _connect(environment: ClusterEnvironment, limit_s: float) -> Company:
             expected="a name or address of the first node that every node can reach",
             fix="correct MASTER_ADDR, or unset it and let the launcher choose",
         ) from None
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = rank == 0 and not _has_agent()
     try:
         store = TCPStore(
             address,
@@ -303,6 +338,11 @@ def _connect(environment: ClusterEnvironment, limit_s: float) -> Company:
     except Exception as error:
         raise _unreachable(error, where, rank, limit_s) from None
     return Company(store, rank, world, where)
+
+
+def _has_agent() -> bool:
+    """Return whether torchrun's own process hosts the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _unreachable(error: Exception, where: str, rank: int, limit_s: float) -> UserError:
@@ -376,8 +416,7 @@ def join(trainer: Trainer, plan: Plan, identity: Identity | None = None) -> None
     strategy: Any = trainer.strategy
     if plan_world(trainer) > 1 and hasattr(strategy, "setup_distributed"):
         card = identity_of(plan, identity)
-        limit_s = float(getattr(plan.settings, "start_timeout", 60))
-        strategy.setup_distributed = partial(_setup, strategy, card, limit_s)
+        strategy.setup_distributed = partial(_setup, strategy, plan.settings, card, os.getpid())
 
 
 def plan_world(trainer: Any) -> int:
@@ -386,11 +425,17 @@ def plan_world(trainer: Any) -> int:
     return size if isinstance(size, int) else 1
 
 
-def _setup(strategy: Any, identity: Identity, limit_s: float) -> None:
-    """Do what `setup_distributed` of Lightning's strategies does, with our meeting before it."""
+def _setup(strategy: Any, settings: ExecutionSettings, identity: Identity, builder: int) -> None:
+    """Do what `setup_distributed` of Lightning's strategies does, with our meeting before it.
+
+    A process that is not the `builder` of the Trainer was spawned or forked, and gets the run's flags first.
+    """
+    if os.getpid() != builder:
+        set_process_flags(settings)
     strategy.set_world_ranks()
     children = list(getattr(strategy.launcher, "procs", ()))
     _take_over_watch(children)
+    limit_s = float(settings.start_timeout)
     found = meet(strategy.cluster_environment, identity=identity, limit_s=limit_s, children=children)
     if not dist.is_initialized():
         device = strategy.root_device
@@ -450,9 +495,7 @@ class Together(Callback):
         if not is_of_network(exception):
             found.tell(f"{type(exception).__name__}: {exception}"[:2000])
             return
-        missing = found.missing()
-        if missing:
-            self.failure = lost(missing, found.world_size, trainer.global_step)
+        self.failure = lost(found.missing(), found.world_size, trainer.global_step)
 
 
 def is_of_network(error: BaseException) -> bool:
@@ -471,20 +514,41 @@ def lost(missing: Mapping[int, str], world: int, step: int) -> UserError:
     ranks = ", ".join(map(str, sorted(missing)))
     words = [f"rank {rank}: {text}" for rank, text in sorted(missing.items()) if text]
     died = "ended without a word (killed, or out of memory)" if not words else "ended: " + "; ".join(words)
+    who = f"rank {ranks}" if missing else "another process"
     error = UserError(
-        f"rank {ranks} of {world} {died}, after step {step}",
+        f"{who} of {world} {died}, after step {step}",
         expected="every process until the end of the run",
         fix=RESUME,
     )
-    error.spoken_by = min(rank for rank in range(world) if rank not in missing)
+    if missing:
+        error.spoken_by = min(rank for rank in range(world) if rank not in missing)
     return error
 
 
 @contextmanager
-def ending_together(trainer: Any) -> Iterator[None]:
-    """Raise what ended the run in place of an error of the network that followed from it."""
+def on_all_processes(
+    trainer: Any, plan: Plan, more: Any = None, checkpoint: str | Path | None = None
+) -> Iterator[None]:
+    """Fit or predict inside: the processes that this starts are given the plan, and bring back what they did.
+
+    Args:
+        more: what else the program resolved for the run; see `handover`.
+        checkpoint: where the run goes on from.
+
+    Raises:
+        UserError: what ended the run, in place of errors that only followed from it.
+    """
+    with handing_over(plan, more, checkpoint), _ending_together(trainer), brought_back(trainer):
+        yield
+
+
+@contextmanager
+def _ending_together(trainer: Any) -> Iterator[None]:
     try:
         yield
+    except ProcessExitedException as error:  # a child of ddp_spawn or ddp_fork that was killed
+        world = getattr(trainer, "world_size", 0)
+        raise lost({error.error_index: ""}, world, getattr(trainer, "global_step", 0)) from error
     except Exception as error:
         callbacks = getattr(trainer, "callbacks", ())
         failures = (callback.failure for callback in callbacks if isinstance(callback, Together))

@@ -8,17 +8,20 @@ A batch is a dict of tensors:
     offsets_px    (B, C, 2)    float32  position minus the group's mean
     index         (B, C)       int64    pattern index within the scan
     labels        (B, C, N, N) complex64  true patches, only when the data have them
+    padding       (B,)         bool     True where a sample only fills up; absent where none does
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.scan import ScanData
@@ -131,9 +134,18 @@ class PtychoDataset(Dataset[Batch]):
         assert self._scan is not None
         return self._scan.n_pixels
 
+    def part(self, rows: ArrayLike) -> PtychoDataset:
+        """Return the samples at these rows as a dataset, which shares the patterns with this one."""
+        chosen = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        part = copy.copy(self)
+        for name in ("_index", "_positions", "_offsets"):
+            setattr(part, name, getattr(self, name)[chosen])
+        return part
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return the batch of some samples; the loader calls this once per batch."""
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        """Return a batch of samples; the loader calls this once per batch. ~i is sample i as padding."""
+        asked = torch.as_tensor(indices, dtype=torch.int64)
+        chosen = torch.where(asked < 0, ~asked, asked)
         rows = self._index[chosen]
         flat, shape = rows.reshape(-1), (*rows.shape, self.n_pixels, self.n_pixels)
         scan, labels = self._scan, self._labels
@@ -148,6 +160,8 @@ class PtychoDataset(Dataset[Batch]):
             "offsets_px": self._offsets[chosen],
             "index": rows,
         }
+        if bool((asked < 0).any()):
+            batch["padding"] = asked < 0
         if labels is not None:
             batch["labels"] = labels[flat].reshape(shape)
         elif scan is not None and scan.labels is not None:
@@ -168,26 +182,62 @@ def collate(batch: Batch | Sequence[Batch]) -> Batch:
     return {key: torch.stack([sample[key] for sample in batch]) for key in batch[0]}
 
 
-class EpochShuffle(Sampler[int]):
-    """Every sample once per epoch, in an order that depends on (seed, epoch) and on nothing else.
+def samples_in(batch: Batch) -> int:
+    """Return how many samples of a batch count: all but the padding."""
+    padding = batch.get("padding")
+    return len(batch["amplitude"]) - (0 if padding is None else int(padding.sum()))
 
-    A resumed run that sets the epoch sees the order that the uninterrupted run would have seen. Lightning
-    calls `set_epoch` before each epoch.
+
+class GlobalBatches(DistributedSampler[Any]):
+    """Every sample once per epoch; several processes share what one process would take as one larger batch.
+
+    The samples are in one order, that of (seed, epoch) where they are shuffled, which is cut into pieces of
+    `batch_size` times the number of processes; of each, every process takes its part, in order of rank.
+    So all have equally many batches. The last piece may be smaller: shuffled, it is divided evenly; in order,
+    into batches as one process makes them. Who is left without a sample gets one that weighs nothing, as ~i.
+
+    A `DistributedSampler`, because Lightning shuffles any other once more.
+
+    Args:
+        samples: what is ordered; its length counts.
+        batch_size: samples of a batch of one process.
+        shuffle: an order that depends on `seed` and epoch alone, so that a resumed run sees what the
+            uninterrupted one would have seen. Lightning calls `set_epoch` before each epoch.
+        shared: False where this process has all samples for itself, whatever group of processes there is.
     """
 
-    def __init__(self, size: int, seed: int, epoch: int = 0) -> None:
-        self._size, self._seed, self._epoch = size, seed, epoch
+    def __init__(
+        self, samples: Sized, batch_size: int, *, shuffle: bool, seed: int = 0, shared: bool = True
+    ) -> None:
+        super().__init__(samples, num_replicas=1, rank=0, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.batch_size, self.shared = batch_size, shared
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
+    def _place(self) -> tuple[int, int]:
+        """Return rank and number of processes, which are known only when the loader is asked."""
+        dist = torch.distributed
+        if self.shared and dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        return 0, 1
+
+    def _share(self, piece: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return this process's part of a piece, or padding."""
+        rank, world = self._place()
+        cuts = np.arange(1, world) * self.batch_size
+        shares = np.array_split(piece, world if self.shuffle else cuts)
+        return shares[rank] if len(shares[rank]) else ~piece[:1]
 
     def __len__(self) -> int:
-        return self._size
+        whole, rest = divmod(len(self.dataset), self.batch_size * self._place()[1])  # type: ignore[arg-type]
+        return whole * self.batch_size + (len(self._share(np.arange(rest))) if rest else 0)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(self._size)
-        return iter(order.tolist())
+        size = len(self.dataset)  # type: ignore[arg-type]
+        order = np.arange(size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(size)
+        step = self.batch_size * self._place()[1]
+        for start in range(0, size, step):
+            yield from self._share(order[start : start + step]).tolist()
 
 
 def _shape_error(key: str, shape: tuple[int, ...], expected: str) -> DataError:

@@ -12,6 +12,7 @@ where the patches lie on whole pixels of the object canvas; patches of a group a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -25,18 +26,19 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.data.dataset import Batch, samples_in
 from ptycho_torch.network.checkpoint import read_checkpoint
 from ptycho_torch.network.health import TrainingHealth, check_weights
+from ptycho_torch.network.ranks import agreed, mean_over_ranks, of_each_rank, on_ranks, several
 from ptycho_torch.network.schedulers import STEP_DRIVEN, build_scheduler
 from ptycho_torch.network.unet import build_network
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.physics import losses
 
-Batch = dict[str, Tensor]
 Config = TypeVar("Config", bound=BaseModel)
 
 _POISSON_FLOOR = 1e-3
@@ -201,7 +203,6 @@ class PtychoPINN(lightning.LightningModule):
         if intensity_scale is not None:
             self.forward_model.set_scale(float(intensity_scale))
         self.health = TrainingHealth()
-        self.optimizer_steps = 0
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -289,10 +290,23 @@ class PtychoPINN(lightning.LightningModule):
         if not bool(self.forward_model.scale_known):
             self._estimate_scale(batch)
         loss, patches = self.loss(batch)
-        self.health.after_step(float(loss.detach()), batch["index"].numel())
-        self._spread = amplitude_spread(patches.detach(), self.probe.detach())
-        self._log(self.loss_name, loss, batch, on_step=True)
-        return loss
+        samples = samples_in(batch)
+        mean, total = mean_over_ranks(self._trainer, loss, samples)
+        self._judge(loss, mean, total * batch["amplitude"].shape[1])
+        self._spread = amplitude_spread(patches.detach(), self.probe.detach()), samples
+        if self._trainer is not None:
+            self.log(self.loss_name, mean, on_step=True, on_epoch=True, prog_bar=True, batch_size=total)
+        # Gradients are averaged over the processes, of which each counts as its samples do.
+        return loss * (samples * self.trainer.world_size / total) if several(self._trainer) else loss
+
+    def _judge(self, loss: Tensor, mean: Tensor, patterns: int) -> None:
+        """Stop all processes where the loss of one is not finite."""
+        try:
+            self.health.after_step(float(mean), patterns)
+        except UserError as error:
+            finite = of_each_rank(self._trainer, math.isfinite(float(loss.detach())))
+            ranks = [rank for rank, fine in enumerate(finite) if not fine]
+            raise (on_ranks(error, ranks) if several(self._trainer) else error) from None
 
     def validation_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Return the loss of one held-back batch and log it as `val_loss`."""
@@ -300,7 +314,8 @@ class PtychoPINN(lightning.LightningModule):
         if not bool(self.forward_model.scale_known):
             self._estimate_scale(batch)
         loss, _ = self.loss(batch)
-        self._log(self.val_loss_name, loss, batch, on_step=False)
+        if self._trainer is not None:
+            self.log(self.val_loss_name, loss, prog_bar=True, batch_size=samples_in(batch), sync_dist=True)
         return loss
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -361,25 +376,18 @@ class PtychoPINN(lightning.LightningModule):
                 fix="choose TrainingConfig.loss = mae or poisson, which learn from the measurement alone",
             )
         labels = physics.shift_subpixel(batch["labels"], rest)
-        return losses.supervised(
-            patches, labels / labels.abs().mean(), physics.intensity(self.probe).detach()
-        )
-
-    def _log(self, name: str, loss: Tensor, batch: Batch, *, on_step: bool) -> None:
-        if self._trainer is not None:
-            rows = batch["amplitude"].shape[0]
-            self.log(
-                name, loss, on_step=on_step, on_epoch=True, prog_bar=True, batch_size=rows, sync_dist=True
-            )
+        size, _ = mean_over_ranks(self._trainer, labels.abs().mean(), samples_in(batch))
+        return losses.supervised(patches, labels / size, physics.intensity(self.probe).detach())
 
     # --- photon scale
 
     def _estimate_scale(self, batch: Batch) -> None:
         self._require_probe()
-        scale = torch.as_tensor(estimate_intensity_scale(batch["amplitude"], self.probe, self.good_pixels))
-        if self._trainer is not None and self._trainer.world_size > 1:
-            scale = self._trainer.strategy.reduce(scale.to(self.device), reduce_op="mean")
-        self.forward_model.set_scale(float(scale))
+        scale = estimate_intensity_scale(batch["amplitude"], self.probe, self.good_pixels)
+        if several(self._trainer):
+            counts = torch.tensor(scale**2, dtype=torch.float64, device=self.device)
+            scale = math.sqrt(mean_over_ranks(self._trainer, counts, samples_in(batch))[0])
+        self.forward_model.set_scale(scale)
 
     def _require_probe(self) -> None:
         if not bool((self.probe != 0).any()):
@@ -472,17 +480,17 @@ class PtychoPINN(lightning.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count optimizer steps, which accumulation makes fewer than batches."""
-        del optimizer
-        self.optimizer_steps += 1
-
     # --- health
 
+    def on_train_start(self) -> None:
+        """Silence what Lightning says of a loss that is the same in every process when it is logged."""
+        if several(self._trainer):
+            warnings.filterwarnings("ignore", message=f".*self.log.'{self.loss_name}'.*sync_dist=True.*")
+
     def on_train_epoch_end(self) -> None:
-        """Stop a training that diverged, collapsed or does not learn."""
-        check_weights(self.named_parameters())
-        spread = float(self._spread)
+        """Stop a training that diverged, collapsed or does not learn, in all processes alike."""
+        agreed(self._trainer, lambda: check_weights(self.named_parameters()))
+        spread = float(mean_over_ranks(self._trainer, *self._spread)[0])
         self.log("amplitude_spread", spread, sync_dist=True)
         self.health.after_epoch(spread)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, get_args
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.model import Strategy
+from ptycho_exec.fields.model import SPAWNING, Strategy
 from ptycho_exec.fields.spec import format_value
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.settings import ExecutionSettings
@@ -166,8 +166,6 @@ SECTIONS: Mapping[str, type[Keywords]] = {
 }
 _GROUPINGS = {"Nearest": "nearest", "Min_dist": "distance", "4_quadrant": "quadrant"}
 _SCHEDULERS = {"Cosine": "WarmupCosine"}
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
-"""Strategies whose processes begin in a function; those of all others begin with the program's first line."""
 _GROUPED_ONLY = ("n_subsample", "K", "K_quadrant", "neighbor_function", "object_big")
 _LOSS_ONLY = ("loss_function", "nll", "intensity_scale_trainable")
 _WINDOW = ("min_neighbor_distance", "max_neighbor_distance")

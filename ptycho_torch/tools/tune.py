@@ -241,7 +241,10 @@ def _trial(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, note
 
 
 def _request(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, seconds: int) -> dict[str, Any]:
-    values = {**values_of(tuning.settings), **QUIET, **best, knob.name: value}
+    own = {name: value for name, value in values_of(tuning.settings).items() if name in field_specs()}
+    values = {**own, **QUIET, **best, knob.name: value}
+    if "batch_size" in values:  # what was measured takes the place of the total
+        values["global_batch_size"] = None
     if knob.task == "train":
         values["max_time"] = f"00:00:{seconds // 60:02}:{seconds % 60:02}"
     training = tuning.science.training.model_copy(update={"epochs": UNLIMITED_EPOCHS, "val_fraction": 0.0})

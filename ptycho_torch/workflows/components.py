@@ -20,10 +20,11 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError
 from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
@@ -35,14 +36,14 @@ from ptycho_exec.trainer.build import (
     seed_run,
     train_loader_kwargs,
 )
-from ptycho_exec.trainer.handover import handed_over, handing_over
+from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.stop import stoppable
-from ptycho_exec.trainer.together import ending_together
+from ptycho_exec.trainer.together import on_all_processes
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
-from ptycho_torch.data.dataset import Batch, EpochShuffle, PtychoDataset, collate
+from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
@@ -63,8 +64,7 @@ from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
-Samples = PtychoDataset | Subset[Batch]
-SPAWNING = ("ddp_spawn", "ddp_fork", "ddp_notebook")
+REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
 POOR_OBJECT = (
@@ -98,8 +98,8 @@ class Training:
 
     container: Any
     test_container: Any
-    samples: Samples
-    test_samples: Samples | None
+    samples: PtychoDataset
+    test_samples: PtychoDataset | None
     science: ScienceConfig
     plan: Plan
     overrides: Mapping[str, Any]
@@ -107,14 +107,23 @@ class Training:
 
     def loaders(self) -> dict[str, DataLoader[Batch]]:
         """Return the loaders, `train` and, with validation samples, `validation`."""
-        kwargs = train_loader_kwargs(self.plan.requested, self.plan)
-        order = EpochShuffle(len(self.samples), self.plan.requested.seed)
-        loaders: dict[str, DataLoader[Batch]] = {
-            "train": DataLoader(self.samples, sampler=order, collate_fn=collate, **kwargs)
-        }
+        kwargs, seed = train_loader_kwargs(self.plan.requested, self.plan), self.plan.requested.seed
+
+        def loader(samples: PtychoDataset, shuffle: bool) -> DataLoader[Batch]:
+            order = GlobalBatches(
+                samples, kwargs["batch_size"], shuffle=shuffle, seed=seed, shared=shares_work(self.plan)
+            )
+            return DataLoader(samples, sampler=order, collate_fn=collate, **kwargs)
+
+        loaders = {"train": loader(self.samples, shuffle=True)}
         if self.test_samples is not None:
-            loaders["validation"] = DataLoader(self.test_samples, shuffle=False, collate_fn=collate, **kwargs)
+            loaders["validation"] = loader(self.test_samples, shuffle=False)
         return loaders
+
+
+def shares_work(plan: Plan) -> bool:
+    """Return whether the processes of a run share its samples; on one device each has them all for itself."""
+    return plan.settings.strategy != "auto"
 
 
 def plan_training(
@@ -141,13 +150,13 @@ def plan_training(
             for given in (train_container, test_container)
         )
     with clock.phase("prepare"):
-        samples: Samples = dataset_of(train, data, settings.seed)
+        samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
-        test_samples: Samples | None = None if test is None else dataset_of(test, data, settings.seed)
+        test_samples = None if test is None else dataset_of(test, data, settings.seed)
         if held_back:
             order = np.random.default_rng([settings.seed, 1]).permutation(len(samples))
-            test_samples = Subset(samples, np.sort(order[:held_back]).tolist())
-            samples = Subset(samples, np.sort(order[held_back:]).tolist())
+            test_samples = samples.part(np.sort(order[:held_back]))
+            samples = samples.part(np.sort(order[held_back:]))
     validates = test_samples is not None
     traits = ModuleTraits(
         logged_metrics=("train_loss", "val_loss") if validates else ("train_loss",),
@@ -188,12 +197,7 @@ def run_training(
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with (
-            clock.phase("fit"),
-            handing_over(plan, science, resume_from),
-            stoppable(trainer),
-            ending_together(trainer),
-        ):
+        with clock.phase("fit"), stoppable(trainer), on_all_processes(trainer, plan, science, resume_from):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],
@@ -240,7 +244,7 @@ def _identity(
 
 
 def build_module(
-    container: Any, samples: Samples, science: ScienceConfig, settings: ExecutionSettings
+    container: Any, samples: PtychoDataset, science: ScienceConfig, settings: ExecutionSettings
 ) -> Any:
     """Build a network; its class is looked up when called and gets the arguments that its signature takes."""
     probe, good_pixels = optics_of(container)
@@ -264,7 +268,7 @@ def build_module(
     return module
 
 
-def _spread_amplitudes(samples: Samples) -> Tensor:
+def _spread_amplitudes(samples: PtychoDataset) -> Tensor:
     """Return measured amplitudes, (B, C, N, N), to estimate photon scale and noise; spread over the scan."""
     spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
     return collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
@@ -358,16 +362,8 @@ def plan_inference(
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
-    traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False)
+    traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
-    strategy, devices = plan.settings.strategy, plan.settings.devices
-    if science.inference.start == "network" and strategy in SPAWNING and devices not in (1, (0,)):
-        raise SettingsError(
-            f"inference cannot run under strategy={strategy} on several devices",
-            where=settings.origin_of("strategy"),
-            expected="ddp, whose processes can add up their parts of the object",
-            fix="set strategy=ddp, or devices=1",
-        )
     return Inference(module, scan, science, plan, overrides or {}, clock)
 
 
@@ -381,22 +377,28 @@ def run_inference(inference: Inference) -> InferenceResult:
         seed_run(plan.settings)
         if science.inference.start == "network":
             predicted = _predict(inference)
-        if science.inference.refine:
+        refines = science.inference.refine > 0
+        if refines and is_rank_zero():
             refined = _refine(inference, predicted)
-        best = refined or predicted
-        if best is None:  # science configs with neither are refused
-            raise DataError("there is nothing to do", fix="start from the network, or set refine")
+        best = refined or predicted or _flat(scan)
         probe = getattr(module, "probe", None) if refined is None else refined.probe
         with inference.clock.phase("check"):
             agreement = r_factor(scan, best.object, probe)
     poor = (f"{POOR_OBJECT}: {agreement.line()}",) if agreement is not None and agreement.poor else ()
     drift = DriftReport(()) if predicted is None else predicted.drift
+    processes = inference.plan.facts.launcher.world_size if predicted is None else predicted.processes
+    alone = (REFINES_ALONE,) if refines and processes > 1 else ()
     return InferenceResult(
         object=best.object,
         coverage=best.coverage,
         n_patches=len(scan) if predicted is None or refined is not None else predicted.n_patches,
         consistency=agreement,
-        notices=(*(predicted.notices if predicted else ()), *(refined.notices if refined else ()), *poor),
+        notices=(
+            *(predicted.notices if predicted else ()),
+            *(refined.notices if refined else ()),
+            *poor,
+            *alone,
+        ),
         scan=scan,
         science=science,
         settings=plan.requested,
@@ -422,6 +424,13 @@ class Predicted:
     phases_turned_rad: float
     drift: DriftReport
     times: PartTimes
+    processes: int = 1
+
+
+def _flat(scan: ScanData) -> Predicted:
+    """Return what a refinement starts from without a network, for a process that does not refine."""
+    flat, uncovered = np.ones(scan.canvas_shape, np.complex64), np.zeros(scan.canvas_shape, np.float32)
+    return Predicted(flat, uncovered, 0, (), 0.0, DriftReport(()), PartTimes())
 
 
 def _predict(inference: Inference) -> Predicted:
@@ -443,15 +452,24 @@ def _predict(inference: Inference) -> Predicted:
             drift = requested_and_effective(
                 trainer, plan.requested, plan, loaders=loaders, writes=False, profiler=times
             )
-        handing = handing_over(plan, inference.science)
-        with clock.phase("predict and stitch"), handing, ending_together(trainer):
-            trainer.predict(module, loader, return_predictions=False)
+        with clock.phase("predict and stitch"):
+            with on_all_processes(trainer, plan, inference.science):
+                trainer.predict(module, loader, return_predictions=False)
             stitched = writer.result()
     finally:
         if training and hasattr(module, "train"):
             module.train()
     obj, coverage = stitched.object.numpy(), stitched.coverage.numpy()
-    return Predicted(obj, coverage, stitched.n_patches, stitched.notices, writer.moved_rad, drift, times)
+    return Predicted(
+        obj,
+        coverage,
+        stitched.n_patches,
+        stitched.notices,
+        writer.moved_rad,
+        drift,
+        times,
+        trainer.world_size,
+    )
 
 
 def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
@@ -496,7 +514,9 @@ def _build_inference_dataloader(
         dataset = PtychoDataset(container, groups)
     else:
         dataset = dataset_of(container, science.data, settings.seed)
-    return DataLoader(dataset, collate_fn=collate, **inference_loader_kwargs(settings, plan))
+    kwargs, shared = inference_loader_kwargs(settings, plan), plan is None or shares_work(plan)
+    order = GlobalBatches(dataset, kwargs["batch_size"], shuffle=False, shared=shared)
+    return DataLoader(dataset, sampler=order, collate_fn=collate, **kwargs)
 
 
 def reconstruct(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,8 @@ def image_callbacks(container: Any, gridsize: int, plan: Plan) -> tuple[Callback
             fix="pass a scan, or set log_images_every_n_epochs=none",
         )
     size = plan.settings.inference_batch_size or plan.settings.batch_size
-    return (Images(lambda module: render(module, container, gridsize, size), every),)
+    made = partial(render, scan=container, gridsize=gridsize, batch_size=size)
+    return (Images(made, every),)
 
 
 def render(module: Any, scan: ScanData, gridsize: int, batch_size: int) -> dict[str, NDArray[np.uint8]]:

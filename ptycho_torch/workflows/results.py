@@ -78,8 +78,7 @@ class TrainingResult(Result):
         """Return how long was trained, how fast, and the last value of each metric, as plain data."""
         return {
             "epochs": self.models["trainer"].current_epoch,
-            # The Trainer counts over interruptions, the module where processes of its own trained.
-            "optimizer_steps": max(self.module.optimizer_steps, self.models["trainer"].global_step),
+            "optimizer_steps": self.models["trainer"].global_step,
             "samples_per_second": self.samples_per_second,
             "last": {name: values[-1] for name, values in self.history.items() if values},
         }
@@ -87,7 +86,7 @@ class TrainingResult(Result):
 
 @dataclass(eq=False, kw_only=True)
 class InferenceResult(Result):
-    """A finished reconstruction.
+    """A finished reconstruction; every process of a run has one, a refinement only the first.
 
     Attributes:
         object: complex64 (H, W).

@@ -168,6 +168,7 @@ def _train(
     """Run what was planned, and record it."""
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
     say(_scan_line(scan))
+    say(f"effective batch: {plan.totals}")
     parts = {
         **manifest_parts(payload.settings, plan=plan),
         **_asked("train", payload),

@@ -245,6 +245,8 @@ def used_codes() -> Iterator[tuple[str, str]]:
             found = {text for word in node.keywords if word.arg == "code" for text in texts(word.value)}
             if called(node) in ("note", "ignore", "unsupported") and len(node.args) >= 3:
                 found |= texts(node.args[0])
+            if called(node) == "refuse_launch":
+                found |= texts(node.args[0])
             if called(node) == "finding" and len(node.args) >= 5:
                 found |= texts(node.args[4])
         elif isinstance(node, ast.FunctionDef):

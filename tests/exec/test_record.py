@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
 import json
+import math
 import subprocess
 from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import pytest
+from pydantic import Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
-from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.errors import SettingsError, SettingsWarning, UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.files import file_sha256
@@ -27,6 +33,7 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
 from tests.exec.samples import COMPANIONS, SAMPLES
 
 
@@ -53,6 +60,21 @@ def test_settings_survive_a_manifest_and_a_toml_file(
     assert ExecutionSettings(settings_file=tmp_path / "settings.toml") == before
     monkeypatch.setenv(field_specs()[name].variable, "nonsense")
     assert settings_from_manifest(tmp_path) == before
+
+
+def test_a_batch_that_follows_from_the_global_one_is_not_written_as_asked(tmp_path: Path) -> None:
+    before = settings(global_batch_size=64).with_factory_defaults(batch_size=8)
+    plan = resolve_plan(before, MachineFacts())
+    write_manifest(tmp_path, **manifest_parts(before, plan=plan))
+    write_settings_toml(tmp_path / "settings.toml", before)
+    again = [settings_from_manifest(tmp_path), ExecutionSettings(settings_file=tmp_path / "settings.toml")]
+    for after in again:
+        assert resolve_plan(after, MachineFacts()).problems == ()
+        assert resolve_plan(after, MachineFacts()).settings == plan.settings
+        assert fingerprint(after) == fingerprint(before)
+    asked = settings_from_manifest(tmp_path, {"batch_size": 4})
+    assert [row.code for row in resolve_plan(asked, MachineFacts()).problems] == ["conflict"]
+    assert read_manifest(tmp_path)["plan"]["totals"]["text"] == "64"
 
 
 def test_manifest_says_what_ran_with_what_from_where(tmp_path: Path) -> None:
@@ -102,6 +124,132 @@ def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RANK", "1")
     write_manifest(tmp_path, status="running")
     assert list(tmp_path.iterdir()) == []
+
+
+# --- a settings class of another program -------------------------------------------------------------------
+
+
+class Mode(enum.Enum):
+    RASTER = "raster"
+    SPIRAL = "spiral"
+
+
+class Lab(ExecutionSettings):
+    """Fields of its own of every kind, and another effect of one that it inherits."""
+
+    model_config = SettingsConfigDict(env_prefix="LAB_")
+    program: ClassVar[str] = "lab"
+
+    num_workers: int = 2
+    beamline: str = "none"
+    note: Annotated[str | None, Effect.UI] = None
+    dwell_s: float | None = None
+    limit: float = 1.0
+    raw: Path = Path("raw")
+    mode: Mode = Mode.RASTER
+    frames: list[int] = Field(default_factory=list)
+    parts: list[Path] = Field(default_factory=list)
+    tags: frozenset[str] = frozenset()
+    weights: dict[str, list[int | None]] = Field(default_factory=dict)
+    day: datetime.date | None = None
+    raw_bytes: bytes = b""
+
+
+OWN: dict[str, Any] = {
+    "num_workers": 3,
+    "beamline": "26-ID",
+    "note": "first",
+    "dwell_s": 0.5,
+    "limit": math.inf,
+    "raw": Path("/data/raw"),
+    "mode": Mode.SPIRAL,
+    "frames": [1, 2],
+    "parts": [Path("a"), Path("b")],
+    "tags": frozenset("xyzabc"),
+    "weights": {"a": [1, 2]},
+    "day": datetime.date(2026, 11, 26),
+    "raw_bytes": b"ab",
+}
+LAB = f"{__name__}:Lab"
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_field_of_a_subclass_is_recorded_everywhere_and_comes_back(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab, plain = Lab.from_values({name: OWN[name]}), Lab.from_values({})
+    write_manifest(tmp_path, **manifest_parts(lab, plan=resolve_plan(lab, MachineFacts())))
+    write_settings_toml(tmp_path / "settings.toml", lab)
+    manifest = read_manifest(tmp_path)
+    assert manifest["settings_class"]["name"] == LAB
+    assert set(manifest["intent"]) == set(manifest["origins"]) == set(Lab.model_fields)
+    assert manifest["origins"][name]["kind"] == "argument"
+    assert (fingerprint(lab) != fingerprint(plain)) == (name != "note")
+    assert manifest["fingerprint"] == fingerprint(lab)
+    assert Lab(settings_file=tmp_path / "settings.toml") == lab
+    monkeypatch.setenv(f"LAB_{name.upper()}", "nonsense")
+    again = settings_from_manifest(tmp_path, model=Lab)
+    assert (again, type(again), fingerprint(again)) == (lab, Lab, fingerprint(lab))
+
+
+def test_a_plain_manifest_and_its_fingerprint_are_those_of_every_version(tmp_path: Path) -> None:
+    parts = manifest_parts(settings())
+    assert "settings_class" not in parts
+    assert list(parts["intent"]) == list(field_specs())
+    same = type("Same", (ExecutionSettings,), {"__module__": __name__}).from_values({})
+    assert fingerprint(same) == parts["fingerprint"] == fingerprint(numerics(settings()))
+    write_manifest(tmp_path, **manifest_parts(Lab.from_values({"beamline": "x"})))
+    write_manifest(tmp_path, **parts)  # a run that goes on with the plain class
+    assert settings_from_manifest(tmp_path) == settings()
+
+
+def test_without_the_class_its_fields_are_left_out_and_named(tmp_path: Path) -> None:
+    write_manifest(tmp_path, **manifest_parts(Lab.from_values({"beamline": "x", "seed": 3})))
+    with pytest.warns(SettingsWarning, match=f"settings of {LAB} are left out: beamline, note") as caught:
+        found = settings_from_manifest(tmp_path)
+    assert (type(found), found.seed, caught[0].filename) == (ExecutionSettings, 3, __file__)
+    (notice,) = found.notices
+    assert (notice.level, notice.code) == ("note", "left-out")
+    assert notice.fix == "pass the class: settings_from_manifest(..., model=Lab)"
+    assert settings_from_manifest(tmp_path, model=Lab).beamline == "x"
+
+
+def test_a_class_below_reads_the_manifest_of_one_above(tmp_path: Path) -> None:
+    write_manifest(tmp_path, **manifest_parts(settings(seed=3)))
+    lab = settings_from_manifest(tmp_path, model=Lab)
+    assert (lab.seed, lab.beamline, lab.origin_of("beamline")) == (3, "none", "default")
+
+
+def test_a_secret_of_a_subclass_is_written_nowhere_and_asked_for_again(tmp_path: Path) -> None:
+    class Keyed(ExecutionSettings):
+        key: SecretStr
+        servers: list[str] = Field(default_factory=list)
+
+    keyed = Keyed.from_values({"key": "hunter2", "servers": ["https://u:hunter2@example.org"]})
+    write_manifest(tmp_path, **manifest_parts(keyed, plan=resolve_plan(keyed, MachineFacts())))
+    write_settings_toml(tmp_path / "settings.toml", keyed)
+    assert [path.name for path in tmp_path.iterdir() if "hunter2" in path.read_text()] == []
+    assert "# key is left out: it holds credentials" in (tmp_path / "settings.toml").read_text()
+    with pytest.raises(SettingsError, match="hides credentials in key, servers"):
+        settings_from_manifest(tmp_path, model=Keyed)
+    given = {"key": SecretStr("hunter2"), "servers": keyed.servers}
+    assert settings_from_manifest(tmp_path, given, model=Keyed) == keyed
+
+
+def test_what_toml_cannot_hold_is_left_out_with_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    write_settings_toml(path, Lab.from_values({"weights": {"a": [None]}, "raw_bytes": b"\xff"}))
+    text = path.read_text()
+    assert [name for name in OWN if f"# {name} is left out" in text] == ["weights", "raw_bytes"]
+    assert Lab(settings_file=path) == Lab.from_values({})
+
+
+def test_an_override_may_repair_what_the_manifest_has(tmp_path: Path) -> None:
+    clipped = settings(gradient_clip_algorithm="agc", gradient_clip_val=0.01)
+    write_manifest(tmp_path, **manifest_parts(clipped))
+    found = settings_from_manifest(tmp_path, {"gradient_clip_val": 0.02})
+    assert (found.gradient_clip_val, found.origins["gradient_clip_val"].shadowed[0].value) == (0.02, 0.01)
+    assert found.origins["gradient_clip_val"].kind is Kind.OVERRIDE
 
 
 @pytest.mark.parametrize(

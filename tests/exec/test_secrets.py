@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from pydantic import SecretStr
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.commands import main
@@ -25,6 +26,7 @@ from ptycho_exec.record import (
 from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.explain import explain_json
 from ptycho_exec.sources.resolve import READERS
+from ptycho_exec.trainer.loggers import log_settings
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -85,7 +87,7 @@ def shown(settings: ExecutionSettings, place: Place) -> Iterator[tuple[str, str]
         ("malformed", lambda: settings.with_overrides(tracking_uri=[URI], seed=URI)),
         ("unknown", lambda: settings.with_overrides(**{URI: 1})),
         ("frozen", lambda: setattr(settings, "tracking_uri", URI)),
-        ("hidden", lambda: settings_from_manifest(place.cwd / "m.json")),
+        ("hidden", lambda: settings_from_manifest(place.cwd / "m.json", model=type(settings))),
     ]
     for name, act in refused:
         with pytest.raises(SettingsError) as caught:
@@ -181,3 +183,31 @@ def test_a_secret_of_pydantics_is_shown_nowhere(
     with pytest.raises(SettingsError) as caught:
         Locked()
     assert "12345678" not in f"{caught.value} {caught.value.errors()}"
+
+
+class Nested(ExecutionSettings):
+    """Settings with texts inside of other values."""
+
+    program: ClassVar[str] = "nested"
+    model_config = SettingsConfigDict(env_prefix="NESTED_")
+    servers: list[str] = Field(default_factory=list)
+    by_name: dict[str, Any] = Field(default_factory=dict)
+    names: frozenset[str] = frozenset()
+
+
+def test_a_credential_inside_of_another_value_is_shown_nowhere(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean_process.write("nested.toml", f'servers = ["{URI}"]\nby_name = {{ password = "{TOKEN}" }}\n')
+    monkeypatch.setenv("NESTED_SERVERS", f'["{URI}", "plain"]')
+    settings = Nested(by_name={"a": [URI], "password": TOKEN, "n": 1}, names=frozenset({URI}))
+    assert settings.servers == [URI, "plain"]
+    told = dict(shown(settings, clean_process))
+    assert [name for name, text in told.items() if TOKEN in text] == []
+    json_of_all = json.dumps(explain_json(settings.model_dump(mode="json"), settings.origins))
+    assert TOKEN not in json_of_all
+    assert '"n": 1' in json_of_all
+    logged: dict[str, Any] = {}
+    log_settings(SimpleNamespace(log_hyperparams=logged.update), settings)  # type: ignore[arg-type]
+    assert TOKEN not in str(logged)
+    assert "plain" in logged["servers"]

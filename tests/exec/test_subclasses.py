@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -325,6 +326,75 @@ def test_a_class_that_cannot_work_is_refused(
     with pytest.raises(SettingsError, match="class Wrong cannot have") as caught:
         _define(config, **fields)
     assert words in str(caught.value)
+
+
+class North(ExecutionSettings):
+    program: ClassVar[str] = "north"
+    model_config = SettingsConfigDict(env_prefix="NORTH_", env_file="north.env")
+    north: int = 1
+
+
+class South(ExecutionSettings):
+    program: ClassVar[str] = "south"
+    model_config = SettingsConfigDict(env_prefix="SOUTH_")
+    south: int = 1
+
+
+class Extra(ExecutionSettings):
+    """Fields to mix in, and no names."""
+
+    extra_field: int = 1
+
+
+@pytest.mark.parametrize(
+    ("bases", "value", "named"),
+    [
+        ((North, South), None, ["'NORTH_' of North and 'SOUTH_' of South", "'north.env' of North"]),
+        ((South, North), None, ["'SOUTH_' of South and 'NORTH_' of North"]),
+        ((North, South), "SOUTH_", ["'NORTH_' of North and 'SOUTH_' of South"]),
+        ((North, Extra), None, ["'NORTH_' of North and 'PTYCHO_EXEC_' of Extra"]),
+    ],
+)
+def test_a_class_with_the_names_of_two_others_is_refused(
+    bases: tuple[type, ...], value: str | None, named: list[str], clean_process: Place
+) -> None:
+    config = SettingsConfigDict(env_prefix=value) if value else {}
+    with pytest.raises(SettingsError) as caught:
+        _mixed(bases, config)
+    text = str(caught.value)
+    assert [words for words in named if words not in text] == []
+    # The remedies work: what is to be written, a value that neither has, and the other order.
+    written = re.findall(r"SettingsConfigDict\((\w+)=('[^']*')\)", text)
+    first, second = bases[:2]
+    assert (
+        _mixed(bases, {key: eval(word) for key, word in written}).model_config["env_prefix"]
+        == (first.model_config["env_prefix"])
+    )
+    files = {"env_file": "both.env"}
+    assert _mixed(bases, {"env_prefix": "BOTH_", **files}).model_config["env_prefix"] == "BOTH_"
+    last = second.model_config["env_prefix"]
+    if second is not Extra:
+        assert _mixed((second, first), {"env_prefix": last, **files}).model_config["env_prefix"] == last
+
+
+def _mixed(bases: tuple[type, ...], config: Any) -> Any:
+    body: dict[str, Any] = {"__module__": __name__, **({"model_config": config} if config else {})}
+    return type(ExecutionSettings)("Both", bases, body)
+
+
+def test_a_class_of_two_others_has_the_fields_of_both(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Both(Extra, North): ...
+
+    class Below(Both): ...
+
+    monkeypatch.setenv("NORTH_NORTH", "2")
+    clean_process.write("north.env", "NORTH_EXTRA_FIELD=3\n")
+    clean_process.write("north.toml", "seed = 4\n")
+    for model in (Both, Below):
+        settings = model()
+        assert (settings.north, settings.extra_field, settings.seed) == (2, 3, 4)
 
 
 # --- inside other models ------------------------------------------------------------------------------------

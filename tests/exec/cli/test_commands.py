@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import pytest
 
 from ptycho_exec.cli.commands import main, settings_of
 from ptycho_exec.errors import SettingsError, UserError
+from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.record import fingerprint, manifest_parts, write_manifest
 from ptycho_exec.settings import ExecutionSettings
 
 if TYPE_CHECKING:
@@ -427,6 +430,40 @@ def test_a_file_is_compared_by_itself(here: Run, kinds: dict[str, str]) -> None:
         settings_of("profile.toml")
     with pytest.raises(SettingsError, match="unknown profile 'nine'"):
         settings_of("profile:nine")
+
+
+class Beamline(ExecutionSettings):
+    """Settings of another program, whose class this program cannot import."""
+
+    beamline: str = "1-BM"
+    note: Annotated[str, Effect.UI] = ""
+    precision: Literal["32-true", "fp8"] = "32-true"  # type: ignore[assignment]
+
+
+def test_diff_of_manifests_of_a_subclass_has_its_own_fields(here: Run, tmp_path: Path) -> None:
+    values: dict[str, dict[str, Any]] = {
+        "a": {},
+        "b": {"beamline": "2-ID", "note": "x", "precision": "fp8"},
+        "c": {"note": "y"},
+    }
+    runs = {name: str(tmp_path / name) for name in values}
+    for name, given in values.items():
+        Path(runs[name]).mkdir()
+        write_manifest(runs[name], **manifest_parts(Beamline.from_values(given)))
+    done = here("diff", runs["a"], runs["b"])
+    assert [row.split() for row in done.out.splitlines()[1:-1]] == [
+        ["precision", "32-true", "fp8", "numerics"],
+        ["beamline", "1-BM", "2-ID", "numerics"],
+        ["note", "x", "ui"],
+    ]
+    hashes = [fingerprint(Beamline.from_values(values[name]))[:12] for name in "ab"]
+    verdict = f"numerics differ, so results can differ (fingerprints {', '.join(hashes)})"
+    assert (done.out.splitlines()[-1], done.code) == (verdict, 1)
+    assert "same numerics" in here("diff", runs["a"], runs["c"]).out
+    assert here("diff", runs["a"], runs["c"], "--only", "numerics").code == 0
+    with_base = here("diff", runs["a"], "profile:repro", "--json")
+    rows = {row["field"]: (row["a"], row["b"]) for row in json.loads(with_base.out)}
+    assert rows["beamline"] == ("1-BM", "(absent)")
 
 
 # --- init, docs, profiles, schema ---------------------------------------------------------------------------

@@ -159,38 +159,9 @@ def test_slurm_variables_are_respected() -> None:
     assert found.usable_cpus == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "tasks"), [("2", 2), ("2(x4)", 2), ("2,2", 2), ("2(x3),1", None), ("", None), ("two", None)]
-)
-def test_slurm_tasks_per_node(text: str, tasks: int | None) -> None:
-    assert slurm_tasks_per_node(text) == tasks
-
-
-def test_launcher_none() -> None:
-    assert detect_launcher({}) == Launcher()
-
-
-def test_launcher_torchrun_wins_over_slurm() -> None:
-    environ = {
-        "TORCHELASTIC_RUN_ID": "x",
-        "WORLD_SIZE": "8",
-        "LOCAL_WORLD_SIZE": "4",
-        "RANK": "5",
-        "SLURM_NTASKS": "2",
-    }
-    found = detect_launcher(environ)
-    assert (found.kind, found.world_size, found.tasks_per_node, found.nodes) == ("torchrun", 8, 4, 2)
-    assert found.variables == {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "5"}
-
-
-def test_launcher_slurm() -> None:
-    environ = {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2(x2)", "SLURM_NNODES": "2"}
-    found = detect_launcher(environ)
-    assert (found.kind, found.world_size, found.tasks_per_node, found.nodes) == ("slurm", 4, 2, 2)
-
-
-def test_an_interactive_slurm_shell_is_no_launcher() -> None:
-    assert detect_launcher({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}).kind == "none"
+def test_the_launcher_of_this_process_is_a_fact() -> None:
+    found = MachineFacts.probe(ask_torch=False, environ={"OMPI_COMM_WORLD_SIZE": "4"})
+    assert (found.launcher.kind, found.launcher.world_size) == ("mpi", 4)
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from ptycho_exec.cli.commands import main
 from ptycho_exec.errors import SettingsError
+from ptycho_exec.sources import profiles
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -162,11 +163,20 @@ def test_what_can_only_be_meant_in_one_way_is_taken(place: Place, path: str, tex
     assert place.settings().seed == 7
 
 
-@pytest.mark.slow
-def test_a_thousand_profiles_that_extend_each_other(place: Place) -> None:
-    chain = "".join(f'[profiles.p{i}]\nextends = "p{i + 1}"\n' for i in range(1000))
+@pytest.mark.parametrize("own", ["", "seed = 8\n"])
+def test_a_thousand_profiles_that_extend_each_other_are_each_visited_once(
+    place: Place, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = "".join(f'[profiles.p{i}]\nextends = "p{i + 1}"\n{own}' for i in range(1000))
     place.write(TOML, f"{chain}[profiles.p1000]\nseed = 7\n")
-    assert place.settings(profile="p0").seed == 7
+    visits, find = list[str](), profiles.find_profile
+    monkeypatch.setattr(profiles, "find_profile", lambda name, *a: visits.append(name) or find(name, *a))
+    origin = place.settings(profile="p0").origins["seed"]
+    assert (origin.value, len(origin.shadowed)) == ((8, 1001) if own else (7, 1))
+    assert len(visits) <= 4 * 1001
+    visits.clear()
+    assert place.settings().seed == 42
+    assert len(visits) <= 4 * 1001
 
 
 def test_aliases_that_multiply_are_no_trap(place: Place) -> None:

@@ -219,3 +219,18 @@ def test_a_profile_or_file_that_was_asked_for_and_changes_nothing_is_noted(place
     assert notes(settings_file="c.toml", profile="x,empty") == [
         "profile empty has no effect: it sets nothing"
     ]
+
+
+def test_a_chain_is_checked_from_every_profile_that_begins_it(place: Place) -> None:
+    """From `b` the chain ends in `a` of this file again, although from `a` it ends in the user's file."""
+    place.write("ptycho_exec.toml", '[profiles.a]\nextends = "b"\n[profiles.b]\nextends = "a"\n')
+    place.write_user_file("[profiles.a]\nseed = 1\n")
+    (finding,) = place.resolve(profile="ci").errors
+    assert (finding.what, finding.line) == ("profile b extends itself, directly or through others", 2)
+
+
+def test_profiles_that_extend_the_same_broken_one_report_it_once(place: Place) -> None:
+    rows = [f'[profiles.p{i}]\nextends = "broken"\n' for i in range(20)]
+    place.write("ptycho_exec.toml", f'{"".join(rows)}[profiles.broken]\nextends = "nope"\n')
+    findings = place.resolve(profile="ci").errors
+    assert [finding.line for finding in findings] == [42]

@@ -22,6 +22,9 @@ from ptycho_exec.fields.lightning_words import NOTHING, WORDS
 from ptycho_exec.fields.model import CONFLICTS
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.classes import settings_classes
+from ptycho_torch.cli import main as main_of_science
+from ptycho_torch.settings import ScienceSettings
 from tests.exec.sources.test_messages import ERRORS
 
 if TYPE_CHECKING:
@@ -500,3 +503,33 @@ def test_a_wrong_flag(clean_process: Place, capsys: Any, words: list[str], shown
         words = []
     assert main(["show", "--changed", *words]) == 0
     assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "name", "head"),
+    [
+        ("ptycho-exec", "epochs", "epochs = "),
+        ("ptycho-exec", "PTYCHO_TORCH_GRIDSIZE", "gridsize = "),
+        ("ptycho-torch", "batch_size", "batch_size = "),
+        ("ptycho-torch", "batch-size", "batch_size = "),
+    ],
+)
+def test_a_field_of_the_other_program_is_explained_by_the_command_that_is_named(
+    clean_process: Place, capsys: pytest.CaptureFixture[str], program: str, name: str, head: str
+) -> None:
+    programs = {"ptycho-exec": main, "ptycho-torch": main_of_science}
+    assert programs[program](["explain", name, "--json"]) == 2
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    run, other, *words = finding["fix"].split()
+    assert (run, other == program) == ("run", False)
+    assert programs[other](words) == 0
+    assert capsys.readouterr().out.startswith(head)
+
+
+def test_a_field_of_another_class_is_explained_by_the_call_that_is_named(clean_process: Place) -> None:
+    classes = {model.__name__: model for model in settings_classes()}
+    for model, name in ((ExecutionSettings, "epochs"), (ScienceSettings, "batch_size")):
+        with pytest.raises(SettingsError) as caught:
+            model().explain(name)
+        call = caught.value.findings[0].fix.removeprefix("call ")
+        assert eval(call, dict(classes)).startswith(f"{name} = ")

@@ -31,6 +31,7 @@ def kinds(callbacks: list[Any]) -> list[str]:
 def test_callbacks_of_a_run_that_writes(tmp_path: Path) -> None:
     found = build_callbacks(plan_of(enable_progress_bar=True), run_dir=tmp_path, has_logger=True)
     assert kinds(found) == [
+        "Together",
         "ReadBack",
         "Continuity",
         "Throughput",
@@ -44,7 +45,7 @@ def test_callbacks_of_a_run_that_writes(tmp_path: Path) -> None:
 
 def test_callbacks_of_a_run_that_writes_nothing() -> None:
     found = build_callbacks(plan_of(early_stop_patience=None), has_logger=False)
-    assert kinds(found) == ["ReadBack", "Continuity", "Throughput"]
+    assert kinds(found) == ["Together", "ReadBack", "Continuity", "Throughput"]
 
 
 @pytest.mark.parametrize(

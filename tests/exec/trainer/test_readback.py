@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import SettingsError, SettingsWarning
 from ptycho_exec.fields.model import METRIC_DRIVEN
-from ptycho_exec.trainer import readback
 from ptycho_exec.trainer.readback import ReadBack
+from tests.exec.trainer import linear_runs
+from tests.exec.trainer.linear_runs import Linear
 from tests.exec.trainer.scripted_runs import (
     fit,
-    plan_of,
     settings,
 )
 
@@ -34,20 +35,59 @@ def test_a_plateau_on_another_metric_than_asked_is_drift(scheduler: str) -> None
         fit(wanted, None, epochs=1)
 
 
-class Ranks:
-    """Two ranks as `agree_on_settings` sees them: this one, and rank zero's values."""
+class Manual(Linear):
+    """A module that begins to step its optimizer itself in one of its hooks."""
 
-    def __init__(self, first: dict[str, Any]) -> None:
-        self.first, self.strategy, self.global_rank = first, self, 1
+    def __init__(self, hook: str, epoch: int = 0) -> None:
+        super().__init__()
+        self.hook, self.epoch = hook, epoch
 
-    def broadcast(self, own: dict[str, Any], src: int) -> dict[str, Any]:
-        return {**own, **self.first}
+    def decide(self, hook: str) -> None:
+        if hook == self.hook and self.current_epoch >= self.epoch:
+            self.automatic_optimization = False
 
-    def reduce_boolean_decision(self, same: bool, all: bool) -> bool:
-        return same
+    def setup(self, stage: str) -> None:
+        self.decide("setup")
+
+    def on_train_start(self) -> None:
+        self.decide("on_train_start")
+
+    def on_train_epoch_start(self) -> None:
+        self.decide("on_train_epoch_start")
+
+    def training_step(self, batch: list[torch.Tensor], index: int) -> Any:
+        loss = super().training_step(batch, index)
+        if self.automatic_optimization:
+            return loss
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return None
 
 
-def test_ranks_must_agree_on_what_changes_results() -> None:
-    readback.agree_on_settings(Ranks({}), plan_of())
-    with pytest.raises(SettingsError, match=r"rank 1: learning_rate: 0\.01 here, 0\.5 on rank 0"):
-        readback.agree_on_settings(Ranks({"learning_rate": 0.5}), plan_of())
+def fit_manual(module: Linear, **asked: Any) -> ReadBack:
+    wanted = linear_runs.settings(early_stop_patience=None, **asked)
+    trainer, _ = linear_runs.fit(wanted, module=module, epochs=2)
+    reader: ReadBack = linear_runs.read_back(trainer)
+    return reader
+
+
+@pytest.mark.parametrize("asked", [{"gradient_clip_val": 0.1}, {"accum_steps": 2}])
+@pytest.mark.parametrize("hook", ["setup", "on_train_start", "on_train_epoch_start"])
+def test_a_module_that_steps_itself_and_was_not_known_cannot_clip_or_accumulate(
+    hook: str, asked: dict[str, Any]
+) -> None:
+    (name,) = asked
+    with pytest.raises(SettingsError, match=f"{name}=.*the module steps its optimizer itself"):
+        fit_manual(Manual(hook), **asked)
+    with pytest.warns(SettingsWarning, match=f"{name}: .* became"):
+        reader = fit_manual(Manual(hook), on_unsupported="adapt", **asked)
+    assert [notice.code for notice in reader.notices] == ["manual-optimization"]
+    assert fit_manual(Manual(hook)).notices == ()
+
+
+def test_a_module_that_steps_itself_from_the_second_epoch_on_goes_on_with_a_warning() -> None:
+    with pytest.warns(SettingsWarning, match="gradient_clip_val=0.1: the module steps its optimizer itself"):
+        reader = fit_manual(Manual("on_train_epoch_start", epoch=1), gradient_clip_val=0.1)
+    assert [(notice.code, notice.level) for notice in reader.notices] == [("manual-optimization", "note")]

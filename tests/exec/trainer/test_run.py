@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ptycho_exec import SettingsWarning, trainer_run
 from ptycho_exec.errors import DriftError, SettingsError
-from ptycho_exec.record import read_manifest
+from ptycho_exec.record import fingerprint, read_manifest, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from tests.exec.trainer.linear_runs import CPU, SAMPLES, WIDTH, Linear, process_state, settings
 
@@ -288,3 +288,20 @@ def test_notes_about_the_sources_reach_the_user_and_the_manifest(
     ):
         pass
     assert "PTYCHO_EXEC_SEED is empty" in str(read_manifest(tmp_path / "run")["warnings"])
+
+
+class Lab(ExecutionSettings):
+    """Settings of another program, with fields of their own."""
+
+    beamline: str = "1-BM"
+    mask: frozenset[str] = frozenset()
+
+
+def test_a_run_with_a_subclass_records_its_fields(tmp_path: Path) -> None:
+    wanted = Lab.from_values({"beamline": "2-ID", "mask": ["b", "a"]})
+    with trainer_run(wanted, module=Net, max_epochs=1, run_dir=tmp_path / "run", facts=CPU) as run:
+        run.trainer.fit(Net(), data(batch=wanted.batch_size))
+    manifest = read_manifest(tmp_path / "run")
+    assert (manifest["intent"]["beamline"], manifest["intent"]["mask"]) == ("2-ID", ["a", "b"])
+    assert manifest["fingerprint"] == fingerprint(wanted)
+    assert settings_from_manifest(tmp_path / "run", model=Lab) == wanted

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, DataLoader
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.dataset import EpochShuffle, PtychoDataset, collate
+from ptycho_torch.data.dataset import GlobalBatches, PtychoDataset, collate, samples_in
 from ptycho_torch.data.formats.npz import write_npz
 from ptycho_torch.data.grouping import group_neighbors
 from ptycho_torch.data.read import read_scan
@@ -70,7 +73,7 @@ def test_loader_gives_every_pattern_once(
     loader = DataLoader(
         data,
         batch_size=8,
-        sampler=EpochShuffle(len(data), seed=1),
+        sampler=GlobalBatches(data, 8, shuffle=True, seed=1),
         collate_fn=collate,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
@@ -180,14 +183,84 @@ def test_groups_must_index_the_scan(scan: ScanData) -> None:
         PtychoDataset(container(), [[0]])
 
 
-def test_epoch_shuffle_depends_on_seed_and_epoch_only() -> None:
-    sampler = EpochShuffle(50, seed=3)
+def test_the_order_depends_on_seed_and_epoch_only() -> None:
+    def order(seed: int) -> GlobalBatches:
+        return GlobalBatches(range(50), 8, shuffle=True, seed=seed)
+
+    sampler = order(3)
     first = list(sampler)
     assert sorted(first) == list(range(50))
     assert list(sampler) == first
     sampler.set_epoch(1)
     second = list(sampler)
     assert second != first
-    assert list(EpochShuffle(50, seed=3, epoch=1)) == second
-    assert list(EpochShuffle(50, seed=4, epoch=1)) != second
+    assert list(order(3)) != second
+    later, other = order(3), order(4)
+    for resumed in (later, other):
+        resumed.set_epoch(1)
+    assert list(later) == second
+    assert list(other) != second
     assert len(sampler) == 50
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Make this process the one of a rank among so many."""
+
+    def place(rank: int, world: int) -> None:
+        for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": world}.items():
+            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+    return place
+
+
+@given(size=st.integers(1, 90), batch=st.integers(1, 9), world=st.integers(1, 5), shuffle=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+def test_processes_share_the_batches_of_one(
+    places: Callable[[int, int], None], size: int, batch: int, world: int, shuffle: bool
+) -> None:
+    one = list(GlobalBatches(range(size), batch * world, shuffle=shuffle, seed=5, shared=False))
+    parts = []
+    for rank in range(world):
+        places(rank, world)
+        sampler = GlobalBatches(range(size), batch, shuffle=shuffle, seed=5)
+        part = list(BatchSampler(sampler, batch, drop_last=False))
+        assert len(sampler) == sum(map(len, part))
+        parts.append(part)
+    assert len({len(part) for part in parts}) == 1
+    together: list[int] = []
+    for shares in zip(*parts, strict=True):
+        real = [[index for index in share if index >= 0] for share in shares]
+        assert all(len(share) == 1 for share, own in zip(shares, real, strict=True) if not own)
+        together += [index for own in real for index in own]
+        if shuffle:
+            assert max(map(len, real)) - min(map(len, real)) <= 1
+        elif len(together) < size:
+            assert {len(own) for own in real} == {batch}
+    assert together == one
+
+
+def test_a_process_alone_has_all_samples_whatever_groups_there_are(
+    places: Callable[[int, int], None],
+) -> None:
+    places(1, 2)
+    assert list(GlobalBatches(range(5), 2, shuffle=False, shared=False)) == list(range(5))
+    assert list(GlobalBatches(range(5), 2, shuffle=False)) == [2, 3, ~4]
+
+
+def test_padding_is_a_sample_that_is_marked(scan: ScanData) -> None:
+    data = PtychoDataset(scan)
+    whole, padded = data.__getitems__([3, 7]), data.__getitems__([3, ~7])
+    assert "padding" not in whole
+    assert padded["padding"].tolist() == [False, True]
+    assert torch.equal(padded["amplitude"], whole["amplitude"])
+    assert (samples_in(whole), samples_in(padded)) == (2, 1)
+
+
+def test_a_part_has_the_samples_of_its_rows_and_takes_padding(scan: ScanData) -> None:
+    data = PtychoDataset(scan, np.arange(28).reshape(14, 2))
+    part = data.part([2, 9, 5])
+    assert (len(part), len(data)) == (3, 14)
+    own, wanted = part.__getitems__([1, ~2]), data.__getitems__([9, 5])
+    assert own.pop("padding").tolist() == [False, True]
+    assert all(torch.equal(own[name], wanted[name]) for name in wanted)

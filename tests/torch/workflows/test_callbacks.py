@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,34 +40,6 @@ def test_align_phases_reaches_the_stitching(scan: Any) -> None:
     assert phase_blind_gap(off["object"], wanted) > 0.3
     assert on["phases_turned_rad"] > 1
     assert off["phases_turned_rad"] == 0
-
-
-TWO_PROCESSES = """
-import sys
-import numpy as np
-sys.path.insert(0, sys.argv[1])
-from ptycho_torch.workflows.components import run_inference_with_lightning
-from tests.torch.workflows import tiny_runs
-scan = tiny_runs.tiny_scan()
-asked = tiny_runs.settings(accelerator="cpu", devices=2, strategy="ddp")
-made = run_inference_with_lightning(tiny_runs.untrained(tiny_runs.PhaseOfItsOwn, scan), scan, None, asked)
-import torch.distributed
-if torch.distributed.get_rank() == 0:
-    np.save(sys.argv[2], made["object"])
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_bring_their_parts_to_one_phase(scan: Any, tmp_path: Path) -> None:
-    script, target = tmp_path / "two.py", tmp_path / "object.npy"
-    script.write_text(TWO_PROCESSES)
-    words = [sys.executable, "-W", "ignore", str(script), str(Path(__file__).parents[3]), str(target)]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    wanted = run_inference_with_lightning(untrained(PtychoPINN_Lightning, scan), scan, None, settings())[
-        "object"
-    ]
-    assert phase_blind_gap(np.load(target), wanted) < 0.1
 
 
 def written(scan: Any, patches: torch.Tensor, **inference: Any) -> StitchWriter:

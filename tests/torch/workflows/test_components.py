@@ -95,7 +95,7 @@ class TestRealTrainer:
     def test_accumulation_makes_fewer_steps(self, scan: Any, seen: Seen) -> None:
         result = _train_with_lightning(scan, None, science(), settings(batch_size=8, accum_steps=3))
         assert seen.steps == 2
-        assert result["models"]["lightning_module"].optimizer_steps == 2
+        assert result["models"]["trainer"].global_step == 2
 
     def test_what_trainer_and_loaders_really_have_is_told_with_what_was_applied(self, scan: Any) -> None:
         result = _train_with_lightning(scan, scan, science(), settings(batch_size=12, accum_steps=2))

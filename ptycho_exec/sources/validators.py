@@ -1,0 +1,105 @@
+"""Values that the validators of a settings class changed: they do not come from where they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from ptycho_exec.fields.base import converted
+from ptycho_exec.fields.model import plain
+from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.sources.origins import Kind, Origin, Resolution
+
+
+def origins_after(resolution: Resolution, settings: BaseModel) -> dict[str, Origin]:
+    """Return the origins of validated settings: a value that a validator changed, or added, says so."""
+    model, origins = type(settings), dict(resolution.origins)
+    if not _may_change(model):
+        return origins
+    for name, value in settings.__dict__.items():
+        if name in resolution.values:
+            given = resolution.values[name]
+            kept = _same(value, given) or _same(value, _alone(model, name, given))
+        else:
+            made = model.model_fields[name].default_factory is not None
+            kept = (
+                name not in settings.model_fields_set
+                if made
+                else _same(value, field_specs(model)[name].default)
+            )
+        if kept and name in origins:
+            continue
+        before = origins.get(name)
+        by = changed_by(model, name)
+        origins[name] = (
+            replace(
+                before, value=value, raw=None, reason=f"changed by {by}", shadowed=(before, *before.shadowed)
+            )
+            if before
+            else Origin(Kind.OTHER, by, value)
+        )
+    return origins
+
+
+@cache
+def _may_change(model: type[BaseModel]) -> bool:
+    """Return whether a class has code of its own that can change values while they are validated."""
+    plain_init = getattr(model.model_post_init, "__name__", "") == "init_private_attributes"  # pydantic's
+    return not plain_init or any(next(_validators(model, name), "") for name in model.model_fields)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal, NaN with NaN too; of arrays that is not asked."""
+    try:
+        return one is other or bool(one == other) or bool(one != one and other != other)
+    except (TypeError, ValueError):
+        return True
+
+
+def fits_alone(model: type[BaseModel], name: str, value: Any) -> bool:
+    """Return whether the type of a field takes a value, validators of the class aside."""
+    try:
+        _adapter(model, name).validate_python(converted(model, name, value))
+    except ValidationError:
+        return False
+    return True
+
+
+def _alone(model: type[BaseModel], name: str, value: Any) -> Any:
+    """Return what the type of a field makes of a value, validators of the class aside."""
+    try:
+        return _adapter(model, name).validate_python(converted(model, name, value))
+    except ValidationError:
+        return value
+
+
+@cache
+def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
+    info = model.model_fields[name]
+    kind: Any = Annotated[(info.annotation, *info.metadata, BeforeValidator(plain))]
+    return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+
+
+def changed_by(model: type[BaseModel], name: str) -> str:
+    """Return in words what can change a field: validators that the class, or one above it, adds to ours."""
+    names = list(_validators(model, name))
+    if not names:
+        return f"class {model.__name__}"
+    return f"validator {names[0]}" if len(names) == 1 else f"one of the validators {', '.join(names)}"
+
+
+def _validators(model: type[BaseModel], name: str) -> Iterator[str]:
+    found = model.__pydantic_decorators__
+    of_field = [row.func for row in found.field_validators.values() if {name, "*"} & set(row.info.fields)]
+    for function in (*of_field, *(row.func for row in found.model_validators.values())):
+        if function.__module__ not in _OURS:
+            owner, _, validator = str(function.__qualname__).rpartition(".")
+            yield f"{validator} of {owner.rpartition('.')[2]}"
+
+
+_OURS = ("ptycho_exec.settings", "ptycho_exec.fields.model")
+"""Modules whose validators only check."""
