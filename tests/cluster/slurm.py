@@ -16,6 +16,8 @@ from pathlib import Path
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "sbatch", "srun", "scontrol", "scancel")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 UP_S = 60
+CREDENTIAL_S = 20
+"""How long a job's credential counts, in which it must be launched; a requeued job starts after so long."""
 
 CONF = """\
 ClusterName=test
@@ -23,7 +25,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire={credential_s}
 SlurmctldPort={port}
 SlurmdPort={node_port}
 StateSaveLocation={folder}/state
@@ -138,11 +140,9 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def ended(self, job: str) -> bool:
-        """Return whether a job has ended; one that is requeued starts without SLURM's delay."""
-        shown = self.shown(job)
-        if shown["JobState"] == "PENDING" and shown.get("Restarts", "0") != "0":
-            self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
-        return shown["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+        """Return whether a job has ended, and was not requeued."""
+        running = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+        return self.shown(job)["JobState"] not in running
 
     def _names(self) -> list[str]:
         return ["n1", "n2"] if self.nodes == 2 else [_host()]
@@ -163,6 +163,7 @@ class Slurm:
             port=port,
             node_port=node_port,
             nodes="\n".join(rows),
+            credential_s=CREDENTIAL_S,
             names=",".join(self._names()),
         )
         Path(self.environ["SLURM_CONF"]).write_text(text)
