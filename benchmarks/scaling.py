@@ -3,8 +3,8 @@
     python benchmarks/scaling.py [--rounds 5] [--batches 8 64] [--steps 40]
 
 Each process has one thread and one CPU. Both sides train the same network on the same samples with the same
-optimizer. The efficiency of a side is its patterns per second with two processes over twice those with one, at
-the same batch per process; what counts is the ratio of both efficiencies, taken in turn in one session.
+optimizer. The efficiency of a side is its patterns per second with two processes over twice those with one,
+at the same batch per process; what counts is the ratio of both efficiencies, taken in turn in one session.
 
 Besides, what travels in a step, computed and measured, and what that predicts for more devices: a step of t
 seconds on its own and a ring all-reduce of b bytes over n devices, with latency a per hop and bandwidth B,

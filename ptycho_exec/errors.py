@@ -144,6 +144,8 @@ CODES: Mapping[str, str] = {
     "left-out": "a value that is not written, because it holds credentials or has no such form",
     "not-tried": "a trial that did not start",
     "trial-step": "a step of check --probe",
+    "launch-cost": "what a launch needs of its nodes and network",
+    "too-little-memory": "data that do not fit into the memory of a node",
     # what a plan says about a machine
     "accumulates-beyond-epoch": "more batches per optimizer step than an epoch has",
     "agc-without-hook": "adaptive clipping for a module that has no hook for it",
@@ -187,6 +189,8 @@ CODES: Mapping[str, str] = {
     "launcher-unclear": "variables of a launcher from which no process can tell which one it is",
     "started-by-mpi": "processes that mpirun started, which nothing connects",
     "not-in-srun": "a job of several tasks whose command srun did not start",
+    "ranks-differ": "processes of one run that were given different things",
+    "rank-missing": "a process of a run that did not come, or ended before the others",
     "uneven-tasks": "a launcher with another number of processes on each node",
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",

@@ -232,6 +232,13 @@ class Draft:
         return len(devices) if isinstance(devices, tuple) else devices if isinstance(devices, int) else 1
 
     @property
+    def processes_on_cpus(self) -> int:
+        """How many processes share the usable CPUs; SLURM counts CPUs for each task by itself."""
+        launcher = self.facts.launcher
+        task = launcher.kind == "slurm" and launcher.in_step and launcher.world_size > 1
+        return 1 if task and self.facts.cpus_slurm is not None else self.processes_per_node
+
+    @property
     def world_size(self) -> int:
         return self.processes_per_node * int(self["num_nodes"])
 
@@ -276,7 +283,13 @@ class Draft:
     def refuse_launch(self, code: str, what: str, fix: str) -> None:
         """Report a start that cannot work whatever the settings are."""
         launcher = self.facts.launcher
-        where = ", ".join(f"{name}={value}" for name, value in launcher.variables.items())
+        counts = ("TASKS", "NODES", "STEP")
+        rows = {
+            name: value
+            for name, value in launcher.variables.items()
+            if not name.startswith("SLURM_") or any(word in name for word in counts)
+        }
+        where = ", ".join(f"{name}={value}" for name, value in rows.items())
         expected = "a launcher that starts every process of the run and tells each which one it is"
         self.problems.append(Finding(what, where, expected, fix, code=code, field="devices"))
 
@@ -500,7 +513,7 @@ def count_devices(draft: Draft) -> None:
             refused_by_trainer=True,
         )
     elif kind == "cpu":
-        if asked > facts.usable_cpus:
+        if draft.processes_on_cpus > facts.usable_cpus:
             text = f"devices={asked} starts {asked} processes on {facts.usable_cpus} usable CPUs"
             draft.note("more-processes-than-cpus", "devices", text)
     elif any(problem.field == "devices" for problem in draft.problems):
@@ -790,7 +803,7 @@ def check_readers(draft: Draft) -> None:
 
 def choose_workers(draft: Draft) -> None:
     """`auto` leaves one CPU to each training process; options of workers need workers."""
-    usable, processes = draft.facts.usable_cpus, draft.processes_per_node
+    usable, processes = draft.facts.usable_cpus, draft.processes_on_cpus
     if draft["num_workers"] == "auto":
         share = min(MAX_AUTO_WORKERS, max(0, usable // processes - 1))
         draft.decide("num_workers", share, f"auto: {usable} usable CPUs for {processes} process(es)")

@@ -423,9 +423,8 @@ def settings_from_manifest(
     if found is None:
         raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
     others = found.others(model)
-    intent = {name: _read(value, name, model) for name, value in found.values.items() if name not in others}
-    hidden = [name for name, value in intent.items() if HIDDEN in json.dumps(value, default=str)]
-    missed = [name for name in hidden if name not in (overrides or {})]
+    given = {name: _read(value, name, model) for name, value in found.values.items() if name not in others}
+    intent, missed = _shown(given, overrides or {}, model)
     if missed:
         raise SettingsError(
             f"the manifest hides credentials in {', '.join(missed)}",
@@ -434,8 +433,7 @@ def settings_from_manifest(
         )
     notes = [_left_out(others, found.class_name, str(target))] if others else []
     announce(notes)
-    shown = {name: value for name, value in intent.items() if name not in hidden}
-    resolution = resolve_values(model, shown, place=str(target), overrides=overrides)
+    resolution = resolve_values(model, intent, place=str(target), overrides=overrides)
     return model.from_resolution(replace(resolution, findings=(*resolution.findings, *notes)))
 
 
@@ -447,6 +445,25 @@ def _read(value: Any, name: str, model: type[ExecutionSettings]) -> Any:
     return decode_text(spec, value)
 
 
+def _shown(
+    values: Mapping[str, Any], given: Mapping[str, Any], model: type[ExecutionSettings]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the values without hidden credentials, and the names of those that are not given anew.
+
+    A table keeps what is not hidden in it.
+    """
+    specs, shown, missed = source_specs(model), dict(values), list[str]()
+    for name in [name for name, value in values.items() if HIDDEN in json.dumps(value, default=str)]:
+        value, anew = shown.pop(name), given.get(name)
+        if name in specs and specs[name].table and isinstance(value, Mapping):
+            shown[name] = {key: item for key, item in value.items() if HIDDEN not in str(item)}
+            anew = anew if isinstance(anew, Mapping) else {}
+            missed += [f"{name}.{key}" for key in value if key not in {*shown[name], *anew}]
+        elif name not in given:
+            missed.append(name)
+    return shown, missed
+
+
 def _left_out(names: Sequence[str], class_name: str, where: str) -> Finding:
     return Finding(
         f"settings of {class_name} are left out: {', '.join(names)}",
@@ -455,6 +472,13 @@ def _left_out(names: Sequence[str], class_name: str, where: str) -> Finding:
         level="note",
         code="left-out",
     )
+
+
+def _toml(value: Any) -> Any:
+    """Return data as TOML has them: none is a word."""
+    if isinstance(value, Mapping):
+        return {name: _toml(item) for name, item in value.items()}
+    return "none" if value is None else value
 
 
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
@@ -468,7 +492,7 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
         return
 
     model = type(settings)
-    rows = {name: "none" if v is None else redact(v) for name, v in values_of(settings).items()}
+    rows = {name: _toml(redact(value)) for name, value in values_of(settings).items()}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     if model is not ExecutionSettings:
         head += f"# They are of the class {model.__module__}:{model.__qualname__}.\n"

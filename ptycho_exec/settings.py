@@ -21,9 +21,9 @@ from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, Set
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import FrozenModel, branches, fill, hashable, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
-from ptycho_exec.fields.spec import Renamed, field_specs, format_value
+from ptycho_exec.fields.spec import Renamed, field_specs, format_value, table_specs
 from ptycho_exec.sources.discovery import Request, paths_of
-from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html
+from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html, part_of
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.resolve import (
     CONTROLS,
@@ -222,8 +222,12 @@ class ResolvedSettings(BaseSettings):
         return MappingProxyType(self._origins)
 
     def origin_of(self, name: str) -> str:
-        """Return where the value of a field came from, as text; empty where that is not known."""
-        origin = self._origins.get(name)
+        """Return where the value of a field, or of `FIELD.NAME` in a table, came from; empty if not known."""
+        field, _, inner = name.partition(".")
+        origin = self._origins.get(field)
+        if origin and inner:
+            rows = table_specs(field_specs(type(self))[field])
+            origin = part_of(rows[inner], origin) if inner in rows else None
         return origin.describe() if origin else ""
 
     @property
@@ -237,18 +241,21 @@ class ResolvedSettings(BaseSettings):
         Raises:
             SettingsError: there is no such field.
         """
-        specs = field_specs(type(self))
         names = (
             changed(self._origins) if name is None else [checked_name(name, type(self), where="explain()")]
         )
-        blocks = (
-            explain_field(specs[name], getattr(self, name), self._origin(name), self._notices)
-            for name in names
-        )
+        blocks = map(self._explained, names)
         return "\n\n".join("\n".join(lines) for lines in blocks) or "every value is its default"
 
-    def _origin(self, name: str) -> Origin:
-        return self._origins.get(name) or Origin(Kind.DEFAULT, "not known", getattr(self, name))
+    def _explained(self, name: str) -> Iterator[str]:
+        """Yield the lines about a field, or about `FIELD.NAME` in a table."""
+        field, _, inner = name.partition(".")
+        spec, value = field_specs(type(self))[field], getattr(self, field)
+        origin = self._origins.get(field) or Origin(Kind.DEFAULT, "not known", value)
+        if inner:
+            spec = table_specs(spec)[inner]
+            origin, value = part_of(spec, origin), value.get(inner, spec.default)
+        yield from explain_field(spec, value, origin, self._notices)
 
     def _repr_html_(self) -> str:
         """Show every value with its origin in a notebook, credentials hidden."""

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
         train,
     )
 
+__passes_settings_on__ = True
+"""A value that a caller of this package gave is shown with the caller's file and line."""
+
 _HOME = {
     "DataConfig": "config",
     "InferenceConfig": "config",

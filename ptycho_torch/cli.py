@@ -30,15 +30,15 @@ from ptycho_exec.cli.flags import (
     run,
     switch,
 )
-from ptycho_exec.errors import Finding, SettingsError, UserError, redact
+from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.record import settings_from_manifest
+from ptycho_exec.record import names_of, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
-from ptycho_exec.sources.explain import table
+from ptycho_exec.sources.explain import rows_of, table
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import resolve_together
 from ptycho_exec.trainer.handover import handed_over
@@ -143,7 +143,9 @@ _NOBODY = (Kind.DEFAULT, Kind.FACTORY)
 
 def show(args: argparse.Namespace) -> int:
     """Print every science value with its origin; `ptycho-exec show` does so for the execution settings."""
-    return commands.show(argparse.Namespace(**vars(args), trainer=False, loader=False), ScienceSettings)
+    return commands.show(
+        argparse.Namespace(**vars(args), trainer_kwargs=False, loader_kwargs=False), ScienceSettings
+    )
 
 
 def explain(args: argparse.Namespace) -> int:
@@ -435,17 +437,18 @@ def _print_settings(
     args: argparse.Namespace, settings: ExecutionSettings, science: ScienceConfig, notes: Sequence[Finding]
 ) -> None:
     """Print each value that is not its default and where it came from, and what has no effect here."""
-    values, specs = flat(science), field_specs(ScienceSettings)
+    values, specs = flat(science), {**field_specs(ScienceSettings), **field_specs()}
     shown = [
         (name, values[name], origin)
         for name, origin in science.origins.items()
         if origin.kind is not Kind.RECORDED or values[name] != specs[name].default
     ]
-    shown += [(name, getattr(settings, name), settings.origins[name]) for name in field_specs()]
+    shown += [(name, getattr(settings, name), settings.origins[name]) for name in names_of(settings)]
     rows = [
-        (name, format_value(redact(value)), redact(origin.describe()))
+        row
         for name, value, origin in shown
         if origin.kind is not Kind.DEFAULT
+        for row in rows_of(specs[name], value, origin)
     ]
     if rows:
         print("settings that are not the default:")

@@ -14,13 +14,11 @@ from typing import Any
 from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources.origins import PASSED_THROUGH, Kind
+from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
 from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
 from ptycho_torch.settings import SECTIONS, ScienceSettings, changed, flat
-
-PASSED_THROUGH.add(__name__.partition(".")[0])  # a value that a caller gave is shown with the caller's line
 
 TRAINING_DEFAULTS: Mapping[str, Factory] = {
     "batch_size": Factory(8, "more optimizer steps per pattern reach a good object sooner"),

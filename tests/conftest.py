@@ -50,6 +50,8 @@ _NAMES = (
 
 
 def _foreign(name: str) -> bool:
+    if name == "SLURM_CONF":  # where SLURM is, not a job of it
+        return False
     return name.upper().startswith(_PREFIXES) or name.upper() in _NAMES
 
 

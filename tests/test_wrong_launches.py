@@ -92,20 +92,32 @@ def test_check_says_so_in_json_too(tmp_path: Path) -> None:
     assert (verdict["can_run"], verdict["findings"][0]["code"], heavy) == (False, "not-in-srun", [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("variables", "flags", "lines"),
+    ("variables", "argv", "what"),
     [
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, (), []),
-        (
-            step(1),
-            ("--devices=4",),
-            ["ptycho-torch: rank 1: devices=4: slurm starts 2 task(s) per node"],
-        ),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, TRAIN, "MPI started 2 processes"),
+        (step(1), (*TRAIN, "--devices=4"), "devices=4: slurm starts 2 task(s) per node"),
+        (step(1), (*CHECK, "--devices=4"), "devices=4: slurm starts 2 task(s) per node"),
     ],
-    ids=["nothing that rank 0 says", "a line of what its own settings ask for"],
+    ids=["mpirun", "train", "check"],
 )
-def test_other_processes_do_not_repeat_it(
-    variables: Variables, flags: tuple[str, ...], lines: list[str], tmp_path: Path
+def test_other_processes_leave_it_to_the_first(
+    variables: Variables, argv: tuple[str, ...], what: str, tmp_path: Path
 ) -> None:
-    done, reported, heavy = run(variables, (*TRAIN, *flags), tmp_path)
-    assert (done.returncode, reported, heavy) == (2, lines, [])
+    done, reported, heavy = run(variables, argv, tmp_path)
+    assert (done.returncode, done.stdout, heavy) == (2, "", [])
+    assert f"(rank 1): {what}" in reported[0]
+    assert [line.split()[0] for line in reported[1:]] == ["fix:"]
+
+
+def test_what_one_process_alone_finds_wrong_it_reports_in_full(tmp_path: Path) -> None:
+    done, reported, _ = run(step(1), (*TRAIN, "--batch-sise=4"), tmp_path)
+    assert (done.returncode, "'--batch-sise'" in reported[0], len(reported) > 2) == (2, True, True)
+
+
+def test_check_prints_once(tmp_path: Path) -> None:
+    first, second = (run(step(rank), (*CHECK, "--batch-size=4"), tmp_path)[0] for rank in range(2))
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "effective batch: 4 x 2 processes = 8" in first.stdout
+    assert second.stdout == ""

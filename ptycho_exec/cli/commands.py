@@ -25,12 +25,35 @@ from ptycho_exec.cli.flags import (
     run,
     switch,
 )
+from ptycho_exec.cli.launches import (
+    Costs,
+    Job,
+    as_if_started,
+    bytes_of,
+    checked_option,
+    checked_time,
+    exported,
+    resumed,
+    script,
+    tasks_asked,
+    time_of,
+    whole_number,
+)
 from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, redact
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.explain import COMMAND_LINE, changed, checked_name, explain_json, shown, table
+from ptycho_exec.sources.explain import (
+    COMMAND_LINE,
+    changed,
+    checked_name,
+    explain_json,
+    rows_of,
+    shown,
+    table,
+)
 from ptycho_exec.sources.origins import Origin, Resolution
 from ptycho_exec.sources.profiles import find_profile, profile_layer, profile_names
 from ptycho_exec.sources.resolve import profile_conflicts, resolve, resolve_profile
@@ -81,19 +104,19 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
     settings = model.from_resolution(resolution)
     names = changed(settings.origins) if args.changed else list(field_specs(model))
     notes = list(resolution.notices)
-    if (args.trainer or args.loader) and isinstance(settings, ExecutionSettings):
+    if (args.trainer_kwargs or args.loader_kwargs) and isinstance(settings, ExecutionSettings):
         from ptycho_exec.machine.facts import MachineFacts
         from ptycho_exec.plan import resolve_plan
         from ptycho_exec.trainer.build import described_kwargs, inference_loader_kwargs, train_loader_kwargs
 
         plan = resolve_plan(settings, MachineFacts.probe())
-        kwargs = {"trainer": described_kwargs(plan)} if args.trainer else {}
-        if args.loader:
+        kwargs = {"trainer": described_kwargs(plan)} if args.trainer_kwargs else {}
+        if args.loader_kwargs:
             kwargs["train_loader"] = train_loader_kwargs(settings, plan)
             kwargs["inference_loader"] = inference_loader_kwargs(settings, plan)
         for finding in (*plan.problems, *plan.notices):
             print(f"{'not here' if finding.level == 'error' else 'note'}: {finding.what}", file=sys.stderr)
-        print(json.dumps(kwargs, indent=2, default=str))
+        print(json.dumps(redact(kwargs), indent=2, default=str))
     elif args.format:
         from ptycho_exec.cli.freeze import freeze
         from ptycho_exec.record import names_of
@@ -107,10 +130,8 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         print(json.dumps(_report(settings, names, notes), indent=2))
         return 0
     else:
-        rows = [
-            (name, shown(getattr(settings, name)), redact(settings.origins[name].describe()))
-            for name in names
-        ]
+        specs, origins = field_specs(model), settings.origins
+        rows = [row for n in names for row in rows_of(specs[n], getattr(settings, n), origins[n])]
         print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notes(notes)
     return 0
@@ -138,6 +159,7 @@ def explain(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionS
     settings = model.from_resolution(resolution)
     names = asked or changed(settings.origins)
     if args.json:
+        names = list(dict.fromkeys(name.partition(".")[0] for name in names))
         searched = [
             {"kind": file.kind.value, "path": redact(file.path), "found": file.found}
             for file in resolution.searched
@@ -167,55 +189,43 @@ def check(args: argparse.Namespace) -> int:
     Returns:
         0 when it can, 2 when the settings cannot be honored, 1 when the trial failed.
     """
-    from ptycho_exec.cli import probe
-
-    if args.test is not None and args.probe is None:
-        fix = "give --probe, or leave out --test"
-        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
-    if args.probe is not None and args.facts:
-        what = "--probe runs a batch on this machine, --facts asks about another one"
-        raise SettingsError(what, where="command line", fix="choose one of the two")
+    _refuse_wrong_trials(args)
     plain = not args.json and not args.annotations
     try:
         resolution = resolve_from(args)
         settings = ExecutionSettings.from_resolution(resolution)
         _refuse_conflicts(Request(ExecutionSettings, settings_file=args.settings))
     except SettingsError as error:
-        if not plain or args.debug:
+        if not plain or args.debug or not is_rank_zero():
             raise
         print("\n".join(map(_fail_line, error.findings)))
         annotate(error)
         return error.exit_code
     plan = _plan_of(args, settings)
+    costs = Costs(plan, None if args.scan is None else bytes_of(args.scan), args.parameters)
     problems = [_placed(problem, settings.origins.get(problem.field)) for problem in plan.problems]
-    notes, steps = list(resolution.notices), list[Finding]()
+    notes = list(resolution.notices)
     if problems and args.probe is not None:
         text = "probe was not run, because of the problems above"
         notes.append(Finding(text, level="note", code="not-tried"))
-    if args.probe is not None and not problems:
-        report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
-        validation = None if args.test is None else _scan(args.test)
-        steps += probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report)
+    trial = [] if problems else _tried(args, settings)
+    steps = trial if problems else [*costs.findings(), *trial]
     failed = [_placed(step, settings.origins.get(step.field)) for step in steps if step.level == "error"]
     findings = [*problems, *failed]
+    blocked = (SettingsError if problems else UserError).from_findings(findings) if findings else None
+    if blocked is not None and not is_rank_zero():
+        raise blocked
     if args.json:
-        verdict = {
-            "schema_version": JSON_VERSION,
-            "can_run": not findings,
-            "findings": [finding.to_json() for finding in findings],
-            "notes": [note.to_json() for note in notes],
-        }
-        tried = {} if args.probe is None else {"probe": [probe.to_json(step) for step in steps]}
-        print(json.dumps({**verdict, **plan.to_json(), **tried}, indent=2, default=str))
+        verdict = _verdict(args, plan, costs, findings, notes, trial)
+        print(json.dumps(verdict, indent=2, default=str))
     elif plain:
         print("\n".join([*map(_fail_line, problems), *_check_lines(plan, notes, steps)]))
     elif args.annotations:
         placed = [_placed(notice, settings.origins.get(notice.field)) for notice in plan.notices]
         text = ANNOTATIONS[args.annotations]([*findings, *notes, *placed])
         print(text, end="\n" if text else "")
-    if not findings:
+    if blocked is None:
         return 0
-    blocked = (SettingsError if problems else UserError).from_findings(findings)
     if not args.annotations:
         annotate(blocked)
     return blocked.exit_code
@@ -233,16 +243,97 @@ def require_launch(settings: ExecutionSettings) -> None:
     resolve_launch(settings, MachineFacts.probe(ask_torch=False)).raise_if_blocked()
 
 
+def _given(args: argparse.Namespace, flag: str) -> bool:
+    return getattr(args, flag.removeprefix("--").replace("-", "_")) is not None
+
+
 def _plan_of(args: argparse.Namespace, settings: ExecutionSettings) -> Plan:
     """Return the plan for the machine that is asked about; torch is not asked where nothing could start."""
     from ptycho_exec.machine.facts import MachineFacts
-    from ptycho_exec.plan import LAUNCH_CODES, resolve_launch, resolve_plan
+    from ptycho_exec.plan import LAUNCH_CODES, ModuleTraits, resolve_launch, resolve_plan
 
-    if args.facts:
-        return resolve_plan(settings, MachineFacts.load(args.facts))
-    launch = resolve_launch(settings, MachineFacts.probe(ask_torch=False))
-    in_vain = any(problem.code in LAUNCH_CODES for problem in launch.problems)
-    return launch if in_vain else resolve_plan(settings, MachineFacts.probe())
+    launch = args.nodes, args.ntasks_per_node
+    here = args.facts is None
+    facts = MachineFacts.probe(ask_torch=False) if here else MachineFacts.load(args.facts)
+    started = resolve_launch(settings, as_if_started(facts, *launch))
+    if here and any(problem.code in LAUNCH_CODES for problem in started.problems):
+        return started
+    facts = as_if_started(MachineFacts.probe() if here else facts, *launch)
+    return resolve_plan(settings, facts, ModuleTraits(train_samples=args.samples))
+
+
+def slurm(args: argparse.Namespace) -> int:
+    """Print a job script that starts a command under SLURM, from settings and the facts of a node."""
+    from ptycho_exec.machine.facts import MachineFacts
+    from ptycho_exec.plan import resolve_plan
+
+    resolution = resolve_from(args)
+    settings = ExecutionSettings.from_resolution(resolution)
+    facts = MachineFacts.load(args.facts) if args.facts else MachineFacts.probe()
+    nodes = args.nodes or settings.num_nodes
+    tasks = args.ntasks_per_node or tasks_asked(settings, facts)
+    plan = resolve_plan(settings, as_if_started(facts, nodes, tasks))
+    plan.raise_if_blocked()
+    job = Job(
+        args.words,
+        args.time or time_of(settings.max_time),
+        args.sbatch or (),
+        exported(settings, args.profile, args.settings),
+    )
+    print(script(plan, job), end="")
+    _print_notes([*resolution.notices, *plan.notices])
+    if resumed(args.words) != args.words:
+        text = "--resume auto was added, so that a requeued job goes on in its directory"
+        _print_notes([Finding(text, level="note", code="launch-cost")])
+    return 0
+
+
+def _refuse_wrong_trials(args: argparse.Namespace) -> None:
+    """Raise what contradicts in `--probe`, `--test`, and flags about another start.
+
+    Raises:
+        SettingsError: with what to leave out.
+    """
+    if args.test is not None and args.probe is None:
+        fix = "give --probe, or leave out --test"
+        raise SettingsError("--test is part of --probe", where="command line", fix=fix)
+    elsewhere = [flag for flag in ("--facts", "--nodes", "--ntasks-per-node") if _given(args, flag)]
+    if args.probe is not None and elsewhere:
+        what = f"--probe runs a batch on this machine, {elsewhere[0]} asks about another start"
+        raise SettingsError(what, where="command line", fix="choose one of the two")
+
+
+def _tried(args: argparse.Namespace, settings: ExecutionSettings) -> list[Finding]:
+    """Return the steps of the trial that `--probe` asks for; none without it."""
+    from ptycho_exec.cli import probe
+
+    if args.probe is None:
+        return []
+    report = (lambda text: print(text, end="", file=sys.stderr)) if args.debug else None
+    validation = None if args.test is None else _scan(args.test)
+    return list(probe.run_trial(probe.Trial(settings, _scan(args.probe), validation), say=report))
+
+
+def _verdict(
+    args: argparse.Namespace,
+    plan: Plan,
+    costs: Costs,
+    findings: Sequence[Finding],
+    notes: Sequence[Finding],
+    trial: Sequence[Finding],
+) -> dict[str, Any]:
+    """Return what `check --json` prints."""
+    from ptycho_exec.cli import probe
+
+    return {
+        "schema_version": JSON_VERSION,
+        "can_run": not findings,
+        "findings": [finding.to_json() for finding in findings],
+        "notes": [note.to_json() for note in notes],
+        **plan.to_json(),
+        "launch": costs.to_json(),
+        **({} if args.probe is None else {"probe": [probe.to_json(step) for step in trial]}),
+    }
 
 
 def _refuse_conflicts(request: Request) -> None:
@@ -492,6 +583,11 @@ def profiles(args: argparse.Namespace, model: type[ResolvedSettings] = Execution
     return 0
 
 
+_LAUNCH_OPTIONS = [
+    argument("--facts", metavar="FILE", help="facts of another machine"),
+    argument("--nodes", type=whole_number, metavar="N", help="as if srun had started it on so many nodes"),
+    argument("--ntasks-per-node", type=whole_number, metavar="N", help="with so many tasks on each of them"),
+]
 _scan_option = partial(argument, nargs="?", const="simulated", metavar="SCAN")
 SHOW_OPTIONS = [
     JSON,
@@ -516,8 +612,8 @@ _COMMANDS = (
         "print every value and where it came from",
         [
             *SHOW_OPTIONS,
-            switch("--trainer", "print the Trainer's arguments"),
-            switch("--loader", "print the loaders' arguments"),
+            switch("--trainer-kwargs", "print the Trainer's arguments"),
+            switch("--loader-kwargs", "print the loaders' arguments"),
         ],
         settings=True,
     ),
@@ -533,7 +629,12 @@ _COMMANDS = (
         [
             JSON,
             ANNOTATE,
-            argument("--facts", metavar="FILE", help="facts of another machine"),
+            *_LAUNCH_OPTIONS,
+            argument("--samples", type=whole_number, metavar="N", help="training samples, for the steps"),
+            argument("--scan", type=Path, metavar="SCAN", help="a scan, for the memory of its processes"),
+            argument(
+                "--parameters", type=whole_number, metavar="N", help="of the network, for what is exchanged"
+            ),
             _scan_option(
                 "--probe", help="also fit and predict one batch of this scan, or of a simulated one"
             ),
@@ -542,6 +643,26 @@ _COMMANDS = (
         settings=True,
     ),
     Command(facts, "print the facts of this machine as JSON"),
+    Command(
+        slurm,
+        "print a job script for SLURM that runs a command with these settings",
+        [
+            *_LAUNCH_OPTIONS,
+            argument(
+                "--time", type=checked_time, help="of the job [max_time and ten minutes more, or a day]"
+            ),
+            argument(
+                "--sbatch",
+                type=checked_option,
+                action="append",
+                metavar="OPTION",
+                help="another option of sbatch, as --sbatch=--partition=gpu",
+            ),
+            argument("words", nargs="*", metavar="COMMAND", help="what each task runs, after --"),
+        ],
+        usage="[--facts FILE] [--nodes N] [-- COMMAND]",
+        settings=True,
+    ),
     Command(
         diff,
         "compare two settings: FILE, RUN, profile:NAME or env; exit code 1 when they differ",

@@ -13,6 +13,7 @@ import json
 import os
 import select
 import sys
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import replace
@@ -44,8 +45,29 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(
-            message, where=self.prog, expected=self.format_usage().strip(), fix=f"{self.prog} --help"
+            message, where="command line", expected=self._short_usage(), fix=f"{self.prog} --help"
         )
+
+    def _short_usage(self) -> str:
+        """Return how the command is written, its options as one word: there are too many to list."""
+        words = [str(row.metavar or row.dest) for row in self._get_positional_actions() if row.nargs != "?"]
+        return " ".join([self.prog, *words, "[options]"])
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is none of an argument's, with the one that was probably meant."""
+        words = [str(word) for word in action.choices or ()]
+        if not words or value in words:
+            return
+        close = nearest(str(value), words, most=1)
+        expected = f"one of: {', '.join(words)}"
+        if isinstance(action, argparse._SubParsersAction):
+            what, code = f"unknown command {str(value)!r}", "unknown-name"
+            fix = f"write {close[0]}" if close else "write one of them"
+        else:
+            flag = action.option_strings[0] if action.option_strings else ""
+            what, code = f"{flag or action.dest} = {str(value)!r} is not allowed", "bad-value"
+            fix = f"did you mean {' '.join([flag, *close]).strip()}?" if close else "write one of them"
+        raise SettingsError(what, where="command line", expected=expected, fix=fix, code=code)
 
     def add_fields(
         self, group: argparse._ArgumentGroup, specs: Iterable[FieldSpec], hidden: Collection[str] = ()
@@ -313,31 +335,30 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-_SAME_EVERYWHERE = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks")
-_SHORT_ELSEWHERE = ("other-nodes-than-launcher", "other-tasks-than-launcher")
+_OF_ALL = ("not-in-srun", "started-by-mpi", "uneven-tasks", "gpus-hidden-from-tasks", "too-little-memory",
+           "other-nodes-than-launcher", "other-tasks-than-launcher")  # fmt: skip
+"""Codes of what each process of a run finds wrong in the same way."""
+GRACE_S = 3.0
+"""Seconds in which the first process reports it; then the others do, if no launcher ended them."""
 
 
-def _spoken(findings: Sequence[Finding]) -> list[Finding]:
-    """Return what this process reports: others than the first leave to it what it knows as well.
+def _spoken(findings: Sequence[Finding], rank: int) -> list[Finding]:
+    """Return what this process reports; of what all find alike, others than the first say less, and later.
 
-    What depends on settings, which may differ between processes, they report in a line.
+    A launcher that ends all processes with the first that fails would not let the first one speak.
     """
-    launcher = detect_launcher(os.environ)
-    if launcher.rank == 0:
+    if rank == 0 or not all(finding.code in _OF_ALL for finding in findings):
         return list(findings)
-    return [
-        Finding(f"rank {launcher.rank}: {row.what}", code=row.code) if row.code in _SHORT_ELSEWHERE else row
-        for row in findings
-        if row.code not in _SAME_EVERYWHERE
-    ]
+    time.sleep(GRACE_S)
+    return [Finding(row.what, fix=row.fix, code=row.code) for row in findings]
 
 
 def _report(error: UserError, program: str, argv: Sequence[str]) -> None:
     """Print what is wrong: for people, as annotations, or as JSON; what all processes know, once."""
-    rank, findings = detect_launcher(os.environ).rank, _spoken(error.findings)
-    if not findings or error.spoken_by not in (None, rank):
+    rank = detect_launcher(os.environ).rank
+    if error.spoken_by not in (None, rank):
         return
-    error = type(error).from_findings(findings)
+    error = type(error).from_findings(_spoken(error.findings, rank))
     program = f"{program} (rank {rank})" if rank else program
     if form := annotations_form(argv):
         print(ANNOTATIONS[form](error.findings))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ptycho_exec.fields.spec import (
     is_refused,
     plain,
     renamed_fields,
+    table_specs,
 )
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.classes import settings_classes
@@ -54,6 +55,7 @@ EXAMPLES: dict[str, Any] = {
     "experiment_name": "beam time 7",
     "tracking_uri": "http://localhost:5000",
     "inference_batch_size": 64,
+    "trainer": {"min_epochs": 5},
 }
 """A value for the editors of a settings file, where the default shows less."""
 _NONE_PATTERN = (
@@ -73,8 +75,8 @@ def json_schema(model: type[BaseModel] = ExecutionSettings) -> dict[str, Any]:
     It accepts what the model accepts. Of the rules between fields it knows those whose both sides
     are in the file: the other side may come from elsewhere.
     """
-    fields, specs = model.model_json_schema()["properties"], field_specs(model)
-    properties = {name: _property(spec, fields[name]) for name, spec in specs.items()}
+    specs = field_specs(model)
+    properties = _properties(model, specs)
     old = _old_names(model)
     name, version = package_name(model), str(getattr(model, "version", ""))
     rules = _conflicts(properties)
@@ -164,8 +166,19 @@ def _one_of(values: tuple[Any, ...]) -> dict[str, Any]:
     return {"anyOf": [special.get(value, {"const": value}) for value in values]}
 
 
+def _properties(model: type[BaseModel], specs: Mapping[str, FieldSpec]) -> dict[str, Any]:
+    fields = model.model_json_schema()["properties"]
+    return {name: _property(spec, fields[name]) for name, spec in specs.items()}
+
+
 def _property(spec: FieldSpec, generated: dict[str, Any]) -> dict[str, Any]:
     node = {key: value for key, value in generated.items() if key not in ("title", "env_names")}
+    if spec.table:
+        node = {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": _properties(spec.table, table_specs(spec)),
+        }
     branches = [branch for part in node.pop("anyOf", [node]) for branch in _described(spec, part)]
     if spec.optional:
         branches.append({"type": "string", "pattern": _NONE_PATTERN})
@@ -178,7 +191,7 @@ def _property(spec: FieldSpec, generated: dict[str, Any]) -> dict[str, Any]:
         **({} if example is None or "examples" in generated else {"examples": [example]}),
         "x-effect": spec.effect.value,
         "x-env": spec.variable,
-        "x-toml": spec.name,
+        "x-toml": spec.full_name,
         "x-flag": spec.flag,
     }
 
@@ -215,6 +228,10 @@ def reference_page(model: type[BaseModel] = ExecutionSettings) -> str:
             "",
             f"- accepts: {spec.expected()}",
             *(f"  - `{word}`: {meaning}" for word, meaning in CHOICES.get(spec.name, {}).items()),
+            *(
+                f"  - `{name}`: {row.sentence} [{row.expected()}; default `{format_value(row.default)}`]"
+                for name, row in table_specs(spec).items()
+            ),
             f"- default: `{format_value(spec.default)}`",
             f"- effect: {spec.effect.value}",
             f"- variable: `{spec.variable}`, flag: `{spec.flag}`, TOML: `{spec.name} = ...`",

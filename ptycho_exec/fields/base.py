@@ -10,11 +10,15 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, PrivateAttr, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
+
+from ptycho_exec.errors import SettingsError
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass
@@ -36,19 +40,22 @@ PLAIN = frozenset({int, float, bool, str, tuple, type(None), Literal})
 """Kinds of type that a text or a settings file can give; a value of another kind is converted."""
 
 
-def read_sentences(model: type[BaseModel]) -> None:
-    """Give each field of `model` the sentence below it as its description.
+def read_sentences(*models: type[BaseModel]) -> None:
+    """Give each field of `models`, all of one module, the sentence below it as its description.
 
     `use_attribute_docstrings` does the same for any class by asking `inspect` about every loaded module: a
     third of what importing the settings would cost at each start.
     """
     with suppress(OSError):  # without its source a program still runs
-        source = ast.parse(inspect.getsource(sys.modules[model.__module__]))
+        source = ast.parse(inspect.getsource(sys.modules[models[0].__module__]))
         classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
-        for row, below in pairwise(classes[model.__name__].body):
-            match row, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    model.model_fields[name].description = inspect.cleandoc(text)
+        for model in models:
+            for row, below in pairwise(classes[model.__name__].body):
+                match row, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
+                        value=ast.Constant(value=str(text))
+                    ):
+                        model.model_fields[name].description = inspect.cleandoc(text)
 
 
 def branches(annotation: Any, constraints: tuple[Any, ...] = ()) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -115,12 +122,15 @@ def converted(model: type[BaseModel], name: str, value: Any) -> Any:
 @cache
 def _converters(model: type[BaseModel]) -> Mapping[str, Callable[[Any], Any]]:
     """Return how to make a value of plain data for each field that is optional, a tuple, a path, a set ..."""
-    found = {}
+    found: dict[str, Callable[[Any], Any]] = {}
     for name, info in model.model_fields.items():
+        table = next((item for item in info.metadata if isinstance(item, Table)), None)
         kinds = [kind for kind, _ in branches(info.annotation)]
         others = [kind for kind in kinds if kind_of(kind) not in PLAIN]
         optional = type(None) in kinds and not any("none" in typing.get_args(kind) for kind in kinds)
-        if others or optional or any(kind_of(kind) is tuple for kind in kinds):
+        if table is not None:
+            found[name] = table.converted
+        elif others or optional or any(kind_of(kind) is tuple for kind in kinds):
             adapters = tuple(TypeAdapter(kind) for kind in others)
             found[name] = _converter(adapters, bool(len(kinds) > len(others)), optional)
     return found
@@ -136,3 +146,57 @@ def _converter(others: tuple[TypeAdapter[Any], ...], plain: bool, optional: bool
         return tuple(value) if plain and isinstance(value, list) else value
 
     return convert
+
+
+class ReadOnly(dict[str, Any]):
+    """A mapping that does not change; it is copied, pickled, hashed and written as a `dict` is."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise SettingsError(
+            "settings cannot be changed", fix="use settings.with_overrides(FIELD={NAME: ...})"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]  # a `dict` has none
+        return hash(hashable(self))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Marks a field as a table, a read-only mapping: its names and their types are the fields of a model."""
+
+    model: type[BaseModel]
+
+    def checked(self, value: Any) -> ReadOnly:
+        """Return the names that are given, in the order of the model, with their values as it has them.
+
+        Raises:
+            ValueError: it is no table, or one of its names or values is none of the model's.
+        """
+        if not (isinstance(value, Mapping) and value.keys() <= self.model.model_fields.keys()):
+            raise ValueError("a table has names and values")
+        whole = self.model.__new__(self.model)
+        fill(whole, value)
+        return ReadOnly({name: getattr(whole, name) for name in self.model.model_fields if name in value})
+
+    def converted(self, value: Any) -> Any:
+        """Return the table as it is kept; what is none stays as it is."""
+        try:
+            return self.checked(value)
+        except ValueError:
+            return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check before pydantic looks at it, and keep it read-only."""
+        del source, handler
+        rows = core_schema.dict_schema(core_schema.str_schema(), core_schema.any_schema())
+        checked = core_schema.no_info_before_validator_function(self.checked, rows)
+        return core_schema.no_info_after_validator_function(ReadOnly, checked)

@@ -150,25 +150,9 @@ def duration(seconds: float) -> str:
     return f"{hours // 24:02d}:{hours % 24:02d}:{minute:02d}:{second:02d}"
 
 
-FIXED_PARAMETERS: dict[str, str] = {
-    "min_epochs": "training stops at max_epochs, max_time or early stopping; nothing overrides them",
-    "min_steps": "training stops at max_epochs, max_time or early stopping; nothing overrides them",
-    "limit_test_batches": "metrics compare only on the same test data",
-    "limit_predict_batches": "none is all: part of the scan would leave holes in the object",
-    "enable_model_summary": "the run's own opening table has what a user needs",
-    "inference_mode": "nothing needs gradients in validation and prediction",
-    "use_distributed_sampler": "each process must see its own part of the data",
-    "barebones": "it would switch checkpoints, logging and progress off",
-    "sync_batchnorm": "the network has no batch normalization across devices",
-    "reload_dataloaders_every_n_epochs": "the data do not change during training",
-    "enable_autolog_hparams": "the manifest and the logger's own config record the settings",
-    "model_registry": "nothing is uploaded to a model registry",
-}
-"""Parameters of `lightning.Trainer` that always have one value here, and why."""
-
 BROUGHT_PARAMETERS: dict[str, str] = {
-    "callbacks": "the caller's own are passed to `build_trainer`",
-    "plugins": "atomic checkpoint writing is passed by `build_trainer`",
+    "callbacks": "a program passes its own to `build_trainer` or `trainer_run` as callbacks=",
+    "plugins": "a program passes its own to `build_trainer` or `trainer_run` in trainer_kwargs=",
     "max_epochs": "the call of `build_trainer` brings it, for how long to train is no matter of the machine",
     "default_root_dir": "it is the run directory, which is passed to `build_trainer`",
 }

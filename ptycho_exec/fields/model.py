@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import SettingsConfigDict
 
-from ptycho_exec.fields.base import FrozenModel, fill, read_sentences
+from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table, fill, read_sentences
 from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.lightning_words import duration
 
@@ -125,6 +125,43 @@ _amount_or_zero = BeforeValidator(lambda v: v if isinstance(v, float) and 0 < v 
 AmountOrNone = Annotated[
     Annotated[int, Interval(ge=0, le=MOST)] | Annotated[float, Gt(0), Le(1)], _amount_or_zero
 ]
+
+
+class TrainerTable(FrozenModel):
+    """Parameters of `lightning.Trainer` that have no field: the table `[trainer]`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        defer_build=True,
+    )
+
+    min_epochs: Annotated[Positive | None, NoneWord] = None
+    """Train for so many epochs at least, before anything stops early; none lets it stop at any time."""
+    min_steps: Annotated[Positive | None, NoneWord] = None
+    """Train for so many optimizer steps at least, before anything stops early; none as for min_epochs."""
+    limit_test_batches: Annotated[AmountOrNone | None, NoneWord] = None
+    """Batches of `Trainer.test`: a number, or a fraction with a decimal point; none uses all."""
+    limit_predict_batches: Annotated[AmountOrNone | None, NoneWord] = None
+    """Batches of `Trainer.predict`, as above; none uses all. A part of a scan leaves holes in the object."""
+    enable_model_summary: bool = False
+    """Print a table of the layers when fit begins."""
+    inference_mode: bool = True
+    """Whether `Trainer.validate` and `Trainer.predict` compute under torch.inference_mode, else no_grad."""
+    use_distributed_sampler: bool = True
+    """Give each process its own part of the data; false where the loaders do so themselves."""
+    barebones: bool = False
+    """Measure raw speed; Lightning refuses checkpoints, logger and progress bar beside it."""
+    sync_batchnorm: bool = False
+    """Share the statistics of batch normalization among processes."""
+    reload_dataloaders_every_n_epochs: NonNegative = 0
+    """Ask the module for new loaders after so many epochs; 0 never does."""
+    enable_autolog_hparams: bool = False
+    """Let Lightning log the hyperparameters of the module; the run records its settings anyway."""
+    model_registry: Annotated[Line | None, NoneWord] = None
+    """Name under which checkpoints are uploaded to Lightning's model registry; none uploads nothing."""
 
 
 class ExecutionFields(FrozenModel):
@@ -272,6 +309,12 @@ class ExecutionFields(FrozenModel):
     pad_eval: bool = False
     """Stitch on a canvas padded by half a patch, so that patches at its edge keep their full weight."""
 
+    # --- the rest of Lightning's Trainer
+    trainer: Annotated[Mapping[str, Any], "of parameters of lightning.Trainer", Table(TrainerTable)] = (
+        ReadOnly()
+    )
+    """Parameters of Lightning's Trainer that have no field of their own, by name: the table [trainer]."""
+
     # --- when a machine cannot do what was asked
     on_unsupported: Literal["error", "adapt"] = "error"
     """What to do with a value this machine cannot honor: stop, or take the nearest it can and warn."""
@@ -307,7 +350,7 @@ def monitor_readers(values: Mapping[str, Any]) -> list[str]:
     return [name for name, reads in readers.items() if reads]
 
 
-read_sentences(ExecutionFields)
+read_sentences(ExecutionFields, TrainerTable)
 
 
 def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionFields) -> list[str]:

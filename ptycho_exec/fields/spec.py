@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
 
-from ptycho_exec.fields.base import NONE_WORDS, branches, kind_of
+from ptycho_exec.fields.base import NONE_WORDS, Table, branches, kind_of
 from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
 
 HIDDEN = "***"
@@ -45,13 +45,33 @@ class FieldSpec:
     words: tuple[str, ...]
     field: str = ""
     """The field itself, where `name` is the one that it had before."""
+    table: type[BaseModel] | None = None
+    """What a table holds: a model whose fields are its names."""
+    within: FieldSpec | None = None
+    """The field whose table has this name."""
+
+    @property
+    def full_name(self) -> str:
+        """The name, after that of its table: `trainer.min_epochs`."""
+        return f"{self.within.name}.{self.name}" if self.within else self.name
+
+    @property
+    def ways(self) -> str:
+        """Return in words how it is set."""
+        if self.within:
+            return f"{self.variable}, {self.flag}=..., or {self.name} = ... in [{self.within.name}] of a file"
+        return f"{self.variable}, {self.flag}, or {self.name} = ... in a file"
 
     @property
     def variable(self) -> str:
+        if self.within:
+            return f"{self.within.variable}__{self.name.upper()}"
         return f"{self.model.model_config.get('env_prefix', '')}{self.name.upper()}"
 
     @property
     def flag(self) -> str:
+        if self.within:
+            return f"{self.within.flag} {self.name}"
         return "--" + self.name.lower().replace("_", "-")
 
     @property
@@ -78,7 +98,14 @@ class FieldSpec:
         return ", or ".join([*parts, *self.words, *(["none"] if self.optional else [])])
 
 
+def table_specs(spec: FieldSpec) -> Mapping[str, FieldSpec]:
+    """Return the spec of every name that the table of a field may hold; none where it is no table."""
+    rows = field_specs(spec.table) if spec.table else {}
+    return {name: replace(row, within=spec) for name, row in rows.items()}
+
+
 _LISTS = (tuple, list, set, frozenset)
+_TABLES = (dict, Mapping)
 _SPECS: dict[type[BaseModel], dict[str, FieldSpec]] = {}
 
 
@@ -125,6 +152,7 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         float: "a number with a decimal point" if int in kinds else "a number",
         **dict.fromkeys(_LISTS, "a list"),
         str: "a string",
+        **dict.fromkeys(_TABLES, "a table"),
     }
     choices: list[Any] = []
     words = []
@@ -151,6 +179,7 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         choices=tuple(choices),
         kinds=frozenset(kinds),
         words=tuple(words),
+        table=next((item.model for item in info.metadata if isinstance(item, Table)), None),
     )
 
 
@@ -205,8 +234,16 @@ def format_value(value: Any) -> str:
         flat = not any(isinstance(item, (tuple, list, dict)) for item in value)
         return f"[{', '.join(map(format_value, value))}]" if flat else _SHORT.repr(value)
     if isinstance(value, dict):
-        return _SHORT.repr(value)
+        flat = bool(value) and all(_is_plain_row(name, item) for name, item in value.items())
+        rows = (f"{name}={format_value(item)}" for name, item in value.items())
+        return f"{{{', '.join(rows)}}}" if flat else _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def _is_plain_row(name: Any, value: Any) -> bool:
+    """Return whether a row of a table can be written as `name=value`, without quotes."""
+    nested = isinstance(value, (tuple, list, dict))
+    return str(name).isidentifier() and not nested and str(value).isprintable()
 
 
 _SHORT = reprlib.Repr()  # values in values may repeat without end
@@ -236,10 +273,28 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
         return lower in TRUE_WORDS
     if spec.kinds.intersection(_LISTS) and ("," in lower or lower.startswith("[")):
         return _decode_list(spec, word)
-    if dict in spec.kinds and word.startswith("{"):
+    if spec.kinds.intersection(_TABLES) and word.startswith("{"):
         with suppress(ValueError):
             return json.loads(word)
-    return word
+    return _decode_table(spec, word) if spec.table and "=" in word else word
+
+
+def decode_texts(spec: FieldSpec, value: Any) -> Any:
+    """Turn a text, or the texts in a table, into the field's own types; other values stay as they are."""
+    if isinstance(value, str):
+        return decode_text(spec, value)
+    if spec.table is None or not isinstance(value, Mapping):
+        return value
+    rows = table_specs(spec)
+    return {name: decode_texts(rows[name], item) if name in rows else item for name, item in value.items()}
+
+
+def _decode_table(spec: FieldSpec, word: str) -> Any:
+    """Read `min_epochs=3,barebones=true`, also in braces, each text typed by its name."""
+    inner = word[1:-1] if word.startswith("{") and word.endswith("}") else word
+    rows, pairs = table_specs(spec), [part.partition("=") for part in inner.split(",")]
+    names = ((name.strip(), text.strip()) for name, _, text in pairs)
+    return {name: decode_text(rows[name], text) if name in rows else text for name, text in names}
 
 
 def _decode_list(spec: FieldSpec, word: str) -> Any:

@@ -245,8 +245,11 @@ def _version(name: str) -> str:
 
 
 def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
-    if not _shows_gpu(environ):
+    if not _shows_gpu():
         return {}
+    if environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        hides = f"CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES'].strip() or '(empty)'} hides it"
+        return {"gpu_note": f"a GPU is there, but {hides}"}
     if "torch" not in package_versions():
         return {"gpu_note": "a GPU is there, but torch is not installed"}
     try:
@@ -264,9 +267,8 @@ def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     return facts
 
 
-def _shows_gpu(environ: Mapping[str, str]) -> bool:
-    """Return whether asking torch is worth its seconds: whether there is any device file of a GPU."""
+def _shows_gpu() -> bool:
+    """Return whether there is any device file of a GPU, so that asking torch is worth its seconds."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
-    hidden = environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and any(any(Path("/dev").glob(node)) for node in ("nvidia[0-9]*", "dxg", "kfd"))
+    return any(any(Path("/dev").glob(node)) for node in ("nvidia[0-9]*", "dxg", "kfd"))

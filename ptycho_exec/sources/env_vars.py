@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, source_specs
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, source_specs, table_specs
 from ptycho_exec.sources.discovery import places_of
 from ptycho_exec.sources.origins import Kind, Layer, Origin
 from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
@@ -38,7 +38,7 @@ def variables_layer(
                 layer.findings.append(Finding(what, level="note", code="empty-variable", field=field))
             elif spec is not None:
                 value = decode_text(spec, text)
-                layer.entries[spec.name] = Origin(kind, name, value, text, file=file, line=line)
+                _enter(layer, spec, Origin(kind, name, value, text, file=file, line=line))
         elif name.startswith(_STRAY):
             stray.append(name)
         elif name.startswith(_inherited_prefixes(model)) and not name.startswith(places_of(model).prefix):
@@ -58,6 +58,18 @@ def variables_layer(
         what = f"no effect here, the Trainer is built from these settings alone: {names}"
         layer.findings.insert(0, Finding(what, level="note", code="no-effect"))
     return layer
+
+
+def _enter(layer: Layer, spec: FieldSpec, origin: Origin) -> None:
+    """Put a value into a layer; one that a table has joins the others, and wins over the table's variable."""
+    if spec.within is None:
+        below = layer.entries.get(spec.name)
+        table = below is not None and below.parts and origin.place != below.place
+        layer.entries[spec.name] = below.shadowing((origin,)) if below and table else origin
+        return
+    table_origin = replace(origin, value={spec.name: origin.value}, parts=((spec.name, origin),))
+    below = layer.entries.get(spec.within.name)
+    layer.entries[spec.within.name] = table_origin.shadowing((below, *below.shadowed) if below else ())
 
 
 TRACKERS: dict[str, dict[str, str]] = {
@@ -127,6 +139,8 @@ def _inherited_prefixes(model: type[BaseModel]) -> tuple[str, ...]:
 def _by_variable(model: type[BaseModel]) -> dict[str, FieldSpec | None]:
     """Return every variable that is read, with its field; those that name a file and a profile have none."""
     specs: dict[str, FieldSpec | None] = {spec.variable: spec for spec in source_specs(model).values()}
+    tables = [table_specs(spec) for spec in field_specs(model).values() if spec.table]
+    specs |= {spec.variable: spec for rows in tables for spec in rows.values()}
     places = places_of(model)
     return {**specs, places.settings_file_variable: None, places.profile_variable: None}
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.spec import FieldSpec, as_data, field_specs, format_value
+from ptycho_exec.fields.spec import HIDDEN, FieldSpec, as_data, field_specs, format_value, table_specs
 from ptycho_exec.sources.classes import spec_elsewhere
-from ptycho_exec.sources.origins import Origin
+from ptycho_exec.sources.origins import Kind, Origin
 from ptycho_exec.sources.suggestions import unknown_name
 
 
@@ -39,24 +39,55 @@ def changed(origins: Mapping[str, Origin]) -> list[str]:
     return [name for name, origin in origins.items() if not origin.is_default]
 
 
+def part_of(row: FieldSpec, origin: Origin) -> Origin:
+    """Return the origin of one name of a table, also of one that nobody set."""
+    if isinstance(origin.value, Mapping) and row.name in origin.value:
+        return origin.part(row.name)
+    return Origin(Kind.DEFAULT, "default", row.default)
+
+
+def rows_of(spec: FieldSpec, value: Any, origin: Origin | None) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and place of a field; of a table with values, those of each."""
+    rows = [(spec.name, shown(value), origin)]
+    if spec.table and value:
+        rows = [
+            (f"{spec.name}.{name}", _shown_in(name, part), origin and origin.part(name))
+            for name, part in value.items()
+        ]
+    for name, text, place in rows:
+        yield name, text, redact(place.describe()) if place else ""
+
+
+def _shown_in(name: str, value: Any) -> str:
+    """Write a value of a table: hidden, too, where its name says that it is a credential."""
+    return shown(redact({name: value}).get(name, HIDDEN))
+
+
 def checked_name(name: str, model: type[BaseModel], *, where: str) -> str:
-    """Return the name of a field.
+    """Return the name of a field, or `FIELD.NAME` of what its table holds.
 
     Raises:
         SettingsError: there is no such field; it names what explains one of another settings class.
     """
-    if name in field_specs(model):
+    specs = field_specs(model)
+    field, _, inner = name.partition(".")
+    rows = table_specs(specs[field]) if inner and field in specs else {}
+    if name in specs or inner in rows:
         return name
-    other = spec_elsewhere(name)
-    if other is None or issubclass(model, other.model):
-        raise SettingsError.from_findings([unknown_name(name, tuple(field_specs(model)), where=where)])
+    if rows:
+        found = unknown_name(inner, tuple(rows), where=f"{field}, {where}", noun=f"name in {field}")
+        raise SettingsError.from_findings([found])
+    other = spec_elsewhere(field)
+    if other is None or issubclass(model, other.model) or (inner and inner not in table_specs(other)):
+        raise SettingsError.from_findings([unknown_name(name, tuple(specs), where=where)])
     command = vars(other.model).get("explained_by", "")  # of the class itself: one below has other fields
-    call = f"{other.model.__name__}().explain({other.name!r})"
+    asked = f"{other.name}.{inner}" if inner else other.name
+    call = f"{other.model.__name__}().explain({asked!r})"
     raise SettingsError(
         f"{shown(name)} is a setting of {getattr(other.model, 'program', other.model.__name__)}",
         where=where,
         expected=f"a setting of {getattr(model, 'program', model.__name__)}",
-        fix=f"run {command} {other.name}" if command and where == COMMAND_LINE else f"call {call}",
+        fix=f"run {command} {asked}" if command and where == COMMAND_LINE else f"call {call}",
         code="unknown-name",
         field=other.name,
     )
@@ -69,8 +100,10 @@ def explain_field(
     spec: FieldSpec, value: Any, origin: Origin, notices: Sequence[Finding] = ()
 ) -> Iterator[str]:
     """Yield the lines about one field: value, origin, what it shadowed, what it means and accepts."""
-    yield f"{spec.name} = {shown(value)}"
+    yield f"{spec.full_name} = {_shown_in(spec.name, value) if spec.within else shown(value)}"
     yield f"  from      {_given_as(origin)}"
+    for name, part in origin.parts if spec.table else ():
+        yield f"  of these  {name} = {_shown_in(name, part.value)} from {_given_as(part)}"
     for other in origin.shadowed:
         yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
     for notice in notices:
@@ -78,10 +111,12 @@ def explain_field(
             yield f"  {'unset' if notice.code == 'empty-variable' else 'note':<8}  {notice.what}"
     yield f"  meaning   {spec.sentence}"
     yield f"  accepts   {spec.expected()}"
+    inner = [(f"    {name}", row.expected()) for name, row in table_specs(spec).items()]
+    yield from table(inner) if inner else ()
     meanings = [(f"    {word}", meaning) for word, meaning in CHOICES.get(spec.name, {}).items()]
     yield from table(meanings) if meanings else ()
     yield f"  effect    {spec.effect.value}"
-    yield f"  set with  {spec.variable}, {spec.flag}, or {spec.name} = ... in a file"
+    yield f"  set with  {spec.ways}"
 
 
 def _given_as(origin: Origin) -> str:
@@ -113,10 +148,10 @@ def explain_html(
     rows = []
     for name, spec in specs.items():
         origin = origins.get(name)
-        place = redact(origin.describe()) if origin else ""
         mark = "th" if origin and not origin.is_default else "td"
-        cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in (name, shown(values[name]), place))
-        rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
+        for row in rows_of(spec, values[name], origin):
+            cells = "".join(f"<{mark}>{escape(text)}</{mark}>" for text in row)
+            rows.append(f'<tr title="{escape(spec.sentence)}">{cells}</tr>')
     notes = "".join(f"<p>note: {escape(notice.what)}</p>" for notice in notices)
     head = "<tr><th>setting</th><th>value</th><th>from</th></tr>"
     return f"<table><caption>{escape(title)}</caption>{head}{''.join(rows)}</table>{notes}"

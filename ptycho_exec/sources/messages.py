@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.lightning_words import NOTHING, Meaning, meanings
 from ptycho_exec.fields.model import Contradiction, malformed
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
+from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, table_specs
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.settings_files import assignment, syntax
-from ptycho_exec.sources.suggestions import nearest
+from ptycho_exec.sources.suggestions import RETIRED, nearest, unknown_name
 from ptycho_exec.sources.validators import changed_by, fits_alone
 
 _LONGEST = 60
@@ -41,6 +41,10 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
         if name not in specs or _by_validator(items, name, resolution):
             yield _wrong_validator(name, resolution)
         elif name in resolution.origins:
+            wrong = list(_bad_parts(specs[name], resolution.origins[name]))
+            if wrong:
+                yield from wrong
+                continue
             found = bad_value(specs[name], resolution.origins[name])
             why = "; ".join(_said_by_validators(items, specs[name]))
             yield replace(found, what=f"{found.what}: {why}") if why else found
@@ -108,7 +112,32 @@ def inactive_values(resolution: Resolution) -> Iterator[Finding]:
         count[name] += 1
     for batch in batches:
         for name in malformed({name: origin.value for name, origin in batch.items()}, resolution.model):
-            yield bad_value(field_specs(resolution.model)[name], batch[name])
+            spec = field_specs(resolution.model)[name]
+            yield from list(_bad_parts(spec, batch[name])) or [bad_value(spec, batch[name])]
+
+
+def _bad_parts(spec: FieldSpec, origin: Origin) -> Iterator[Finding]:
+    """Yield a finding for each wrong name and value of a table."""
+    rows = table_specs(spec)
+    for name in origin.value if rows and isinstance(origin.value, Mapping) else ():
+        part = origin.part(name)
+        if name not in rows:
+            yield _unknown_in_table(spec, str(name), part)
+        elif not rows[name].accepts(part.value):
+            yield bad_value(rows[name], part)
+
+
+def _unknown_in_table(spec: FieldSpec, name: str, origin: Origin) -> Finding:
+    fields, where = field_specs(spec.model), origin.describe()
+    field = name if name in fields else RETIRED.get(name, "")
+    file, line = origin.file or "", origin.line or 0
+    if field not in fields or field == spec.name:
+        rows = tuple(table_specs(spec))
+        found = unknown_name(name, rows, where=where, noun=f"name in {spec.name}", file=file, line=line)
+        return replace(found, field=spec.name)
+    what, expected = f"{spec.name}.{name} is decided by the setting {field}", f"the setting {field}"
+    fix = f"remove it and set {field} instead"
+    return Finding(what, where, expected, fix, file=file, line=line, code="decided-twice", field=field)
 
 
 def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
@@ -121,14 +150,14 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
     elif value is not None and not isinstance(value, (bool, int, float, list, tuple, dict)):
         text = f"{text} (of type {type(value).__name__})"
     return Finding(
-        f"{spec.name} = {text} is not allowed",
+        f"{spec.full_name} = {text} is not allowed",
         where=origin.describe(),
         expected=spec.expected(),
         fix=_remedy(spec, origin),
         file=origin.file or "",
         line=origin.line or 0,
         code="bad-value",
-        field=spec.name,
+        field=spec.full_name,
         given=text,
     )
 

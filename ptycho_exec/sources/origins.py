@@ -55,6 +55,8 @@ class Origin:
     line: int | None = None
     reason: str = ""
     shadowed: tuple[Origin, ...] = ()
+    parts: tuple[tuple[str, Origin], ...] = ()
+    """Of a table, each name with the place that supplied its value."""
 
     def describe(self) -> str:
         """Return the place in words: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
@@ -70,9 +72,24 @@ class Origin:
         return self.kind is Kind.DEFAULT and not self.reason
 
     def shadowing(self, others: Sequence[Origin]) -> Origin:
-        """Return this origin with `others`, highest first, recorded as shadowed."""
+        """Return this origin with `others`, highest first, recorded as shadowed.
+
+        A table is merged with those it shadows, name by name; a default is replaced whole.
+        """
         flat = tuple(replace(other, shadowed=()) if other.shadowed else other for other in others)
-        return replace(self, shadowed=flat)
+        if not isinstance(self.value, Mapping):
+            return replace(self, shadowed=flat)
+        below = (o for o in others if isinstance(o.value, Mapping) and o.kind is not Kind.DEFAULT)
+        parts: dict[str, Origin] = {}
+        for table in reversed((self, *below)):
+            parts |= {name: table.part(name) for name in table.value}
+        merged = {name: part.value for name, part in parts.items()}
+        return replace(self, value=merged, shadowed=flat, parts=tuple(parts.items()))
+
+    def part(self, name: str) -> Origin:
+        """Return the origin of one value of a table."""
+        known = dict(self.parts)
+        return known.get(name) or replace(self, value=self.value[name], raw=None, shadowed=(), parts=())
 
     def __repr__(self) -> str:
         """Show all of it but credentials."""
@@ -81,20 +98,32 @@ class Origin:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
         place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
-        return {**place, "raw": redact(self.raw), **({"reason": self.reason} if self.reason else {})}
+        parts = {redact(str(name)): part.to_json() for name, part in self.parts}
+        more = {"reason": self.reason} if self.reason else {}
+        return {**place, "raw": redact(self.raw), **more, **({"parts": parts} if parts else {})}
 
 
-PASSED_THROUGH = {
-    *("ptycho_exec", "pydantic", "pydantic_settings", "hydra", "jsonargparse", "tyro"),
-    *("contextlib", "functools"),
-}
-"""Packages whose calls are made for somebody else; one that builds on this one adds its own name."""
+_PASSED_THROUGH = frozenset(
+    {
+        *("ptycho_exec", "pydantic", "pydantic_settings", "hydra", "jsonargparse", "tyro"),
+        *("contextlib", "functools"),
+    }
+)
+
+
+def _passes_on(package: str) -> bool:
+    """Return whether the calls of a package are made for somebody else.
+
+    One that builds on this one says so with `__passes_settings_on__ = True` in its `__init__.py`.
+    """
+    module = sys.modules.get(package)
+    return package in _PASSED_THROUGH or bool(module and vars(module).get("__passes_settings_on__"))
 
 
 def caller() -> tuple[str, int]:
     """Return file and line of the code that called into these packages; only file and line are looked at."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_THROUGH:
+    while frame is not None and _passes_on(frame.f_globals.get("__name__", "").partition(".")[0]):
         frame = frame.f_back
     if frame is None or frame.f_code.co_filename.startswith("<"):  # typed in, not in a file
         return "", 0

@@ -34,7 +34,15 @@ from pydantic_settings import PydanticBaseSettingsSource
 
 from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.base import converted, fill
-from ptycho_exec.fields.spec import HIDDEN, FieldSpec, decode_text, field_specs, format_value, source_specs
+from ptycho_exec.fields.spec import (
+    HIDDEN,
+    FieldSpec,
+    decode_text,
+    decode_texts,
+    field_specs,
+    format_value,
+    source_specs,
+)
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
 from ptycho_exec.sources.messages import explain_error, inactive_values
@@ -240,9 +248,8 @@ def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
     specs, name = field_specs(model), type(source).__name__
     layer = _given(model, source(), Kind.OTHER, name)
     for field, origin in layer.entries.items():
-        if isinstance(origin.value, str):
-            value = decode_text(specs[field], origin.value)
-            layer.entries[field] = replace(origin, value=value, raw=origin.value)
+        raw = origin.value if isinstance(origin.value, str) else origin.raw
+        layer.entries[field] = replace(origin, value=decode_texts(specs[field], origin.value), raw=raw)
     return layer
 
 
@@ -310,17 +317,18 @@ def _resolve(reader: Reader) -> Resolution:
     for layer in layers:
         for name, origin in layer.entries.items():
             chains.setdefault(name, []).extend((origin, *origin.shadowed))
+    origins = _with_defaults(request.model, chains)
     shadowed = [(name, origin) for name, chain in chains.items() for origin in chain[1:]]
     asked = reader.profile
     names = {*reader.environ, *(row.name for _, rows in reader.dotenv for row in rows)}
-    notes = [*_all_given(request, shadowed), *_without_effect(reader, chains)]
+    notes = [*_all_given(request, shadowed), *_without_effect(reader, origins, chains)]
     if "logger_backend" in reader.specs:
         backend = chains["logger_backend"][0].value if "logger_backend" in chains else None
         notes = [*tracker_notes(request.model, names, backend), *notes]
     return Resolution(
         request.model,
-        values={name: chain[0].value for name, chain in chains.items()},
-        origins=_with_defaults(request.model, chains),
+        values={name: origins[name].value for name in chains},
+        origins=origins,
         searched=tuple(reader.searched),
         findings=(*reader.findings, *(finding for layer in layers for finding in layer.findings), *notes),
         inactive=(*shadowed, *(entry for layer in layers for entry in layer.inactive)),
@@ -329,11 +337,14 @@ def _resolve(reader: Reader) -> Resolution:
     )
 
 
-def _without_effect(reader: Reader, chains: Mapping[str, Sequence[Origin]]) -> Iterator[Finding]:
+def _without_effect(
+    reader: Reader, origins: Mapping[str, Origin], chains: Mapping[str, Sequence[Origin]]
+) -> Iterator[Finding]:
     """Yield a note for a profile or a file that was asked for and of which no value acts."""
-    acting = {chain[0].place if chain[0].kind is Kind.PROFILE else chain[0].kind for chain in chains.values()}
+    won = [part for name in chains for _, part in origins[name].parts or (("", origins[name]),)]
+    acting = {origin.place if origin.kind is Kind.PROFILE else origin.kind for origin in won}
     given = {origin.place for chain in chains.values() for origin in chain}
-    one_acts = len(reader.profiles) == 1 and any(chain[0].kind is Kind.PROFILE for chain in chains.values())
+    one_acts = len(reader.profiles) == 1 and any(origin.kind is Kind.PROFILE for origin in won)
     for asked in () if one_acts else reader.profiles:
         chain = profile_chain(asked, reader)
         extended = {f"profile:{profile.name}" for profile in chain.profiles}
@@ -421,8 +432,8 @@ def resolve_values(
     """
     layer, specs = _given(model, values, Kind.ARGUMENT, place), field_specs(model)
     for name, origin in layer.entries.items():
-        if texts and isinstance(origin.value, str):
-            layer.entries[name] = replace(origin, value=decode_text(specs[name], origin.value))
+        if texts:
+            layer.entries[name] = replace(origin, value=decode_texts(specs[name], origin.value))
     return _alone(model, _given(model, overrides or {}, Kind.OVERRIDE, "overrides"), layer)
 
 
@@ -438,10 +449,11 @@ def _alone(model: type[BaseModel], *layers: Layer) -> Resolution:
     for layer in layers:
         for name, origin in layer.entries.items():
             chains.setdefault(name, []).append(origin)
+    origins = _with_defaults(model, chains)
     return Resolution(
         model,
-        values={name: chain[0].value for name, chain in chains.items()},
-        origins=_with_defaults(model, chains),
+        values={name: origins[name].value for name in chains},
+        origins=origins,
         findings=tuple(finding for layer in layers for finding in layer.findings),
     )
 
@@ -475,7 +487,7 @@ def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], b
         old = origins.get(name)
         if wins(old):
             origins[name] = new.shadowing((old, *old.shadowed) if old else ())
-            values[name] = new.value
+            values[name] = origins[name].value
     findings = tuple(dict.fromkeys((*settings.notices, *layer.findings)))
     return Resolution(model, values=values, origins=origins, findings=findings)
 

@@ -70,12 +70,14 @@ class Document:
 
     def origin(self, path: KeyPath, *, kind: Kind | None = None, place: str | None = None) -> Origin:
         value = self.value_at(path)
+        names = tuple(value) if isinstance(value, Mapping) else ()
         return Origin(
             kind or self.kind,
             place or self.place(path),
             list(value) if isinstance(value, list) else value,  # the parsed document is kept and read again
             file=self.path,
             line=self.line(path),
+            parts=tuple((name, self.origin((*path, name), kind=kind, place=place)) for name in names),
         )
 
     def finding(self, path: KeyPath, what: str, expected: str, fix: str, code: str = "bad-value") -> Finding:

@@ -7,7 +7,8 @@ from functools import lru_cache
 from unicodedata import normalize
 
 from ptycho_exec.errors import Finding
-from ptycho_exec.fields.lightning_words import BROUGHT_PARAMETERS, FIXED_PARAMETERS
+from ptycho_exec.fields.lightning_words import BROUGHT_PARAMETERS
+from ptycho_exec.fields.model import TrainerTable
 from ptycho_exec.sources.classes import spec_elsewhere
 
 _LONGEST = 80
@@ -54,11 +55,6 @@ RETIRED = {
 
 _FLAGS = {"settings_file": "settings"}
 """Controls whose flag has another name."""
-
-_NO_SETTING = {
-    **{name: f"the Trainer has it, fixed here: {why}" for name, why in FIXED_PARAMETERS.items()},
-    **{name: f"no setting: {why}" for name, why in BROUGHT_PARAMETERS.items()},
-}
 
 
 def distance(a: str, b: str) -> int:
@@ -123,6 +119,26 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "_").removeprefix("__").removeprefix("ptycho_exec_")
 
 
+def _no_field(name: str, given: str, candidates: Sequence[str], noun: str, file: str) -> str:
+    """Return what to do with a parameter of Lightning's Trainer that is no field; empty for another name."""
+    if name in BROUGHT_PARAMETERS:
+        return f"remove it (no setting: {BROUGHT_PARAMETERS[name]})"
+    if name not in TrainerTable.model_fields:
+        return ""
+    variable = next((word for word in candidates if word.endswith(f"TRAINER__{name.upper()}")), "")
+    if noun == "flag":
+        place = f"--trainer {name}=..."
+    elif given.isupper() and variable:
+        place = variable
+    elif file.endswith(".toml"):
+        place = f"trainer.{name}"
+    elif file.endswith((".json", ".yaml", ".yml")):
+        place = "it below the name trainer"
+    else:
+        place = f'trainer={{"{name}": ...}}'
+    return f"write {place} (a parameter of the Trainer without a field)"
+
+
 def unknown_name(
     name: str,
     candidates: Sequence[str],
@@ -153,10 +169,11 @@ def unknown_name(
     if renamed is not None:  # `device` may be another program's name of accelerator, or a misspelt devices
         close = [renamed, *(c for c in close if c != renamed and distance(bare, _bare(c)) == 1)]
     ours = bare in map(_bare, candidates)
+    no_field = "" if ours else _no_field(bare, name, candidates, noun, file or "")
     owner = spec_elsewhere(bare) if noun == "setting" and renamed is None and not ours else None
     if owner is not None:
         close = [owner.variable if name.isupper() else owner.name]
-    elif renamed is None and not ours and bare in _NO_SETTING:
+    elif renamed is None and no_field:
         close = []
     listed = "--help" if noun == "flag" else "`ptycho-exec show`"
     all_of_them = ", ".join(candidates) if len(candidates) <= 12 else f"a {noun} listed by {listed}"
@@ -166,8 +183,8 @@ def unknown_name(
         program = getattr(owner.model, "program", "")
         ways = f"set {owner.variable}, or write {owner.name} in {program}.toml"
         fix = f"remove it here and {ways} (it is a setting of {program})"
-    elif not ours and bare in _NO_SETTING:
-        fix = f"remove it ({_NO_SETTING[bare]})"
+    elif no_field:
+        fix = no_field
     else:
         fix = f"write {close[0]}, or remove it" if close else "remove it"
     return Finding(

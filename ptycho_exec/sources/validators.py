@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
@@ -35,14 +35,19 @@ def origins_after(resolution: Resolution, settings: BaseModel) -> dict[str, Orig
             continue
         before = origins.get(name)
         by = changed_by(model, name)
-        origins[name] = (
-            replace(
-                before, value=value, raw=None, reason=f"changed by {by}", shadowed=(before, *before.shadowed)
-            )
-            if before
-            else Origin(Kind.OTHER, by, value)
-        )
+        given = _alone(model, name, before.value) if before else None
+        origins[name] = _changed(before, given, value, by) if before else Origin(Kind.OTHER, by, value)
     return origins
+
+
+def _changed(before: Origin, given: Any, value: Any, by: str) -> Origin:
+    """Return the origin of what a validator made of a value; in a table, what it left keeps its own."""
+    shadowed = (before, *before.shadowed)
+    after = replace(before, value=value, raw=None, reason=f"changed by {by}", shadowed=shadowed, parts=())
+    if not before.parts or not isinstance(value, Mapping):
+        return after
+    left = {name: part for name, part in before.parts if name in value and _same(value[name], given[name])}
+    return replace(after, parts=tuple((name, left.get(name) or after.part(name)) for name in value))
 
 
 @cache

@@ -233,14 +233,14 @@ def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) ->
     """Return a note for each setting that somebody set and that does not act in a Trainer built like this."""
     from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
 
-    settings, found = plan.settings, []
+    settings, found = plan.settings, unknown_to_lightning(plan, own)
 
     def note(name: str, why: str, fix: str) -> None:
-        text = f"{name}={format_value(getattr(settings, name))} has no effect: {why}"
-        found.append(
-            Finding(text, plan.requested.origin_of(name), fix=fix, level="note", code="idle", field=name)
-        )
+        found.append(_idle(plan, name, why, fix))
 
+    for name in settings.trainer:
+        if name in own.trainer_kwargs:
+            note(f"trainer.{name}", "trainer_kwargs of the call wins", "remove one of the two")
     for name in () if writes else NEEDS_DIRECTORY:
         brought = {"logger_backend": own.logger is not None, "enable_checkpointing": own.has("Checkpoint")}
         if asked(plan.requested, name) and getattr(settings, name) and not brought.get(name):
@@ -254,6 +254,24 @@ def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) ->
                 why = "it is set for the whole process, before the module is made, and that was not done"
                 note(row.field, why, "make module and Trainer inside `trainer_run`, or as it does")
     return found
+
+
+def unknown_to_lightning(plan: Plan, own: CallersOwn | None = None) -> list[Finding]:
+    """Return a note for each name of the table `trainer` that is no parameter of the installed Lightning."""
+    from lightning.pytorch.trainer.trainer import Trainer as RealTrainer
+
+    passed = own.trainer_kwargs if own else {}
+    known = {*inspect.signature(RealTrainer.__init__).parameters, *passed}
+    why, fix = "the installed Lightning has no such parameter", "remove it, or install a newer Lightning"
+    return [_idle(plan, f"trainer.{name}", why, fix) for name in plan.settings.trainer if name not in known]
+
+
+def _idle(plan: Plan, name: str, why: str, fix: str) -> Finding:
+    """Return the note that a setting, or `FIELD.NAME` in a table, does not act."""
+    field, _, inner = name.partition(".")
+    value = getattr(plan.settings, field)
+    text = f"{name}={format_value(value[inner] if inner else value)} has no effect: {why}"
+    return Finding(text, plan.requested.origin_of(name), fix=fix, level="note", code="idle", field=field)
 
 
 REFUSABLE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "gradient_clip_val", "max_time",
@@ -279,6 +297,10 @@ def refusal(
     blamed = named or [name for name in REFUSABLE if getattr(settings, name) != defaults[name].default]
     places = [
         f"{name}={format_value(getattr(settings, name))} from {settings.origin_of(name)}" for name in blamed
+    ]
+    places += [
+        f"trainer.{name}={format_value(value)} from {settings.origin_of(f'trainer.{name}')}"
+        for name, value in settings.trainer.items()
     ]
     if own is not None and own.to_json():
         places.append(f"the caller's {own.to_json()}")

@@ -96,7 +96,9 @@ def requested_and_effective(
             "caller" if (row.row or row.name) in own.rows else "settings",
         )
         for row in (*TRAINER_PARAMETERS, *CALLBACK_VALUES, *PROCESS_FLAGS)
-        if row.seen is not None and (writes or not row.writes)
+        if row.seen is not None
+        and (writes or not row.writes)
+        and (not row.table or row.name in inputs.settings.trainer)
     ]
     rows += _caller_rows(trainer, own, {row.name for row in rows})
     for role, loader in (loaders or {}).items():

@@ -19,7 +19,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ptycho_exec.fields.lightning_words import FIXED_PARAMETERS
+from ptycho_exec.fields.model import TrainerTable
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.loggers import backend_of
 
@@ -56,6 +57,7 @@ class Parameter:
         wanted: what must be seen; None where that is `value`.
         row: its name in the report; empty where that is `name`.
         writes: only a run with a directory has it.
+        table: it is in the table `trainer`, and the caller's `trainer_kwargs` win over it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Parameter:
     wanted: Callable[[TrainerInputs], Any] | None = None
     row: str = ""
     writes: bool = False
+    table: bool = False
 
 
 def _setting(
@@ -92,8 +95,28 @@ def _setting(
     )
 
 
-def _fixed(name: str, value: Any, why: str = "") -> Parameter:
-    return Parameter(name, why or FIXED_PARAMETERS[name], lambda _: value)
+def _of_table(name: str, seen: Callable[[Any], Any] | None = None) -> Parameter:
+    """A value of the table `trainer`, else its default; a name that is not in it is not compared."""
+    spec = field_specs(TrainerTable)[name]
+    return Parameter(
+        name,
+        spec.sentence,
+        lambda inputs: inputs.settings.trainer.get(name, spec.default),
+        seen=seen or (lambda trainer: attribute(trainer, name)),
+        wanted=lambda inputs: _of_table_wanted(name, inputs.settings),
+        table=True,
+    )
+
+
+def _of_table_wanted(name: str, settings: ExecutionSettings) -> Any:
+    """Expect what the table says; what Lightning makes of none, and a smoke test of a limit, is its own."""
+    value = settings.trainer.get(name)
+    own = value is None or (name.startswith("limit_") and settings.fast_dev_run)
+    return UNKNOWN if own else value
+
+
+def _inside(part: str, name: str) -> Callable[[Any], Any]:
+    return lambda trainer: attribute(attribute(trainer, part), name)
 
 
 # --- what must be seen --------------------------------------------------------------------------------------
@@ -210,6 +233,12 @@ def _duration(timer: Any) -> str | None:
     return f"{days:02d}:{time.strftime('%H:%M:%S', time.gmtime(rest))}"
 
 
+def _layer_sync(trainer: Any) -> Any:
+    """Return whether batch normalization is shared among processes."""
+    found = _inside("_accelerator_connector", "_layer_sync")(trainer)
+    return found if found is UNKNOWN else found is not None
+
+
 def _logger(trainer: Any) -> Any:
     loggers = attribute(trainer, "loggers")
     if not isinstance(loggers, (list, tuple)):
@@ -278,14 +307,14 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         seen=lambda trainer: 1 if (n := attribute(trainer, "fast_dev_run")) is True else n,
     ),
     Parameter("max_epochs", "the length of training belongs to the science config", lambda i: i.max_epochs),
-    _fixed("min_epochs", None),
+    _of_table("min_epochs"),
     _setting(
         "max_steps",
         "none is -1 in Lightning's words; a smoke test has its own limit",
         lambda s: s.max_steps or -1,
         wanted=lambda s: UNKNOWN if s.fast_dev_run else s.max_steps or -1,
     ),
-    _fixed("min_steps", None),
+    _of_table("min_steps"),
     _setting("max_time", "the settings' duration", seen=_of_callback("Timer", _duration)),
     _setting(
         "limit_train_batches",
@@ -295,8 +324,8 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     _setting(
         "limit_val_batches", "none is all; a smoke test has its own limit", wanted=_share("limit_val_batches")
     ),
-    _fixed("limit_test_batches", None, "none is all: a test is of all its data"),
-    _fixed("limit_predict_batches", None, "none is all: part of the scan would leave holes in the object"),
+    _of_table("limit_test_batches"),
+    _of_table("limit_predict_batches"),
     _setting(
         "overfit_batches",
         "none is 0.0 in Lightning's words",
@@ -311,7 +340,12 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
             UNKNOWN if s.fast_dev_run else math.inf if s.num_sanity_val_steps < 0 else s.num_sanity_val_steps
         ),
     ),
-    _setting("log_every_n_steps", "the settings' number"),
+    _setting(
+        "log_every_n_steps",
+        "the settings' number; none in barebones mode, where Lightning logs nothing",
+        lambda s: None if s.trainer.get("barebones") else s.log_every_n_steps,
+        wanted=lambda s: 0 if s.trainer.get("barebones") else s.log_every_n_steps,
+    ),
     _setting(
         "enable_checkpointing",
         "a smoke test writes no checkpoint",
@@ -326,7 +360,7 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         wanted=_decided("enable_progress_bar"),
         seen=_of_callback("ProgressBar", lambda _: True, absent=False),
     ),
-    _fixed("enable_model_summary", False),
+    _of_table("enable_model_summary", seen=_of_callback("ModelSummary", lambda _: True, absent=False)),
     _setting("accumulate_grad_batches", "the settings' number", field="accum_steps"),
     _setting("gradient_clip_val", "the settings' number"),
     _setting(
@@ -349,8 +383,8 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         "passed even when false, so that no earlier Trainer leaks in",
         seen=_of_process(lambda torch: torch.backends.cudnn.benchmark),
     ),
-    _fixed("inference_mode", True),
-    _fixed("use_distributed_sampler", True),
+    _of_table("inference_mode", seen=_inside("predict_loop", "inference_mode")),
+    _of_table("use_distributed_sampler", seen=_inside("_accelerator_connector", "use_distributed_sampler")),
     Parameter(
         "profiler",
         "the caller's and that of the settings, side by side; none measures nothing",
@@ -363,17 +397,17 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
         "the settings' word",
         seen=lambda trainer: attribute(trainer, "_detect_anomaly"),
     ),
-    _fixed("barebones", False),
+    _of_table("barebones"),
     Parameter("plugins", "atomic checkpoint writing", lambda inputs: list(inputs.plugins) or None),
-    _fixed("sync_batchnorm", False),
-    _fixed("reload_dataloaders_every_n_epochs", 0),
+    _of_table("sync_batchnorm", seen=_layer_sync),
+    _of_table("reload_dataloaders_every_n_epochs"),
     Parameter(
         "default_root_dir",
         "the run directory, if any",
         lambda i: None if i.run_dir is None else str(i.run_dir),
     ),
-    _fixed("enable_autolog_hparams", False),
-    _fixed("model_registry", None),
+    _of_table("enable_autolog_hparams"),
+    _of_table("model_registry"),
 )
 
 CALLBACK_VALUES: tuple[Parameter, ...] = (

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +122,7 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
-    from ptycho_exec.trainer.stop import leaving_in_order, stoppable
-    from ptycho_exec.trainer.together import on_all_processes
+    from ptycho_exec.trainer.stop import leaving_in_order
 
     handed = handed_over()
     settings = handed.plan.requested if handed else settings or ExecutionSettings()
@@ -134,39 +134,17 @@ def trainer_run(
     with leaving_in_order(again=CONTINUE), process_flags(plan.settings):
         seed_run(plan.settings)
         with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
-            trainer = build_trainer(
-                settings,
-                max_epochs=max_epochs,
-                run_dir=folder,
-                plan=plan,
-                callbacks=callbacks,
-                logger=logger,
-                profiler=profiler,
-                trainer_kwargs=trainer_kwargs,
-                identity=_identity(folder, max_epochs),
-                announce=False,
-            )
-        own = callers_own(trainer)
-        idle = idle_settings(trainer, plan, own, writes=folder is not None)
+            identity = _identity(folder, max_epochs)
+            build = partial(build_trainer, settings, plan=plan, max_epochs=max_epochs, run_dir=folder)
+            brought = {"callbacks": callbacks, "logger": logger, "profiler": profiler}
+            trainer = build(**brought, trainer_kwargs=trainer_kwargs, identity=identity, announce=False)
+        idle = idle_settings(trainer, plan, callers_own(trainer), writes=folder is not None)
         notices = (*settings.notices, *plan.notices, *early, *idle)
         announce(notices)
         run = TrainerRun(trainer, plan, folder, dict(loaders or {}))
         try:
-            if folder is None:
-                with stoppable(trainer), on_all_processes(trainer, plan):
-                    yield run
-                apply_drift_policy(run.report(), settings)
-            else:
-                parts = {**manifest_parts(settings, plan=plan), "task": "run", "caller": own.to_json()}
-                with recorded(folder, parts, notices) as lines:
-                    write_settings_toml(folder / "settings.toml", settings)
-                    try:
-                        with stoppable(trainer), on_all_processes(trainer, plan):
-                            yield run
-                    finally:
-                        write_manifest(folder, **_came_to(run, lines))
-                    apply_drift_policy(run.report(), settings)
-                write_manifest(folder, status="completed")
+            with _recorded(run, notices):
+                yield run
         finally:
             if logger is None:
                 close_logger(getattr(trainer, "logger", None))
@@ -175,6 +153,31 @@ def trainer_run(
 def _identity(folder: Path | None, max_epochs: int | None) -> dict[str, tuple[Any, str]]:
     place = f"the call, in {Path.cwd()}"
     return {"run_dir": (None if folder is None else str(folder), place), "max_epochs": (max_epochs, place)}
+
+
+@contextmanager
+def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
+    """Compare the Trainer afterwards, and keep the manifest true where the run has a directory."""
+    from ptycho_exec.trainer.stop import stoppable
+    from ptycho_exec.trainer.together import on_all_processes
+
+    settings, folder = run.plan.requested, run.run_dir
+    if folder is None:
+        with stoppable(run.trainer), on_all_processes(run.trainer, run.plan):
+            yield
+        apply_drift_policy(run.report(), settings)
+        return
+    own = callers_own(run.trainer).to_json()
+    parts = {**manifest_parts(settings, plan=run.plan), "task": "run", "caller": own}
+    with recorded(folder, parts, notices) as lines:
+        write_settings_toml(folder / "settings.toml", settings)
+        try:
+            with stoppable(run.trainer), on_all_processes(run.trainer, run.plan):
+                yield
+        finally:
+            write_manifest(folder, **_came_to(run, lines))
+        apply_drift_policy(run.report(), settings)
+    write_manifest(folder, status="completed")
 
 
 def _made_before_seeding(settings: ExecutionSettings, module: Any) -> list[Finding]:

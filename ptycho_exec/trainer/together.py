@@ -32,7 +32,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
-from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.fields.spec import field_specs, format_value, table_specs
 from ptycho_exec.machine.facts import package_versions
 from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
@@ -121,7 +121,12 @@ def identity_of(plan: Plan, more: Identity | None = None) -> dict[str, tuple[Any
     for name, spec in field_specs(type(requested)).items():
         if spec.effect is not Effect.PERFORMANCE:
             value = effective[name].value if spec.effect is Effect.NUMERICS else getattr(requested, name)
-            rows[name] = value, requested.origin_of(name)
+            inner = {
+                f"{name}.{row.name}": value.get(row.name, row.default) for row in table_specs(spec).values()
+            }
+            rows |= {
+                place: (item, requested.origin_of(place)) for place, item in (inner or {name: value}).items()
+            }
     versions = {f"version of {name}": (text, "installed here") for name, text in package_versions().items()}
     return {**rows, **versions, **(more or {})}
 

@@ -31,13 +31,21 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, execution_settings
+from ptycho_torch.factory import (
+    INFERENCE_DEFAULTS,
+    TRAINING_DEFAULTS,
+    InferencePayload,
+    TrainingPayload,
+    execution_settings,
+)
 from ptycho_torch.simulate import simulate_scan
-from ptycho_torch.workflows import components
+from ptycho_torch.workflows import components, runs
 from ptycho_torch.workflows.results import TrainingResult
 
 MOST_PATTERNS = 4096
 """The trial looks at no more patterns than these; that a larger batch was cut is reported."""
+OBJECT = "object"
+"""Where in the trial's folder the reconstruction goes."""
 SCIENCE = ScienceConfig(training=TrainingConfig(epochs=1))
 
 
@@ -86,7 +94,7 @@ def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
         with progress.doing("data"):
             scan, validation = read_scans(trial, training, size, progress)
         with progress.doing("fit"):
-            results = fit_one_batch(training, scan, validation, progress)
+            results = fit_one_batch(trial, training, scan, validation, progress)
         with progress.doing("metrics"):
             check_metrics(results, progress)
         with progress.doing("files"):
@@ -94,7 +102,9 @@ def run_trial(trial: Trial, folder: Path) -> tuple[Finding, ...]:
         with progress.doing("predict"):
             part = scan.subset(np.arange(min(size, len(scan))))
             start = time.perf_counter()
-            components.run_inference(components.plan_inference(results, part, results.science, inference))
+            planned = components.plan_inference(results, part, results.science, inference)
+            where = Path(trial.scan), progress.folder / OBJECT
+            runs.infer(InferencePayload(None, *where, planned.science, inference), inference=planned)
             text = f"{len(part)} patterns in batches of {size} stitched: {time.perf_counter() - start:.1f} s"
             progress.say("ok", "predict", text + _peak_memory())
     except _FailedError:
@@ -130,7 +140,7 @@ def read_scans(
 
 
 def fit_one_batch(
-    settings: ExecutionSettings, scan: ScanData, validation: ScanData | None, progress: Progress
+    trial: Trial, settings: ExecutionSettings, scan: ScanData, validation: ScanData | None, progress: Progress
 ) -> TrainingResult:
     """Train one batch as the workflow does it, with checkpoints, logger, early stopping and read-back."""
     overrides: dict[str, Any] = {} if settings.fast_dev_run else {"limit_train_batches": 1}
@@ -141,7 +151,8 @@ def fit_one_batch(
     # `check` shows the notices of the plan itself.
     training = components.plan_training(scan, validation, SCIENCE, settings, overrides)
     training.plan.raise_if_blocked(include_trainer_refusals=False)
-    results = components.run_training(training, run_dir=progress.folder / RUN)
+    payload = TrainingPayload(Path(trial.scan), None, progress.folder / RUN, SCIENCE, settings)
+    results = runs.train(payload, training=training).results
     seconds, used = time.perf_counter() - start, results.plan.settings
     where = f"{used.accelerator}, {used.precision}{', compiled' if used.compile else ''}"
     loaders = f"{used.num_workers} loader workers" if used.num_workers else "no loader workers"
@@ -187,7 +198,8 @@ def check_files(results: TrainingResult, progress: Progress) -> None:
     used = results.plan.settings
     if used.fast_dev_run or not is_rank_zero():
         return
-    written = [path for path in (progress.folder / RUN).rglob("*") if path.is_file()]
+    run = progress.folder / RUN
+    written = [path for path in run.rglob("*") if path.is_file() and path.parent != run]
     checkpoints = [path for path in written if path.suffix == ".ckpt"]
     logs = [path for path in written if path not in checkpoints]
     expected = {

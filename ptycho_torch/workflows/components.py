@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from ptycho_exec.errors import DataError
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
+from ptycho_exec.plan import ModuleTraits, Plan, announce, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
     DriftReport,
@@ -35,6 +35,7 @@ from ptycho_exec.trainer.build import (
     requested_and_effective,
     seed_run,
     train_loader_kwargs,
+    unknown_to_lightning,
 )
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
@@ -194,6 +195,7 @@ def run_training(
             identity=_identity(training, run_dir, resume_from),
             announce=False,
         )
+        announce(unknown_to_lightning(plan))
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )

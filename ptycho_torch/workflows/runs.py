@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec.errors import DataError
+from ptycho_exec.errors import DataError, redact
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import (
@@ -185,7 +185,7 @@ def _train(
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
         if is_rank_zero():
-            write_json(folder / "trainer_kwargs_snapshot.json", snapshot)
+            write_json(folder / "trainer_kwargs_snapshot.json", redact(snapshot))
         result = components.run_training(
             training, run_dir=folder, resume_from=checkpoint, callbacks=callbacks
         )
@@ -290,16 +290,24 @@ def find_checkpoint(place: str | Path) -> Path:
     return file
 
 
-def infer(payload: InferencePayload, *, say: Say = lambda _: None) -> Run[InferenceResult]:
+def infer(
+    payload: InferencePayload, *, say: Say = lambda _: None, inference: components.Inference | None = None
+) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
+
+    Args:
+        payload: from `create_inference_payload`.
+        say: takes a line for the user now and then.
+        inference: the payload's inference, where the caller has read and planned it.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
-        scan_file = payload.test_data_file
-        inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
+        if inference is None:
+            scan_file = payload.test_data_file
+            inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
         inference.plan.raise_if_blocked()
     scan, clock = inference.scan, inference.clock
     say(_scan_line(scan))

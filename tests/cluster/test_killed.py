@@ -16,8 +16,9 @@ from tests.cluster.test_engines import weights
 pytestmark = pytest.mark.slow
 
 EPOCHS = 60
-COMMAND = ("train", "scan0.npz", "--epochs", str(EPOCHS), "--enable-progress-bar", "false",
-           "--batch-size", "4", "--checkpoint-every-n-steps", "3", "--early-stop-patience", "none")  # fmt: skip
+QUIET = ("--enable-progress-bar", "false", "--early-stop-patience", "none")
+OFTEN = ("--batch-size", "4", "--checkpoint-every-n-steps", "3")
+COMMAND = ("train", "scan0.npz", "--epochs", str(EPOCHS), *OFTEN, *QUIET)
 DDP = (*PROGRAM, *COMMAND, "--devices", "2")
 TORCH = (*TORCHRUN, "--nproc-per-node", "2", "-m", "ptycho_torch", *COMMAND)
 

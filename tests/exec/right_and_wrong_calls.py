@@ -51,5 +51,6 @@ ExecutionSettings(8)  # wrong
 Mine(voltage="high")  # wrong
 Mine(volt=1.0)  # wrong
 settings.seed = 3  # wrong
+settings.trainer["min_epochs"] = 3  # wrong
 print(settings.bach_size)  # wrong
 mine.voltage = 2.0  # wrong

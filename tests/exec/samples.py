@@ -23,6 +23,7 @@ NAMED: dict[str, Any] = {
     "logger_backend": None,
     "experiment_name": "beam time 7",
     "tracking_uri": "http://mlflow.example:5000",
+    "trainer": {"min_epochs": 3, "barebones": True},
 }
 
 # What two samples need beside them, because by themselves they contradict a default.

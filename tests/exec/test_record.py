@@ -120,6 +120,24 @@ def test_a_planted_secret_is_written_nowhere(tmp_path: Path) -> None:
         settings_from_manifest(tmp_path)
 
 
+def test_a_credential_in_a_table_is_hidden_and_the_rest_of_the_table_comes_back(tmp_path: Path) -> None:
+    table = {"min_epochs": 2, "model_registry": "https://user:hunter2@example.org"}
+    for wanted in (settings(trainer=table), Lab.from_values({"trainer": table})):
+        write_manifest(tmp_path, **manifest_parts(wanted, plan=resolve_plan(wanted, MachineFacts())))
+        write_settings_toml(tmp_path / "settings.toml", wanted)
+        assert [path.name for path in tmp_path.iterdir() if "hunter2" in path.read_text()] == []
+        assert "hunter2" not in repr(wanted) + wanted.explain() + wanted._repr_html_()
+        model = type(wanted)
+        for given in ({}, {"trainer": {"min_steps": 3}}):
+            with pytest.raises(SettingsError, match=r"hides credentials in trainer\.model_registry"):
+                settings_from_manifest(tmp_path, given, model=model)
+        anew = {"trainer": {"model_registry": table["model_registry"]}}
+        again = settings_from_manifest(tmp_path, anew, model=model)
+        assert (again, type(again)) == (wanted, model)
+        assert "overrides" in again.origin_of("trainer.model_registry")
+        assert again.origin_of("trainer.min_epochs") == f"argument {tmp_path / 'manifest.json'}"
+
+
 def test_only_rank_zero_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     write_manifest(tmp_path, status="running")
@@ -169,6 +187,7 @@ OWN: dict[str, Any] = {
     "weights": {"a": [1, 2]},
     "day": datetime.date(2026, 11, 26),
     "raw_bytes": b"ab",
+    "trainer": {"min_epochs": 2, "min_steps": None},
 }
 LAB = f"{__name__}:Lab"
 

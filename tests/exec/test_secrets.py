@@ -117,7 +117,7 @@ def test_from_every_source_it_shows_nowhere(
 COMMANDS = [
     ["show"],
     ["show", "--json"],
-    ["show", "--trainer", "--loader"],
+    ["show", "--trainer-kwargs", "--loader-kwargs"],
     *(["show", "--format", form] for form in FORMS),
     ["explain"],
     ["explain", "tracking_uri"],

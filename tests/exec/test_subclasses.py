@@ -270,8 +270,10 @@ def test_a_source_of_pydantic_settings_takes_part(clean_process: Place) -> None:
 
 @pytest.mark.parametrize("model", [ExecutionSettings, Lab])
 def test_the_command_line_of_pydantic_settings(model: type[ExecutionSettings], clean_process: Place) -> None:
-    settings = CliApp.run(model, cli_args=["--batch_size", "8", "--precision", "bf16-mixed"])
+    table = ["--trainer", "min_epochs=3", "--trainer", '{"barebones": true}']
+    settings = CliApp.run(model, cli_args=["--batch_size", "8", "--precision", "bf16-mixed", *table])
     assert (settings.batch_size, settings.precision) == (8, "bf16-mixed")
+    assert settings.trainer == {"min_epochs": 3, "barebones": True}
     assert settings.origin_of("batch_size") == "source CliSettingsSource"
 
 

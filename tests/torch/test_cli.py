@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,8 +55,12 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "ptycho_exec.toml").write_text("[trainer]\nmin_epochs = 2\nenable_model_summary = true\n")
     trained = ptycho_torch("train", str(scan_file), "--out", "run", *TINY, PTYCHO_EXEC_SEED="5")
     assert trained.returncode == 0, trained.stderr
+    place = re.escape(str(tmp_path / "ptycho_exec.toml"))
+    assert re.search(rf"trainer.min_epochs +2 +project-file \({place}:2\)", trained.stdout)
+    assert "Trainable params" in trained.stdout
     assert "environment PTYCHO_EXEC_SEED" in trained.stdout
     assert "flag --batch-size" in trained.stdout
     run = tmp_path / "run"
@@ -87,7 +92,7 @@ def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: 
             "coverage"} <= set(metrics)  # fmt: skip
     assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"run", "out"}, "nothing may land outside the run directories"
+    assert left == {"run", "out", "ptycho_exec.toml"}, "nothing may land outside the run directories"
 
 
 @pytest.mark.slow

@@ -81,6 +81,20 @@ def test_show_changed_values_only(here: Run, clean_process: Place) -> None:
     assert here("show", "--changed").out == f"seed  1  project-file ({path}:2)\n"
 
 
+def test_show_lists_each_name_of_a_table(here: Run, clean_process: Place) -> None:
+    path = clean_process.write("ptycho_exec.toml", "[trainer]\nbarebones = true\n")
+    done = here("show", "--changed", "--trainer", "min_epochs=3")
+    assert [line.split(maxsplit=2) for line in done.out.splitlines()] == [
+        ["trainer.min_epochs", "3", "flag --trainer"],
+        ["trainer.barebones", "true", f"project-file ({path}:2)"],
+    ]
+    report = json.loads(here("show", "--json", "--changed").out)["settings"]["trainer"]
+    assert report["value"] == {"barebones": True}
+    assert report["origin"]["parts"]["barebones"]["line"] == 2
+    kwargs = json.loads(here("show", "--trainer-kwargs").out)["trainer"]
+    assert (kwargs["barebones"], kwargs["min_epochs"]) == (True, None)
+
+
 def test_show_json_is_stable(here: Run, clean_process: Place) -> None:
     clean_process.write("ptycho_exec.toml", "devices = [0, 1]\n")
     report = json.loads(here("show", "--json", "--devices", "2").out)
@@ -105,7 +119,9 @@ def test_show_json_is_stable(here: Run, clean_process: Place) -> None:
 
 
 def test_show_what_trainer_and_loaders_would_get(here: Run) -> None:
-    shown = json.loads(here("show", "--trainer", "--loader", "--batch-size", "3", "--accum-steps", "2").out)
+    shown = json.loads(
+        here("show", "--trainer-kwargs", "--loader-kwargs", "--batch-size", "3", "--accum-steps", "2").out
+    )
     assert set(shown) == {"trainer", "train_loader", "inference_loader"}
     assert shown["train_loader"]["batch_size"] == 3
     assert shown["trainer"]["accumulate_grad_batches"] == 2
@@ -170,7 +186,7 @@ def test_explain_without_a_field_tells_of_all_that_are_set(here: Run) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        *(["show", *rest] for rest in ([], ["--changed"], ["--trainer"], ["--format", "toml"])),
+        *(["show", *rest] for rest in ([], ["--changed"], ["--trainer-kwargs"], ["--format", "toml"])),
         *(["explain", *rest] for rest in ([], ["seed"])),
         ["check"],
         ["diff", "env", "profile:ci"],
@@ -191,7 +207,7 @@ def test_notes_are_the_same_in_every_form(here: Run, monkeypatch: Any, words: li
     ]
     if words == ["check"]:
         assert done.out.endswith("0 problems, 2 notes\n")
-    if words[0] != "diff" and "--trainer" not in words and "--format" not in words:
+    if words[0] != "diff" and "--trainer-kwargs" not in words and "--format" not in words:
         report = json.loads(here(*words, "--json").out)
         assert [(note["what"], note["level"]) for note in report["notes"]] == [(n, "note") for n in notes]
         assert report["schema_version"] == 1
@@ -227,13 +243,18 @@ def test_findings_as_json_and_as_annotations(here: Run, clean_process: Place, wo
     ("words", "text"),
     [
         ([], "required: COMMAND"),
-        (["shw"], "invalid choice: 'shw'"),
+        (["shw"], "fix:      write show"),
         (["show", "--jsno"], "expected: --json"),
         (["show", "--batch", "3"], "unknown flag '--batch'"),
         (["show", "extra"], "unexpected argument 'extra'"),
         (["diff", "env"], "required: B"),
         (["diff", "env", "nothing.toml"], "there is no nothing.toml to compare"),
-        (["diff", "env", "env", "--only", "speed"], "invalid choice: 'speed'"),
+        (["diff", "env", "env", "--only", "speed"], "--only = 'speed' is not allowed"),
+        (["show", "--format", "tmol"], "fix:      did you mean --format toml?"),
+        (["show", "--format=jason"], "fix:      did you mean --format json?"),
+        (["show", "--format"], "expected: ptycho-exec show [options]"),
+        (["completion", "bsh"], "fix:      did you mean bash?"),
+        (["xyzzy"], "fix:      write one of them"),
         (["show", "--settings", "absent.toml"], "settings file not found"),
         (["show", "--profile", "lptop"], "expected: laptop"),
         (["check", "--facts", "absent.json"], "absent.json"),
@@ -245,6 +266,7 @@ def test_wrong_usage(here: Run, words: list[str], text: str) -> None:
     assert done.out == ""
     assert done.err.startswith("ptycho-exec")
     assert text in done.err
+    assert len(done.err.splitlines()) <= 4
 
 
 @pytest.mark.parametrize("words", [["--help"], ["show", "--help"], ["diff", "--help"]])
@@ -432,6 +454,11 @@ def test_a_file_is_compared_by_itself(here: Run, kinds: dict[str, str]) -> None:
         settings_of("profile:nine")
 
 
+def test_what_the_trainer_gets_is_shown_without_credentials(here: Run) -> None:
+    done = here("show", "--trainer-kwargs", "--trainer", "model_registry=https://me:hunter2@example.org")
+    assert json.loads(done.out)["trainer"]["model_registry"] == "https://***@example.org"
+
+
 class Beamline(ExecutionSettings):
     """Settings of another program, whose class this program cannot import."""
 
@@ -461,6 +488,11 @@ def test_diff_of_manifests_of_a_subclass_has_its_own_fields(here: Run, tmp_path:
     assert (done.out.splitlines()[-1], done.code) == (verdict, 1)
     assert "same numerics" in here("diff", runs["a"], runs["c"]).out
     assert here("diff", runs["a"], runs["c"], "--only", "numerics").code == 0
+    given = {"beamline": "2-ID", "trainer": {"model_registry": "https://me:hunter2@example.org"}}
+    Path("d").mkdir()
+    write_manifest("d", **manifest_parts(Beamline.from_values(given)))
+    of_table = here("diff", runs["b"], "d").out
+    assert "{model_registry=https://***@example.org}" in of_table
     with_base = here("diff", runs["a"], "profile:repro", "--json")
     rows = {row["field"]: (row["a"], row["b"]) for row in json.loads(with_base.out)}
     assert rows["beamline"] == ("1-BM", "(absent)")
@@ -534,7 +566,7 @@ def test_a_planted_token_shows_in_no_output(
     commands = [
         ["show", *flags],
         ["show", "--json", *flags],
-        ["show", "--trainer", "--loader", *flags],
+        ["show", "--trainer-kwargs", "--loader-kwargs", *flags],
         ["explain", "tracking_uri", *flags],
         ["explain", "--json", *flags],
         ["check", *flags],

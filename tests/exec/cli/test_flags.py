@@ -190,7 +190,7 @@ def test_the_form_of_annotations_may_follow_the_flag(words: list[str], form: str
 
 
 def test_an_unknown_form_of_annotations_is_refused() -> None:
-    with pytest.raises(SettingsError, match="invalid choice"):
+    with pytest.raises(SettingsError, match="fix:      write one of them"):
         parser().parse(["--annotations=jenkins"])
 
 

@@ -31,7 +31,7 @@ from ptycho_exec.cli.reference import (
 )
 from ptycho_exec.errors import SettingsError, UserError
 from ptycho_exec.fields.choices import CHOICES
-from ptycho_exec.fields.model import CONFLICTS, Conflict, Positive
+from ptycho_exec.fields.model import CONFLICTS, Conflict, Positive, TrainerTable
 from ptycho_exec.fields.spec import Renamed, field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
@@ -362,16 +362,19 @@ def test_every_value_of_every_field_is_judged_alike(model: type[ExecutionSetting
     assert len(MANY) >= 66
     validator = jsonschema.Draft202012Validator(json_schema(model))
     apart = []
-    for name in field_specs(model):
+    places = [(name,) for name in field_specs(model)] + [
+        ("trainer", name) for name in TrainerTable.model_fields
+    ]
+    for place in places:
         for value in MANY:
-            document = {name: value}
+            document = {place[0]: {place[1]: value} if place[1:] else value}
             try:
                 model.from_values({"deterministic": False, "gradient_clip_val": 1.0, **document})
                 accepted = True
             except SettingsError:
                 accepted = False
             if validator.is_valid(document) != accepted:
-                apart.append((name, value, accepted))
+                apart.append((place, value, accepted))
     assert apart == []
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import enum
+import json
+import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +14,8 @@ import pytest
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict
 
-from ptycho_exec.fields.base import FrozenModel, branches, fill, is_filling, kind_of
+from ptycho_exec.errors import SettingsError
+from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table, branches, fill, is_filling, kind_of
 
 
 class Colour(enum.Enum):
@@ -63,3 +68,49 @@ def test_a_type_is_taken_apart() -> None:
 
 def test_at_run_time_it_is_the_model_of_pydantic() -> None:
     assert FrozenModel is BaseModel
+
+
+class Holder(FrozenModel):
+    table: Annotated[Mapping[str, Any], Table(Model)] = ReadOnly()
+
+
+def holder(**table: Any) -> Holder:
+    made = Holder.__new__(Holder)
+    fill(made, {"table": table})
+    return made
+
+
+def test_a_table_has_the_types_and_the_order_of_its_model() -> None:
+    table = holder(pair=[1, 2], number=3).table
+    assert list(table.items()) == [("number", 3), ("pair", (1.0, 2.0))]
+    for wrong in ({"number": "3"}, {"nothing": 1}):
+        with pytest.raises(ValueError, match="table"):
+            holder(**wrong)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda table: table.update(number=4),
+        lambda table: table.__setitem__("number", 4),
+        lambda table: table.__delitem__("number"),
+        lambda table: table.__ior__({"number": 4}),
+        lambda table: table.setdefault("pair", 1),
+        lambda table: table.pop("number"),
+        lambda table: table.popitem(),
+        lambda table: table.clear(),
+    ],
+)
+def test_a_table_cannot_be_changed(change: Callable[[Any], Any]) -> None:
+    for table in (holder(number=3).table, Holder().table):
+        with pytest.raises(SettingsError, match=r"cannot be changed\n.*with_overrides"):
+            change(table)
+    assert (holder(number=3).table, Holder().table) == ({"number": 3}, {})
+
+
+def test_a_table_is_pickled_copied_hashed_and_written() -> None:
+    made = holder(number=3, pair=[1, 2])
+    for other in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made), copy.copy(made)):
+        assert (other, type(other.table), hash(other.table)) == (made, ReadOnly, hash(made.table))
+    assert json.loads(json.dumps(made.table)) == made.model_dump(mode="json")["table"]
+    assert made.model_dump()["table"] == made.table | {}

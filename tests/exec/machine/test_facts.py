@@ -18,6 +18,8 @@ from ptycho_exec.machine.facts import (
     cgroup_cpus,
     cgroup_memory_mb,
 )
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.settings import ExecutionSettings
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -165,7 +167,7 @@ def test_the_launcher_of_this_process_is_a_fact() -> None:
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    monkeypatch.setattr(facts_module, "_shows_gpu", lambda _: True)
+    monkeypatch.setattr(facts_module, "_shows_gpu", lambda: True)
 
     def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], 0, answer, "")
@@ -192,7 +194,7 @@ def test_a_torch_that_does_not_answer_is_noted(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_real_child_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts_module, "_shows_gpu", lambda _: True)
+    monkeypatch.setattr(facts_module, "_shows_gpu", lambda: True)
     found = MachineFacts.probe()
     assert found.gpus or found.mps or "cannot use it" in found.gpu_note
 
@@ -201,12 +203,22 @@ def test_no_child_process_where_no_gpu_shows(monkeypatch: pytest.MonkeyPatch) ->
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a child process was started")
 
-    monkeypatch.setattr(facts_module, "_shows_gpu", lambda _: False)
+    monkeypatch.setattr(facts_module, "_shows_gpu", lambda: False)
     monkeypatch.setattr(subprocess, "run", refuse)
     assert MachineFacts.probe().gpus == ()
 
 
-def test_hidden_gpus_do_not_show() -> None:
-    if sys.platform == "darwin":
-        pytest.skip("CUDA_VISIBLE_DEVICES means nothing on macOS")
-    assert not facts_module._shows_gpu({"CUDA_VISIBLE_DEVICES": ""})
+@pytest.mark.parametrize(("value", "shown"), [("", "(empty)"), (" ", "(empty)"), ("-1", "-1")])
+def test_what_hides_the_gpus_is_named(value: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a child process was started")
+
+    monkeypatch.setattr(facts_module, "_shows_gpu", lambda: True)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    found = MachineFacts.probe(environ={"CUDA_VISIBLE_DEVICES": value})
+    assert found.gpus == ()
+    assert found.gpu_note == f"a GPU is there, but CUDA_VISIBLE_DEVICES={shown} hides it"
+    plan = resolve_plan(ExecutionSettings.from_values({"accelerator": "gpu"}), found)
+    assert f"CUDA_VISIBLE_DEVICES={shown} hides it" in plan.problems[0].what
+    plan = resolve_plan(ExecutionSettings.from_values({}), found)
+    assert f"CUDA_VISIBLE_DEVICES={shown} hides it" in plan.effective["accelerator"].reason

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from ptycho_exec.cli.commands import main
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs
-from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.settings import ExecutionSettings, ResolvedSettings
+from ptycho_exec.sources.explain import COMMAND_LINE, checked_name
 
 if TYPE_CHECKING:
     from conftest import Place
@@ -80,3 +81,38 @@ def test_settings_without_origins_are_explained_too() -> None:
     bare = ExecutionSettings.model_construct(**dict(ExecutionSettings.from_values({"seed": 3})))
     assert bare.explain("seed").startswith("seed = 3\n  from      default not known")
     assert "<td>seed</td>" in bare._repr_html_()
+
+
+def test_one_name_of_a_table_is_explained(clean_process: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    path = clean_process.write("ptycho_exec.toml", "[trainer]\nbarebones = true\n")
+    assert main(["explain", "trainer.barebones"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["trainer.barebones = true", f"  from      project-file ({path}:2)"]
+    ways = (
+        "PTYCHO_EXEC_TRAINER__BAREBONES, --trainer barebones=..., or barebones = ... in [trainer] of a file"
+    )
+    assert f"  set with  {ways}" in lines
+    assert ExecutionSettings().explain("trainer.min_steps").splitlines()[:2] == [
+        "trainer.min_steps = none",
+        "  from      default",
+    ]
+    with pytest.raises(SettingsError, match="write barebones"):
+        ExecutionSettings().explain("trainer.barebone")
+    assert "of these  barebones = true from project-file" in ExecutionSettings().explain("trainer")
+    assert "<td>trainer</td>" in ExecutionSettings.from_values({})._repr_html_()
+    assert "<th>trainer.barebones</th><th>true</th>" in ExecutionSettings()._repr_html_()
+
+
+def test_a_name_of_a_table_of_another_class_is_explained_elsewhere() -> None:
+    class Other(ResolvedSettings):
+        program: ClassVar[str] = "other"
+
+    with pytest.raises(SettingsError) as caught:
+        Other.from_values({}).explain("trainer.min_epochs")
+    text = str(caught.value)
+    assert "trainer.min_epochs is a setting of ptycho_exec" in text
+    assert "call ExecutionSettings().explain('trainer.min_epochs')" in text
+    with pytest.raises(SettingsError, match=r"unknown setting 'trainer\.nothing'"):
+        Other.from_values({}).explain("trainer.nothing")
+    with pytest.raises(SettingsError, match=r"run ptycho-exec explain trainer\.min_epochs"):
+        checked_name("trainer.min_epochs", Other, where=COMMAND_LINE)

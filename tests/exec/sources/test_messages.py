@@ -209,3 +209,62 @@ def test_a_contradiction_across_sources_names_both_places(place: Place) -> None:
     assert "benchmark = true (environment PTYCHO_EXEC_BENCHMARK)" in finding.where
     assert f"deterministic = true (project-file ({place.cwd}/ptycho_exec.toml:2))" in finding.where
     assert finding.line == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "what", "fix"),
+    [
+        ("min_epoch = 3", "unknown name in trainer 'min_epoch'", "write min_epochs, or remove it"),
+        (
+            "accumulate_grad_batches = 2",
+            "trainer.accumulate_grad_batches is decided by the setting accum_steps",
+            "remove it and set accum_steps instead",
+        ),
+        (
+            'logger = "csv"',
+            "trainer.logger is decided by the setting logger_backend",
+            "remove it and set logger_backend instead",
+        ),
+        (
+            "plugins = []",
+            "unknown name in trainer 'plugins'",
+            "remove it (no setting: a program passes its own to `build_trainer` or `trainer_run` in trainer_",
+        ),
+        ('barebones = "ja"', "trainer.barebones = 'ja' is not allowed", "write another value, or remove it"),
+        ("min_steps = 0", "trainer.min_steps = 0 is not allowed", "write another value, or remove it"),
+        ("min_steps = [1]", "trainer.min_steps = [1] is not allowed", "write another value, or remove it"),
+    ],
+)
+@pytest.mark.parametrize("head", ["[trainer]", "[profiles.other.trainer]"])
+def test_what_is_wrong_in_a_table_has_its_own_line(
+    place: Place, head: str, row: str, what: str, fix: str
+) -> None:
+    path = place.write("ptycho_exec.toml", f"{head}\nmin_epochs = 1\n{row}\n")
+    with pytest.raises(SettingsError) as caught:
+        place.settings()
+    (finding,) = caught.value.findings
+    assert (finding.what, finding.file, finding.line) == (what, str(path), 3)
+    assert finding.fix.startswith(fix)
+
+
+def test_a_table_that_is_none(place: Place) -> None:
+    for text in ("trainer = 3", "trainer = [1]", 'trainer = "x"'):
+        place.write("ptycho_exec.toml", text)
+        with pytest.raises(SettingsError, match=r"expected: a table of parameters of lightning\.Trainer"):
+            place.settings()
+
+
+def test_a_wrong_table_is_refused_before_lightning_is_imported(place: Place) -> None:
+    import subprocess
+    import sys
+
+    place.write("ptycho_exec.toml", '[trainer]\nbarebones = "x"\n')
+    code = (
+        "import sys\nfrom ptycho_exec import ExecutionSettings, SettingsError\n"
+        "try:\n    ExecutionSettings()\nexcept SettingsError:\n"
+        "    print('torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place.cwd, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]

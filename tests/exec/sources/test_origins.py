@@ -117,3 +117,23 @@ def test_a_subclass_in_another_file_and_its_helpers_are_callers_like_others(tmp_
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environ, check=True
     )
     assert done.stdout.splitlines() == [f"argument Mine() ({tmp_path}/mine.py:5)", "argument Mine()"]
+
+
+def test_a_package_that_passes_settings_on_is_no_caller(tmp_path: Path) -> None:
+    for name, mark in (("own", ""), ("passing", "__passes_settings_on__ = True\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(mark)
+        (tmp_path / name / "inner.py").write_text(
+            "from ptycho_exec import ExecutionSettings\ndef made():\n    return ExecutionSettings(seed=1)\n"
+        )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from own.inner import made as own\nfrom passing.inner import made as passing\n"
+        "print(own().origin_of('seed'))\nprint(passing().origin_of('seed'))\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env=environ, check=True
+    )
+    place = "argument ExecutionSettings()"
+    assert done.stdout.splitlines() == [f"{place} ({tmp_path}/own/inner.py:3)", f"{place} ({script}:4)"]

@@ -101,7 +101,7 @@ def test_profiles_that_are_wrong_are_found_although_nobody_asks_for_them(
         ("[tool.ptycho_exec]\nseed = 1\n", [("seed", 2)]),
         ("[ptycho_exec]\nseed = 1\nfoo = 2\n", [("seed", 2), ("foo", 3)]),
         ("[a.b.c]\nseed = 1\n[a.d]\nx = 1\n", [("seed", 2), ("d", 3)]),
-        ("[trainer]\nfoo = 1\n", [("trainer", 1)]),
+        ("[a]\nfoo = 1\n", [("a", 1)]),
     ],
 )
 def test_settings_in_the_wrong_table_are_found_at_any_depth(

@@ -121,6 +121,9 @@ class Input:
     def follow(self, finding: Finding) -> None:
         """Do the first thing that a remedy says."""
         fix = finding.fix
+        if nested := re.match(r"write (\w+)=\{\"(\w+)\": \.\.\.\}", fix):
+            self.arguments[nested[1]] = {nested[2]: self.arguments.pop(nested[2])}
+            return
         if written := re.match(r"(?:write|did you mean) (.+?)(?:\?$| \([^()]*\)$|, or .*$|$)", fix):
             if finding.code in ("unknown-name", "wrong-prefix"):
                 self.rename(finding, written[1].split(" or ")[0])
@@ -246,7 +249,24 @@ NAMES: dict[str, Case] = {
     "misspelt argument": ({"arguments": {"bach_size": 4}}, {"batch_size": 4}),
     "other program's argument": ({"arguments": {"lr": 0.5}}, {"learning_rate": 0.5}),
     "science": ({"arguments": {"epochs": 4}}, {}),
-    "fixed in the Trainer": ({"arguments": {"sync_batchnorm": True}}, {}),
+    "parameter of the Trainer": (
+        {"arguments": {"sync_batchnorm": True}},
+        {"trainer": {"sync_batchnorm": True}},
+    ),
+    "parameter in a variable": (
+        {"environ": {"PTYCHO_EXEC_MIN_EPOCHS": "3"}},
+        {"trainer": {"min_epochs": 3}},
+    ),
+    "parameter in a file": (
+        {"files": {"ptycho_exec.toml": "min_epochs = 3\n"}},
+        {"trainer": {"min_epochs": 3}},
+    ),
+    "misspelt in a table": (
+        {"files": {"ptycho_exec.toml": "[trainer]\nmin_epoch = 3\n"}},
+        {"trainer": {"min_epochs": 3}},
+    ),
+    "a field in a table": ({"files": {"ptycho_exec.toml": "[trainer]\naccumulate_grad_batches = 3\n"}}, {}),
+    "an object in a table": ({"files": {"ptycho_exec.toml": "[trainer]\nplugins = []\n"}}, {}),
     "brought by the call": ({"arguments": {"callbacks": []}}, {}),
     "nothing near": ({"arguments": {"xyzzy": 4}}, {}),
     "misspelt variable": ({"environ": {"PTYCHO_EXEC_SEDE": "4"}}, {"seed": 4}),
@@ -311,7 +331,7 @@ def test_a_wrong_name_or_place(place: Place, name: str) -> None:
     for key, value in meant.items():
         assert getattr(settings, key) == value
     changed = {key for key, origin in settings.origins.items() if origin.kind not in ("default", "profile")}
-    assert changed <= set(meant)
+    assert changed <= {*meant, "trainer"}
 
 
 def test_every_kind_of_error_has_a_remedy_that_is_tried_here(place: Place) -> None:
@@ -481,7 +501,7 @@ def test_a_file_in_another_encoding(place: Place, name: str, encoding: str) -> N
         (["--bach-size", "4"], "batch_size  4 "),
         (["--lr=0.5"], "learning_rate  0.5 "),
         (["--config", "a.toml"], "seed  3 "),
-        (["--sync-batchnorm"], "every value is its default"),
+        (["--sync-batchnorm"], "trainer.sync_batchnorm  true "),
         (["--profile", "ci", "--profile", "laptop"], "profile:laptop"),
         (["--batch-size", "1e2"], "batch_size  100 "),
         (["--accelerator", "'cpu'"], "accelerator  cpu "),
@@ -494,6 +514,8 @@ def test_a_wrong_flag(clean_process: Place, capsys: Any, words: list[str], shown
     value = re.match(r"write (.+?)(?: \(.*\)|, or .*)?$", fix)
     if whole := re.search(r"or write (--\w+ \S+)$", fix):
         words = whole[1].split()
+    elif value and value[1].endswith("=..."):
+        words = value[1].replace("...", "true").split()
     elif value and value[1].startswith("--"):
         words = [words[0].replace(words[0].partition("=")[0], value[1], 1), *words[1:]]
     elif value:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
+from ptycho_exec.fields.base import ReadOnly
 from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.origins import Kind
@@ -139,7 +141,8 @@ def test_every_field_from_every_source(place: Place, name: str, source: Source) 
 
     settings = place.settings(**request)
 
-    expected = tuple(SAMPLES[name]) if isinstance(SAMPLES[name], list) else SAMPLES[name]
+    kept = {list: tuple, dict: ReadOnly}
+    expected = kept.get(type(SAMPLES[name]), lambda value: value)(SAMPLES[name])
     assert getattr(settings, name) == expected
     assert type(getattr(settings, name)) is type(expected)
     origin = settings.origins[name]
@@ -346,3 +349,83 @@ def test_very_many_unknown_names_are_counted(place: Place) -> None:
     findings = place.resolve(settings_file="a.toml", arguments=many).errors
     assert len(findings) == 5 * 101 + 1
     assert [f.what for f in findings].count("19900 more names there are unknown") == 5
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def test_a_table_is_merged_name_by_name_and_each_keeps_its_place(place: Place) -> None:
+    pyproject = place.write("pyproject.toml", "[tool.ptycho_exec.trainer]\nmin_steps = 1\nmin_epochs = 1\n")
+    project = place.write(
+        "ptycho_exec.toml",
+        "[trainer]\nmin_epochs = 2\nbarebones = false\n"
+        "[profiles.a.trainer]\nsync_batchnorm = true\nmin_steps = 9\n",
+    )
+    place.write(".env", f"{variable('trainer')}__INFERENCE_MODE=false\n")
+    settings = place.settings(profile="a", flags={"trainer": ("barebones=true", "min_epochs=4")})
+    assert settings.trainer == {
+        "min_epochs": 4,
+        "barebones": True,
+        "inference_mode": False,
+        "min_steps": 1,
+        "sync_batchnorm": True,
+    }
+    assert {name: settings.origin_of(f"trainer.{name}") for name in settings.trainer} == {
+        "min_epochs": "flag --trainer",
+        "barebones": "flag --trainer",
+        "inference_mode": f"dotenv PTYCHO_EXEC_TRAINER__INFERENCE_MODE ({place.cwd}/.env:1)",
+        "min_steps": f"pyproject ({pyproject}:2)",
+        "sync_batchnorm": f"profile:a ({project}:5)",
+    }
+    kept = settings.with_overrides(trainer={"min_epochs": None})
+    assert kept.trainer == {**settings.trainer, "min_epochs": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.toml", "[trainer]\nmin_epochs = 'none'\nlimit_test_batches = 0.5"),
+        ("run.yaml", "trainer:\n  min_epochs: null\n  limit_test_batches: 0.5"),
+        ("run.json", '{"trainer": {\n"min_epochs": null,\n"limit_test_batches": 0.5}}'),
+    ],
+)
+def test_a_table_in_each_language(place: Place, name: str, text: str) -> None:
+    path = place.write(name, text)
+    settings = place.settings(settings_file=name)
+    assert settings.trainer == {"min_epochs": None, "limit_test_batches": 0.5}
+    assert settings.origin_of("trainer.limit_test_batches") == f"settings-file ({path}:3)"
+
+
+def test_the_variable_of_one_name_wins_over_that_of_the_table(place: Place) -> None:
+    whole, one = variable("trainer"), variable("trainer") + "__MIN_EPOCHS"
+    for names in ((whole, one), (one, whole)):
+        texts = {whole: "min_epochs=1, barebones=yes", one: "2"}
+        place.environ = {name: texts[name] for name in names}
+        settings = place.settings()
+        assert settings.trainer == {"min_epochs": 2, "barebones": True}
+        assert settings.origin_of("trainer.min_epochs") == f"environment {one}"
+
+
+def test_a_profile_that_acts_through_a_table_alone_is_not_called_without_effect(place: Place) -> None:
+    place.write("ptycho_exec.toml", "[trainer]\nmin_steps = 1\n[profiles.a.trainer]\nmin_epochs = 2\n")
+    assert place.settings(profile="a").notices == ()
+
+
+def test_texts_in_a_table_are_typed_by_their_names() -> None:
+    settings = ExecutionSettings.model_validate_strings({"trainer": {"min_epochs": "3", "barebones": "yes"}})
+    assert settings.trainer == {"min_epochs": 3, "barebones": True}
+    with pytest.raises(SettingsError, match=r"trainer.min_epochs = 'x' is not allowed"):
+        ExecutionSettings.model_validate_strings({"trainer": {"min_epochs": "x"}})
+
+
+def test_a_subclass_reads_the_table_from_its_own_variables(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bench(ExecutionSettings):
+        model_config = SettingsConfigDict(env_prefix="BENCH_")
+
+    monkeypatch.setenv("BENCH_TRAINER__MIN_EPOCHS", "3")
+    assert Bench().trainer == {"min_epochs": 3}
+    monkeypatch.setenv("BENCH_TRAINER__MIN_EPOCH", "3")
+    with pytest.raises(SettingsError, match="write BENCH_TRAINER__MIN_EPOCHS"):
+        Bench()

@@ -65,7 +65,7 @@ def test_a_parameter_of_the_trainer_that_is_no_setting_says_why() -> None:
             )
             assert told, finding.fix
     finding = unknown_name("--sync-batchnorm", ["--seed"], where="here", noun="flag")
-    assert finding.fix.startswith("remove it (the Trainer has it, fixed here: the network has no batch norm")
+    assert finding.fix == "write --trainer sync_batchnorm=... (a parameter of the Trainer without a field)"
     assert finding.expected == "--seed"
 
 

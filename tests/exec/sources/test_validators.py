@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -110,6 +111,33 @@ def test_what_a_validator_changes_or_adds_has_it_in_its_origin(
 def test_every_kind_of_validator(model: type[Base], given: dict[str, Any], reason: dict[str, str]) -> None:
     settings = model.from_values(given)
     assert {name: o.reason for name, o in settings.origins.items() if o.reason} == reason
+
+
+class OfTable(Base):
+    @field_validator("trainer")
+    @classmethod
+    def more(cls, value: Mapping[str, Any]) -> Mapping[str, Any]:
+        if value.get("min_epochs") == 13:
+            raise ValueError("thirteen is not allowed here")
+        return {**value, "min_steps": 7}
+
+
+def test_in_a_table_only_what_the_validator_changed_has_it_in_its_origin() -> None:
+    settings = OfTable.from_values({"trainer": {"min_epochs": 3.0, "min_steps": 2}})
+    place = settings.origin_of("trainer.min_epochs")
+    assert place.startswith("argument from_values()")
+    assert "changed by" not in place
+    assert settings.origin_of("trainer.min_steps") == f"{place}, changed by validator more of OfTable"
+    assert settings.origin_of("trainer") == settings.origin_of("trainer.min_steps")
+    assert settings.origin_of("trainer.barebones") == "default"
+    assert settings.origin_of("trainer.nothing") == settings.origin_of("seed.nothing") == ""
+
+
+def test_what_a_validator_of_a_table_says_is_in_the_message() -> None:
+    with pytest.raises(SettingsError, match=r"trainer = {min_epochs=13} is not allowed: thirteen is not"):
+        OfTable.from_values({"trainer": {"min_epochs": 13}})
+    with pytest.raises(SettingsError, match=r"trainer\.min_epochs = 0 is not allowed\n"):
+        OfTable.from_values({"trainer": {"min_epochs": 0}})
 
 
 def test_what_the_field_itself_makes_of_a_value_is_no_change() -> None:

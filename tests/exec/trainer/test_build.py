@@ -560,12 +560,13 @@ class Counter(pl.Callback):
     def __init__(self) -> None:
         self.validated_at: list[int] = []
         self.validation_batches = self.sanity_batches = 0
-        self.anomaly = False
+        self.anomaly = self.inference_mode = False
 
     def on_train_start(self, *_: Any) -> None:
         self.anomaly = torch.is_anomaly_enabled()
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.inference_mode = torch.is_inference_mode_enabled()
         self.sanity_batches += trainer.sanity_checking
         self.validation_batches += not trainer.sanity_checking
 
@@ -632,3 +633,32 @@ def test_anomalies_are_detected_in_fit_alone() -> None:
     assert counted(detect_anomaly=True)[2].anomaly
     assert not torch.is_anomaly_enabled()
     assert not counted()[2].anomaly
+
+
+@pytest.mark.acts("trainer", "torch's mode in Trainer.validate")
+def test_the_table_reaches_the_trainer() -> None:
+    for given in ({}, {"inference_mode": False}):
+        trainer, module, counter = counted(trainer=given)
+        trainer.validate(module, loader(settings()), verbose=False)
+        assert counter.inference_mode == (not given)
+
+
+@pytest.mark.filterwarnings("ignore:.*barebones=True")
+def test_barebones_needs_no_other_change_without_a_directory() -> None:
+    trainer = counted(enable_progress_bar=False, trainer={"barebones": True})[0]
+    assert (trainer.barebones, trainer.log_every_n_steps) == (True, 0)
+
+
+def test_what_the_trainer_refuses_of_the_table_names_its_place(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"trainer.barebones=true from argument from_values\(\)"):
+        build_trainer(settings(trainer={"barebones": True}), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["enable_autolog_hparams", "model_registry", "min_epochs"])
+def test_a_name_that_this_lightning_does_not_know_is_noted(name: str) -> None:
+    wanted = settings(trainer={name: {"model_registry": "mine", "min_epochs": 2}.get(name, True)})
+    with process_flags(wanted), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build_trainer(wanted, max_epochs=3)
+    noted = [str(row.message) for row in caught if f"trainer.{name}=" in str(row.message)]
+    assert len(noted) == (name not in real_parameters())

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 
 from ptycho_exec.errors import DriftError
+from ptycho_exec.fields.model import TrainerTable
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import (
     apply_drift_policy,
@@ -25,6 +26,7 @@ from tests.exec.trainer.linear_runs import (
     loader,
     plan_of,
     read_back,
+    real_parameters,
     rows,
     settings,
 )
@@ -171,3 +173,41 @@ def test_the_report_is_plain_json() -> None:
         "effective": "unknown",
         "verdict": "unknown",
     } in found
+
+
+TABLE: dict[str, Any] = {
+    "min_epochs": 2,
+    "min_steps": 3,
+    "limit_test_batches": 0.5,
+    "limit_predict_batches": 2,
+    "enable_model_summary": True,
+    "inference_mode": False,
+    "use_distributed_sampler": False,
+    "barebones": True,
+    "sync_batchnorm": True,
+    "reload_dataloaders_every_n_epochs": 2,
+    "enable_autolog_hparams": True,
+    "model_registry": "mine",
+}
+
+
+@pytest.mark.parametrize("name", TrainerTable.model_fields)
+def test_each_name_of_the_table_is_passed_and_read_back(name: str) -> None:
+    wanted = settings(enable_progress_bar=False, trainer={name: TABLE[name]})
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=5, announce=False)
+        report = requested_and_effective(trainer, wanted, writes=False)
+    (row,) = (row for row in report.rows if row.name == name)
+    known = name in real_parameters() and name != "model_registry"
+    verdict = "same" if known else "unknown"
+    assert (row.requested, row.verdict) == (TABLE[name], verdict)
+
+
+def test_a_table_that_does_not_act_is_drift() -> None:
+    wanted = settings(trainer={"min_epochs": 2})
+    with process_flags(wanted):
+        trainer = build_trainer(settings(), max_epochs=5, announce=False)
+        report = requested_and_effective(trainer, wanted, writes=False)
+    assert [row.name for row in report.differing] == ["min_epochs"]
+    with pytest.raises(DriftError, match="min_epochs"):
+        apply_drift_policy(report, wanted)

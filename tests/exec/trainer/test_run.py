@@ -305,3 +305,33 @@ def test_a_run_with_a_subclass_records_its_fields(tmp_path: Path) -> None:
     assert (manifest["intent"]["beamline"], manifest["intent"]["mask"]) == ("2-ID", ["a", "b"])
     assert manifest["fingerprint"] == fingerprint(wanted)
     assert settings_from_manifest(tmp_path / "run", model=Lab) == wanted
+
+
+def test_a_file_and_the_call_both_decide_parameters_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("ptycho_exec.toml").write_text("[trainer]\nmin_epochs = 2\ninference_mode = false\n")
+    with (
+        pytest.warns(
+            SettingsWarning, match=r"trainer.min_epochs=2 has no effect: trainer_kwargs of the call"
+        ),
+        trainer_run(
+            ExecutionSettings(enable_progress_bar=False),
+            module=Net,
+            max_epochs=4,
+            run_dir="run",
+            trainer_kwargs={"min_epochs": 3},
+        ) as run,
+    ):
+        run.trainer.fit(Net(), data())
+    assert (run.trainer.min_epochs, run.trainer.predict_loop.inference_mode) == (3, False)
+    manifest = read_manifest("run")
+    assert manifest["intent"]["trainer"] == {"min_epochs": 2, "inference_mode": False}
+    assert manifest["origins"]["trainer"]["parts"]["inference_mode"]["line"] == 3
+    assert manifest["caller"]["trainer_kwargs"] == {"min_epochs": 3}
+    rows = {row["name"]: row["verdict"] for row in manifest["drift"]}
+    assert (rows["min_epochs"], rows["inference_mode"]) == ("caller's", "same")
+    assert settings_from_manifest("run").trainer == manifest["intent"]["trainer"]
+    kept = ExecutionSettings(settings_file="run/settings.toml")
+    assert kept.trainer == manifest["intent"]["trainer"]

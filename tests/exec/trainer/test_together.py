@@ -187,6 +187,17 @@ def test_settings_that_start_collectives_must_agree_and_speed_need_not() -> None
     assert not {"num_workers", "pin_memory", "prefetch_factor"} & names
 
 
+def test_every_name_of_the_table_must_agree_in_any_order() -> None:
+    tables = ({"min_epochs": 2, "min_steps": 3}, {"min_steps": 3, "min_epochs": 2}, {"min_steps": 3})
+    cards = [identity_of(plan_of(settings(trainer=table))) for table in tables]
+    texts = [{name: [str(value), place] for name, (value, place) in card.items()} for card in cards]
+    assert differences(texts[:2]) == []
+    (found,) = differences(texts)
+    assert found.what == "trainer.min_epochs differs between the processes: 2 on rank 0, None on rank 2"
+    assert found.where.startswith("rank 0: argument from_values()")
+    assert found.where.endswith("; rank 2: default")
+
+
 def test_what_only_one_process_has_differs() -> None:
     first: dict[str, list[str]] = {"seed": ["1", "default"], "batch_size": ["8", "flag"]}
     found = differences([first, {**first, "extra": ["2", "file"]}, {"seed": ["1", "default"]}])

@@ -50,7 +50,7 @@ def _answering(
         changed = [
             (name, value)
             for name, value in request["settings"].items()
-            if (name, value) in rates and value != getattr(base, name)
+            if value != getattr(base, name) and (name, value) in rates
         ]
         answers = rates[changed[-1]] if changed else [100.0]
         answer = answers.pop(0) if len(answers) > 1 else answers[0]

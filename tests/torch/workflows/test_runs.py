@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from ptycho_exec import plan
-from ptycho_exec.errors import DataError, SettingsError
+from ptycho_exec.errors import DataError, SettingsError, SettingsWarning
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources import resolve
 from ptycho_exec.sources.discovery import Reader
@@ -106,6 +109,23 @@ def test_the_manifest_holds_the_plan_that_the_trainer_ran(
     exact = ["--limit-train-batches=1", *NO_BATCH[1:], "--on-unsupported=adapt", *TINY]
     assert main(["train", str(scan_file), "--out", "exact", *exact]) == 0
     assert found["effective_fingerprint"] == manifest(Path("exact"))["effective_fingerprint"]
+
+
+def test_a_name_of_the_table_that_this_lightning_does_not_know_is_noted_and_credentials_are_hidden(
+    scan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = inspect.signature(Trainer.__init__)
+    fewer = [row for name, row in signature.parameters.items() if name != "model_registry"]
+    monkeypatch.setattr(Trainer.__init__, "__signature__", signature.replace(parameters=fewer), raising=False)
+    table = "--trainer=min_epochs=1,model_registry=https://me:hunter2@example.org"
+    text = r"trainer\.model_registry=https://\*\*\*@example\.org has no effect: the installed Lightning"
+    with pytest.warns(SettingsWarning, match=text):
+        assert main(["train", str(scan_file), "--out", "run", table, *TINY]) == 0
+    assert any(re.search(text, line) for line in manifest(Path("run"))["warnings"])
+    snapshot = json.loads(Path("run/trainer_kwargs_snapshot.json").read_text())
+    assert (snapshot["min_epochs"], snapshot["model_registry"]) == (1, "https://***@example.org")
+    found = [path for path in Path("run").rglob("*.[jt]*") if b"hunter2" in path.read_bytes()]
+    assert found == []
 
 
 def test_held_back_samples_are_none_to_train_on(scan_file: Path) -> None:
