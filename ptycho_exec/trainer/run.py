@@ -163,7 +163,7 @@ def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
 
     settings, folder = run.plan.requested, run.run_dir
     if folder is None:
-        with stoppable(run.trainer), on_all_processes(run.trainer, run.plan):
+        with on_all_processes(run.trainer, run.plan), stoppable(run.trainer):
             yield
         apply_drift_policy(run.report(), settings)
         return
@@ -172,7 +172,7 @@ def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
     with recorded(folder, parts, notices) as lines:
         write_settings_toml(folder / "settings.toml", settings)
         try:
-            with stoppable(run.trainer), on_all_processes(run.trainer, run.plan):
+            with on_all_processes(run.trainer, run.plan), stoppable(run.trainer):
                 yield
         finally:
             write_manifest(folder, **_came_to(run, lines))

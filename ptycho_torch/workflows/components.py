@@ -199,7 +199,7 @@ def run_training(
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with clock.phase("fit"), stoppable(trainer), on_all_processes(trainer, plan, science, resume_from):
+        with clock.phase("fit"), on_all_processes(trainer, plan, science, resume_from), stoppable(trainer):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],
