@@ -180,3 +180,24 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(scan_file: Path, tmp_pa
     assert main([*words, "--out", str(out), "--resume", "auto"]) == 0
     assert weights_of(out) == weights_of(tmp_path / "whole")
     assert [row["status"] for row in read_manifest(out)["attempts"]] == ["died", "completed"]
+
+
+@pytest.mark.slow
+def test_under_torchrun_the_first_process_looks_for_all(scan_file: Path, tmp_path: Path) -> None:
+    """The second command finds the run complete, the third one another job; both processes end alike."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["-m", "ptycho_torch", "train", str(scan_file), "--out", str(tmp_path / "run")]
+    small = ["--n-filters", "4", "--depth", "1", "--epochs", "1", "--enable-progress-bar", "false"]
+    said = []
+    for more, code in (([], 0), ([], 0), (["--batch-size", "5"], 1)):
+        done = subprocess.run(
+            [*launch, *words, *small, "--resume", "auto", *more],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            cwd=Path(__file__).parents[3],
+        )
+        said.append(done.stdout + done.stderr)
+        assert done.returncode == code, said[-1]
+    assert said[1].count("complete already; nothing is done") == 1
+    assert said[2].count("batch_size is 5 now and was") == 1
