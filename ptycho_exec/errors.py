@@ -195,6 +195,7 @@ CODES: Mapping[str, str] = {
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",
     # what stops a program
+    "another-job": "a directory in which another job was begun than the one that would continue it",
     "drift": "the Trainer is not what the settings asked for",
     "bad-data": "input data that cannot be used",
     "refused": "settings or a call that cannot be honored",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -31,6 +33,8 @@ from ptycho_exec.sources.resolve import resolve_values
 MANIFEST = "manifest.json"
 SETTINGS_FILE = "settings.toml"
 MANIFEST_VERSION = 1
+LOCK = ".running"
+"""The file in a run directory that the first process of a run holds a lock on."""
 
 
 AnySettings = TypeVar("AnySettings", bound=ExecutionSettings)
@@ -81,7 +85,7 @@ def new_run_dir(path: str | Path) -> Path:
         UserError: the path is a file, a directory with something in it, or cannot be written.
     """
     folder = Path(path).expanduser().absolute()
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and not holds_nothing(folder):
         raise UserError(
             f"the output directory exists and is not empty: {folder}",
             expected="a new or an empty directory; a second run never overwrites the first",
@@ -107,18 +111,24 @@ def new_run_dir(path: str | Path) -> Path:
     return folder
 
 
+def holds_nothing(folder: Path) -> bool:
+    """Return whether a directory is empty, but for what a run leaves that died before it began."""
+    return all(path.name == LOCK for path in folder.iterdir())
+
+
 @contextmanager
-def reserved_dir(path: str | Path) -> Iterator[Path]:
+def reserved_dir(path: str | Path, *, begun: bool = False) -> Iterator[Path]:
     """Create the run directory first, so that a bad place is reported at once; undo it if the body fails.
 
-    Of several processes the first one does; the others are given its path.
+    Of several processes the first one does; the others are given its path. With `begun` the directory may
+    hold a run already.
     """
     target = Path(path).expanduser().absolute()
     created = [folder for folder in (target, *target.parents) if not folder.exists()]
     if not is_rank_zero():
         yield target
         return
-    folder = new_run_dir(target)
+    folder = target if begun and target.is_dir() else new_run_dir(target)
     try:
         yield folder
     except BaseException:
@@ -126,6 +136,61 @@ def reserved_dir(path: str | Path) -> Iterator[Path]:
             with suppress(OSError):
                 empty.rmdir()
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run directory for the time of a run; the lock ends with the process, however it ends.
+
+    Raises:
+        UserError: another process runs there.
+    """
+    import fcntl
+
+    if not is_rank_zero():
+        yield
+        return
+    path = folder / LOCK
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the output directory: {error.strerror}",
+            where=str(folder),
+            fix="choose a place that you may write to",
+        ) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN) or _runs_here(folder):
+                raise _in_use(folder) from None  # else a file system without locks
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _in_use(folder: Path) -> UserError:
+    known = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    process, host = known.get("process", "not known"), known.get("host", "an unknown host")
+    return UserError(
+        f"another process runs in this directory: process {process} on {host}",
+        where=str(folder),
+        expected="a directory in which nothing runs",
+        fix="wait for it, or end it first",
+    )
+
+
+def _runs_here(folder: Path) -> bool:
+    """Return whether the process that the manifest names lives on this machine."""
+    known = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    if known.get("status") != "running" or known.get("host") != socket.gethostname():
+        return False
+    with suppress(OSError):
+        os.kill(int(known["process"]), 0)
+        return int(known["process"]) != os.getpid()
+    return False
 
 
 # --- manifest -----------------------------------------------------------------------------------------------
@@ -206,39 +271,85 @@ def write_manifest(path: str | Path, /, **parts: Any) -> None:
     before = read_manifest(target) if target.exists() else {"manifest_version": MANIFEST_VERSION}
     if "intent" in parts:
         before.pop("settings_class", None)  # it belongs to the intent that is replaced
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    merged = {**before, "created": before.get("created", now), "updated": now, **_clean(parts)}
+    now = _now()
+    merged = {**before, "created": before.get("created", now), "updated": now, **plain(parts)}
     write_atomically(target, json.dumps(merged, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def recorded(
-    folder: Path, parts: Mapping[str, Any], notices: Iterable[Finding] | None = None
+    folder: Path,
+    parts: Mapping[str, Any],
+    notices: Iterable[Finding] | None = None,
+    *,
+    reached: Callable[[], Mapping[str, Any]] = dict,
 ) -> Iterator[list[str]]:
     """Keep the manifest true: running from here on, and how the run ended if it does not complete.
 
-    Warnings that arise meanwhile are kept in the manifest's `warnings`, after the `notices` (by default the
-    plan's), and still shown. Yields that list.
+    Each time that a run begins or goes on is one of its `attempts`. Warnings that arise meanwhile are kept in
+    the manifest's `warnings`, after the `notices` (by default the plan's), and still shown. Yields that list.
+
+    Args:
+        reached: how far the run has come, for the attempt that ends, and for one that ended without a word.
     """
     known = [row["text"] for row in parts["plan"]["notices"]]
     lines = known if notices is None else [notice.what for notice in notices]
-    write_manifest(folder, status="running", warnings=lines, process=os.getpid(), **parts)
+    attempts = _begin_attempt(folder, reached)
+    here = {"process": os.getpid(), "host": socket.gethostname()}
+    write_manifest(folder, status="running", warnings=lines, attempts=attempts, **here, **parts)
     show = warnings.showwarning
 
     def keep(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         lines.append(f"{category.__name__}: {message}")
         show(message, category, *where, **more)
 
+    def end(**ended: Any) -> None:
+        if is_rank_zero():
+            attempts[-1] |= {**ended, "ended": _now(), **reached()}
+        write_manifest(folder, warnings=lines, attempts=attempts)
+
     warnings.showwarning = keep
     try:
         yield lines
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "interrupted"
-        write_manifest(folder, status=status, error=f"{type(error).__name__}: {error}", warnings=lines)
+        ended = {"status": status, "error": f"{type(error).__name__}: {error}"}
+        told = getattr(error, "signal", None)
+        if told is not None:
+            ended["signal"] = told.name
+        write_manifest(folder, **ended)
+        end(**ended)
         raise
     finally:
         warnings.showwarning = show
-    write_manifest(folder, warnings=lines)
+    end(status="completed")
+
+
+ENDINGS = ("error", "signal")
+"""Parts of a manifest that say how an attempt failed; they are gone when the run goes on."""
+
+
+def _begin_attempt(folder: Path, reached: Callable[[], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the attempts with a new one; the last one before it may have died without a word."""
+    if not is_rank_zero():
+        return []
+    target, attempts = folder / MANIFEST, []
+    if target.exists():
+        before = read_manifest(target)
+        attempts = list(before.get("attempts", ()))
+        if attempts and attempts[-1]["status"] == "running":
+            attempts[-1] |= {"status": "died", "ended": None, **reached()}
+        kept = {name: value for name, value in before.items() if name not in ENDINGS}
+        write_atomically(target, json.dumps(kept, indent=2, ensure_ascii=False) + "\n")
+    here: dict[str, Any] = {"status": "running", "started": _now(), "host": socket.gethostname()}
+    if "SLURM_JOB_ID" in os.environ:
+        here["slurm_job"] = os.environ["SLURM_JOB_ID"]
+        here["slurm_restart"] = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return [*attempts, here]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _manifest_path(path: str | Path) -> Path:
@@ -246,12 +357,12 @@ def _manifest_path(path: str | Path) -> Path:
     return target / MANIFEST if target.is_dir() else target
 
 
-def _clean(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return JSON data with credentials hidden; paths, dates and other objects become text."""
     if isinstance(value, Mapping):
-        return {str(key): _clean(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_clean(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):

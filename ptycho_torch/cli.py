@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from ptycho_torch.workflows.runs import Run
 
 STARTED = time.perf_counter()
+AUTO = Path("auto")
+"""The word of --resume for the run in --out itself; a directory of that name is given by its whole path."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -272,7 +274,12 @@ def train(args: argparse.Namespace) -> int:
     import_lightning()
     from ptycho_torch.workflows import runs
 
-    finished = runs.train(payload, resume=args.resume, say=print)
+    if args.resume == AUTO:
+        finished = runs.continue_training(payload, say=print)
+        if finished is None:
+            return 0
+    else:
+        finished = runs.train(payload, resume=args.resume, say=print)
     history = finished.results["history"]
     for name in ("train_loss", "val_loss"):
         if values := history.get(name):
@@ -556,7 +563,12 @@ COMMANDS = (
             _path("scan", "SCAN", "the scan to learn from"),
             _path("--out", "RUN", "new directory for the run", required=True),
             _path("--test", "SCAN", "another scan, for validation"),
-            _path("--resume", "RUN", "continue from this run's last checkpoint"),
+            _path(
+                "--resume",
+                "RUN",
+                "continue this run, from its last checkpoint, in a new directory; `auto`: continue the run "
+                "in --out, if one began there",
+            ),
         ],
         usage="SCAN --out RUN",
         science=_science(DataConfig, ModelConfig, TrainingConfig),

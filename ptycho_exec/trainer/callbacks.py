@@ -151,7 +151,14 @@ def _last(inputs: CallbackInputs) -> Callback:
     from ptycho_exec.trainer.resume import ResumePoint
 
     every_n_steps, every = inputs.settings.checkpoint_every_n_steps, inputs.settings.checkpoint_every
-    return ResumePoint(inputs.folder, every_n_steps=every_n_steps, every=every)
+    requeues = inputs.settings.max_requeues
+    return ResumePoint(inputs.folder, every_n_steps=every_n_steps, every=every, requeues=requeues)
+
+
+def _stop(inputs: CallbackInputs) -> Callback:
+    from ptycho_exec.trainer.stop import StopAtStep
+
+    return StopAtStep(inputs.settings.max_requeues)
 
 
 def judged_each_epoch(settings: ExecutionSettings) -> bool:
@@ -199,6 +206,7 @@ CALLBACKS: tuple[CallbackRow, ...] = (
     CallbackRow("Spawned", lambda i: i.settings.strategy in SPAWNING, _spawned),
     CallbackRow("BestCheckpoints", lambda i: i.checkpoints and i.settings.checkpoint_save_top_k != 0, _best),
     CallbackRow("ResumePoint", lambda i: i.checkpoints, _last),
+    CallbackRow("StopAtStep", lambda i: not i.checkpoints, _stop),
 )
 """In the order in which the Trainer calls them."""
 

@@ -23,10 +23,15 @@ VARIABLE = "RUN_HANDOVER"
 
 @dataclass(frozen=True)
 class Handed:
-    """The plan of a run, and what else its program resolved for it, such as the science."""
+    """The plan of a run, and what else its program resolved for it, such as the science.
+
+    Attributes:
+        checkpoint: where the run goes on from.
+    """
 
     plan: Plan
     more: Any = None
+    checkpoint: str | Path | None = None
 
 
 _taken: Handed | None = None
@@ -43,7 +48,7 @@ def handed_over() -> Handed | None:
 
 
 @contextmanager
-def handing_over(plan: Plan, more: Any = None) -> Iterator[None]:
+def handing_over(plan: Plan, more: Any = None, checkpoint: str | Path | None = None) -> Iterator[None]:
     """Hand a plan to the processes that are started inside; afterwards another run can hand over its own."""
     global _taken
     if plan.facts.launcher.kind != "none" or VARIABLE in os.environ:
@@ -57,7 +62,7 @@ def handing_over(plan: Plan, more: Any = None) -> Iterator[None]:
     number, name = tempfile.mkstemp(prefix="run-handover-")
     try:
         with os.fdopen(number, "wb") as file:
-            pickle.dump(Handed(plan, more), file)
+            pickle.dump(Handed(plan, more, checkpoint), file)
         os.environ[VARIABLE] = name
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -145,6 +146,16 @@ def _wandb(kind: Any, settings: ExecutionSettings, run_dir: Path) -> Logger:
     return logger
 
 
+def _csv(kind: Any, settings: ExecutionSettings, run_dir: Path) -> Logger:
+    """Build it for a folder of its own; it would delete what an earlier attempt of the run wrote."""
+    names = itertools.chain([LOG_FOLDER], (f"{LOG_FOLDER}-{number}" for number in itertools.count(2)))
+    version = next(name for name in names if not any((run_dir / name).glob("*")))
+    logger: Logger = kind(
+        save_dir=run_dir, name="", version=version, flush_logs_every_n_steps=settings.log_every_n_steps
+    )
+    return logger
+
+
 def _save_png(logger: Any, name: str, image: NDArray[np.uint8], step: int) -> None:
     from PIL import Image
 
@@ -157,12 +168,7 @@ BACKENDS: tuple[LoggerBackend, ...] = (
     LoggerBackend(
         "csv",
         "CSVLogger",
-        lambda kind, settings, run_dir: kind(
-            save_dir=run_dir,
-            name="",
-            version=LOG_FOLDER,
-            flush_logs_every_n_steps=settings.log_every_n_steps,
-        ),
+        _csv,
         _save_png,
     ),
     LoggerBackend(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ptycho_exec.trainer.stop import StopAtStep
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -19,32 +20,39 @@ if TYPE_CHECKING:
 
 PLATEAU_METRICS = "ptycho_exec_plateau_metrics"
 GENERATORS = "ptycho_exec_generators"
+SUMS = "ptycho_exec_sums"
 
 
-class ResumePoint(Checkpoint):
-    """Write `last.ckpt` after every epoch, so that a run can go on where it stopped, and in between if asked.
+class ResumePoint(StopAtStep, Checkpoint):
+    """Write `last.ckpt` after every epoch and when the run is told to stop, and in between if asked.
 
     Attributes:
         every_n_steps: optimizer steps after which it is written, too.
         every: time after which it is written, too, as DD:HH:MM:SS; the first process's clock decides.
     """
 
-    def __init__(self, folder: Path, *, every_n_steps: int | None = None, every: str | None = None) -> None:
-        self.path = folder / "last.ckpt"
+    def __init__(
+        self, folder: Path, *, every_n_steps: int | None = None, every: str | None = None, requeues: int = 0
+    ) -> None:
+        super().__init__(requeues)
+        self.path: Path = folder / "last.ckpt"
         self.every_n_steps = every_n_steps
         self.every = every
         self._seconds = None if every is None else seconds_of(every)
         self._written_at = time.monotonic()
-        self._step = 0
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
-        self._written_at, self._step = time.monotonic(), trainer.global_step
+        super().on_train_start(trainer)
+        self._written_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        stepped = trainer.global_step != self._step
-        self._step = trainer.global_step
-        if stepped and not trainer.is_last_batch and self._due(trainer):
+        if not self.stepped(trainer):
+            return
+        due, told = self._due(trainer), self.told(trainer)
+        if due or told:
             self._write(trainer)
+        if told:
+            self.stop(trainer, told)
 
     def _due(self, trainer: Trainer) -> bool:
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)
@@ -55,6 +63,7 @@ class ResumePoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         self._write(trainer)
+        super().on_train_epoch_end(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)
@@ -72,7 +81,8 @@ class Continuity(Callback):
 
     The random numbers of an epoch depend on seed, epoch and rank alone, not on what was drawn before: a
     resumed run builds its loaders in another order than a running one, so saved generator states would not
-    do. Lightning does not save the metric that a plateau scheduler is waiting for; this does.
+    do. Lightning saves neither the metric that a plateau scheduler is waiting for nor the sums from which the
+    metrics of a begun epoch are made; this does, the latter for each process.
     """
 
     def __init__(self, seed: int) -> None:
@@ -80,6 +90,7 @@ class Continuity(Callback):
         self._resumed = False
         self._missed: dict[str, float] = {}
         self._generators: Any = None
+        self._sums: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Widen the module before its weights are loaded; Lightning, which does so later, rounds them."""
@@ -97,9 +108,16 @@ class Continuity(Callback):
         del pl_module, batch
         if batch_idx == 0:
             seed_epoch(self.seed, trainer.current_epoch, trainer.global_rank)
+            self._sums = {}
         elif self._generators is not None:
             set_generators(self._generators)
         self._generators = None
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Add what the metrics of this epoch had summed up before the run was interrupted."""
+        if self._sums:
+            add_sums(trainer, self._sums)
+        self._sums = {}
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -108,15 +126,17 @@ class Continuity(Callback):
         metrics = trainer.callback_metrics
         names = {config.monitor for config in trainer.lr_scheduler_configs if config.reduce_on_plateau}
         checkpoint[PLATEAU_METRICS] = {name: float(metrics[name]) for name in names if name in metrics}
-        checkpoint[GENERATORS] = generators()
+        checkpoint[GENERATORS] = of_all(trainer, generators())
+        checkpoint[SUMS] = of_all(trainer, sums(trainer))
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        del trainer, pl_module
+        del pl_module
         self._resumed = True
         self._missed = checkpoint.get(PLATEAU_METRICS, {})
-        self._generators = checkpoint.get(GENERATORS)
+        self._generators = of_rank(trainer, checkpoint.get(GENERATORS))
+        self._sums = of_rank(trainer, checkpoint.get(SUMS)) or {}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Take the plateau step that the interrupted run was about to take, and begin the epoch anew."""
@@ -129,12 +149,6 @@ class Continuity(Callback):
             restart_loaders(trainer)
             skip_batches(trainer)
         self._resumed, self._missed = False, {}
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let a terminated run end with the usual status; Lightning's own exception means success."""
-        del trainer, pl_module
-        if isinstance(exception, SIGTERMException):
-            exception.code = 128 + signal.SIGTERM
 
 
 def restart_loaders(trainer: Trainer) -> None:
@@ -162,6 +176,47 @@ def skip_batches(trainer: Trainer) -> None:
     for _ in range(done):
         next(fetcher)
     fetcher.fetched -= done  # Lightning adds them when the epoch begins
+
+
+def of_all(trainer: Trainer, own: Any) -> list[Any]:
+    """Return what each process has, by rank; all of them save together."""
+    if trainer.world_size == 1 or not dist.is_initialized():
+        return [own]
+    found: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(found, own)
+    return found
+
+
+def of_rank(trainer: Trainer, saved: Any) -> Any:
+    """Return this process's part of what `of_all` returned; None where another number of processes saved."""
+    return (
+        saved[trainer.global_rank] if isinstance(saved, list) and len(saved) == trainer.world_size else None
+    )
+
+
+def sums(trainer: Trainer) -> dict[str, Any]:
+    """Return what the metrics of this epoch have summed up so far: value, and weight of a mean."""
+    found: dict[str, Any] = {}
+    for name, metric in (trainer.fit_loop.epoch_loop._results or {}).items():
+        if metric.is_tensor and metric.meta.on_epoch:
+            weight = metric.cumulated_batch_size.cpu() if metric.meta.is_mean_reduction else None
+            found[name] = (metric.value.detach().cpu(), weight)
+    return found
+
+
+def add_sums(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Add what `sums` returned to the metrics, which have seen one batch since."""
+    for name, metric in (trainer.fit_loop.epoch_loop._results or {}).items():
+        if name not in saved:
+            continue
+        value, weight = saved[name]
+        value, kind = value.to(metric.value.device), metric.meta
+        if kind.is_max_reduction or kind.is_min_reduction:
+            metric.value = kind.reduce_fx(metric.value, value)
+        else:
+            metric.value = metric.value + value
+        if weight is not None:
+            metric.cumulated_batch_size = metric.cumulated_batch_size + weight.to(metric.value.device)
 
 
 def generators() -> dict[str, Any]:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from lightning.pytorch.profilers import Profiler
 
+CONTINUE = "fit(..., ckpt_path=CHECKPOINT) in a run with another directory continues"
+
 
 @dataclass(frozen=True)
 class TrainerRun:
@@ -120,6 +122,7 @@ def trainer_run(
         SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
+    from ptycho_exec.trainer.stop import leaving_in_order
 
     handed = handed_over()
     settings = handed.plan.requested if handed else settings or ExecutionSettings()
@@ -128,7 +131,7 @@ def trainer_run(
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     plan.raise_if_blocked(include_trainer_refusals=False)
     early = _made_before_seeding(settings, module)
-    with process_flags(plan.settings):
+    with leaving_in_order(again=CONTINUE), process_flags(plan.settings):
         seed_run(plan.settings)
         with reserved_dir(run_dir) if run_dir is not None else nullcontext() as folder:
             identity = _identity(folder, max_epochs)
@@ -155,11 +158,12 @@ def _identity(folder: Path | None, max_epochs: int | None) -> dict[str, tuple[An
 @contextmanager
 def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
     """Compare the Trainer afterwards, and keep the manifest true where the run has a directory."""
+    from ptycho_exec.trainer.stop import stoppable
     from ptycho_exec.trainer.together import on_all_processes
 
     settings, folder = run.plan.requested, run.run_dir
     if folder is None:
-        with on_all_processes(run.trainer, run.plan):
+        with on_all_processes(run.trainer, run.plan), stoppable(run.trainer):
             yield
         apply_drift_policy(run.report(), settings)
         return
@@ -168,7 +172,7 @@ def _recorded(run: TrainerRun, notices: Sequence[Finding]) -> Iterator[None]:
     with recorded(folder, parts, notices) as lines:
         write_settings_toml(folder / "settings.toml", settings)
         try:
-            with on_all_processes(run.trainer, run.plan):
+            with on_all_processes(run.trainer, run.plan), stoppable(run.trainer):
                 yield
         finally:
             write_manifest(folder, **_came_to(run, lines))

@@ -15,11 +15,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -33,7 +34,7 @@ from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value, table_specs
 from ptycho_exec.machine.facts import package_versions
-from ptycho_exec.machine.ranks import Launcher
+from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.handover import handing_over
@@ -282,6 +283,39 @@ def meet(
     return found
 
 
+def told_by_first(decide: Callable[[], dict[str, Any]], limit_s: float) -> dict[str, Any]:
+    """Return what the first process decides, as JSON data, in every process that a launcher started.
+
+    Elsewhere the first process is the only one yet.
+
+    Raises:
+        UserError: what `decide` raised, on all of them; or rank 0 did not answer.
+    """
+    global _company
+    launcher = detect_launcher(os.environ)
+    if launcher.kind not in ("torchrun", "slurm") or not launcher.in_step or launcher.world_size == 1:
+        return decide()
+    found = _company = _company or _connect(Launched(launcher), limit_s)
+    if found.rank:
+        answer: dict[str, Any] = json.loads(_awaited(found, "decided", limit_s))
+        if "findings" in answer:
+            error = UserError.from_findings([Finding(**row) for row in answer["findings"]])
+            error.exit_code, error.spoken_by = answer["exit_code"], 0
+            raise error
+        return dict(answer["decided"])
+    failed = Finding("rank 0 failed", fix="look at what it says", code="failed")
+    answer = {"findings": [failed.to_json()], "exit_code": 1}
+    try:
+        answer = {"decided": decide()}
+    except UserError as error:
+        findings = [finding.to_json() for finding in error.findings]
+        answer = {"findings": findings, "exit_code": error.exit_code}
+        raise
+    finally:
+        found.store.set(found.key("decided"), json.dumps(answer))
+    return dict(answer["decided"])
+
+
 def _connect(environment: ClusterEnvironment, limit_s: float) -> Company:
     address, port = environment.main_address, environment.main_port
     rank, world = environment.global_rank(), environment.world_size()
@@ -497,16 +531,19 @@ def lost(missing: Mapping[int, str], world: int, step: int) -> UserError:
 
 
 @contextmanager
-def on_all_processes(trainer: Any, plan: Plan, more: Any = None) -> Iterator[None]:
+def on_all_processes(
+    trainer: Any, plan: Plan, more: Any = None, checkpoint: str | Path | None = None
+) -> Iterator[None]:
     """Fit or predict inside: the processes that this starts are given the plan, and bring back what they did.
 
     Args:
         more: what else the program resolved for the run; see `handover`.
+        checkpoint: where the run goes on from.
 
     Raises:
         UserError: what ended the run, in place of errors that only followed from it.
     """
-    with handing_over(plan, more), _ending_together(trainer), brought_back(trainer):
+    with handing_over(plan, more, checkpoint), _ending_together(trainer), brought_back(trainer):
         yield
 
 

@@ -30,6 +30,13 @@ class History(Callback):
         for name, value in trainer.callback_metrics.items():
             self.values.setdefault(name, []).append(float(value))
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": {name: list(values) for name, values in self.values.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the epochs before an interruption."""
+        self.values = {name: list(values) for name, values in state_dict["values"].items()}
+
 
 class StitchWriter(BasePredictionWriter):
     """Adds each predicted batch to the canvas at once, so memory does not grow with the scan.

@@ -39,6 +39,7 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
+from ptycho_exec.trainer.stop import stoppable
 from ptycho_exec.trainer.together import on_all_processes
 from ptycho_torch import model
 from ptycho_torch.config import ScienceConfig
@@ -198,7 +199,7 @@ def run_training(
         drift = requested_and_effective(
             trainer, plan.requested, plan, loaders=loaders, writes=run_dir is not None, profiler=times
         )
-        with clock.phase("fit"), on_all_processes(trainer, plan, science):
+        with clock.phase("fit"), on_all_processes(trainer, plan, science, resume_from), stoppable(trainer):
             trainer.fit(
                 module,
                 train_dataloaders=loaders["train"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_exec.errors import DataError, redact
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.plan import Plan
 from ptycho_exec.record import (
+    locked,
     manifest_parts,
     read_manifest,
     recorded,
@@ -28,6 +29,9 @@ from ptycho_exec.record import (
     write_settings_toml,
 )
 from ptycho_exec.trainer.build import trainer_kwargs
+from ptycho_exec.trainer.handover import handed_over
+from ptycho_exec.trainer.stop import leaving_in_order
+from ptycho_exec.trainer.together import told_by_first
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
@@ -44,6 +48,14 @@ from ptycho_torch.workflows.artifacts import (
     read_reconstruction,
     write_json,
     write_reconstruction,
+)
+from ptycho_torch.workflows.continuing import (
+    Begun,
+    began_with,
+    continues_line,
+    look_for,
+    progress_of,
+    require_same_job,
 )
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock
@@ -87,21 +99,88 @@ def train(
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
-    checkpoint = None if resume is None else find_checkpoint(resume)
-    with reserved_dir(payload.output_dir) as folder:
-        if training is None:
-            scans = payload.train_data_file, payload.test_data_file
-            training = components.plan_training(*scans, payload.science, payload.settings)
-        training.plan.raise_if_blocked()
-    plan, scan, clock = training.plan, training.container, training.clock
+    checkpoint = None if resume is None else os.path.abspath(find_checkpoint(resume))
+    with ExitStack() as held:
+        with reserved_dir(payload.output_dir) as folder, ExitStack() as planning:
+            planning.enter_context(locked(folder))
+            training = _planned(payload, training)
+            held.push(planning.pop_all())
+        how = Begun(checkpoint)
+        return _train(folder, payload, training, how, False, say, callbacks=callbacks, about=about)
+
+
+def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) -> Run[TrainingResult] | None:
+    """Train as `train` does; in a directory where the same training began and did not end, go on with it.
+
+    Of several processes the first one looks, and the others do as it does.
+
+    Returns:
+        the finished run, or None where the directory holds it complete already.
+
+    Raises:
+        UserError: another process runs there, or what lies there is no training.
+        SettingsError: another job lies there; with every difference.
+    """
+    now = _job(payload)
+    with ExitStack() as held:
+        with reserved_dir(payload.output_dir, begun=True) as folder, ExitStack() as planning:
+
+            def look() -> dict[str, Any]:
+                planning.enter_context(locked(folder))
+                return asdict(look_for(folder, now))
+
+            handed = handed_over()
+            if handed is not None:
+                begun = Begun(None if handed.checkpoint is None else str(handed.checkpoint))
+            else:
+                begun = Begun(**told_by_first(look, payload.settings.start_timeout))
+            if begun.completed:
+                say(f"{folder} is complete already; nothing is done")
+                return None
+            training = _planned(payload, None)
+            if begun.manifest is not None:
+                require_same_job(folder, begun.manifest, {**now, **_known(training)})
+                say(continues_line(folder, begun))
+            held.push(planning.pop_all())
+        return _train(folder, payload, training, begun, True, say)
+
+
+def _planned(payload: TrainingPayload, training: components.Training | None) -> components.Training:
+    """Read and plan, unless the caller has."""
+    if training is None:
+        scans = payload.train_data_file, payload.test_data_file
+        training = components.plan_training(*scans, payload.science, payload.settings)
+    training.plan.raise_if_blocked()
+    return training
+
+
+def _train(
+    folder: Path,
+    payload: TrainingPayload,
+    training: components.Training,
+    begun: Begun,
+    requeue: bool,
+    say: Say,
+    *,
+    callbacks: Sequence[Callback] = (),
+    about: Mapping[str, Any] | None = None,
+) -> Run[TrainingResult]:
+    """Run what was planned, and record it."""
+    plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
     say(_scan_line(scan))
     say(f"effective batch: {plan.totals}")
     parts = {
-        **_parts("train", payload, plan, train=scan, test=training.test_container),
-        "resumed_from": None if checkpoint is None else os.path.abspath(checkpoint),
+        **manifest_parts(payload.settings, plan=plan),
+        **_asked("train", payload),
+        **_known(training),
+        "resumed_from": checkpoint,
         "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
+        **began_with(begun),
     }
-    with recorded(folder, parts) as notices:
+    with (
+        leaving_in_order(requeue=requeue),
+        recorded(folder, parts, reached=lambda: progress_of(folder)) as notices,
+    ):
         write_settings_toml(folder / "settings.toml", payload.settings)
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
@@ -126,12 +205,20 @@ def train(
     return _run(folder, written, result, clock, notices, scan)
 
 
-def _parts(
-    task: str, payload: TrainingPayload | InferencePayload, plan: Plan, **scans: ScanData | None
-) -> dict[str, Any]:
-    """Return what the manifests of both tasks say before the run begins."""
+def _job(payload: TrainingPayload) -> dict[str, Any]:
+    """Return what a manifest says of a training before its data are read."""
+    return {**manifest_parts(payload.settings), **_asked("train", payload)}
+
+
+def _known(training: components.Training) -> dict[str, Any]:
+    """Return what a manifest says of a training once it is planned."""
+    scans = {"train": training.container, "test": training.test_container}
+    return {"plan": training.plan.to_json(), "data": _data(**scans)}
+
+
+def _asked(task: str, payload: TrainingPayload | InferencePayload) -> dict[str, Any]:
+    """Return what the manifests of both tasks say of what was asked, beside the settings."""
     return {
-        **manifest_parts(payload.settings, plan=plan),
         "task": task,
         "science": payload.science.model_dump(mode="json"),
         "science_origins": {
@@ -139,16 +226,20 @@ def _parts(
             for name, origin in payload.science.origins.items()
         },
         "overrides_applied": dict(payload.overrides_applied),
-        "data": {
-            role: None
-            if scan is None
-            else {
-                "source": str(None if scan.source is None else os.path.abspath(scan.source)),
-                "sha256": scan.sha256,
-                "report": scan.report,
-            }
-            for role, scan in scans.items()
-        },
+    }
+
+
+def _data(**scans: ScanData | None) -> dict[str, Any]:
+    """Return what a manifest says of the scans, by their role."""
+    return {
+        role: None
+        if scan is None
+        else {
+            "source": str(None if scan.source is None else os.path.abspath(scan.source)),
+            "sha256": scan.sha256,
+            "report": scan.report,
+        }
+        for role, scan in scans.items()
     }
 
 
@@ -221,7 +312,9 @@ def infer(
     scan, clock = inference.scan, inference.clock
     say(_scan_line(scan))
     parts = {
-        **_parts("infer", payload, inference.plan, test=scan),
+        **manifest_parts(payload.settings, plan=inference.plan),
+        **_asked("infer", payload),
+        "data": _data(test=scan),
         "model": None if model is None else os.path.abspath(model),
         "model_weights": None if model is None else model_weights_sha256(model),
     }
