@@ -157,7 +157,11 @@ class ReadOnly(dict[str, Any]):
         )
 
     __setitem__ = __delitem__ = __ior__ = _refuse
-    clear = pop = popitem = setdefault = update = _refuse
+    clear = popitem = setdefault = update = _refuse
+
+    def pop(self, name: str, *default: Any) -> Any:
+        """Return the default where the name is not there, as programs ask that look for keys of their own."""
+        return default[0] if default and name not in self else self._refuse()
 
     def __hash__(self) -> int:  # type: ignore[override]  # a `dict` has none
         return hash(hashable(self))
