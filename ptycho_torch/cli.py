@@ -376,14 +376,20 @@ def rerun(args: argparse.Namespace) -> int:
             expected="flags of single settings at most",
             fix="leave it out, or start a new run with train or infer",
         )
-    commands.require_launch(settings_from_manifest(args.run, given))
+    settings = settings_from_manifest(args.run, given)
+    commands.require_launch(settings)
     import_lightning()
+    from ptycho_exec.trainer.together import told_by_first
     from ptycho_torch.tools import rerun as again
 
+    if args.out is None:
+        told = told_by_first(lambda: {"out": str(again.new_name(args.run))}, settings.start_timeout)
+        args.out = Path(told["out"])
+        sys.argv += ["--out", told["out"]]  # for the processes that Lightning starts by this command
     places = again.Places(args.data, args.test, args.model, args.resume)
     finished = again.rerun(args.run, args.out, places=places, overrides=given, say=print)
     _print_end(finished)
-    if not args.verify:
+    if not args.verify or not is_rank_zero():
         return 0
     rows = again.verify(args.run, finished.folder)
     _print_verification(rows)
@@ -480,7 +486,7 @@ def _print_end(finished: Run[Any], more: Sequence[Path] = ()) -> None:
 
 def _print_verification(rows: Sequence[Compared]) -> None:
     """Print every result, and of the surroundings what differs."""
-    changes = [(row, "same" if row.same else f"{row.before} -> {row.now}") for row in rows]
+    changes = [(row, _change(row)) for row in rows]
     results = [
         (row.name, change if row.same else f"DIFFERS: {change}")
         for row, change in changes
@@ -490,6 +496,13 @@ def _print_verification(rows: Sequence[Compared]) -> None:
     others = [(row.name, change) for row, change in changes if row.kind != "result" and not row.same]
     if others:
         print("what else is not as it was:\n" + "\n".join(f"  {line}" for line in table(others)))
+
+
+def _change(row: Compared) -> str:
+    if row.difference:
+        text = f"largest difference {row.difference:.1e} of the largest value"
+        return f"same on another number of processes: {text}" if row.same else text
+    return "same" if row.same else f"{row.before} -> {row.now}"
 
 
 def _print_written(paths: Sequence[Path]) -> None:

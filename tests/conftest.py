@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ("tests.mutation",)
+pytest_plugins = ("tests.mutation", "tests.cluster.slurm")
 
 _PREFIXES = (
     "GITHUB_",
@@ -50,8 +50,6 @@ _NAMES = (
 
 
 def _foreign(name: str) -> bool:
-    if name == "SLURM_CONF":  # where SLURM is, not a job of it
-        return False
     return name.upper().startswith(_PREFIXES) or name.upper() in _NAMES
 
 

@@ -264,7 +264,6 @@ def meet(
     global _company
     if _company is None:
         _company = _connect(environment, limit_s)
-        _company.beat()
     found = _company
     found.meetings += 1
     found.children = children
@@ -342,7 +341,9 @@ def _connect(environment: ClusterEnvironment, limit_s: float) -> Company:
         )
     except Exception as error:
         raise _unreachable(error, where, rank, limit_s) from None
-    return Company(store, rank, world, where)
+    found = Company(store, rank, world, where)
+    found.beat()
+    return found
 
 
 def _has_agent() -> bool:

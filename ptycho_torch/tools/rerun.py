@@ -1,27 +1,37 @@
 """A run once more, from its manifest alone, and whether its results are the same.
 
-Settings, science and places of the files are read from `manifest.json`; no environment variable, `.env` or
-settings file takes part. The data and the model must be the ones that the run had, by their hashes.
+The same means bit for bit; on another number of processes, which add up in another order, it means within
+`TOLERANCE`. Settings, science and places of the files are read from `manifest.json`; no environment variable,
+`.env` or settings file takes part. The data and the model must be the ones that the run had, by their hashes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ptycho_exec.errors import DataError, UserError
+from ptycho_exec.fields.model import Effect
+from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.files import file_sha256
 from ptycho_exec.record import read_manifest, settings_from_manifest, write_manifest
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import find_model
+from ptycho_torch.network.checkpoint import find_model, read_model
 from ptycho_torch.workflows import runs
-from ptycho_torch.workflows.artifacts import model_weights_sha256
+from ptycho_torch.workflows.artifacts import model_weights_sha256, read_reconstruction
 from ptycho_torch.workflows.runs import Run, Say
 
+TOLERANCE = 1e-5
+"""Largest difference of objects or weights on other numbers of processes, relative to the largest value."""
+SHARING = ("devices", "num_nodes", "strategy", "batch_size", "global_batch_size", "accum_steps")
+"""Settings that only share out the work, as long as an optimizer step has as many samples in all."""
 SURROUNDINGS = ("versions", "git", "facts")
 """Parts of a manifest that say where a run ran: they may differ, and explain why results do."""
 
@@ -44,10 +54,12 @@ class Compared:
     before: Any
     now: Any
     kind: Literal["result", "surroundings"]
+    difference: float | None = None
+    """Relative to the largest value, where runs of different numbers of processes are compared."""
 
     @property
     def same(self) -> bool:
-        return bool(self.before == self.now)
+        return bool(self.before == self.now) or (self.difference is not None and self.difference <= TOLERANCE)
 
 
 def rerun(
@@ -75,12 +87,7 @@ def rerun(
     settings = settings_from_manifest(run, overrides)
     science = ScienceConfig.model_validate(manifest["science"])
     task, data = manifest.get("task"), manifest["data"]
-    if out is None:
-        given = Path(os.path.abspath(run))
-        folder = given if given.is_dir() else given.parent
-        endings = ("-rerun", *(f"-rerun-{number}" for number in range(2, 10_000)))
-        paths = (folder.with_name(folder.name + ending) for ending in endings)
-        out = next(path for path in paths if not path.exists())
+    out = new_name(run) if out is None else out
     rest = (out, science, settings, manifest["overrides_applied"])
     repeated_run: Run[Any]
     if task == "train":
@@ -97,6 +104,15 @@ def rerun(
     origin = {"manifest": os.path.abspath(run), "created": manifest["created"]}
     write_manifest(repeated_run.folder, rerun_of=origin)
     return repeated_run
+
+
+def new_name(run: Path) -> Path:
+    """Return the run's name with `-rerun` after it, and a number where that is taken."""
+    given = Path(os.path.abspath(run))
+    folder = given if given.is_dir() else given.parent
+    endings = ("-rerun", *(f"-rerun-{number}" for number in range(2, 10_000)))
+    paths = (folder.with_name(folder.name + ending) for ending in endings)
+    return next(path for path in paths if not path.exists())
 
 
 # --- the same files -------------------------------------------------------------------------------------
@@ -189,7 +205,9 @@ def verify(run: Path, again: Path) -> tuple[Compared, ...]:
                 fix="rerun without --verify",
             )
     rows = _compared(before, now)
-    compared = [{"name": row.name, "before": row.before, "now": row.now, "same": row.same} for row in rows]
+    if _processes(before) != _processes(now):
+        rows = [_within_tolerance(row, before, now, run, again) for row in rows]
+    compared = [{**asdict(row), "same": row.same} for row in rows]
     write_manifest(again, verification={"same": repeated(rows), "compared": compared})
     return tuple(rows)
 
@@ -209,6 +227,49 @@ def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Compare
         for name in {**past, **present}:
             rows.append(Compared(f"{part}: {name}", past.get(name), present.get(name), "surroundings"))
     return rows
+
+
+def _processes(manifest: Mapping[str, Any]) -> int:
+    return int(manifest["plan"].get("totals", {}).get("world_size", 1))
+
+
+def _within_tolerance(
+    row: Compared, before: Mapping[str, Any], now: Mapping[str, Any], run: Path, again: Path
+) -> Compared:
+    """Compare what another number of processes changes by its value, not by its hash."""
+    if row.same or row.kind != "result":
+        return row
+    if row.name == "settings that can change results":
+        return replace(row, difference=0.0) if _share_out_alike(before, now) else row
+    if row.name in before["content"]:
+        with suppress(DataError):  # of a manifest alone there is nothing but the hashes
+            return replace(row, difference=largest_difference(row.name, run, again))
+    return row
+
+
+def _share_out_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two runs only share out the work otherwise, with as many samples in each step."""
+    specs = field_specs()
+    own = [name for name in specs if specs[name].effect is Effect.NUMERICS and name not in SHARING]
+    values = [[manifest["plan"]["effective"][name]["value"] for name in own] for manifest in (before, now)]
+    trains = before["task"] == "train"
+    sizes = [manifest["plan"]["totals"]["samples_per_step"] for manifest in (before, now)]
+    return values[0] == values[1] and (not trains or sizes[0] == sizes[1])
+
+
+def largest_difference(name: str, run: Path, again: Path) -> float:
+    """Return by how much a result of two runs differs, relative to its largest value."""
+    if name == "weights":
+        pairs = [read_model(find_model(folder))["state_dict"] for folder in (run, again)]
+        arrays = [
+            np.concatenate([np.ravel(value.detach().cpu().numpy()) for _, value in sorted(state.items())])
+            for state in pairs
+        ]
+    else:
+        arrays = [read_reconstruction(folder)[name] for folder in (run, again)]
+    if arrays[0].shape != arrays[1].shape:
+        return float("inf")
+    return float(np.abs(arrays[0] - arrays[1]).max() / max(np.abs(arrays[0]).max(), 1e-30))
 
 
 def repeated(rows: Sequence[Compared]) -> bool:

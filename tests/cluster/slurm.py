@@ -1,4 +1,7 @@
-"""A SLURM of its own for tests: one or two nodes on this machine, in a folder, on free ports."""
+"""A SLURM of its own for tests: one or two nodes on this machine, in a folder, on free ports.
+
+A plug-in of pytest: the fixtures `slurm` and `two_nodes` start one, or skip with the reason why not.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sinfo", "sbatch", "srun", "scontrol", "scancel")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -201,3 +207,32 @@ def _free_ports(number: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+# --- fixtures ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """One node with two CPUs."""
+    yield from _running(1)
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[Slurm]:
+    """Two virtual nodes with one CPU each."""
+    yield from _running(2)
+
+
+def _running(nodes: int) -> Iterator[Slurm]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm_", ignore_cleanup_errors=True) as name:
+        found = Slurm(Path(name) / "test", nodes)
+        Path(name).chmod(0o755)
+        try:
+            found.up()
+            yield found
+        finally:
+            found.down()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from ptycho_exec.errors import UserError
 from ptycho_exec.machine.facts import Gpu, MachineFacts
 from ptycho_exec.plan import Plan, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
+from tests.cluster.slurm import Slurm
 from tests.exec.conftest import Place
 
 A100 = Gpu(name="A100", memory_mb=40536, capability="8.0", bf16=True)
@@ -260,36 +259,24 @@ def test_bash_understands_every_script(check: Check, options: list[str]) -> None
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 
 
-def slurm_answers() -> bool:
-    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
-        return False
-    done = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
-    return " is UP" in done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("options", SCRIPTS.values(), ids=SCRIPTS)
-def test_slurm_takes_every_script(check: Check, options: list[str], tmp_path: Path) -> None:
-    if not slurm_answers():
-        pytest.skip("no slurmctld answers here; with one, set SLURM_CONF")
+def test_slurm_takes_every_script(check: Check, options: list[str], slurm: Slurm, tmp_path: Path) -> None:
     _, text = check("slurm", "--facts", "cpu.json", "--num-threads=1", *options)
     path = tmp_path / "job.sh"
     path.write_text(text)
-    done = subprocess.run(
-        ["sbatch", "--test-only", str(path)], capture_output=True, text=True, timeout=60, check=False
-    )
+    words = ["sbatch", "--test-only", str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=slurm.environ)
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_job_runs_its_command_on_every_task(check: Check, clean_process: Place) -> None:
-    if not slurm_answers():
-        pytest.skip("no slurmctld answers here; with one, set SLURM_CONF")
+def test_a_job_runs_its_command_on_every_task(check: Check, slurm: Slurm, clean_process: Place) -> None:
     report = "echo rank $SLURM_PROCID of $SLURM_STEP_NUM_TASKS, threads $PTYCHO_EXEC_NUM_THREADS"
     words = ["--facts", "cpu.json", "--num-threads=1", "--ntasks-per-node=2", "--time=1", "--"]
     _, text = check("slurm", *words, "bash", "-c", report)
     path = clean_process.write("job.sh", text.replace("%x-%j.out", "out"))
-    subprocess.run(["sbatch", "--wait", str(path)], timeout=120, check=True, env=os.environ)
+    subprocess.run(["sbatch", "--wait", str(path)], timeout=120, check=True, env=slurm.environ)
     lines = (clean_process.cwd / "out").read_text().splitlines()
     assert sorted(lines) == [f"rank {rank} of 2, threads 1" for rank in range(2)]

@@ -103,6 +103,22 @@ def test_other_results_are_told_one_by_one(
     assert rows["weights"] is False
 
 
+@pytest.mark.slow
+def test_another_number_of_processes_repeats_a_run_within_the_tolerance(made: Path, tmp_path: Path) -> None:
+    words = ("train", str(made / "scan.npz"), "--out", "run", *TINY, "--precision=64-true")
+    assert command(tmp_path, {}, *words).returncode == 0
+    for run, more in ((tmp_path / "run", ["--batch-size=4"]), (made / "out", [])):
+        name = f"again-{run.name}"
+        done = command(tmp_path, {}, "rerun", str(run), "--out", name, "--verify", "--devices=2", *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("verified:") == 1
+        assert manifest(tmp_path / name)["plan"]["totals"]["world_size"] == 2
+        assert manifest(tmp_path / name)["verification"]["same"] is True
+    done = command(tmp_path, {}, "rerun", "run", "--verify", "--devices=2")
+    assert done.returncode == 1  # twice the samples in each step
+    assert "DIFFERS" in done.stdout
+
+
 def edited(source: Path, target: Path, **changes: Any) -> Path:
     target.mkdir()
     found = {**manifest(source), **changes}
