@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 DEMO := demo_run
 LOWEST := .venv-lowest
+# More words for pytest: folders, or a selection.
+ONLY ?=
 
 .PHONY: help demo test test-all test-lowest mutation lint type format docs bench clean
 
@@ -24,10 +26,10 @@ demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pictures in
 	$(BIN)/ptycho-torch demo --out $(DEMO)
 
 test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on two cores
-	$(BIN)/python -m pytest -n auto -m 'not slow'
+	$(BIN)/python -m pytest -n auto -m 'not slow' $(ONLY)
 
-test-all: $(DEV)   ## run all tests
-	$(BIN)/python -m pytest -n auto
+test-all: $(DEV)   ## run all tests; ONLY="-m 'not thorough'" leaves out what CI does
+	$(BIN)/python -m pytest -n auto $(ONLY)
 
 # The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
 $(LOWEST)/.installed: constraints-lowest.txt $(DEV)

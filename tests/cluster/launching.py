@@ -25,6 +25,7 @@ LIMIT_S = 240
 """A run of these tests takes seconds; on a busy machine many. Beyond this it hangs."""
 PROGRAM = (sys.executable, "-W", "ignore", "-m", "ptycho_torch")
 TORCHRUN = (sys.executable, "-W", "ignore", "-m", "torch.distributed.run")
+THOROUGH = pytest.mark.thorough
 QUICK = ("--epochs", "2", "--enable-progress-bar", "false")
 
 

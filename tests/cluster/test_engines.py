@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cluster.launching import PROGRAM, QUICK, TORCHRUN, complete, left_running, run, scan_file
+from tests.cluster.launching import PROGRAM, QUICK, THOROUGH, TORCHRUN, complete, left_running, run, scan_file
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +19,8 @@ ENGINES: dict[str, Callable[[], tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "ddp_fork": lambda: (PROGRAM, ("--devices", "2", "--strategy", "ddp_fork")),
     "torchrun": lambda: ((*TORCHRUN, "--nproc-per-node", "2", *MODULE), ()),
 }
+
+SPAWNED = [pytest.param(name, marks=THOROUGH) for name in ("ddp_spawn", "ddp_fork")]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.double().numpy() for name, value in state.items() if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", "torchrun", *SPAWNED])
 def test_two_processes_train_as_one(engine: str, place: Path) -> None:
     words, options = ENGINES[engine]()
     given = ("train", "scan0.npz", "--out", engine, *QUICK, "--batch-size", "4", "--precision", "64-true")
@@ -55,7 +57,7 @@ def test_two_processes_train_as_one(engine: str, place: Path) -> None:
     assert max(np.abs(value - alone[name]).max() for name, value in weights(place / engine).items()) < 1e-6
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("torchrun", marks=THOROUGH), *SPAWNED])
 def test_two_processes_reconstruct_the_object_of_one(engine: str, place: Path) -> None:
     words, options = ENGINES[engine]()
     out = f"object-{engine}"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cluster.launching import PROGRAM, TORCHRUN, complete, left_running, run, scan_file, start
+from tests.cluster.launching import PROGRAM, THOROUGH, TORCHRUN, complete, left_running, run, scan_file, start
 from tests.cluster.test_engines import weights
 
 pytestmark = pytest.mark.slow
@@ -32,11 +33,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("command", "rank"), [(DDP, 0), (DDP, 1), (TORCH, 0), (TORCH, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("command", "rank"),
+    [
+        pytest.param(DDP, 0, marks=THOROUGH, id="ddp, first"),
+        pytest.param(DDP, 1, id="ddp, second"),
+        pytest.param(TORCH, 0, id="torchrun, first"),
+        pytest.param(TORCH, 1, marks=THOROUGH, id="torchrun, second"),
+    ],
+)
 def test_the_others_say_who_was_killed_and_the_run_goes_on(
     command: tuple[str, ...], rank: int, place: Path, request: pytest.FixtureRequest
 ) -> None:
-    name = f"run{abs(hash(request.node.name))}"
+    name = re.sub(r"\W+", "-", request.node.name)
     checkpoint = place / name / "checkpoints" / "last.ckpt"
     started = start((*command, "--out", name), place)
     steps = random.Random(name).randrange(1, 20)

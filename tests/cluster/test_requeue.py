@@ -10,6 +10,7 @@ import pytest
 
 from ptycho_exec.record import read_manifest
 from ptycho_torch.simulate import save, simulate_scan
+from tests.cluster.launching import THOROUGH
 from tests.cluster.slurm import Slurm, until
 
 pytestmark = pytest.mark.slow
@@ -57,8 +58,17 @@ def whole(
     return found
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-@pytest.mark.parametrize("how", ["administrator", "USR1", "USR2"])
+@pytest.mark.parametrize(
+    ("how", "tasks"),
+    [
+        ("administrator", 1),
+        ("USR1", 2),
+        *(
+            pytest.param(*case, marks=THOROUGH)
+            for case in (("administrator", 2), ("USR1", 1), ("USR2", 1), ("USR2", 2))
+        ),
+    ],
+)
 def test_a_requeued_job_ends_with_the_weights_of_one_that_was_not(
     how: str, tasks: int, slurm: Slurm, scan_file: Path, whole: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -96,6 +106,7 @@ def test_a_job_is_not_requeued_more_often_than_allowed(slurm: Slurm, scan_file: 
     assert read_manifest(out)["status"] == "interrupted"
 
 
+@THOROUGH
 def test_an_element_of_an_array_is_requeued_alone(
     slurm: Slurm, scan_file: Path, whole: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:

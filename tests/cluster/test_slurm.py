@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.record import read_manifest
-from tests.cluster.launching import QUICK, ROOT, complete, scan_file
+from tests.cluster.launching import QUICK, ROOT, THOROUGH, complete, scan_file
 from tests.cluster.slurm import Slurm, until
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,12 @@ def two_tasks(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[o
 
 
 @pytest.mark.parametrize(
-    "name", ["two tasks per node", "one task that starts the other", "torchrun in a task"]
+    "name",
+    [
+        pytest.param("two tasks per node", marks=THOROUGH),
+        "one task that starts the other",
+        "torchrun in a task",
+    ],
 )
 def test_two_processes_of_a_job_give_the_same_however_they_were_started(
     name: str, slurm: Slurm, two_tasks: tuple[object, object], tmp_path: Path
