@@ -213,6 +213,7 @@ def sweep(tellers: Mapping[str, tuple[str, Teller]], share: float = 1.0) -> dict
     for source, (form, tell) in tellers.items():
         tally = tallies.setdefault(source, Tally())
         known = {spelling(form, name) for name in specs()} | {*CONTROLS, *PROFILE_KEYS}
+        known |= {f"--{control.replace('_', '-')}" for control in CONTROLS}
         for name in specs():
             for slip in slips(spelling(form, name), name, known):
                 if bare(slip.name) in RETIRED or draw.random() > share:

@@ -7,6 +7,7 @@ and a message, and compare what they were given. The store stays: what ended a p
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import logging
@@ -226,17 +227,24 @@ class Company:
         return bytes(self.store.get(key)) if self.store.check([key]) else b""
 
     def beat(self) -> None:
-        """Show from now on, in a thread with a connection of its own, that this process is there."""
+        """Show from now on, in a thread with a connection of its own, that this process is there.
+
+        It ends before the interpreter does: a thread that comes back from C++ later than that aborts it.
+        """
         address, _, port = self.where.rpartition(":")
+        ends = threading.Event()
 
         def beats() -> None:
             with suppress(Exception):  # without the store the run is over
                 store = TCPStore(address, int(port), self.world_size, is_master=False, wait_for_workers=False)
                 for count in itertools.count():
                     store.set(f"ptycho/beat/{self.rank}", str(count))
-                    time.sleep(BEAT_S)
+                    if ends.wait(BEAT_S):
+                        return
 
-        threading.Thread(target=beats, daemon=True, name="beats").start()
+        thread = threading.Thread(target=beats, daemon=True, name="beats")
+        thread.start()
+        atexit.register(lambda: (ends.set(), thread.join(GRACE_S)))
 
 
 _company: Company | None = None

@@ -112,8 +112,21 @@ class Started:
         except subprocess.TimeoutExpired:
             pytest.fail(f"it did not end within {limit_s} s:\n{self.output}")
         finally:
+            deadline = time.monotonic() + limit_s
+            while (lives := self._group_lives()) and time.monotonic() < deadline:
+                time.sleep(0.05)
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+            assert not lives, f"something is left running:\n{self.output}"
+
+    def _group_lives(self) -> bool:
+        """Return whether anything that the command started still runs."""
+        for entry in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, group = entry.read_text().rpartition(")")[2].split()[:3]
+                if int(group) == self.process.pid and state != "Z":
+                    return True
+        return False
 
     def process_of_rank(self, rank: int) -> int:
         """Return the number of a rank's process: a child of a launcher or of Lightning, else the command."""

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
+from ptycho_exec.errors import UserError
 from ptycho_exec.machine.ranks import detect_launcher
+from ptycho_exec.plan import resolve_plan
+from ptycho_exec.trainer.build import build_trainer
 from ptycho_exec.trainer.together import (
     Launched,
     differences,
@@ -41,6 +44,7 @@ def torchrun(rank: int, world: int, port: int, **more: str) -> dict[str, str]:
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "PYTHONPATH": str(Path(__file__).parents[3]),
@@ -257,3 +261,17 @@ def test_only_errors_of_the_network_hide_their_cause() -> None:
 def test_cards_are_plain_data() -> None:
     rows: dict[str, Any] = identity_of(plan_of(settings()))
     assert json.loads(json.dumps({name: [str(value), place] for name, (value, place) in rows.items()}))
+
+
+@pytest.mark.acts("start_timeout", "how long a process waits for the first one")
+def test_the_setting_is_how_long_the_others_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    for name, value in torchrun(1, 2, free_port()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    facts = CPU.model_copy(update={"launcher": detect_launcher(os.environ)})
+    wanted = settings(start_timeout=1, accelerator="cpu", deterministic=False)
+    trainer = build_trainer(wanted, plan=resolve_plan(wanted, facts))
+    with pytest.raises(UserError, match="rank 1 could not reach rank 0 within 1 s"):
+        trainer.strategy.setup_environment()
