@@ -244,7 +244,12 @@ class Company:
 
         thread = threading.Thread(target=beats, daemon=True, name="beats")
         thread.start()
-        atexit.register(lambda: (ends.set(), thread.join(GRACE_S)))
+
+        def end() -> None:
+            ends.set()
+            thread.join(GRACE_S)
+
+        atexit.register(end)
 
 
 _company: Company | None = None

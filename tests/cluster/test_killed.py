@@ -16,7 +16,7 @@ from tests.cluster.test_engines import weights
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 60
+EPOCHS = 30
 QUIET = ("--enable-progress-bar", "false", "--early-stop-patience", "none")
 OFTEN = ("--batch-size", "4", "--checkpoint-every-n-steps", "3")
 COMMAND = ("train", "scan0.npz", "--epochs", str(EPOCHS), *OFTEN, *QUIET)
@@ -28,7 +28,7 @@ TORCH = (*TORCHRUN, "--nproc-per-node", "2", "-m", "ptycho_torch", *COMMAND)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a scan and a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("killed")
-    scan_file(folder)
+    scan_file(folder, patterns=33)
     assert run((*DDP, "--out", "whole"), folder).code == 0
     return folder
 
