@@ -145,9 +145,14 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process runs there.
     """
-    import fcntl
-
     if not is_rank_zero():
+        yield
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks: the manifest alone says whether something runs
+        if _runs_here(folder):
+            raise _in_use(folder) from None
         yield
         return
     path = folder / LOCK

@@ -23,7 +23,7 @@ from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy,
 from ptycho_exec.trainer.loggers import BACKENDS, build_logger
 from ptycho_exec.trainer.module import traits_of
 from ptycho_exec.trainer.parameters import PROCESS_FLAGS, TRAINER_PARAMETERS, UNKNOWN, TrainerInputs
-from ptycho_exec.trainer.process import leave_group_at_exit, process_flags, seed_run
+from ptycho_exec.trainer.process import process_flags, seed_run
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -167,10 +167,7 @@ def build_trainer(
         trainer = pl.Trainer(**kwargs)
     except refusals as error:
         raise refusal(error, settings, plan, own) from error
-    size = getattr(trainer, "world_size", 1)  # a stand-in for the Trainer may hold anything there
-    if isinstance(size, int) and size > 1:
-        leave_group_at_exit()
-        join(trainer, plan, identity)
+    join(trainer, plan, identity)
     if announce:
         plan.announce()
         announce_all(idle_settings(trainer, plan, own, writes=run_dir is not None))

@@ -42,9 +42,14 @@ def handed_over() -> Handed | None:
     global _taken
     path = os.environ.get(VARIABLE)
     child = detect_launcher(os.environ).kind == "lightning"
-    if _taken is None and path and child and os.stat(path).st_uid == os.getuid():
+    if _taken is None and path and child and _is_own(path):
         _taken = pickle.loads(Path(path).read_bytes())
     return _taken
+
+
+def _is_own(path: str) -> bool:
+    """Return whether a file is this user's; Windows keeps temporary files apart by itself."""
+    return not hasattr(os, "getuid") or os.stat(path).st_uid == os.getuid()
 
 
 @contextmanager

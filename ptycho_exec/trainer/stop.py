@@ -29,9 +29,10 @@ from ptycho_exec.trainer.together import RESUME, company
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
+_NAMES = ("SIGTERM", "SIGUSR2", "SIGUSR1")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))  # Windows has one of them
 """What tells a run to stop; where processes were told differently, the later one here counts."""
-REQUEUED = (signal.SIGUSR1, signal.SIGUSR2)
+REQUEUED = SIGNALS[1:]
 """What a scheduler sends ahead of its time limit, as `#SBATCH --signal=USR1@120` asks; ends as requeued."""
 SCONTROL_LIMIT_S = 30
 FIRST_LEAVES_S = 60

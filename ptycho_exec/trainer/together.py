@@ -12,8 +12,8 @@ import itertools
 import json
 import logging
 import os
-import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.handover import handing_over
-from ptycho_exec.trainer.process import set_process_flags
+from ptycho_exec.trainer.process import leave_group_at_exit, set_process_flags
 from ptycho_exec.trainer.spawned import brought_back
 
 if TYPE_CHECKING:
@@ -193,9 +193,8 @@ class Company:
         try:
             found = self._known() or self._silent()
             self.store.set(self.key("lost"), json.dumps(found))
-        except (
-            Exception
-        ):  # without the store only a process that was its host, or the only other one, is known
+        except Exception:
+            # Without the store only the process that hosted it, or the only other one, is known.
             others = [rank for rank in range(self.world_size) if rank != self.rank]
             hosted = self.rank and not _has_agent()
             return {0: ""} if hosted else dict.fromkeys(others if len(others) == 1 else (), "")
@@ -432,13 +431,16 @@ def _missing_finding(found: Company, missing: Mapping[int, str], when: str) -> F
 
 def join(trainer: Trainer, plan: Plan, identity: Identity | None = None) -> None:
     """Let the processes of this Trainer meet before their process group is made."""
+    if world_size_of(trainer) == 1:
+        return
+    leave_group_at_exit()
     strategy: Any = trainer.strategy
-    if plan_world(trainer) > 1 and hasattr(strategy, "setup_distributed"):
+    if hasattr(strategy, "setup_distributed"):
         card = identity_of(plan, identity)
         strategy.setup_distributed = partial(_setup, strategy, plan.settings, card, os.getpid())
 
 
-def plan_world(trainer: Any) -> int:
+def world_size_of(trainer: Any) -> int:
     """Return how many processes a Trainer runs on; a stand-in for it may hold anything there."""
     size = getattr(trainer, "world_size", 1)
     return size if isinstance(size, int) else 1
@@ -478,19 +480,24 @@ def _take_over_watch(children: Sequence[Any]) -> None:
     for thread in watches:
         thread._child_processes = []  # type: ignore[attr-defined]
     if watches:
+        _over.clear()
         threading.Thread(target=_watch, args=(children,), daemon=True, name="children-watch").start()
 
 
+_over = threading.Event()
+"""The fit that Lightning's children take part in has ended, well or not."""
+
+
 def _watch(children: Sequence[Any]) -> None:
-    """End this process when a child has failed and it has not noticed by itself."""
-    while any(child.poll() is None for child in children):
-        if any(child.poll() for child in children):
-            time.sleep(2 * GRACE_S)
+    """End this process when a child has failed and the fit does not notice, as NCCL may wait for ever."""
+    while not _over.wait(BEAT_S):
+        ended = {rank: "" for rank, child in enumerate(children, start=1) if child.poll()}
+        if ended and not _over.wait(2 * GRACE_S):
+            print(lost(ended, len(children) + 1), file=sys.stderr, flush=True)
             for child in children:
                 with suppress(OSError):
                     child.kill()
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.5)
+            os._exit(1)
 
 
 # --- how they end -------------------------------------------------------------------------------------------
@@ -528,14 +535,14 @@ def is_of_network(error: BaseException) -> bool:
     )
 
 
-def lost(missing: Mapping[int, str], world: int, step: int) -> UserError:
+def lost(missing: Mapping[int, str], world: int, step: int | None = None) -> UserError:
     """Return the error for processes that ended before the run did."""
     ranks = ", ".join(map(str, sorted(missing)))
     words = [f"rank {rank}: {text}" for rank, text in sorted(missing.items()) if text]
     died = "ended without a word (killed, or out of memory)" if not words else "ended: " + "; ".join(words)
     who = f"rank {ranks}" if missing else "another process"
     error = UserError(
-        f"{who} of {world} {died}, after step {step}",
+        f"{who} of {world} {died}" + ("" if step is None else f", after step {step}"),
         expected="every process until the end of the run",
         fix=RESUME,
     )
@@ -575,3 +582,5 @@ def _ending_together(trainer: Any) -> Iterator[None]:
         if failure is None:
             raise
         raise failure from error
+    finally:
+        _over.set()

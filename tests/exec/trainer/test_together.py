@@ -275,3 +275,28 @@ def test_the_setting_is_how_long_the_others_are_waited_for(monkeypatch: pytest.M
     trainer = build_trainer(wanted, plan=resolve_plan(wanted, facts))
     with pytest.raises(UserError, match="rank 1 could not reach rank 0 within 1 s"):
         trainer.strategy.setup_environment()
+
+
+WATCH = """
+    import subprocess, sys, threading, time
+    from ptycho_exec.trainer import together
+    together.BEAT_S, together.GRACE_S = 0.05, 0.2
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    thread = threading.Thread(target=together._watch, args=([child],), daemon=True)
+    thread.start()
+    child.wait()
+    if sys.argv[1:] == ["notices"]:
+        together._over.set()
+    thread.join(60)
+    print("goes on")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notices", [True, False])
+def test_a_fit_that_does_not_notice_a_failed_child_ends_with_its_rank(notices: bool) -> None:
+    words = [sys.executable, "-c", textwrap.dedent(WATCH), *(["notices"] if notices else [])]
+    environ = torchrun(0, 1, free_port())
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.returncode, "goes on" in done.stdout) == ((0, True) if notices else (1, False))
+    assert ("rank 1 of 2 ended without a word" in done.stderr) is not notices
