@@ -379,11 +379,11 @@ def rerun(args: argparse.Namespace) -> int:
     settings = settings_from_manifest(args.run, given)
     commands.require_launch(settings)
     import_lightning()
-    from ptycho_exec.trainer.together import told_by_first
+    from ptycho_exec.trainer.together import decided_by_first
     from ptycho_torch.tools import rerun as again
 
     if args.out is None:
-        told = told_by_first(lambda: {"out": str(again.new_name(args.run))}, settings.start_timeout)
+        told = decided_by_first(lambda: {"out": str(again.new_name(args.run))}, settings.start_timeout)
         args.out = Path(told["out"])
         sys.argv += ["--out", told["out"]]  # for the processes that Lightning starts by this command
     places = again.Places(args.data, args.test, args.model, args.resume)

@@ -24,7 +24,7 @@ SUMS = "ptycho_exec_sums"
 
 
 class ResumePoint(StopAtStep, Checkpoint):
-    """Write `last.ckpt` after every epoch and when the run is told to stop, and in between if asked.
+    """Write `last.ckpt` after every epoch and when the run is asked to stop, and in between if asked.
 
     Attributes:
         every_n_steps: optimizer steps after which it is written, too.
@@ -48,7 +48,7 @@ class ResumePoint(StopAtStep, Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not self.stepped(trainer):
             return
-        due, told = self._due(trainer), self.told(trainer)
+        due, told = self._due(trainer), self.signalled(trainer)
         if due or told:
             self._write(trainer)
         if told:

@@ -40,7 +40,7 @@ FIRST_LEAVES_S = 60
 
 
 class Stopped(SystemExit):
-    """A run that was told to stop; its exit code is that of a program which the signal ended.
+    """A run that was asked to stop; its exit code is that of a program which the signal ended.
 
     Attributes:
         signal: what told it.
@@ -66,20 +66,20 @@ class Stopped(SystemExit):
         kept = "" if self._step is None else "; nothing was saved, because this run writes no checkpoints"
         if self._saved is not None:
             when, kept = when if self._step else "", f"; the checkpoint is {self._saved}"
-        return f"told to stop by {self.signal.name}{when}{kept}"
+        return f"asked to stop by {self.signal.name}{when}{kept}"
 
 
 class _Watch:
     """The handlers of one run: they leave word, or end a run that has not begun.
 
     Attributes:
-        told: by which signal, if by any.
+        signalled: by which signal, if by any.
         waits: the training loop runs, and looks for itself.
         trainer: whose processes are told too, where it started them by itself and waits for them.
     """
 
     def __init__(self) -> None:
-        self.told: signal.Signals | None = None
+        self.signalled: signal.Signals | None = None
         self.waits = False
         self.trainer: Trainer | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -96,7 +96,7 @@ class _Watch:
         self._before = {}
 
     def leave_word(self, number: int, frame: Any) -> None:
-        first, self.told = self.told is None, self.told or signal.Signals(number)
+        first, self.signalled = self.signalled is None, self.signalled or signal.Signals(number)
         children = [] if self.trainer is None else _spawned(self.trainer)
         for child in children:
             with suppress(OSError):
@@ -105,7 +105,7 @@ class _Watch:
         if callable(before):
             before(number, frame)
         if first and not self.waits and not children:
-            raise Stopped(self.told)
+            raise Stopped(self.signalled)
 
 
 _watch: _Watch | None = None
@@ -161,7 +161,7 @@ def stoppable(trainer: Any) -> Iterator[None]:
         try:
             yield
         except (ProcessExitedException, ProcessRaisedException) as error:
-            told = watch.told or _told_by(error)
+            told = watch.signalled or _told_by(error)
             if told is None:
                 raise
             stops = [row for row in getattr(trainer, "callbacks", ()) if isinstance(row, StopAtStep)]
@@ -263,11 +263,11 @@ class StopAtStep(Callback):
             _watch.waits = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.stepped(trainer) and (told := self.told(trainer)):
+        if self.stepped(trainer) and (told := self.signalled(trainer)):
             self.stop(trainer, told)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not self.ends(trainer) and (told := self.told(trainer, epoch_ended=True)):
+        if not self.ends(trainer) and (told := self.signalled(trainer, epoch_ended=True)):
             self.stop(trainer, told)
 
     def stepped(self, trainer: Trainer) -> bool:
@@ -284,14 +284,14 @@ class StopAtStep(Callback):
         last = limit is not None and 0 <= limit <= trainer.current_epoch + 1
         return last or trainer.should_stop or 0 <= steps <= trainer.global_step
 
-    def told(self, trainer: Trainer, *, epoch_ended: bool = False) -> signal.Signals | None:
+    def signalled(self, trainer: Trainer, *, epoch_ended: bool = False) -> signal.Signals | None:
         """Return what any process was told by, the same on all of them; not ahead of a validation.
 
         A run that goes on after the step ahead of a validation leaves that out.
         """
         loop: Any = trainer.fit_loop
         validates = not epoch_ended and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        told = None if _watch is None else _watch.told
+        told = None if _watch is None else _watch.signalled
         number = 0 if told is None else 1 + SIGNALS.index(told)
         if trainer.world_size > 1 and dist.is_initialized():
             agreed = torch.tensor(number)

@@ -171,12 +171,12 @@ class Company:
     def key(self, *words: object) -> str:
         return "/".join(["ptycho", str(self.meetings), *map(str, words)])
 
-    def tell(self, reason: str) -> None:
+    def report(self, reason: str) -> None:
         """Leave word of what ends this process."""
         with suppress(Exception):
             self.store.set(self.key("left", self.rank), reason)
 
-    def heard(self) -> dict[int, str]:
+    def reported(self) -> dict[int, str]:
         """Return what other processes said when they left."""
         found = {}
         for rank in range(self.world_size):
@@ -202,7 +202,7 @@ class Company:
 
     def _known(self) -> dict[int, str]:
         """Return what was said, what another process found out, or which children have ended."""
-        if said := self.heard():
+        if said := self.reported():
             return said
         if self.store.check([self.key("lost")]):
             rows = json.loads(self.store.get(self.key("lost")))
@@ -294,7 +294,7 @@ def meet(
     return found
 
 
-def told_by_first(decide: Callable[[], dict[str, Any]], limit_s: float) -> dict[str, Any]:
+def decided_by_first(decide: Callable[[], dict[str, Any]], limit_s: float) -> dict[str, Any]:
     """Return what the first process decides, as JSON data, in every process that a launcher started.
 
     Elsewhere the first process is the only one yet.
@@ -389,7 +389,7 @@ def _verdict(found: Company, limit_s: float) -> list[Finding]:
             for rank, child in enumerate(found.children, start=1)
             if rank in absent and child.poll() is not None
         }
-        ended |= found.heard()
+        ended |= found.reported()
         if ended:
             return [_missing_finding(found, ended, "before the first step")]
         time.sleep(POLL_S if absent else 0)
@@ -519,7 +519,7 @@ class Together(Callback):
         if trainer.world_size == 1 or found is None:
             return
         if not is_of_network(exception):
-            found.tell(f"{type(exception).__name__}: {exception}"[:2000])
+            found.report(f"{type(exception).__name__}: {exception}"[:2000])
             return
         self.failure = lost(found.missing(), found.world_size, trainer.global_step)
 

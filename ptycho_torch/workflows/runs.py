@@ -31,7 +31,7 @@ from ptycho_exec.record import (
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.stop import leaving_in_order
-from ptycho_exec.trainer.together import told_by_first
+from ptycho_exec.trainer.together import decided_by_first
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
@@ -133,7 +133,7 @@ def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) ->
             if handed is not None:
                 begun = Begun(None if handed.checkpoint is None else str(handed.checkpoint))
             else:
-                begun = Begun(**told_by_first(look, payload.settings.start_timeout))
+                begun = Begun(**decided_by_first(look, payload.settings.start_timeout))
             if begun.completed:
                 say(f"{folder} is complete already; nothing is done")
                 return None

@@ -1,4 +1,4 @@
-"""A run that is told to stop: it saves its last step, leaves in order, and goes on later bit for bit."""
+"""A run that is asked to stop: it saves its last step, leaves in order, and goes on later bit for bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_run_leaves_after_the_step_and_goes_on_bit_for_bit(
     with pytest.raises(Stopped) as caught:
         fit(wanted, tmp_path / "part", epochs=3)
     assert caught.value.code == 128 + number
-    assert f"told to stop by {number.name} after step 5; the checkpoint is" in str(caught.value)
+    assert f"asked to stop by {number.name} after step 5; the checkpoint is" in str(caught.value)
     assert step_of(tmp_path / "part") == 5
     told.clear()
     _, rest = fit(wanted, tmp_path / "rest", epochs=3, resume=tmp_path / "part" / "checkpoints" / "last.ckpt")
@@ -173,9 +173,9 @@ def test_the_manifest_names_the_signal(
         run.trainer.fit(scripted_runs.Net(), DataLoader(DATA, shuffle=True, **run.train_loader_kwargs))
     manifest = read_manifest(tmp_path / "run")
     assert (manifest["status"], manifest["signal"]) == ("interrupted", "SIGUSR1")
-    assert manifest["error"].startswith("Stopped: told to stop by SIGUSR1 after step 5")
+    assert manifest["error"].startswith("Stopped: asked to stop by SIGUSR1 after step 5")
     said = capsys.readouterr().err
-    assert "told to stop by SIGUSR1 after step 5" in said
+    assert "asked to stop by SIGUSR1 after step 5" in said
     assert "ckpt_path" in said
 
 
@@ -274,7 +274,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     manifest = read_manifest(run)
     assert (manifest["status"], manifest["signal"]) == ("interrupted", "SIGTERM"), said
     assert step_of(run) >= 3
-    assert said.count("told to stop by SIGTERM") == 1
+    assert said.count("asked to stop by SIGTERM") == 1
     while any(map(alive, pids)):
         assert time.monotonic() < deadline
 

@@ -153,7 +153,7 @@ DIE = """
     dist.all_reduce(torch.ones(1))
     if found.rank == int(os.environ["DIES"]):
         if os.environ.get("SAYS"):
-            found.tell(os.environ["SAYS"])
+            found.report(os.environ["SAYS"])
             raise SystemExit(3)
         os.kill(os.getpid(), signal.SIGKILL)
     try:
