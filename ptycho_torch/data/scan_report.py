@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_exec.errors import Finding
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
+from ptycho_torch.data.judge import judge, line
 from ptycho_torch.data.scan import ScanData
 
 _GEOMETRY = (
@@ -70,9 +72,11 @@ def describe_scan(
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
         "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
         **notes,
-        "warnings": [],
     }
-    report["warnings"] = warnings + _oddities(scan, statistics.mean_pattern, report)
+    findings = [Finding(text, level="note", code="reading") for text in warnings]
+    findings += judge(scan, statistics.mean_pattern, report)
+    report["warnings"] = [line(finding) for finding in findings]
+    report["findings"] = [finding.to_json() for finding in findings]
     return replace(scan, report=report)
 
 
@@ -106,30 +110,3 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         "saturated_values": statistics.saturated,
         "brightest_px": center_of_mass,
     }
-
-
-def _oddities(scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[str, Any]) -> list[str]:
-    """Return what is not wrong enough to refuse but is worth a look."""
-    warnings = []
-    if report["duplicate_positions"]:
-        warnings.append(f"{report['duplicate_positions']} positions repeat an earlier one exactly")
-    if report["zero_patterns"]:
-        warnings.append(f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?)")
-    if report["saturated_values"]:
-        count = report["saturated_values"]
-        warnings.append(f"{count} values are at the largest number of {report['dtype']}: mark bad pixels")
-    if report["overlap_ratio"] is not None and report["overlap_ratio"] < 0.4:
-        warnings.append(f"neighboring probes overlap by only {report['overlap_ratio']:.0%} of their diameter")
-    below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
-    reach = np.maximum(below, above).max(axis=1)
-    if reach.max() > 0:
-        count = int((reach > 0).sum())
-        warnings.append(f"{count} patches reach beyond the canvas, by up to {reach.max():.1f} pixels")
-    quarter = scan.n_pixels // 4
-    middle = (slice(quarter, scan.n_pixels - quarter),) * 2
-    # An unshifted FFT has its zero frequency in the corners.
-    if quarter and np.fft.fftshift(mean_pattern)[middle].sum() > 4 * mean_pattern[middle].sum():
-        warnings.append(
-            "the patterns are bright in the corners: their zero frequency is not at N/2 (fftshift them)"
-        )
-    return warnings
