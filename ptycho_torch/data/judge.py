@@ -16,12 +16,38 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
 from ptycho_exec.plan import announce
+from ptycho_torch.data.checks import PatternStatistics
+from ptycho_torch.data.pixels import PixelFaults, center_of_mass
 from ptycho_torch.data.scan import ScanData
 
+_DIM = 0.05
+_OFF_CENTER = 0.035
+_FEWEST = 4
 
-def judge(scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[str, Any]) -> list[Finding]:
+
+def judge(
+    scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
+) -> list[Finding]:
     """Return what is not wrong enough to refuse but is worth a look."""
-    return [*_judge_positions(scan, report), *_judge_patterns(scan, mean_pattern, report)]
+    return [
+        *_judge_positions(scan, report),
+        *_judge_patterns(scan, statistics, faults, report),
+        *_judge_pixels(faults),
+        *_judge_center(scan, faults, report),
+    ]
+
+
+def masked_gaps(count: int, held: str) -> Finding:
+    """Return what to say where pixels were masked because they hold no measurement."""
+    return _odd(
+        "gaps",
+        f"{count} pixels hold {held} in nearly every pattern, which is no count; they are masked",
+        "nothing needs to be done; `ptycho-torch convert` writes the mask into a new file",
+    )
+
+
+def _odd(code: str, what: str, fix: str) -> Finding:
+    return Finding(what, fix=fix, level="adapted", code=code)
 
 
 def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding]:
@@ -30,52 +56,158 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
         yield Finding(
             f"{repeated} positions repeat an earlier one exactly", level="note", code="repeated-positions"
         )
+    far = far_from_others(scan.positions_px, scan.n_pixels)
+    if len(far):
+        yield _odd(
+            "far-positions",
+            far_positions(far, scan.positions_px - scan.position_shift_px),
+            "remove these positions and their patterns, or correct them",
+        )
     if overlap is not None and overlap < 0.4:
-        yield Finding(
+        yield _odd(
+            "little-overlap",
             f"neighboring probes overlap by only {overlap:.0%} of their diameter",
-            fix="check unit and order of the positions; a scan needs an overlap of 60 % or more",
-            level="adapted",
-            code="little-overlap",
+            "check unit and order of the positions; a scan needs an overlap of 60 % or more",
+        )
+    if overlap is not None and overlap > 0.98 and len(scan) >= _FEWEST and not repeated:
+        yield _odd(
+            "much-overlap",
+            f"neighboring probes are only {report['neighbor_distance_px']:.2g} pixels apart",
+            "check the unit of the positions: they are taken as pixels of the object",
         )
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
     if reach.max() > 0:
-        count = int((reach > 0).sum())
-        yield Finding(
-            f"{count} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
-            fix='set canvas = "positions" to make one that holds them all',
-            level="adapted",
-            code="beyond-canvas",
+        yield _odd(
+            "beyond-canvas",
+            f"{(reach > 0).sum()} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
+            'set canvas = "positions" to make one that holds them all',
         )
 
 
 def _judge_patterns(
-    scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[str, Any]
+    scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
 ) -> Iterator[Finding]:
+    sums = statistics.frame_sum
+    remove = "remove these patterns and their positions"
     if report["zero_patterns"]:
-        yield Finding(
-            f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?)",
-            fix="remove these patterns and their positions",
-            level="adapted",
-            code="dark-patterns",
+        yield _odd(
+            "dark-patterns",
+            f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?), "
+            + _listed(np.flatnonzero(sums == 0)),
+            remove,
+        )
+    beneath = faults.background * scan.good_pixels.sum() if scan.domain == "intensity" else 0.0
+    above = sums - beneath
+    dim = np.flatnonzero((above < _DIM * np.median(above)) & (sums > 0))
+    if len(dim) and len(sums) >= _FEWEST:
+        yield _odd(
+            "dark-patterns",
+            f"{len(dim)} patterns have less than {_DIM:.0%} of the usual intensity, {_listed(dim)}",
+            remove,
         )
     if report["saturated_values"]:
-        yield Finding(
+        yield _odd(
+            "saturated",
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
-            fix="mark their pixels in bad_pixels",
-            level="adapted",
-            code="saturated",
+            "mark their pixels in bad_pixels",
         )
-    quarter = scan.n_pixels // 4
-    middle = (slice(quarter, scan.n_pixels - quarter),) * 2
+
+
+def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
+    kinds = {
+        "hot-pixels": (faults.hot, "are much brighter than all around them (hot)"),
+        "dead-pixels": (faults.dead, "never count although those around them do (dead, or a gap)"),
+        "stuck-pixels": (faults.stuck, "hold the same number in all patterns (stuck)"),
+    }
+    for code, (mask, text) in kinds.items():
+        if mask.any():
+            y, x = np.argwhere(mask)[0]
+            yield _odd(
+                code,
+                f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
+                "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
+            )
+    if faults.background:
+        yield _odd(
+            "background",
+            f"a background of about {faults.background:.4g} lies under every pixel",
+            "subtract it from the patterns, and set what falls below 0 to 0",
+        )
+
+
+def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
+    mean, n = faults.mean_intensity, scan.n_pixels
+    quarter = n // 4
+    middle = (slice(quarter, n - quarter),) * 2
     # An unshifted FFT has its zero frequency in the corners.
-    if quarter and np.fft.fftshift(mean_pattern)[middle].sum() > 4 * mean_pattern[middle].sum():
-        yield Finding(
+    if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
+        yield _odd(
+            "corner-frequency",
             "the patterns are bright in the corners: their zero frequency is not at N/2",
-            fix="store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
-            level="adapted",
-            code="corner-frequency",
+            "store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
         )
+        return
+    expected = [np.array([n // 2, n // 2])]
+    if scan.probe is not None:
+        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe), axes=(1, 2))) ** 2
+        expected.append(np.array(center_of_mass(spectrum.sum(axis=0))))
+    found = np.array(report["brightest_px"])
+    off = min((found - place for place in expected), key=lambda apart: float(np.linalg.norm(apart)))
+    if np.linalg.norm(off) > max(1.5, _OFF_CENTER * n):
+        dy, dx = (-np.round(off)).astype(int)
+        yield _odd(
+            "off-center",
+            f"the beam lies {np.linalg.norm(off):.1f} pixels off the center, at "
+            f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
+            f"store numpy.roll(patterns, ({dy}, {dx}), axis=(1, 2)), and the mask alike",
+        )
+
+
+def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.intp]:
+    """Return the indices of positions, at most one in fifty, that lie far from all others.
+
+    Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors.
+    Positions are counted in cells of that size, so that the work grows with their number only.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    side = max(N, 4 * (neighbor_distance(positions_px) or 0.0))
+    cells, cell = np.unique(np.floor(positions_px / side), axis=0, return_inverse=True)
+    pairs = cKDTree(cells).query_pairs(1.5, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
+    _, group = connected_components(links, directed=False)
+    group = group[np.ravel(cell)]
+    sizes = np.bincount(group)
+    small = sizes <= max(1, len(positions_px) // 50)
+    if small.all() or sizes[~small].sum() < 0.9 * len(positions_px):
+        return np.empty(0, dtype=np.intp)
+    return np.flatnonzero(small[group])
+
+
+def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
+    """Return the median distance of different positions from the nearest other one; None for one alone."""
+    from scipy.spatial import cKDTree
+
+    different = np.unique(positions_px, axis=0)
+    if len(different) < 2:
+        return None
+    distances, _ = cKDTree(different).query(different, k=2)
+    return float(np.median(np.asarray(distances)[:, 1]))
+
+
+def far_positions(far: NDArray[np.intp], positions_px: NDArray[np.float64]) -> str:
+    """Return which positions lie far from all others, and where."""
+    y, x = positions_px[far[0]]
+    verb = "position lies" if len(far) == 1 else "positions lie"
+    return f"{len(far)} {verb} far from all others, {_listed(far)}; the first at y = {y:.6g}, x = {x:.6g}"
+
+
+def _listed(indices: NDArray[np.intp]) -> str:
+    shown = ", ".join(str(index) for index in indices[:5])
+    return f"index {shown}{', ...' if len(indices) > 5 else ''}"
 
 
 def line(finding: Finding) -> str:

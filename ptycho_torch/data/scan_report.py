@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import Finding
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
-from ptycho_torch.data.judge import judge, line
+from ptycho_torch.data.judge import judge, line, neighbor_distance
+from ptycho_torch.data.pixels import center_of, find_faults
 from ptycho_torch.data.scan import ScanData
 
+MOST_LISTED = 4096
+"""At most so many suspect pixels are listed."""
 _GEOMETRY = (
     "pixel_size_m",
     "wavelength_m",
@@ -31,6 +34,7 @@ def describe_scan(
     decisions: dict[str, Any],
     fit: ForwardFit | None,
     warnings: list[str],
+    masked: list[Finding],
     notes: dict[str, Any],
 ) -> ScanData:
     """Return the scan with its report.
@@ -42,16 +46,18 @@ def describe_scan(
         decisions: format, domain, axes and patch center, each with its reason.
         fit: how well the file's own probe and object explain its patterns, when it has both.
         warnings: what the reader of the format noticed.
+        masked: what was masked on reading.
         notes: further facts of the format.
     """
-    from scipy.spatial import cKDTree
-
-    extent, spacing = np.ptp(scan.positions_px, axis=0), None
-    if len(scan) > 1:
-        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
-        spacing = float(np.mean(np.asarray(distances)[:, 1]))
+    extent, spacing = np.ptp(scan.positions_px, axis=0), neighbor_distance(scan.positions_px)
     diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
     overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
+    counts = _counts(scan, statistics, sample)
+    intensity = sample if scan.domain == "intensity" else sample * sample
+    faults = find_faults(
+        intensity, scan.good_pixels, statistics, counts["count_quantum"], counts=scan.domain == "intensity"
+    )
+    counts["brightest_px"] = center_of(faults)
     report: dict[str, Any] = {
         "source": str(scan.source) if scan.source else "",
         **decisions,
@@ -64,17 +70,19 @@ def describe_scan(
         "canvas_px": list(scan.canvas_shape),
         "position_shift_px": list(scan.position_shift_px),
         "scan_extent_px": [float(extent[0]), float(extent[1])],
-        "mean_neighbor_distance_px": spacing,
+        "neighbor_distance_px": spacing,
         "probe_diameter_px": diameter,
         "overlap_ratio": overlap,
         "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
-        **_counts(scan, statistics, sample),
+        **counts,
+        "background": faults.background,
+        "suspect_pixels": np.argwhere(faults.suspect)[:MOST_LISTED].tolist(),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
         "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
         **notes,
     }
     findings = [Finding(text, level="note", code="reading") for text in warnings]
-    findings += judge(scan, statistics.mean_pattern, report)
+    findings += [*masked, *judge(scan, statistics, faults, report)]
     report["warnings"] = [line(finding) for finding in findings]
     report["findings"] = [finding.to_json() for finding in findings]
     return replace(scan, report=report)
@@ -98,9 +106,6 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         mean_sum, peak = float(statistics.frame_sum.mean()), statistics.maximum
     else:
         mean_sum, peak = float(np.sum(values * values) / len(sample)), statistics.maximum**2
-    mean = statistics.mean_pattern
-    index = np.arange(len(mean))
-    center_of_mass = [float(mean.sum(axis=axis) @ index / mean.sum()) for axis in (1, 0)]
     return {
         "mean_intensity_per_pattern": mean_sum,
         "max_intensity": peak,
@@ -108,5 +113,4 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         "photons_per_pattern": None if quantum is None else mean_sum / quantum,
         "zero_patterns": int((statistics.frame_sum == 0).sum()),
         "saturated_values": statistics.saturated,
-        "brightest_px": center_of_mass,
     }
