@@ -40,13 +40,13 @@ def judge(
 def masked_gaps(count: int, held: str) -> Finding:
     """Return what to say where pixels were masked because they hold no measurement."""
     return _odd(
-        "gaps",
         f"{count} pixels hold {held} in nearly every pattern, which is no count; they are masked",
         "nothing needs to be done; `ptycho-torch convert` writes the mask into a new file",
+        code="gaps",
     )
 
 
-def _odd(code: str, what: str, fix: str) -> Finding:
+def _odd(what: str, fix: str, *, code: str) -> Finding:
     return Finding(what, fix=fix, level="adapted", code=code)
 
 
@@ -59,29 +59,29 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
     far = far_from_others(scan.positions_px, scan.n_pixels)
     if len(far):
         yield _odd(
-            "far-positions",
             far_positions(far, scan.positions_px - scan.position_shift_px),
             "remove these positions and their patterns, or correct them",
+            code="far-positions",
         )
     if overlap is not None and overlap < 0.4:
         yield _odd(
-            "little-overlap",
             f"neighboring probes overlap by only {overlap:.0%} of their diameter",
             "check unit and order of the positions; a scan needs an overlap of 60 % or more",
+            code="little-overlap",
         )
     if overlap is not None and overlap > 0.98 and len(scan) >= _FEWEST and not repeated:
         yield _odd(
-            "much-overlap",
             f"neighboring probes are only {report['neighbor_distance_px']:.2g} pixels apart",
             "check the unit of the positions: they are taken as pixels of the object",
+            code="much-overlap",
         )
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
     if reach.max() > 0:
         yield _odd(
-            "beyond-canvas",
             f"{(reach > 0).sum()} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
             'set canvas = "positions" to make one that holds them all',
+            code="beyond-canvas",
         )
 
 
@@ -92,47 +92,48 @@ def _judge_patterns(
     remove = "remove these patterns and their positions"
     if report["zero_patterns"]:
         yield _odd(
-            "dark-patterns",
             f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?), "
             + _listed(np.flatnonzero(sums == 0)),
             remove,
+            code="dark-patterns",
         )
     beneath = faults.background * scan.good_pixels.sum() if scan.domain == "intensity" else 0.0
     above = sums - beneath
     dim = np.flatnonzero((above < _DIM * np.median(above)) & (sums > 0))
     if len(dim) and len(sums) >= _FEWEST:
         yield _odd(
-            "dark-patterns",
             f"{len(dim)} patterns have less than {_DIM:.0%} of the usual intensity, {_listed(dim)}",
             remove,
+            code="dark-patterns",
         )
     if report["saturated_values"]:
         yield _odd(
-            "saturated",
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
             "mark their pixels in bad_pixels",
+            code="saturated",
         )
 
 
 def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
-    kinds = {
-        "hot-pixels": (faults.hot, "are much brighter than all around them (hot)"),
-        "dead-pixels": (faults.dead, "never count although those around them do (dead, or a gap)"),
-        "stuck-pixels": (faults.stuck, "hold the same number in all patterns (stuck)"),
-    }
-    for code, (mask, text) in kinds.items():
-        if mask.any():
-            y, x = np.argwhere(mask)[0]
-            yield _odd(
-                code,
-                f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
-                "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
-            )
+    yield from _suspect(faults.hot, "are much brighter than all around them (hot)", code="hot-pixels")
+    around = "never count although those around them do (dead, or a gap)"
+    yield from _suspect(faults.dead, around, code="dead-pixels")
+    yield from _suspect(faults.stuck, "hold the same number in all patterns (stuck)", code="stuck-pixels")
     if faults.background:
         yield _odd(
-            "background",
             f"a background of about {faults.background:.4g} lies under every pixel",
             "subtract it from the patterns, and set what falls below 0 to 0",
+            code="background",
+        )
+
+
+def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Finding]:
+    if mask.any():
+        y, x = np.argwhere(mask)[0]
+        yield _odd(
+            f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
+            "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
+            code=code,
         )
 
 
@@ -143,9 +144,9 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
     # An unshifted FFT has its zero frequency in the corners.
     if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
         yield _odd(
-            "corner-frequency",
             "the patterns are bright in the corners: their zero frequency is not at N/2",
             "store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
+            code="corner-frequency",
         )
         return
     expected = [np.array([n // 2, n // 2])]
@@ -157,10 +158,10 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
     if np.linalg.norm(off) > max(1.5, _OFF_CENTER * n):
         dy, dx = (-np.round(off)).astype(int)
         yield _odd(
-            "off-center",
             f"the beam lies {np.linalg.norm(off):.1f} pixels off the center, at "
             f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
             f"store numpy.roll(patterns, ({dy}, {dx}), axis=(1, 2)), and the mask alike",
+            code="off-center",
         )
 
 
