@@ -313,10 +313,10 @@ def infer(args: argparse.Namespace) -> int:
 
     finished = runs.infer(payload, say=print)
     written: Sequence[Path] = ()
-    if is_rank_zero() and runs.has_truth(
-        payload.test_data_file
-    ):  # a measured scan has no known object, which is no error
-        result, written = runs.score(finished.folder, payload.test_data_file)
+    data = DataConfig(allow_links=payload.science.data.allow_links)
+    # A measured scan has no known object, which is no error.
+    if is_rank_zero() and runs.has_truth(payload.test_data_file, data):
+        result, written = runs.score(finished.folder, payload.test_data_file, data)
         _print_metrics({"reconstruction": result.to_json()})
     _print_end(finished, written)
     return 0

@@ -151,7 +151,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         return
     expected = [np.array([n // 2, n // 2])]
     if scan.probe is not None:
-        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe), axes=(1, 2))) ** 2
+        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe.astype(np.complex128)), axes=(1, 2))) ** 2
         expected.append(np.array(center_of_mass(spectrum.sum(axis=0))))
     found = np.array(report["brightest_px"])
     off = min((found - place for place in expected), key=lambda apart: float(np.linalg.norm(apart)))
@@ -223,6 +223,6 @@ def lines(*scans: Any) -> list[str]:
 
 
 def announce_scans(scans: Iterable[Any]) -> None:
-    """Warn of each finding of some scans, with a `DataWarning`; in a run of several processes once."""
+    """Warn of what can change a result, with a `DataWarning` each; in a run of several processes once."""
     found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
-    announce(dict.fromkeys(found), DataWarning)
+    announce(dict.fromkeys(finding for finding in found if finding.level != "note"), DataWarning)

@@ -43,7 +43,7 @@ def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
         DataError: the file is missing, damaged, incomplete, ambiguous or physically impossible.
     """
     settings = config or DataConfig()
-    with open_scan(Path(path), allow_pickle=settings.allow_pickle) as files:
+    with open_scan(Path(path), settings) as files:
         positions, patterns = files["positions"], files["patterns"]
         left, right = positions.format.read, patterns.format.read
         if isinstance(left, Halves):
@@ -66,8 +66,12 @@ def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
 
 
 @contextmanager
-def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, ScanFile]]:
+def open_scan(path: Path, config: DataConfig | None = None) -> Iterator[dict[str, ScanFile]]:
     """Open the file of a scan, or both files of a pair, and recognise their formats.
+
+    Args:
+        path: of either file, or of a directory with both.
+        config: says what may be read: pickles, and data in other files.
 
     Yields:
         the file with the "patterns" and the file with the "positions", often the same.
@@ -75,12 +79,13 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
     Raises:
         DataError: a file is missing or damaged, or there is no scan in it.
     """
+    may = config or DataConfig()
     opened: dict[Path, str] = {}
     parts: dict[str, ScanFile] = {}
     with ExitStack() as stack:
 
         def add(file: Path, *, alone: bool) -> None:
-            archive = open_archive(file, allow_pickle=allow_pickle)
+            archive = open_archive(file, allow_pickle=may.allow_pickle, allow_links=may.allow_links)
             stack.callback(archive.close)
             opened[file] = list_names(archive)
             for row in FORMATS:

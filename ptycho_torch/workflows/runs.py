@@ -32,6 +32,7 @@ from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.stop import leaving_in_order
 from ptycho_exec.trainer.together import told_by_first
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
@@ -360,26 +361,30 @@ def infer(
     return _run(folder, written, result, clock, notices, scan, said=odd)
 
 
-def has_truth(scan_file: Path) -> bool:
+def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:
     """Return whether a scan has an object to compare with, without reading its patterns.
 
     The same number everywhere, which formats that require an object hold for an unknown one, is none.
     """
-    with open_scan(scan_file) as files:
+    with open_scan(scan_file, data) as files:
         product = files["positions"]
         name = product.format.truth(product.archive)
         values = np.empty(0) if name is None else product.archive.array(name)
     return bool((values != values.flat[0]).any()) if values.size else False
 
 
-def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:
+def score(folder: Path, truth_file: Path, data: DataConfig | None = None) -> tuple[Evaluation, list[Path]]:
     """Compare an output directory's reconstruction with the true object of a scan; see `compare`."""
-    results, written = compare([folder], truth_file)
+    results, written = compare([folder], truth_file, data=data)
     return results[folder.name], written
 
 
 def compare(
-    folders: Sequence[Path], truth_file: Path, picture: Path | None = None
+    folders: Sequence[Path],
+    truth_file: Path,
+    picture: Path | None = None,
+    *,
+    data: DataConfig | None = None,
 ) -> tuple[dict[str, Evaluation], list[Path]]:
     """Compare the reconstructions of output directories with the true object of a scan.
 
@@ -392,7 +397,7 @@ def compare(
     Raises:
         DataError: no reconstruction, no truth, or they do not lie on the same canvas.
     """
-    scan = read_scan(truth_file)
+    scan = read_scan(truth_file, data)
     if scan.object_guess is None:
         raise DataError(
             "this scan holds no true object",
