@@ -19,6 +19,7 @@ from ptycho_torch.data.storage.archive import Archive, list_names
 from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
+_MASTER = "entry/data/data_000001"
 _STEMS = {"patterns": "diffraction", "positions": "product"}
 """What the two files of a pair are called, by the part that each holds."""
 
@@ -93,6 +94,7 @@ def open_scan(path: Path, config: DataConfig | None = None) -> Iterator[dict[str
                     if alone or isinstance(row.read, Halves):
                         parts.update(dict.fromkeys(held, ScanFile(archive, row)))
                     return
+            _refuse_master(archive)
 
         halves = [half for stem in _STEMS.values() if (half := _with_any_suffix(path / stem))]
         for file in halves or [path]:
@@ -108,6 +110,22 @@ def open_scan(path: Path, config: DataConfig | None = None) -> Iterator[dict[str
                 fix="name the file of the scan, or add what is missing",
             )
         yield parts
+
+
+def _refuse_master(archive: Archive) -> None:
+    """Refuse the master file of a DECTRIS detector: links to files of frames, and no positions."""
+    try:
+        master = _MASTER in archive
+    except DataError:  # a link to another file, which is not followed
+        master = True
+    if master:
+        raise DataError(
+            "this is the master file of a detector, without positions; its patterns lie in other files",
+            where=str(archive.path),
+            expected="patterns, positions and a probe in one file",
+            fix=f"with h5py, write the patterns of {_MASTER} and those that follow it as diffraction, and "
+            "xcoords, ycoords and probeGuess, into one file",
+        )
 
 
 def _with_any_suffix(path: Path) -> Path | None:
