@@ -39,7 +39,8 @@ def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np
     if len(sample) < _FEWEST_PATTERNS:
         return none, ""
     values = np.asarray(sample, dtype=np.float64)
-    typical = np.sort(values, axis=0)[len(values) // 2]  # of what is the same nearly always, that value
+    half = len(values) // 2
+    typical = np.partition(values, half, axis=0)[half]  # of what is the same nearly always, that value
     limits = np.array(_TYPE_LIMITS)
     if sample.dtype.kind == "f":  # in which the largest numbers of wide integers are rounded up
         limits = limits.astype(sample.dtype).astype(np.float64) if sample.dtype != np.float16 else limits[:0]
@@ -132,7 +133,7 @@ def _hot(intensity: NDArray[np.float64], good: NDArray[np.bool_], unit: float) -
 
 def _dead(counts: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return pixels that never counted although those around them did: rows, columns, and any other shape."""
-    from scipy.ndimage import binary_dilation, label
+    from scipy.ndimage import binary_dilation, find_objects, label
 
     silent = (counts == 0) & good
     dead = np.zeros_like(good)
@@ -141,27 +142,28 @@ def _dead(counts: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bo
     for axis in (0, 1):
         lines = counts.sum(axis=1 - axis)
         empty = ~(counts > 0).any(axis=1 - axis) & good.any(axis=1 - axis)
-        if not empty.any():
-            continue
         known = np.flatnonzero(lines > 0)
-        at = np.arange(len(lines))
-        below = np.searchsorted(known, at) - 1
-        above = np.searchsorted(known, at)
-        inside = empty & (below >= 0) & (above < len(known))
-        if not len(known):
+        if not empty.any() or not len(known):
             continue
-        darker = np.minimum(
-            lines[known[np.maximum(below, 0)]], lines[known[np.minimum(above, len(known) - 1)]]
-        )
-        bright = inside & (darker > _DEAD_COUNTS)
-        dead |= silent & (bright[:, None] if axis == 0 else bright[None, :])
-    parts, count = label(silent & ~dead)
-    for part in range(1, min(count, 4096) + 1):
-        here = parts == part
-        ring = binary_dilation(here, iterations=1) & good & ~here & ~dead
-        if ring.any() and np.quantile(counts[ring], 0.25) > _DEAD_COUNTS:
-            dead |= here
+        above = np.searchsorted(known, np.arange(len(lines)))  # the next one that counts
+        inside = empty & (above > 0) & (above < len(known))
+        next_to = np.clip(np.stack([above - 1, above]), 0, len(known) - 1)
+        between = inside & (lines[known[next_to]].min(axis=0) > _DEAD_COUNTS)
+        dead |= silent & (between[:, None] if axis == 0 else between[None, :])
+    parts, _ = label(silent & ~dead)
+    boxes, bright = find_objects(parts), binary_dilation(counts > _DEAD_COUNTS)
+    for part in np.unique(parts[bright & (parts > 0)]):
+        rows, columns = boxes[part - 1]
+        box = (_wider(rows), _wider(columns))
+        here = parts[box] == part
+        ring = binary_dilation(here) & good[box] & ~here & ~dead[box]
+        if ring.any() and np.quantile(counts[box][ring], 0.25) > _DEAD_COUNTS:
+            dead[box] |= here
     return dead
+
+
+def _wider(part: slice) -> slice:
+    return slice(max(0, part.start - 1), part.stop + 1)
 
 
 def _background(mean: NDArray[np.float64]) -> float:
