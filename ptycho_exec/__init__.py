@@ -13,7 +13,15 @@ from ptycho_exec.version import __version__ as __version__
 
 if _typing.TYPE_CHECKING:
     from ptycho_exec.cli.reference import json_schema
-    from ptycho_exec.errors import DataError, DriftError, Finding, SettingsError, SettingsWarning, UserError
+    from ptycho_exec.errors import (
+        DataError,
+        DataWarning,
+        DriftError,
+        Finding,
+        SettingsError,
+        SettingsWarning,
+        UserError,
+    )
     from ptycho_exec.fields.model import Effect
     from ptycho_exec.machine.facts import MachineFacts
     from ptycho_exec.plan import ModuleTraits, Plan, resolve_plan
@@ -35,6 +43,7 @@ if _typing.TYPE_CHECKING:
 
 _HOME = {
     "DataError": "errors",
+    "DataWarning": "errors",
     "DriftError": "errors",
     "Effect": "fields.model",
     "ExecutionSettings": "settings",
@@ -67,6 +76,7 @@ _HOME = {
 
 __all__ = [
     "DataError",
+    "DataWarning",
     "DriftError",
     "Effect",
     "ExecutionSettings",

@@ -194,6 +194,22 @@ CODES: Mapping[str, str] = {
     "uneven-tasks": "a launcher with another number of processes on each node",
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",
+    # what is odd about a scan
+    "reading": "what the reader of a format took for granted, averaged or left out",
+    "repeated-positions": "positions that are exactly the same",
+    "dark-patterns": "patterns that are zero, or nearly so",
+    "gaps": "pixels that hold no measurement in nearly every pattern",
+    "hot-pixels": "pixels much brighter than all around them",
+    "dead-pixels": "pixels that never count although those around them do",
+    "stuck-pixels": "pixels that hold the same number in all patterns",
+    "background": "a level that lies under every pixel",
+    "off-center": "a beam away from the center of the patterns",
+    "far-positions": "positions far from all others",
+    "saturated": "values at the largest number of their type",
+    "much-overlap": "positions so close that their unit is in doubt",
+    "little-overlap": "neighboring probes that hardly overlap",
+    "beyond-canvas": "patches that reach beyond the object",
+    "corner-frequency": "patterns whose zero frequency is in the corners",
     # what stops a program
     "another-job": "a directory in which another job was begun than the one that would continue it",
     "drift": "the Trainer is not what the settings asked for",
@@ -358,6 +374,10 @@ class DataError(UserError, ValueError):
 
 class SettingsWarning(UserWarning):
     """A setting that does less, or something else, than its value says; nothing is stopped."""
+
+
+class DataWarning(UserWarning):
+    """Data that can be used and are not as they should be; nothing is stopped."""
 
 
 class DriftError(UserError, RuntimeError):

@@ -168,13 +168,13 @@ class Plan:
         return {**parts, "totals": self.totals.to_json()}
 
 
-def announce(notices: Iterable[Finding]) -> None:
+def announce(notices: Iterable[Finding], category: type[Warning] = SettingsWarning) -> None:
     """Warn of each notice where our code was called, and log it; in a run of several processes once."""
     if not is_rank_zero():
         return
     for notice in notices:
         logger.info("%s", notice.render())
-        warnings.warn(notice.render(), SettingsWarning, stacklevel=_callers_level())
+        warnings.warn(notice.render(), category, stacklevel=_callers_level())
 
 
 def _callers_level() -> int:

@@ -213,6 +213,7 @@ def simulate(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a scan's detection report."""
+    from ptycho_torch.data.judge import lines
     from ptycho_torch.data.read import read_scan
 
     science = science_settings_of(args).config
@@ -220,10 +221,11 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(scan.report, indent=2))
         return 0
-    rows = [(name, _plain_text(value)) for name, value in scan.report.items() if name != "warnings"]
+    told = ("warnings", "findings")
+    rows = [(name, _plain_text(value)) for name, value in scan.report.items() if name not in told]
     print("\n".join(table(rows)))
-    for warning in scan.report.get("warnings", ()):
-        print(f"warning: {warning}")
+    for line in lines(scan):
+        print(f"warning: {line}")
     return 0
 
 
@@ -311,10 +313,10 @@ def infer(args: argparse.Namespace) -> int:
 
     finished = runs.infer(payload, say=print)
     written: Sequence[Path] = ()
-    if is_rank_zero() and runs.has_truth(
-        payload.test_data_file
-    ):  # a measured scan has no known object, which is no error
-        result, written = runs.score(finished.folder, payload.test_data_file)
+    data = DataConfig(allow_links=payload.science.data.allow_links)
+    # A measured scan has no known object, which is no error.
+    if is_rank_zero() and runs.has_truth(payload.test_data_file, data):
+        result, written = runs.score(finished.folder, payload.test_data_file, data)
         _print_metrics({"reconstruction": result.to_json()})
     _print_end(finished, written)
     return 0
@@ -355,6 +357,7 @@ def tune(args: argparse.Namespace) -> int:
         None if args.memory is None else tuner.mib_of(args.memory),
         args.numerics,
         lambda row: print(tuner.line(tuner.table_row(row)), flush=True),
+        lambda text: print(f"warning: {text}", flush=True),
     )
     print(tuner.line(("setting", "value", "task", "patterns/s", "MiB", "")), flush=True)
     if not tuner.tune(tuning):

@@ -83,6 +83,9 @@ class DataConfig(_Science):
     allow_pickle: bool = False
     """Read NPZ members that need pickle. A pickle can run code: only for files that you trust."""
 
+    allow_links: bool = False
+    """Read HDF5 data that lie in other files, which the file names. Only for files that you trust."""
+
     @field_validator("x_bounds", "y_bounds")
     @classmethod
     def _ordered_fractions(cls, bounds: tuple[float, float]) -> tuple[float, float]:

@@ -146,7 +146,7 @@ def create_inference_payload(
     return InferencePayload(model, scan, Path(output_dir), whole, settings, _applied(given, whole, settings))
 
 
-def infer_probe_size(data_file: str | Path) -> int:
+def infer_probe_size(data_file: str | Path, data: DataConfig | None = None) -> int:
     """Return N, the side of the probe (and so of a pattern) in pixels, without reading the patterns.
 
     Raises:
@@ -154,7 +154,7 @@ def infer_probe_size(data_file: str | Path) -> int:
     """
     from ptycho_torch.data.read import open_scan
 
-    with open_scan(Path(data_file)) as files:
+    with open_scan(Path(data_file), data) as files:
         product = files["positions"]
         name = product.format.probe(product.archive)
         shape = () if name is None else product.archive.member(name).shape
@@ -172,7 +172,9 @@ def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
     """Fill in N from the probe where the config leaves it open."""
     if science.data.N is not None:
         return science
-    return changed(science, "data", {"N": infer_probe_size(data_file)}, f"side of the probe in {data_file}")
+    return changed(
+        science, "data", {"N": infer_probe_size(data_file, science.data)}, f"side of the probe in {data_file}"
+    )
 
 
 def whole_scan(science: ScienceConfig) -> ScienceConfig:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -68,7 +69,7 @@ INFERENCE_CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "start": ("flat", {"refine": 1}),
     "refine_probe": (True, {"refine": 2}),
 }
-ELSEWHERE = {"translation", "prediction_updates"}
+ELSEWHERE = {"allow_links", "translation", "prediction_updates"}
 """Fields with a test of their own below."""
 
 
@@ -167,6 +168,20 @@ def test_the_translation_of_a_file_decides_where_its_patterns_are(tmp_path: Path
     path = convert_to_cxi(scan, tmp_path)
     reports = [trained(path, {"translation": word}) for word in ("probe", "sample")]
     assert reports[0] != reports[1]
+
+
+@pytest.mark.acts("allow_links", "whether patterns in another file are read")
+def test_data_in_another_file_are_read_where_allowed(tmp_path: Path) -> None:
+    scan = whole_scan()
+    with h5py.File(tmp_path / "frames.h5", "w") as file:
+        file["frames"] = np.asarray(scan.patterns)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["ycoords"], file["xcoords"] = scan.positions_px.T
+        file["probeGuess"] = scan.probe
+        file["diffraction"] = h5py.ExternalLink("frames.h5", "frames")
+    refused = ["the data lie in another file, 'frames.h5'"]
+    assert trained(tmp_path / "scan.h5", {}) == refused
+    assert trained(tmp_path / "scan.h5", {"allow_links": True}) != refused
 
 
 def convert_to_cxi(scan: ScanData, folder: Path) -> Path:

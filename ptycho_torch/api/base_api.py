@@ -32,6 +32,7 @@ from ptycho_exec.record import read_manifest, write_manifest
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
+from ptycho_torch.data.judge import line
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TrainingPayload, whole_scan
 from ptycho_torch.ptychodus import translation
@@ -382,7 +383,7 @@ class Trainer:
                 training=training,
                 callbacks=[SelfDescription(meant.science, about), *following],
                 about=about,
-                say=logger.info,
+                say=_log,
             )
             if several:
                 replay(record.path, own)
@@ -456,6 +457,8 @@ class InferenceEngine:
         if distance > PROBES_DIFFER:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
             notes.append(f"the product's probe differs {apart} from that of the training, which is used")
+        # Ptychodus sends no mask, and 0 where its own mask is.
+        notes += [line(finding) for finding in scan.findings if finding.code != "dead-pixels"]
         result = components.run_inference(inference)
         warn_user("reconstruction", (*notes, *result.notices))
         if result.consistency is not None:
@@ -466,6 +469,10 @@ class InferenceEngine:
         layers = np.ones(shape, dtype=np.complex64)
         layers[0] = result.object
         return layers
+
+
+def _log(text: str) -> None:
+    logger.log(logging.WARNING if text.startswith(runs.WARNING) else logging.INFO, "%s", text)
 
 
 def warn_user(what: str, notes: Iterable[str]) -> str | None:

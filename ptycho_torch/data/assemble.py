@@ -5,6 +5,7 @@ axes -> checks -> one pass over the patterns -> domain -> patch center -> canvas
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.machine.facts import cgroup_memory_mb
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
+from ptycho_torch.data.judge import far_from_others, far_positions, masked_gaps
+from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
 from ptycho_torch.data.storage.archive import Member
 from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows
 
 _SAMPLE_FRAMES = 24
+_FEWEST_DIFFERENT = 4
 
 
 @dataclass
@@ -72,9 +77,12 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     good = checks.check_bad_pixels(raw.bad_pixels, N, raw.where("bad_pixels"))
     probe = None if raw.probe is None else checks.check_probe(raw.probe, N, raw.where("probe"))
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
-    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack.name))
     rows = np.unique(np.linspace(0, len(positions) - 1, _SAMPLE_FRAMES).astype(np.int64))
-    sample = np.asarray(patterns[rows], dtype=np.float64)
+    stored = patterns[rows]
+    gaps, held = find_gaps(stored, good)
+    good &= ~gaps
+    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack.name))
+    sample = np.where(good, np.asarray(stored, dtype=np.float64), 0.0)
 
     def fit(domain: Domain, shift_px: float = 0.0) -> ForwardFit | None:
         if probe is None or canvas is None:
@@ -95,6 +103,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     center, center_why = detect.find_patch_center(declared, raw.default_center, half, pixel)
     shift = -0.5 if center == "pixel" else 0.0
     object_guess = canvas if config.canvas == "auto" else None
+    _check_span(raw, positions, N)
     canvas_shape, moved = _place_on_canvas(raw, positions + shift, N, object_guess)
     scan = ScanData(
         patterns=patterns,
@@ -117,7 +126,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         "patch_center": {"value": center, "why": center_why},
     }
     forward_fit = half if center == "half-pixel" else pixel
-    return describe_scan(scan, statistics, sample, decisions, forward_fit, raw.warnings, raw.notes)
+    masked = [masked_gaps(int(gaps.sum()), held)] if held else []
+    return describe_scan(scan, statistics, sample, decisions, forward_fit, raw.warnings, masked, raw.notes)
 
 
 def scan_from_arrays(
@@ -227,6 +237,41 @@ def _moved_center(raw: RawScan, canvas_shape: tuple[int, int], moved: NDArray[np
     return {**raw.geometry, "object_center_m": (float(center[0]), float(center[1]))}
 
 
+WORK_BYTES = 40
+"""Memory that a reconstruction takes for each pixel of the canvas: object, sums, weights, gradients."""
+
+
+def memory_bytes() -> float:
+    """Return the memory of this machine, or what the control group allows, whichever is less."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = cgroup_memory_mb()
+    return float(physical if limit is None else min(physical, limit * 2**20))
+
+
+_UNITS = {"meters": 1.0, "millimeters": 1e-3, "micrometers": 1e-6, "nanometers": 1e-9}
+
+
+def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
+    """Refuse many different positions that all lie within one pixel.
+
+    Raises:
+        DataError: with what they would be in other units, where the size of a pixel is known.
+    """
+    span = float(np.ptp(positions, axis=0).max())
+    if span >= 1 or len(np.unique(positions, axis=0)) < _FEWEST_DIFFERENT:
+        return
+    pixel = raw.geometry.get("pixel_size_m")
+    spans = {unit: span * size / pixel for unit, size in _UNITS.items()} if pixel else {}
+    likely = [f"in {unit} they span {px:.0f}" for unit, px in spans.items() if N / 8 < px < 65536]
+    raise DataError(
+        f"all {len(positions)} positions lie within {span:.3g} pixels"
+        + "".join(f"; {text}" for text in likely),
+        where=raw.where("positions"),
+        expected="positions in object pixels, spread over more than one",
+        fix="divide the positions by the side of an object pixel in their own unit",
+    )
+
+
 def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], NDArray[np.float64]]:
     """Return the smallest canvas (H, W) that holds every patch with a pixel to spare, and the shift to it.
 
@@ -235,12 +280,18 @@ def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], 
     half = (N - 1) / 2
     shift = np.ceil(half - centered.min(axis=0)) + 1
     extent = np.ceil(centered.max(axis=0) + shift + half) + 2
-    if extent.max() > 65536:
+    needed, memory = WORK_BYTES * float(extent.prod()), memory_bytes()
+    if extent.max() > 65536 or needed > memory:
+        far = far_from_others(centered, N)
         raise DataError(
-            f"the positions span {extent.max():.0f} pixels",
+            f"the positions span {extent.max():.0f} pixels; work on such an object takes "
+            f"{needed / 2**30:.0f} GiB, and there are {memory / 2**30:.0f}"
+            + (f"; {far_positions(far, centered)}" if len(far) else ""),
             where="positions",
             expected="positions in object pixels, with overlapping patches",
-            fix="check the unit of the positions: meters, micrometers and pixels are easily mixed up",
+            fix="remove the positions that are named, and their patterns"
+            if len(far)
+            else "check the unit of the positions: meters, micrometers and pixels are easily mixed up",
         )
     return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)
 

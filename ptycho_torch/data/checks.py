@@ -169,7 +169,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     """
     N = patterns.shape[1]
     sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros((N, N)), 0.0, 0
-    wrong, first_wrong = 0, ""
+    wrong, first_wrong, all_negative = 0, "", True
     limit = np.iinfo(patterns.dtype).max if patterns.dtype.kind in "iu" else None
     for start, block in blocks(patterns):
         values = np.where(good, block, 0) if not good.all() else block
@@ -184,6 +184,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
         if not (low >= 0 and top <= _LARGEST):
             places = np.argwhere(~((values >= 0) & (values <= _LARGEST)))  # not a number fails both
             wrong += len(places)
+            all_negative &= bool(np.isfinite(values).all()) and top <= _LARGEST
             row, y, x = (int(i) for i in places[0])
             first_wrong = first_wrong or f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
         if not wrong:
@@ -196,7 +197,9 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
             where=where,
             expected="counts, or their square roots, at good pixels",
-            fix="mark the pixels in bad_pixels, set them to 0, or remove the patterns",
+            fix="set them to 0 where a background was subtracted; else mark the pixels in bad_pixels"
+            if all_negative
+            else "mark the pixels in bad_pixels, or remove the patterns",
         )
     if not sums.any():
         raise DataError(

@@ -19,6 +19,7 @@ from ptycho_torch.data.storage.archive import Archive, list_names
 from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
+_MASTER = "entry/data/data_000001"
 _STEMS = {"patterns": "diffraction", "positions": "product"}
 """What the two files of a pair are called, by the part that each holds."""
 
@@ -43,7 +44,7 @@ def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
         DataError: the file is missing, damaged, incomplete, ambiguous or physically impossible.
     """
     settings = config or DataConfig()
-    with open_scan(Path(path), allow_pickle=settings.allow_pickle) as files:
+    with open_scan(Path(path), settings) as files:
         positions, patterns = files["positions"], files["patterns"]
         left, right = positions.format.read, patterns.format.read
         if isinstance(left, Halves):
@@ -66,8 +67,12 @@ def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
 
 
 @contextmanager
-def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, ScanFile]]:
+def open_scan(path: Path, config: DataConfig | None = None) -> Iterator[dict[str, ScanFile]]:
     """Open the file of a scan, or both files of a pair, and recognise their formats.
+
+    Args:
+        path: of either file, or of a directory with both.
+        config: says what may be read: pickles, and data in other files.
 
     Yields:
         the file with the "patterns" and the file with the "positions", often the same.
@@ -75,12 +80,13 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
     Raises:
         DataError: a file is missing or damaged, or there is no scan in it.
     """
+    may = config or DataConfig()
     opened: dict[Path, str] = {}
     parts: dict[str, ScanFile] = {}
     with ExitStack() as stack:
 
         def add(file: Path, *, alone: bool) -> None:
-            archive = open_archive(file, allow_pickle=allow_pickle)
+            archive = open_archive(file, allow_pickle=may.allow_pickle, allow_links=may.allow_links)
             stack.callback(archive.close)
             opened[file] = list_names(archive)
             for row in FORMATS:
@@ -88,6 +94,7 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
                     if alone or isinstance(row.read, Halves):
                         parts.update(dict.fromkeys(held, ScanFile(archive, row)))
                     return
+            _refuse_master(archive)
 
         halves = [half for stem in _STEMS.values() if (half := _with_any_suffix(path / stem))]
         for file in halves or [path]:
@@ -103,6 +110,22 @@ def open_scan(path: Path, *, allow_pickle: bool = False) -> Iterator[dict[str, S
                 fix="name the file of the scan, or add what is missing",
             )
         yield parts
+
+
+def _refuse_master(archive: Archive) -> None:
+    """Refuse the master file of a DECTRIS detector: links to files of frames, and no positions."""
+    try:
+        master = _MASTER in archive
+    except DataError:  # a link to another file, which is not followed
+        master = True
+    if master:
+        raise DataError(
+            "this is the master file of a detector, without positions; its patterns lie in other files",
+            where=str(archive.path),
+            expected="patterns, positions and a probe in one file",
+            fix=f"with h5py, write the patterns of {_MASTER} and those that follow it as diffraction, and "
+            "xcoords, ycoords and probeGuess, into one file",
+        )
 
 
 def _with_any_suffix(path: Path) -> Path | None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ptycho_exec.errors import Finding
 from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows, to_amplitude
 
 # h * c in eV m (CODATA 2018, exact).
@@ -89,6 +90,12 @@ class ScanData:
     def holds_counts(self) -> bool:
         """True where the patterns are counts, whose noise is known: whole numbers of an intensity."""
         return self.domain == "intensity" and np.issubdtype(self.patterns.dtype, np.integer)
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What is odd about the scan, or about those that it is made of."""
+        reports = [self.report, *self.report.get("scans", ())]
+        return tuple(Finding(**row) for report in reports for row in report.get("findings", ()))
 
     def amplitude(self, indices: ArrayLike) -> NDArray[np.float32]:
         """Return (B, N, N) float32 measured amplitude in the file's units, bad pixels 0."""

@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_exec.errors import Finding
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
+from ptycho_torch.data.judge import judge, line, neighbor_distance
+from ptycho_torch.data.pixels import center_of, find_faults
 from ptycho_torch.data.scan import ScanData
 
+MOST_LISTED = 4096
+"""At most so many suspect pixels are listed."""
 _GEOMETRY = (
     "pixel_size_m",
     "wavelength_m",
@@ -29,6 +34,7 @@ def describe_scan(
     decisions: dict[str, Any],
     fit: ForwardFit | None,
     warnings: list[str],
+    masked: list[Finding],
     notes: dict[str, Any],
 ) -> ScanData:
     """Return the scan with its report.
@@ -40,16 +46,18 @@ def describe_scan(
         decisions: format, domain, axes and patch center, each with its reason.
         fit: how well the file's own probe and object explain its patterns, when it has both.
         warnings: what the reader of the format noticed.
+        masked: what was masked on reading.
         notes: further facts of the format.
     """
-    from scipy.spatial import cKDTree
-
-    extent, spacing = np.ptp(scan.positions_px, axis=0), None
-    if len(scan) > 1:
-        distances, _ = cKDTree(scan.positions_px).query(scan.positions_px, k=2)
-        spacing = float(np.mean(np.asarray(distances)[:, 1]))
+    extent, spacing = np.ptp(scan.positions_px, axis=0), neighbor_distance(scan.positions_px)
     diameter = None if scan.probe is None else probe_diameter_px(scan.probe)
     overlap = None if spacing is None or diameter is None else max(0.0, 1.0 - spacing / diameter)
+    counts = _counts(scan, statistics, sample)
+    intensity = sample if scan.domain == "intensity" else sample * sample
+    faults = find_faults(
+        intensity, scan.good_pixels, statistics, counts["count_quantum"], counts=scan.domain == "intensity"
+    )
+    counts["brightest_px"] = center_of(faults)
     report: dict[str, Any] = {
         "source": str(scan.source) if scan.source else "",
         **decisions,
@@ -62,17 +70,21 @@ def describe_scan(
         "canvas_px": list(scan.canvas_shape),
         "position_shift_px": list(scan.position_shift_px),
         "scan_extent_px": [float(extent[0]), float(extent[1])],
-        "mean_neighbor_distance_px": spacing,
+        "neighbor_distance_px": spacing,
         "probe_diameter_px": diameter,
         "overlap_ratio": overlap,
         "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
-        **_counts(scan, statistics, sample),
+        **counts,
+        "background": faults.background,
+        "suspect_pixels": np.argwhere(faults.suspect)[:MOST_LISTED].tolist(),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
         "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
         **notes,
-        "warnings": [],
     }
-    report["warnings"] = warnings + _oddities(scan, statistics.mean_pattern, report)
+    findings = [Finding(text, level="note", code="reading") for text in warnings]
+    findings += [*masked, *judge(scan, statistics, faults, report)]
+    report["warnings"] = [line(finding) for finding in findings]
+    report["findings"] = [finding.to_json() for finding in findings]
     return replace(scan, report=report)
 
 
@@ -94,9 +106,6 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         mean_sum, peak = float(statistics.frame_sum.mean()), statistics.maximum
     else:
         mean_sum, peak = float(np.sum(values * values) / len(sample)), statistics.maximum**2
-    mean = statistics.mean_pattern
-    index = np.arange(len(mean))
-    center_of_mass = [float(mean.sum(axis=axis) @ index / mean.sum()) for axis in (1, 0)]
     return {
         "mean_intensity_per_pattern": mean_sum,
         "max_intensity": peak,
@@ -104,32 +113,4 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
         "photons_per_pattern": None if quantum is None else mean_sum / quantum,
         "zero_patterns": int((statistics.frame_sum == 0).sum()),
         "saturated_values": statistics.saturated,
-        "brightest_px": center_of_mass,
     }
-
-
-def _oddities(scan: ScanData, mean_pattern: NDArray[np.float64], report: dict[str, Any]) -> list[str]:
-    """Return what is not wrong enough to refuse but is worth a look."""
-    warnings = []
-    if report["duplicate_positions"]:
-        warnings.append(f"{report['duplicate_positions']} positions repeat an earlier one exactly")
-    if report["zero_patterns"]:
-        warnings.append(f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?)")
-    if report["saturated_values"]:
-        count = report["saturated_values"]
-        warnings.append(f"{count} values are at the largest number of {report['dtype']}: mark bad pixels")
-    if report["overlap_ratio"] is not None and report["overlap_ratio"] < 0.4:
-        warnings.append(f"neighboring probes overlap by only {report['overlap_ratio']:.0%} of their diameter")
-    below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
-    reach = np.maximum(below, above).max(axis=1)
-    if reach.max() > 0:
-        count = int((reach > 0).sum())
-        warnings.append(f"{count} patches reach beyond the canvas, by up to {reach.max():.1f} pixels")
-    quarter = scan.n_pixels // 4
-    middle = (slice(quarter, scan.n_pixels - quarter),) * 2
-    # An unshifted FFT has its zero frequency in the corners.
-    if quarter and np.fft.fftshift(mean_pattern)[middle].sum() > 4 * mean_pattern[middle].sum():
-        warnings.append(
-            "the patterns are bright in the corners: their zero frequency is not at N/2 (fftshift them)"
-        )
-    return warnings

@@ -29,6 +29,7 @@ from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import ModuleTraits, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import ScienceConfig, TrainingConfig
+from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
@@ -133,6 +134,8 @@ def read_scans(
     validation = first_patterns(trial.validation, wanted, seed=1) if trial.validation else None
     n, origin = scan.n_pixels, "a simulated scan" if trial.scan == SIMULATED else trial.scan
     progress.say("ok", "data", f"{origin}: {n} x {n} pixels, {len(scan)} patterns used")
+    for text in lines(scan, validation):
+        progress.say("note", "data", text)
     if len(scan) < wanted:
         text = f"a batch of {wanted} was cut to the {len(scan)} patterns there are; memory was not tried"
         progress.say("note", "data", text, setting="batch_size")

@@ -143,6 +143,7 @@ class Tuning:
     """What is tuned, within which limits, and the results so far.
 
     budget_s, memory_mib: limits of all trials together, and of each one; None for the machine's memory.
+    say, warn: take each row, and each line on what is odd about the scan, when it is known first.
     """
 
     scan: Path
@@ -153,6 +154,8 @@ class Tuning:
     memory_mib: float | None = None
     numerics: bool = False
     say: Callable[[Row], None] = lambda _: None
+    warn: Callable[[str], None] = lambda _: None
+    odd: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
@@ -232,6 +235,10 @@ def _trial(knob: Knob, value: Any, best: Mapping[str, Any], tuning: Tuning, note
     result = _run(_request(knob, value, best, tuning, seconds), tuning, seconds + GRACE_SECONDS)
     if seconds == SECONDS:
         tuning.longest_s = max(tuning.longest_s, time.monotonic() - began)
+    for text in result.get("odd", ()):
+        if text not in tuning.odd:
+            tuning.odd.append(text)
+            tuning.warn(text)
     rate, memory, gpu = result.get("patterns_per_s"), result.get("peak_mib"), result.get("gpu_peak_mib", 0.0)
     reason = result.get("error", note if rate else f"no second step within {seconds} s")
     peak, limit = max(memory or 0.0, gpu), tuning.memory_mib

@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ptycho_exec.errors import UserError
     from ptycho_exec.settings import ExecutionSettings
     from ptycho_torch.config import ScienceConfig
+    from ptycho_torch.data.judge import lines
     from ptycho_torch.data.read import read_scan
 
     science = ScienceConfig.model_validate(request["science"])
@@ -79,7 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         scan = read_scan(request["scan"], science.data)
         rate = (train if request["task"] == "train" else infer)(scan, science, settings)
-        result = {"patterns_per_s": rate, "peak_mib": peak_mib(), "gpu_peak_mib": gpu_peak_mib()}
+        result = {
+            "odd": lines(scan),
+            "patterns_per_s": rate,
+            "peak_mib": peak_mib(),
+            "gpu_peak_mib": gpu_peak_mib(),
+        }
     except UserError as error:
         result = {"error": ": ".join(filter(None, (error.findings[0].what, error.findings[0].where)))}
     print(MARK + json.dumps(result))

@@ -46,6 +46,7 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
 from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
+from ptycho_torch.data.judge import announce_scans
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
@@ -313,6 +314,7 @@ def train(
     )
     training.plan.raise_if_blocked(include_trainer_refusals=False)
     training.plan.announce()
+    announce_scans((training.container, training.test_container))
     return run_training(training, run_dir=run_dir, resume_from=resume_from, callbacks=callbacks)
 
 
@@ -546,6 +548,11 @@ def reconstruct(
     )
     inference.plan.raise_if_blocked(include_trainer_refusals=False)
     inference.plan.announce()
+    trained = model_or_bundle if isinstance(model_or_bundle, TrainingResult) else None
+    if trained is None or not any(
+        scan is inference.scan for scan in (trained.train_container, trained.test_container)
+    ):
+        announce_scans((inference.scan,))  # those of the training were told when it began
     return run_inference(inference)
 
 

@@ -32,6 +32,8 @@ from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.stop import leaving_in_order
 from ptycho_exec.trainer.together import decided_by_first
+from ptycho_torch.config import DataConfig
+from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
@@ -61,6 +63,8 @@ from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock
 
 METRICS = "metrics.json"
+WARNING = "warning: "
+"""What a line begins with that says what is odd about the data."""
 Say = Callable[[str], None]
 ResultT = TypeVar("ResultT", TrainingResult, InferenceResult)
 
@@ -168,6 +172,7 @@ def _train(
     """Run what was planned, and record it."""
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
     say(_scan_line(scan))
+    odd = _say_what_is_odd(say, scan, training.test_container)
     say(f"effective batch: {plan.totals}")
     parts = {
         **manifest_parts(payload.settings, plan=plan),
@@ -181,6 +186,7 @@ def _train(
         leaving_in_order(requeue=requeue),
         recorded(folder, parts, reached=lambda: progress_of(folder)) as notices,
     ):
+        notices += odd
         write_settings_toml(folder / "settings.toml", payload.settings)
         epochs = payload.science.training.epochs
         snapshot = trainer_kwargs(payload.settings, max_epochs=epochs, run_dir=folder, plan=plan)
@@ -202,7 +208,7 @@ def _train(
             written = [model, plots.save_loss_curve(losses, folder / "loss.png")]
         weights = model_weights_sha256(folder)
         _complete(folder, result, clock, written, trained=trained, content={"weights": weights})
-    return _run(folder, written, result, clock, notices, scan)
+    return _run(folder, written, result, clock, notices, scan, said=odd)
 
 
 def _job(payload: TrainingPayload) -> dict[str, Any]:
@@ -264,12 +270,21 @@ def _complete(
 
 
 def _run(
-    folder: Path, written: list[Path], result: ResultT, clock: Clock, notices: list[str], scan: ScanData
+    folder: Path,
+    written: list[Path],
+    result: ResultT,
+    clock: Clock,
+    notices: list[str],
+    scan: ScanData,
+    *,
+    said: Sequence[str],
 ) -> Run[ResultT]:
+    """Return the finished run; what was `said` before the work is in the manifest, and not said again."""
     settings, parts = result.plan.settings, result.times.seconds if result.times else {}
     source = None if scan.source is None else Path(scan.source)
     hint = advice(Times(clock.seconds, parts, limited_threads(settings), source), settings, result.plan.facts)
-    return Run(folder, tuple(written), result, clock.seconds, tuple(notices), hint)
+    news = tuple(notice for notice in notices if notice not in said)
+    return Run(folder, tuple(written), result, clock.seconds, news, hint)
 
 
 def find_checkpoint(place: str | Path) -> Path:
@@ -311,6 +326,7 @@ def infer(
         inference.plan.raise_if_blocked()
     scan, clock = inference.scan, inference.clock
     say(_scan_line(scan))
+    odd = _say_what_is_odd(say, scan)
     parts = {
         **manifest_parts(payload.settings, plan=inference.plan),
         **_asked("infer", payload),
@@ -319,6 +335,7 @@ def infer(
         "model_weights": None if model is None else model_weights_sha256(model),
     }
     with recorded(folder, parts) as notices:
+        notices += odd
         write_settings_toml(folder / "settings.toml", payload.settings)
         result = components.run_inference(inference)
         if not is_rank_zero():
@@ -335,34 +352,39 @@ def infer(
             result,
             clock,
             written,
+            warnings=notices,
             patterns=len(scan),
             consistency=None if agreement is None else asdict(agreement),
             content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
-    return _run(folder, written, result, clock, notices, scan)
+    return _run(folder, written, result, clock, notices, scan, said=odd)
 
 
-def has_truth(scan_file: Path) -> bool:
+def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:
     """Return whether a scan has an object to compare with, without reading its patterns.
 
     The same number everywhere, which formats that require an object hold for an unknown one, is none.
     """
-    with open_scan(scan_file) as files:
+    with open_scan(scan_file, data) as files:
         product = files["positions"]
         name = product.format.truth(product.archive)
         values = np.empty(0) if name is None else product.archive.array(name)
     return bool((values != values.flat[0]).any()) if values.size else False
 
 
-def score(folder: Path, truth_file: Path) -> tuple[Evaluation, list[Path]]:
+def score(folder: Path, truth_file: Path, data: DataConfig | None = None) -> tuple[Evaluation, list[Path]]:
     """Compare an output directory's reconstruction with the true object of a scan; see `compare`."""
-    results, written = compare([folder], truth_file)
+    results, written = compare([folder], truth_file, data=data)
     return results[folder.name], written
 
 
 def compare(
-    folders: Sequence[Path], truth_file: Path, picture: Path | None = None
+    folders: Sequence[Path],
+    truth_file: Path,
+    picture: Path | None = None,
+    *,
+    data: DataConfig | None = None,
 ) -> tuple[dict[str, Evaluation], list[Path]]:
     """Compare the reconstructions of output directories with the true object of a scan.
 
@@ -375,7 +397,7 @@ def compare(
     Raises:
         DataError: no reconstruction, no truth, or they do not lie on the same canvas.
     """
-    scan = read_scan(truth_file)
+    scan = read_scan(truth_file, data)
     if scan.object_guess is None:
         raise DataError(
             "this scan holds no true object",
@@ -432,6 +454,13 @@ def write_run_report(folder: Path) -> Path:
         facts={f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
         notices=manifest.get("warnings", ()),
     )
+
+
+def _say_what_is_odd(say: Say, *scans: ScanData | None) -> list[str]:
+    odd = lines(*scans)
+    for text in odd:
+        say(f"{WARNING}{text}")
+    return odd
 
 
 def _scan_line(scan: ScanData) -> str:

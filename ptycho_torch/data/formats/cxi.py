@@ -20,6 +20,7 @@ from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
+from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m
 from ptycho_torch.data.formats.writing import StackOut, require_geometry, scan_indexes, write_hdf5_arrays
 from ptycho_torch.data.scan import HC_EV_M, ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present
@@ -33,7 +34,6 @@ _PROBE = ("entry_1/image_1/data", f"{_SOURCE}/illumination")
 _OBJECT = "entry_1/image_2/data"
 _PTYCHODUS = "entry_1/ptychodus"
 _INDEXES = f"{_PTYCHODUS}/probe_position_indexes"
-_JOULE_PER_EV = 1.602176634e-19
 _CXI_VERSION = 160
 
 
@@ -90,7 +90,7 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
         return next(filter(None, (read(file, name) for file in (archive, detector))), None)
 
     joule, wavelength = first(f"{_SOURCE}/energy", _positive), first(f"{_SOURCE}/wavelength", _positive)
-    energy = joule / _JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
+    energy = joule / JOULE_PER_EV if joule else (HC_EV_M / wavelength if wavelength else None)
     distance = first(f"{_DETECTOR}/distance", _number)
     geometry = {"photon_energy_eV": energy, "detector_distance_m": abs(distance) if distance else None}
     probe, canvas = None, None
@@ -126,7 +126,7 @@ def _translation(archive: Archive) -> NDArray[np.float64]:
             fix="export the scan again",
         )
     out = np.zeros((len(values), 3))
-    out[:, : values.shape[1]] = values
+    out[:, : values.shape[1]] = values * length_m(archive, name)
     return out
 
 
@@ -180,7 +180,10 @@ def _positive(archive: Archive, name: str) -> float | None:
 
 
 def _number(archive: Archive, name: str) -> float | None:
-    return finite(archive.array(name), name, str(archive.path)) if name in archive else None
+    if name not in archive:
+        return None
+    unit = energy_j(archive, name) if name.endswith("energy") else length_m(archive, name)
+    return finite(archive.array(name), name, str(archive.path)) * unit
 
 
 def write_cxi(scan: ScanData, path: Path) -> Path:
@@ -197,7 +200,7 @@ def write_cxi(scan: ScanData, path: Path) -> Path:
     values: dict[str, Any] = {
         "cxi_version": _CXI_VERSION,
         "number_of_entries": 1,
-        f"{_SOURCE}/energy": energy * _JOULE_PER_EV,
+        f"{_SOURCE}/energy": energy * JOULE_PER_EV,
         f"{_DETECTOR}/distance": distance,
         f"{_DETECTOR}/x_pixel_size": detector_pixel,
         f"{_DETECTOR}/y_pixel_size": detector_pixel,

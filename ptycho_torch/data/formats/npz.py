@@ -21,6 +21,7 @@ from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER
 from ptycho_torch.data.formats.paired import positive
+from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_m, stated
 from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive, list_names, required
@@ -63,11 +64,12 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
         domain, why = metadata["domain"], "declared in the file's _metadata"
     exported = "bad_pixels" in archive
     labeled = "Y" in archive or ("label_amp" in archive and "label_phase" in archive)
+    geometry = _geometry(archive)
     return RawScan(
         path=archive.path,
         stack=archive.member(name),
         read_stack=lambda axis: archive.stack(name, axis),
-        positions_px=_positions(archive),
+        positions_px=_positions(archive, geometry.get("pixel_size_m")),
         domain=domain,
         domain_why=why,
         axes=declared["pattern_axes"],
@@ -77,12 +79,24 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
         object_guess=archive.array("objectGuess") if "objectGuess" in archive else None,
         bad_pixels=archive.array("bad_pixels") if exported else None,
         read_labels=(lambda axis: _read_labels(archive, axis)) if labeled else None,
-        geometry={key: positive(archive.array(key), key, where) for key in _GEOMETRY if key in archive},
+        geometry=geometry,
         notes=notes,
     )
 
 
-def _positions(archive: Archive) -> NDArray[Any]:
+def _geometry(archive: Archive) -> dict[str, float]:
+    """Return the numbers of the geometry; their names say in what, unless the file states another unit."""
+    found = {}
+    for key in _GEOMETRY:
+        if key in archive:
+            energy = key == "photon_energy_eV"
+            unit = energy_j(archive, key, JOULE_PER_EV) / JOULE_PER_EV if energy else length_m(archive, key)
+            found[key] = positive(archive.array(key), key, str(archive.path)) * unit
+    return found
+
+
+def _positions(archive: Archive, pixel_size_m: float | None) -> NDArray[Any]:
+    """Return (M, 2) [y, x] in pixels; a unit of length that the file states needs the size of a pixel."""
     columns = {}
     for name in ("ycoords", "xcoords"):
         column = required(archive, name, "(M,) positions in object pixels")
@@ -94,7 +108,15 @@ def _positions(archive: Archive) -> NDArray[Any]:
                 fix="store y and x as two flat arrays",
             )
         checks.check_numeric(column.dtype, "iuf", f"the values of {name}", f"{archive.path}, {name}")
-        columns[name] = column.astype(np.float64)
+        unit = position_m(archive, name)
+        if unit is not None and pixel_size_m is None:
+            raise DataError(
+                f"{name} has the unit {stated(archive, name)!r}; the size of an object pixel is not known",
+                where=f"{archive.path}, {name}",
+                expected="positions in object pixels, or pixel_size_m beside them",
+                fix="add pixel_size_m to the file: the side of an object pixel in meters",
+            )
+        columns[name] = column.astype(np.float64) * (1.0 if unit is None else unit / (pixel_size_m or 1.0))
     checks.check_equal_lengths({name: len(c) for name, c in columns.items()}, str(archive.path))
     return np.stack([columns["ycoords"], columns["xcoords"]], axis=1)
 

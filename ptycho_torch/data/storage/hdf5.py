@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
-from ptycho_torch.data.storage.hdf5_limits import check_storage
+from ptycho_torch.data.storage.hdf5_limits import check_storage, elsewhere
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
 
@@ -19,8 +19,8 @@ from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
 class Hdf5Archive:
     """Datasets of an HDF5 file; an uncompressed contiguous stack is read where it lies."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, allow_links: bool = False) -> None:
+        self.path, self._allow_links = path, allow_links
         with self._guard():
             self._file = h5py.File(path, "r")
 
@@ -28,8 +28,8 @@ class Hdf5Archive:
         where = f"{self.path}, dataset {name!r}" if name else str(self.path)
         return damage_as_data_error(
             where,
-            "a complete HDF5 file with filters that h5py knows",
-            "copy or export the file again; for a filter plug-in, install hdf5plugin",
+            "a complete HDF5 file",
+            "copy or export the file again",
         )
 
     def __contains__(self, name: str) -> bool:
@@ -37,19 +37,25 @@ class Hdf5Archive:
             return self._lookup(name) is not None
 
     def _lookup(self, name: str) -> h5py.Dataset | None:
-        parts = name.strip("/").split("/")
-        for depth in range(1, len(parts) + 1):
-            link = self._file.get("/".join(parts[:depth]), getlink=True)
-            # A hostile file must not include another file that the user can read.
-            if isinstance(link, h5py.ExternalLink):
-                raise DataError(
-                    f"the data are a link to another file, {link.filename!r}",
-                    where=f"{self.path}, dataset {name!r}",
-                    expected="data inside the file itself",
-                    fix="export the scan to one file (h5repack keeps links; h5copy -p resolves them)",
-                )
+        link = self._link_on_the_way(name)
+        # A hostile file must not include another file that the user can read.
+        if link is not None and not self._allow_links:
+            raise elsewhere(link.filename, f"{self.path}, dataset {name!r}")
         dataset = self._file.get(name)
+        if link is not None and dataset is None:
+            raise DataError(
+                f"the data are in another file, {link.filename!r}, and are not there",
+                where=f"{self.path}, dataset {name!r}",
+                expected=f"{link.path} in that file, which is looked for beside this one",
+                fix="copy that file, too, or write all into one file",
+            )
         return dataset if isinstance(dataset, h5py.Dataset) else None
+
+    def _link_on_the_way(self, name: str) -> h5py.ExternalLink | None:
+        """Return the first link to another file on the way to a dataset."""
+        parts = name.strip("/").split("/")
+        links = (self._file.get("/".join(parts[:end]), getlink=True) for end in range(1, len(parts) + 1))
+        return next((link for link in links if isinstance(link, h5py.ExternalLink)), None)
 
     def names(self) -> list[str]:
         """Return the names at the root, sorted."""
@@ -65,7 +71,7 @@ class Hdf5Archive:
         dataset = self._lookup(name)
         if dataset is None:
             raise KeyError(f"no dataset {name!r}")
-        check_storage(dataset, self.path)
+        check_storage(dataset, Path(dataset.file.filename), allow_links=self._allow_links)
         return dataset
 
     def _describe(self, dataset: h5py.Dataset) -> Member:
@@ -89,7 +95,7 @@ class Hdf5Archive:
                 return scan_first(np.asarray(dataset[()]), scan_axis, swap=False)
             offset = dataset.id.get_offset()
             if offset is not None and scan_axis == 0 and dataset.chunks is None:
-                return FilePatterns(self.path, int(offset), member.shape, member.dtype)
+                return FilePatterns(Path(dataset.file.filename), int(offset), member.shape, member.dtype)
             row_bytes, chunk = member.nbytes // member.shape[0], dataset.chunks[0] if dataset.chunks else 1
             step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk  # whole chunks
             starts = range(0, member.shape[0], step)

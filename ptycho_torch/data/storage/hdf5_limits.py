@@ -21,28 +21,40 @@ _BOUNDED_FILTERS = frozenset({h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, 
 _BOUNDED_RATIO = 1032
 """Deflate codes at most 258 bytes in 2 bits; LZF less."""
 
+_FILTERS = {307: "bzip2", 32001: "Blosc", 32004: "LZ4", 32008: "bitshuffle", 32013: "ZFP", 32015: "Zstandard",
+            32017: "SZ", 32024: "SZ3", 32026: "Blosc2", 32028: "SPERR"}  # fmt: skip
+"""Filters of plug-ins by their registered number; files often do not hold the name."""
+
 _ANY_RATIO = 2**20
 """For filters that can code a constant chunk in a few bytes (Blosc, Zstandard, scale-offset)."""
 
 
-def check_storage(dataset: h5py.Dataset, path: Path) -> None:
+def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = False) -> None:
     """Refuse a dataset whose data lie in other files, or whose header cannot be true.
 
     Raises:
         DataError: external or virtual parts in other files; anything but numbers; chunks of another rank;
-            more data than the bytes in the file can unpack to.
+            more data than the bytes in the file can unpack to; a filter that is not installed.
     """
     where = f"{path}, dataset {str(dataset.name)!r}, shape {dataset.shape}"
-    others = [name for name, _, _ in dataset.external or ()]
-    if dataset.is_virtual:
-        others += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
-    if others:
+    raw = [name for name, _, _ in dataset.external or ()]
+    if raw:
         raise DataError(
-            f"the data lie in another file, {others[0]!r}",
-            where=where,
-            expected="data inside the file itself",
-            fix="read the arrays with h5py and write them to one file",
-        )
+            f"the data are raw bytes of another file, {raw[0]!r}", where=where,
+            expected="data inside an HDF5 file", fix="read the array with h5py and write it into one file",
+        )  # fmt: skip
+    others = []
+    if dataset.is_virtual:
+        others = [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
+    if others and not allow_links:
+        raise elsewhere(others[0], where)
+    for other in others:  # parts of a virtual dataset that are missing would read as zeros
+        if not (path.parent / other).is_file():
+            raise DataError(
+                f"the data lie in another file, {other!r}, and it is not there", where=where,
+                expected="that file beside this one", fix="copy that file, too, or write all into one file",
+            )  # fmt: skip
+    _require_filters(dataset, where)
     shape, chunks = dataset.shape or (), dataset.chunks
     # libhdf5 writes damaged members of records over its own heap.
     ragged = dataset.dtype.hasobject and math.prod(shape) > 1
@@ -63,6 +75,8 @@ def check_storage(dataset: h5py.Dataset, path: Path) -> None:
         filters = {creation.get_filter(index)[0] for index in range(creation.get_nfilters())}
         ratio = _BOUNDED_RATIO if filters <= _BOUNDED_FILTERS else _ANY_RATIO
         whole = chunks is None and not dataset.is_virtual
+        if others:  # whose bytes are not in this file
+            return
         # Chunks that were never written count in the ratio, too.
         if declared > stored * (1 if whole else ratio):
             problem = f"the header declares {declared / 2**20:.0f} MiB; the file has {stored} bytes for them"
@@ -72,6 +86,41 @@ def check_storage(dataset: h5py.Dataset, path: Path) -> None:
             where=where,
             expected="as many bytes as shape, dtype and compression need",
             fix="copy or export the file again; its header is damaged, or the data were never written",
+        )
+
+
+def elsewhere(file: str, where: str) -> DataError:
+    """Return the error for data that lie in another file than the one that was named."""
+    return DataError(
+        f"the data lie in another file, {file!r}",
+        where=where,
+        expected="data inside the file itself",
+        fix="set allow_links = true (--allow-links true) if you trust the file, or read the array with h5py "
+        "and write it into one file",
+    )
+
+
+def _require_filters(dataset: h5py.Dataset, where: str) -> None:
+    """Refuse data behind a filter that HDF5 does not have, after looking for the package hdf5plugin."""
+    creation = dataset.id.get_create_plist()
+    needed = [creation.get_filter(index) for index in range(creation.get_nfilters())]
+    if all(h5py.h5z.filter_avail(code) for code, *_ in needed):
+        return
+    try:
+        import hdf5plugin  # noqa: F401  (importing it registers its filters)
+
+        fix = "write the data without this filter, where it is installed: h5repack -f NONE OLD NEW"
+    except ImportError:
+        fix = "pip install hdf5plugin; it is used where it is installed"
+    missing = [(code, name) for code, _, _, name in needed if not h5py.h5z.filter_avail(code)]
+    if missing:
+        code, name = missing[0]
+        known = _FILTERS.get(code) or name.decode("utf-8", "replace").partition(";")[0] or "unknown"
+        raise DataError(
+            f"the data are compressed with the filter {known} ({code}), which is not installed here",
+            where=where,
+            expected="filters of HDF5 itself, or of the package hdf5plugin",
+            fix=fix,
         )
 
 

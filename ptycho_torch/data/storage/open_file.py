@@ -21,8 +21,8 @@ _OTHER_KINDS = {
 """What other files begin with."""
 
 
-def open_archive(path: Path, *, allow_pickle: bool = False) -> Archive:
-    """Open a file by its content: NPZ or HDF5.
+def open_archive(path: Path, *, allow_pickle: bool = False, allow_links: bool = False) -> Archive:
+    """Open a file by its content: NPZ or HDF5; pickles and data in other files are read where allowed.
 
     Raises:
         DataError: missing, unreadable, empty or truncated file, or a file of another kind.
@@ -31,7 +31,7 @@ def open_archive(path: Path, *, allow_pickle: bool = False) -> Archive:
     if head.startswith(b"PK"):
         return NpzArchive(path, allow_pickle=allow_pickle)
     if h5py.is_hdf5(str(path)):
-        return Hdf5Archive(path)
+        return Hdf5Archive(path, allow_links=allow_links)
     kinds = (kind for start, kind in _OTHER_KINDS.items() if head.startswith(start))
     raise DataError(
         f"this is {next(kinds, 'neither an NPZ archive nor an HDF5 file')}",

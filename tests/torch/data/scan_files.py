@@ -189,3 +189,10 @@ def assert_one_clear_error(
     assert finding.where, "the error says where"
     assert finding.fix, "the error says what to do"
     assert not (folder / "pickle-was-loaded").exists()
+
+
+def odd_scan(path: Path) -> Path:
+    """A scan of four patterns of ten dark, which every command should mention."""
+    scan = simulate_scan(n=32, patterns=40, photons=1e5, seed=2)
+    patterns = changed(scan.patterns, slice(10, 14), 0)
+    return save_keys(path, keys(scan, diff3d=patterns, bad_pixels=None, objectGuess=None))

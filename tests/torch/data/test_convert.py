@@ -30,7 +30,7 @@ def lopsided(scan: ScanData) -> ScanData:
     assert scan.object_guess is not None
     ramp = np.arange(16, dtype=np.float32) / 16
     probe = scan.probe * (1 + ramp[:, None] + 2j * ramp[None, :] ** 2).astype(np.complex64)
-    good = np.ones((16, 16), bool)
+    good = scan.good_pixels.copy()
     good[3, 11] = False
     wide = np.pad(scan.object_guess, ((0, 0), (0, 7)), constant_values=0.5 + 0.25j)
     height, width = wide.shape

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -163,3 +164,23 @@ def test_arbitrary_arrays_are_read_or_refused(
     np.save(stream, array)
     with_member(tmp_path / "scan.npz", f"{name}.npy", stream.getvalue())
     read_or_refuse(tmp_path / "scan.npz")
+
+
+def test_the_master_file_of_a_detector_is_named_and_what_is_told_works(tmp_path: Path) -> None:
+    half = np.array_split(P, 2)
+    for part, frames in enumerate(half, 1):
+        with h5py.File(tmp_path / f"s_data_00000{part}.h5", "w") as file:
+            file["entry/data/data"] = frames
+    with h5py.File(tmp_path / "s_master.h5", "w") as file:
+        for part in (1, 2):
+            link = h5py.ExternalLink(f"s_data_00000{part}.h5", "entry/data/data")
+            file[f"entry/data/data_00000{part}"] = link
+    with pytest.raises(DataError, match="the master file of a detector") as caught:
+        read_scan(tmp_path / "s_master.h5")
+    assert "with h5py, write the patterns of entry/data/data_000001" in caught.value.findings[0].fix
+    with h5py.File(tmp_path / "s_master.h5") as master, h5py.File(tmp_path / "scan.h5", "w") as file:
+        stacks = [master[f"entry/data/data_00000{part}"][()] for part in (1, 2)]
+        file["diffraction"] = np.concatenate(stacks)
+        file["xcoords"], file["ycoords"] = X, SCAN.positions_px[:, 0]
+        file["probeGuess"] = SCAN.probe
+    assert len(read_scan(tmp_path / "scan.h5")) == M

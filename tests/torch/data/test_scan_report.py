@@ -34,7 +34,7 @@ def test_what_is_odd_but_readable_is_a_warning(tmp_path: Path) -> None:
     warnings = "\n".join(read_scan(path, DataConfig(patch_center="half-pixel")).report["warnings"])
     for words in (
         "1 positions repeat an earlier one",
-        "1 patterns are zero everywhere",
+        "1 patterns are zero everywhere (closed shutter?), index 7;",
         "1 values are at the largest number of uint16",
         "patches reach beyond the canvas",
         "bright in the corners",
@@ -50,24 +50,21 @@ def test_the_diameter_of_a_disk_is_its_diameter() -> None:
 
 
 def test_the_numbers_of_a_regular_scan_are_reported() -> None:
-    """A grid of 6 x 5 positions, 3 pixels apart, of patterns of one bright pixel beside a dim one."""
+    """A grid of 6 x 5 positions, 3 pixels apart: one bright square beside a dim one, on a background."""
     y, x = np.mgrid[:6, :5]
     stack = np.zeros((30, 16, 16), np.uint16)
-    stack[:, 8, 6], stack[:, 8, 10] = 300, 100
-    stack += np.arange(30, dtype=np.uint16)[:, None, None]
+    stack[:, 8:10, 6:8], stack[:, 8:10, 10:12] = 300, 100
+    stack += (np.arange(30, dtype=np.uint16) % 8 + 1)[:, None, None]
     positions = 3.0 * np.stack([y.ravel(), x.ravel()], axis=1)
     disk = (np.hypot(*(np.mgrid[:16, :16] - 7.5)) < 5).astype(np.complex64)
     report = scan_from_arrays(stack, positions, probe=disk).report
     assert report["scan_extent_px"] == [15, 12]
-    assert report["mean_neighbor_distance_px"] == pytest.approx(3)
+    assert report["neighbor_distance_px"] == pytest.approx(3)
     assert report["probe_diameter_px"] == pytest.approx(10, rel=0.05)
     assert report["overlap_ratio"] == pytest.approx(1 - 3 / report["probe_diameter_px"])
-    assert report["photons_per_pattern"] == pytest.approx(400 + 14.5 * 256)
-    assert report["max_intensity"] == 329
-    background = 14.5 * 256
-    center_x = (300 * 6 + 100 * 10 + background * 7.5) / (400 + background)
-    assert report["brightest_px"] == pytest.approx(
-        [(400 * 8 + background * 7.5) / (400 + background), center_x]
-    )
+    assert report["photons_per_pattern"] == pytest.approx(1600 + 4.3 * 256)
+    assert report["max_intensity"] == 308
+    assert report["background"] == pytest.approx(4.3)
+    assert report["brightest_px"] == pytest.approx([8.5, 7.5])
     assert (report["N"], report["patterns"], report["duplicate_positions"]) == (16, 30, 0)
-    assert report["warnings"] == []
+    assert [row["code"] for row in report["findings"]] == ["background"]

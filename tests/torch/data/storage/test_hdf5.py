@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats import ptychodus
 from ptycho_torch.data.formats.cxi import write_cxi
 from ptycho_torch.data.formats.ptychodus import write_training
@@ -54,8 +58,49 @@ def test_links_to_other_files_are_refused(scan: ScanData, tmp_path: Path) -> Non
     shutil.move(tmp_path / "diffraction.h5", tmp_path / "elsewhere.h5")
     with h5py.File(tmp_path / "diffraction.h5", "w") as file:
         file["patterns"] = h5py.ExternalLink(str(tmp_path / "elsewhere.h5"), "/patterns")
-    with pytest.raises(DataError, match="a link to another file"):
+    with pytest.raises(DataError, match=r"the data lie in another file, .*elsewhere\.h5") as caught:
         read_scan(tmp_path)
+    assert caught.value.findings[0].fix.startswith("set allow_links = true (--allow-links true)")
+    read = read_scan(tmp_path, DataConfig(allow_links=True))
+    np.testing.assert_array_equal(read.amplitude(range(len(scan))), scan.amplitude(range(len(scan))))
+    (tmp_path / "elsewhere.h5").unlink()
+    with pytest.raises(DataError, match=r"in another file, .*elsewhere\.h5', and are not there"):
+        read_scan(tmp_path, DataConfig(allow_links=True))
+
+
+@pytest.mark.parametrize("code", [32001, 32004, 32008, 32015])
+def test_filters_of_hdf5plugin_are_found_where_it_is_installed(code: int, tmp_path: Path) -> None:
+    """In a process of its own, because a filter that was registered once stays."""
+    pytest.importorskip("hdf5plugin", reason="needs the extra hdf5")
+    make = "import h5py, hdf5plugin, numpy as np; h5py.File('f.h5', 'w').create_dataset("
+    make += f"'stack', data=np.arange(4096).reshape(4, 32, 32), chunks=(2, 32, 32), compression={code})"
+    read = "from pathlib import Path; from ptycho_torch.data.storage.hdf5 import Hdf5Archive; "
+    read += "print(Hdf5Archive(Path('f.h5')).stack('stack', 0).sum())"
+    for program, printed in ((make, ""), (read, "8386560\n")):
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (printed, "")
+
+
+def test_a_filter_that_is_not_there_is_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((4, 4))
+    creation.set_filter(32017, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        space = h5py.h5s.create_simple((4, 4))
+        h5py.h5d.create(file.id, b"probe", h5py.h5t.NATIVE_FLOAT, space, creation)
+        file["probe"].id.write_direct_chunk((0, 0), bytes(16), filter_mask=0)
+    monkeypatch.setattr(h5py.h5z, "filter_avail", lambda code: code < 256)
+    words = r"compressed with the filter SZ \(32017\), which is not installed"
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)  # importing it fails
+    with pytest.raises(DataError, match=words) as caught:
+        Hdf5Archive(tmp_path / "scan.h5").array("probe")
+    assert caught.value.findings[0].fix.startswith("pip install hdf5plugin")
+    monkeypatch.setitem(sys.modules, "hdf5plugin", SimpleNamespace())  # without this filter
+    with pytest.raises(DataError, match=words) as caught:
+        Hdf5Archive(tmp_path / "scan.h5").array("probe")
+    assert "h5repack -f NONE" in caught.value.findings[0].fix
 
 
 @cache

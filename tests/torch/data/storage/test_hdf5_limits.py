@@ -142,9 +142,16 @@ def test_parts_in_other_files(tmp_path: Path) -> None:
         layout[:] = h5py.VirtualSource("other.h5", "patterns", (2, 8, 8))
         file.create_virtual_dataset("virtual", layout)
     archive = Hdf5Archive(tmp_path / "scan.h5")
-    for name, other in (("external", "private"), ("virtual", "other.h5")):
-        with pytest.raises(DataError, match=f"the data lie in another file, '{other}'"):
-            archive.array(name)
+    with pytest.raises(DataError, match=r"the data lie in another file, 'other\.h5'"):
+        archive.array("virtual")
+    allowed = Hdf5Archive(tmp_path / "scan.h5", allow_links=True)
+    np.testing.assert_array_equal(allowed.stack("virtual", 0), np.zeros((2, 8, 8)))
+    for either in (archive, allowed):
+        with pytest.raises(DataError, match="the data are raw bytes of another file, 'private'"):
+            either.array("external")
+    (tmp_path / "other.h5").unlink()
+    with pytest.raises(DataError, match=r"in another file, 'other.h5', and it is not there"):
+        allowed.array("virtual")
 
 
 def test_a_virtual_dataset_inside_the_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

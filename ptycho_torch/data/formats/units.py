@@ -1,0 +1,64 @@
+"""A quantity that carries its unit, as an attribute `units` or `unit`, is read with it."""
+
+from __future__ import annotations
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.archive import Archive
+
+JOULE_PER_EV = 1.602176634e-19
+_LENGTHS_M = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
+    **dict.fromkeys(("cm", "centimeter", "centimeters"), 1e-2),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1e-3),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "micron", "microns", "micrometer", "micrometers"), 1e-6),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-9),
+    **dict.fromkeys(("a", "angstrom", "angstroms", "\u00e5", "\u212b"), 1e-10),
+    **dict.fromkeys(("pm", "picometer", "picometers"), 1e-12),
+}
+_ENERGIES_J = {
+    "j": 1.0,
+    "joule": 1.0,
+    "ev": JOULE_PER_EV,
+    "kev": 1e3 * JOULE_PER_EV,
+}
+_PIXELS = ("px", "pix", "pixel", "pixels", "1", "dimensionless", "")
+
+
+def length_m(archive: Archive, name: str) -> float:
+    """Return the meters in the unit of an array; 1 where the file states none."""
+    return _factor(archive, name, _LENGTHS_M, 1.0)
+
+
+def energy_j(archive: Archive, name: str, otherwise: float = 1.0) -> float:
+    """Return the joules in the unit of an array; `otherwise` where the file states none."""
+    return _factor(archive, name, _ENERGIES_J, otherwise)
+
+
+def position_m(archive: Archive, name: str) -> float | None:
+    """Return the meters in the unit of positions; None where that is a pixel, or not stated."""
+    word = stated(archive, name)
+    return None if word is None or word in _PIXELS else length_m(archive, name)
+
+
+def stated(archive: Archive, name: str) -> str | None:
+    """Return the unit that the file states, in small letters; None when it does not."""
+    for key in ("units", "unit"):
+        value = archive.attribute(name, key)
+        if value is not None:
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            return text.strip().casefold()
+    return None
+
+
+def _factor(archive: Archive, name: str, known: dict[str, float], otherwise: float) -> float:
+    word = stated(archive, name)
+    if not word:
+        return otherwise
+    if word not in known:
+        raise DataError(
+            f"{name} has the unit {word[:40]!r}",
+            where=str(archive.path),
+            expected=f"one of {', '.join(known)}",
+            fix="correct the attribute, or remove it if the number is in SI units",
+        )
+    return known[word]

@@ -1,0 +1,228 @@
+"""What is odd about a scan that can be read: each finding with its code, and a remedy.
+
+`judge` is asked once, when a scan is put together; `ScanData.findings` keeps the answer, and whoever begins
+work on a scan says it (`lines`, `announce_scans`).
+
+Shape legend: M scan positions, N x N detector pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ptycho_exec.errors import DataWarning, Finding
+from ptycho_exec.plan import announce
+from ptycho_torch.data.checks import PatternStatistics
+from ptycho_torch.data.pixels import PixelFaults, center_of_mass
+from ptycho_torch.data.scan import ScanData
+
+_DIM = 0.05
+_OFF_CENTER = 0.035
+_FEWEST = 4
+
+
+def judge(
+    scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
+) -> list[Finding]:
+    """Return what is not wrong enough to refuse but is worth a look."""
+    return [
+        *_judge_positions(scan, report),
+        *_judge_patterns(scan, statistics, faults, report),
+        *_judge_pixels(faults),
+        *_judge_center(scan, faults, report),
+    ]
+
+
+def masked_gaps(count: int, held: str) -> Finding:
+    """Return what to say where pixels were masked because they hold no measurement."""
+    return _odd(
+        f"{count} pixels hold {held} in nearly every pattern, which is no count; they are masked",
+        "nothing needs to be done; `ptycho-torch convert` writes the mask into a new file",
+        code="gaps",
+    )
+
+
+def _odd(what: str, fix: str, *, code: str) -> Finding:
+    return Finding(what, fix=fix, level="adapted", code=code)
+
+
+def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding]:
+    repeated, overlap = report["duplicate_positions"], report["overlap_ratio"]
+    if repeated:
+        yield Finding(
+            f"{repeated} positions repeat an earlier one exactly", level="note", code="repeated-positions"
+        )
+    far = far_from_others(scan.positions_px, scan.n_pixels)
+    if len(far):
+        yield _odd(
+            far_positions(far, scan.positions_px - scan.position_shift_px),
+            "remove these positions and their patterns, or correct them",
+            code="far-positions",
+        )
+    if overlap is not None and overlap < 0.4:
+        yield _odd(
+            f"neighboring probes overlap by only {overlap:.0%} of their diameter",
+            "check unit and order of the positions; a scan needs an overlap of 60 % or more",
+            code="little-overlap",
+        )
+    if overlap is not None and overlap > 0.98 and len(scan) >= _FEWEST and not repeated:
+        yield _odd(
+            f"neighboring probes are only {report['neighbor_distance_px']:.2g} pixels apart",
+            "check the unit of the positions: they are taken as pixels of the object",
+            code="much-overlap",
+        )
+    below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
+    reach = np.maximum(below, above).max(axis=1)
+    if reach.max() > 0:
+        yield _odd(
+            f"{(reach > 0).sum()} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
+            'set canvas = "positions" to make one that holds them all',
+            code="beyond-canvas",
+        )
+
+
+def _judge_patterns(
+    scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
+) -> Iterator[Finding]:
+    sums = statistics.frame_sum
+    remove = "remove these patterns and their positions"
+    if report["zero_patterns"]:
+        yield _odd(
+            f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?), "
+            + _listed(np.flatnonzero(sums == 0)),
+            remove,
+            code="dark-patterns",
+        )
+    beneath = faults.background * scan.good_pixels.sum() if scan.domain == "intensity" else 0.0
+    above = sums - beneath
+    dim = np.flatnonzero((above < _DIM * np.median(above)) & (sums > 0))
+    if len(dim) and len(sums) >= _FEWEST:
+        yield _odd(
+            f"{len(dim)} patterns have less than {_DIM:.0%} of the usual intensity, {_listed(dim)}",
+            remove,
+            code="dark-patterns",
+        )
+    if report["saturated_values"]:
+        yield _odd(
+            f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
+            "mark their pixels in bad_pixels",
+            code="saturated",
+        )
+
+
+def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
+    yield from _suspect(faults.hot, "are much brighter than all around them (hot)", code="hot-pixels")
+    around = "never count although those around them do (dead, or a gap)"
+    yield from _suspect(faults.dead, around, code="dead-pixels")
+    yield from _suspect(faults.stuck, "hold the same number in all patterns (stuck)", code="stuck-pixels")
+    if faults.background:
+        yield _odd(
+            f"a background of about {faults.background:.4g} lies under every pixel",
+            "subtract it from the patterns, and set what falls below 0 to 0",
+            code="background",
+        )
+
+
+def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Finding]:
+    if mask.any():
+        y, x = np.argwhere(mask)[0]
+        yield _odd(
+            f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
+            "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
+            code=code,
+        )
+
+
+def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
+    mean, n = faults.mean_intensity, scan.n_pixels
+    quarter = n // 4
+    middle = (slice(quarter, n - quarter),) * 2
+    # An unshifted FFT has its zero frequency in the corners.
+    if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
+        yield _odd(
+            "the patterns are bright in the corners: their zero frequency is not at N/2",
+            "store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
+            code="corner-frequency",
+        )
+        return
+    expected = [np.array([n // 2, n // 2])]
+    if scan.probe is not None:
+        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe.astype(np.complex128)), axes=(1, 2))) ** 2
+        expected.append(np.array(center_of_mass(spectrum.sum(axis=0))))
+    found = np.array(report["brightest_px"])
+    off = min((found - place for place in expected), key=lambda apart: float(np.linalg.norm(apart)))
+    if np.linalg.norm(off) > max(1.5, _OFF_CENTER * n):
+        dy, dx = (-np.round(off)).astype(int)
+        yield _odd(
+            f"the beam lies {np.linalg.norm(off):.1f} pixels off the center, at "
+            f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
+            f"store numpy.roll(patterns, ({dy}, {dx}), axis=(1, 2)), and the mask alike",
+            code="off-center",
+        )
+
+
+def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.intp]:
+    """Return the indices of positions, at most one in fifty, that lie far from all others.
+
+    Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors.
+    Positions are counted in cells of that size, so that the work grows with their number only.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+    from scipy.spatial import cKDTree
+
+    side = max(N, 4 * (neighbor_distance(positions_px) or 0.0))
+    cells, cell = np.unique(np.floor(positions_px / side), axis=0, return_inverse=True)
+    pairs = cKDTree(cells).query_pairs(1.5, output_type="ndarray")
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
+    _, group = connected_components(links, directed=False)
+    group = group[np.ravel(cell)]
+    sizes = np.bincount(group)
+    small = sizes <= max(1, len(positions_px) // 50)
+    if small.all() or sizes[~small].sum() < 0.9 * len(positions_px):
+        return np.empty(0, dtype=np.intp)
+    return np.flatnonzero(small[group])
+
+
+def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
+    """Return the median distance of different positions from the nearest other one; None for one alone."""
+    from scipy.spatial import cKDTree
+
+    different = np.unique(positions_px, axis=0)
+    if len(different) < 2:
+        return None
+    distances, _ = cKDTree(different).query(different, k=2)
+    return float(np.median(np.asarray(distances)[:, 1]))
+
+
+def far_positions(far: NDArray[np.intp], positions_px: NDArray[np.float64]) -> str:
+    """Return which positions lie far from all others, and where."""
+    y, x = positions_px[far[0]]
+    verb = "position lies" if len(far) == 1 else "positions lie"
+    return f"{len(far)} {verb} far from all others, {_listed(far)}; the first at y = {y:.6g}, x = {x:.6g}"
+
+
+def _listed(indices: NDArray[np.intp]) -> str:
+    shown = ", ".join(str(index) for index in indices[:5])
+    return f"index {shown}{', ...' if len(indices) > 5 else ''}"
+
+
+def line(finding: Finding) -> str:
+    """Return a finding of a scan in one line."""
+    return "; ".join(part for part in (finding.what, finding.fix) if part)
+
+
+def lines(*scans: Any) -> list[str]:
+    """Return the findings of some scans as lines, each once; other containers have none."""
+    found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
+    return list(dict.fromkeys(map(line, found)))
+
+
+def announce_scans(scans: Iterable[Any]) -> None:
+    """Warn of what can change a result, with a `DataWarning` each; in a run of several processes once."""
+    found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
+    announce(dict.fromkeys(finding for finding in found if finding.level != "note"), DataWarning)

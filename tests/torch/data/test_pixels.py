@@ -1,0 +1,137 @@
+"""Pixels that do not measure: what is found, on scans that have nothing else wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.ndimage import maximum_filter
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.assemble import scan_from_arrays
+from ptycho_torch.data.pixels import find_gaps
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.simulate import simulate_scan
+
+SCAN = simulate_scan(n=32, patterns=64, photons=1e5, seed=3)
+COUNTS = np.asarray(SCAN.patterns)
+GAP = np.zeros((32, 32), bool)
+GAP[:, 13:15] = True
+
+
+def scan_of(patterns: Any, **parts: Any) -> ScanData:
+    """A scan of positions and probe as they should be; parts win."""
+    given = {"probe": SCAN.probe, "positions_px": SCAN.positions_px, **parts}
+    return scan_from_arrays(patterns, **given)
+
+
+def codes(scan: ScanData) -> list[str]:
+    return [finding.code for finding in scan.findings]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "text"),
+    [
+        ("uint32", 2**32 - 1, "4294967295"),
+        ("uint16", 2**16 - 1, "65535"),
+        ("int32", 2**31 - 1, "2147483647"),
+        ("int64", 2**63 - 1, "9223372036854775808"),
+        ("uint64", 2**64 - 1, "18446744073709551616"),
+        ("uint64", 2**32 - 1, "4294967295"),
+        ("float32", 2**32 - 1, "4294967296"),
+        ("float64", 2**32 - 1, "4294967295"),
+        ("int32", -1, "-1"),
+        ("float32", np.nan, "no number"),
+        ("float16", np.inf, "no number"),
+    ],
+)
+def test_what_detectors_write_into_gaps_is_masked_with_a_word(dtype: str, value: float, text: str) -> None:
+    patterns = np.minimum(COUNTS, 2000).astype(dtype)
+    patterns[:, GAP] = value
+    patterns[3, 5, 13] = 7  # one pattern that has a number there changes nothing
+    scan = scan_of(patterns)
+    np.testing.assert_array_equal(scan.good_pixels, ~GAP)
+    (finding,) = scan.findings
+    assert (finding.code, finding.level) == ("gaps", "adapted")
+    assert (
+        finding.what == f"64 pixels hold {text} in nearly every pattern, which is no count; they are masked"
+    )
+    masked = scan_of(np.where(GAP, 0, np.minimum(COUNTS, 2000)).astype(dtype), bad_pixels=GAP)
+    np.testing.assert_array_equal(scan.amplitude(range(64)), masked.amplitude(range(64)))
+
+
+def test_now_and_then_is_no_gap() -> None:
+    patterns = COUNTS.astype(np.float32)
+    patterns[::3, 4, 5] = np.nan
+    with pytest.raises(DataError, match=r"22 pattern values .* NaN") as caught:
+        scan_of(patterns)
+    assert caught.value.findings[0].fix == "mark the pixels in bad_pixels, or remove the patterns"
+    patterns[::3, 4, 5] = 65535
+    assert find_gaps(patterns, np.ones((32, 32), bool))[1] == ""
+    assert find_gaps(patterns[:4], np.ones((32, 32), bool))[1] == ""
+
+
+def test_noise_around_zero_is_told_apart_from_pixels_without_a_number() -> None:
+    patterns = COUNTS + np.random.default_rng(0).normal(0, 0.3, COUNTS.shape)
+    with pytest.raises(DataError, match="negative") as caught:
+        scan_of(patterns, domain="intensity")
+    assert caught.value.findings[0].fix.startswith("set them to 0 where a background was subtracted")
+    assert codes(scan_of(np.maximum(patterns, 0), domain="intensity")) == []
+
+
+def test_hot_pixels_are_found_whatever_their_value() -> None:
+    places = np.array([[3, 4], [9, 30], [16, 16], [25, 8], [31, 0]])
+    around = maximum_filter(COUNTS.mean(axis=0), 3, mode="wrap")
+    for value in (600, 30000, 65534):
+        patterns = COUNTS.astype(np.uint32)
+        patterns[:, places[:, 0], places[:, 1]] += np.uint32(value)
+        scan = scan_of(patterns)
+        found = {(int(y), int(x)) for y, x in scan.report["suspect_pixels"]}
+        bright = {(int(y), int(x)) for y, x in places if around[y, x] < value / 20}
+        assert bright <= found <= {(int(y), int(x)) for y, x in places}
+        assert len(bright) >= 3
+        assert codes(scan) == ["hot-pixels"]
+
+
+def test_one_bright_event_is_no_hot_pixel_and_hides_nothing() -> None:
+    patterns = np.fft.fftshift(COUNTS, axes=(1, 2))
+    patterns[5, 3, 3] = 65000
+    assert codes(scan_of(patterns)) == ["corner-frequency"]
+    patterns = COUNTS.copy()
+    patterns[5, 3, 3] = 65000
+    assert codes(scan_of(patterns)) == []
+    hot = np.fft.fftshift(COUNTS, axes=(1, 2))
+    hot[:, 16, 16] = 65000
+    assert "corner-frequency" in codes(scan_of(hot))
+
+
+def test_dead_pixels_rows_blocks_and_a_beam_stop_are_found() -> None:
+    y, x = np.mgrid[:32, :32] - 16
+    rows, columns, single = np.zeros((3, 32, 32), bool)
+    rows[12:15], columns[:, 20], single[[14, 18], [15, 13]] = True, True, True
+    for silent in (rows, columns, rows | columns, single, np.hypot(y, x) < 4):
+        scan = scan_of(np.where(silent, 0, COUNTS))
+        (finding,) = [row for row in scan.findings if row.code == "dead-pixels"]
+        found = np.zeros((32, 32), bool)
+        found[tuple(np.array(scan.report["suspect_pixels"]).T)] = True
+        assert not (found & ~silent).any()
+        assert (found & silent).sum() > 0.9 * (silent & (COUNTS.sum(axis=0) > 0)).sum()
+        assert codes(scan_of(np.where(silent, 0, COUNTS), bad_pixels=found)) == []
+        assert "bad_pixels" in finding.fix
+
+
+def test_a_stuck_pixel_is_found() -> None:
+    patterns = COUNTS.copy()
+    patterns[:, 16, 15] = 500
+    assert codes(scan_of(patterns)) == ["stuck-pixels"]
+    assert scan_of(patterns).report["suspect_pixels"] == [[16, 15]]
+
+
+@pytest.mark.parametrize("level", [3.0, 100.0])
+def test_a_background_is_found_and_measured(level: float) -> None:
+    noise = np.random.default_rng(1).poisson(level, COUNTS.shape)
+    scan = scan_of(COUNTS + noise)
+    assert codes(scan) == ["background"]
+    assert scan.report["background"] == pytest.approx(level + np.quantile(COUNTS.mean(axis=0), 0.05), rel=0.1)
+    assert codes(scan_of(np.maximum(COUNTS + noise - round(scan.report["background"]), 0))) == []
