@@ -40,8 +40,8 @@ _DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on
 class ForwardFit:
     """How well |FFT(probe * object patch)| explains the data, per pattern.
 
-    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model. `placement` says
-    which one the sub-pixel part of a position moves: the object only where that explains the data far better.
+    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model. `placement`
+    says what the sub-pixel part of a position moves: the object only where that explains the data far better.
     """
 
     errors: NDArray[np.float64]

@@ -1,8 +1,8 @@
 """An intensity that every pattern has on top of what the object scatters: estimated with the object.
 
-Each epoch compares what was measured with what the waves and the background together give, pixel by pixel,
-and multiplies the background by the mean ratio, the step of Richardson and Lucy for Poisson counts. It cannot
-become negative, and it is smooth: what is sharp on the detector is the object's.
+Each epoch compares the measured intensity I with what waves and background give together, J, and takes
+the step of Fisher scoring for Poisson counts, sum (I / J - 1) / sum (1 / J), summed over patterns and, by a
+wide Gaussian, over pixels: dark pixels count most, and what is sharp on the detector is the object's.
 
 Shape legend: b patterns of a minibatch, N x N pixels, zero frequency at index 0.
 """
@@ -18,6 +18,8 @@ SMOOTH = 1 / 4
 """Width of the Gaussian that smooths the background, as a part of the pattern."""
 START = 0.5
 """Part of the darkest tenth of the mean pattern that a background begins with."""
+MOST = 2.0
+"""The background changes by this factor per epoch at most."""
 SAMPLE = 256
 """Patterns whose mean is looked at for the start."""
 
@@ -43,22 +45,23 @@ class Background:
         self._begin()
 
     def _begin(self) -> None:
-        self.measured = torch.zeros_like(self.good)
-        self.patterns = 0
+        self.missing = torch.zeros_like(self.good)
+        self.weight = torch.zeros_like(self.good)
 
     def look(self, seen: Comparison) -> None:
-        """Take a minibatch into account: measured over modelled intensity."""
-        amplitude = seen.excess + seen.model
-        ratio = (amplitude / (seen.model + seen.floor)).square()
-        self.measured += ratio.sum(dim=0) * self.good
-        self.patterns += len(amplitude)
+        """Take a minibatch into account."""
+        model = seen.model + seen.floor
+        weight = model.square().reciprocal()
+        self.missing += ((seen.excess + seen.model).square() * weight - 1).sum(dim=0) * self.good
+        self.weight += weight.sum(dim=0) * self.good
 
     def step(self) -> None:
-        """Multiply by the smoothed mean ratio, and begin anew."""
-        ratio = self._blurred(self.measured / max(self.patterns, 1)) / self._blurred(self.good).clamp_min(1e-6)
-        self.intensity = self.intensity * ratio
+        """Change the background by what the epoch has shown, and begin anew."""
+        change = self._blurred(self.missing) / self._blurred(self.weight).clamp_min(1e-30)
+        raised = torch.minimum(self.intensity + change, self.intensity * MOST)
+        self.intensity = torch.maximum(raised, self.intensity / MOST)
         self._begin()
 
     def _blurred(self, image: Tensor) -> Tensor:
         blurred: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * self.kernel).real
-        return blurred.clamp_min(0)
+        return blurred

@@ -161,7 +161,8 @@ class Engine:
         self.decision: ProbeDecision | None = None
         self.moves_probe = options.refine_probe is True
         self.power = float(self.probe.abs().square().sum())
-        self.fade = probe_gauge.rim_fade(self.probe)
+        self.rim = probe_gauge.rim_of(self.probe)
+        self.most_in_rim = max(probe_gauge.RIM_POWER, probe_gauge.rim_part(self.probe, self.rim))
         bound = probe_gauge.OFF_CENTER * self.n
         self.center = probe_gauge.center_px(self.probe).clamp(-bound, bound)
 
@@ -203,7 +204,7 @@ class Engine:
         if self._moves_positions(done - 1) and done < of and self.correction is not None:
             self.correction.step(settling(done, of, self.options.settle))
             self._move_to(self.correction.positions_px)
-        if self.options.refine_probe == "auto" and self.decision is None and done >= min(EPOCHS, (of + 1) // 3):
+        if self.options.refine_probe == "auto" and done == min(EPOCHS, of // 2) > 1:
             self.decision = decide(self.data, self.losses[-1], done)
             self.moves_probe = self.decision.refined or self.moves_probe
         if len(self.held_out):
@@ -214,7 +215,7 @@ class Engine:
         error = power = 0.0
         for part in torch.split(rows, 32):
             amplitude = self.data[part]
-            error += float(self._compare(part, amplitude, *self._place(part)).error)
+            error += float(self._compare(amplitude, *self._place(part)).error)
             power += float((amplitude * self.data.good).square().sum())
         return error / power
 
@@ -230,7 +231,7 @@ class Engine:
         """Change the object, and the probe, by one minibatch -> its error before and its measured power."""
         patches, probes = self._place(rows)
         amplitude = self.data[rows]
-        seen = self._compare(rows, amplitude, patches, probes)
+        seen = self._compare(amplitude, patches, probes)
         update = seen.update
         toward = over_modes(update * probes.conj())
         if self.placement == "object":
@@ -254,7 +255,7 @@ class Engine:
         region.of(self.frame).add_(velocity, alpha=size)
         return seen.error, (amplitude * self.data.good).square().sum()
 
-    def _compare(self, rows: Tensor, amplitude: Tensor, patches: Tensor, probes: Tensor) -> Comparison:
+    def _compare(self, amplitude: Tensor, patches: Tensor, probes: Tensor) -> Comparison:
         background = None if self.background is None else self.background.intensity
         return compare(patches, probes, amplitude, self.data.good, background)
 
@@ -273,8 +274,9 @@ class Engine:
 
     def _keep_gauge(self) -> None:
         """Bring the probe back: its rim, modes, power and center; the object goes with it."""
-        if self.fade is not None:
-            self.probe *= self.fade
+        part = probe_gauge.rim_part(self.probe, self.rim)
+        if part > self.most_in_rim:
+            self.probe[:, self.rim] *= math.sqrt(self.most_in_rim / part)
         if len(self.probe) > 1:
             mixing = probe_gauge.orthogonal_modes(self.probe)
             self.probe, self.probe_velocity = (

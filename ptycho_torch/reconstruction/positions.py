@@ -22,10 +22,12 @@ from torch import Tensor
 
 from ptycho_torch.reconstruction.waves import Comparison
 
-LARGEST_STEP_PX = 0.5
+LARGEST_STEP_PX = 1.0
 """How far a position moves in one epoch at most."""
-DAMPING = 0.1
+DAMPING = 0.05
 """Curvature that is added to that of each pattern, as a part of the median pattern's."""
+TOGETHER = 3.0
+"""The smooth part of a step is taken so many times."""
 HEAVY = 0.5
 """Part of the last step that is repeated."""
 
@@ -92,7 +94,9 @@ class PositionCorrection:
         wanted = np.linalg.solve(h + ridge * np.eye(2), g[:, :, None])[:, :, 0]
         wanted *= np.minimum(1, LARGEST_STEP_PX / np.maximum(np.linalg.norm(wanted, axis=1), 1e-12))[:, None]
         self.velocity[rows] = HEAVY * self.velocity[rows] + part * wanted
-        moved = self.shift_px[rows] + self.velocity[rows]
+        # The object follows a common move of the patterns, so that each epoch shows little of it.
+        together = self._smooth(self.velocity[rows], weight)[rows]
+        moved = self.shift_px[rows] + self.velocity[rows] + (TOGETHER - 1) * together
         smooth = self._smooth(moved, weight)
         alone = moved - smooth[rows]
         alone *= np.minimum(1, self.limit_px / np.maximum(np.linalg.norm(alone, axis=1), 1e-12))[:, None]

@@ -1,6 +1,6 @@
 """Does the given probe explain the patterns? Asked early in a refinement, at hardly any cost.
 
-The yardstick needs neither object nor probe: the loss of the mean pattern, with which every pattern is the same.
+The yardstick needs neither object nor probe: the loss of the mean pattern, if every pattern was like it.
 Counting noise gives a loss, too, where the file holds counts. After a few epochs with the probe fixed, the
 part of the misfit between the two that is left tells:
 

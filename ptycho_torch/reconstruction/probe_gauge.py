@@ -17,9 +17,9 @@ from torch import Tensor
 OFF_CENTER = 1 / 8
 """A given probe may be off the center of its window by this part of it; one farther off is brought in."""
 RIM = 1 / 16
-"""Width of the rim, as a part of the window, in which a refined probe is faded out."""
-RIM_POWER = 0.01
-"""A given probe with more than this part of its power in the rim fills its window, and is not faded out."""
+"""Width of the rim of a window, as a part of it."""
+RIM_POWER = 0.02
+"""A refined probe has at most this part of its power in the rim, or as much as the given one had."""
 SEED_POWER = 0.03
 """Power that each further mode begins with, as a part of the first one's."""
 
@@ -33,25 +33,22 @@ def center_px(probe: Tensor) -> Tensor:
     n = illumination.shape[-1]
     angle = 2 * math.pi * (torch.arange(n, device=probe.device, dtype=torch.float64) - (n - 1) / 2) / n
     circle = torch.polar(torch.ones_like(angle), angle)
-    return torch.stack([(illumination.sum(dim=1 - axis) * circle).sum().angle() for axis in (0, 1)]) * (
-        n / (2 * math.pi)
-    )
+    turned = [(illumination.sum(dim=1 - axis) * circle).sum().angle() for axis in (0, 1)]
+    return torch.stack(turned) * (n / (2 * math.pi))
 
 
-def rim_fade(probe: Tensor) -> Tensor | None:
-    """Return the factor (N, N) that fades a refined probe out at the edge of its window.
-
-    It is 1 inside and falls to 0 at the outermost pixels. None where the given probe (P, N, N) fills its
-    window, so that fading would take away what belongs to it.
-    """
+def rim_of(probe: Tensor) -> Tensor:
+    """Return where the rim of a probe's window (N, N) is, bool."""
     n = probe.shape[-1]
-    outside = torch.arange(n, device=probe.device, dtype=probe.real.dtype)
-    depth = torch.minimum(outside, n - 1 - outside) / (RIM * n)
-    axis = torch.sin(0.5 * math.pi * depth.clamp(max=1))
-    fade = axis[:, None] * axis
+    index = torch.arange(n, device=probe.device)
+    inner = torch.minimum(index, n - 1 - index) >= RIM * n
+    return ~(inner[:, None] & inner)
+
+
+def rim_part(probe: Tensor, rim: Tensor) -> float:
+    """Return the part of the power of a probe (P, N, N) that is in the rim (N, N)."""
     illumination = probe.abs().square().sum(dim=0)
-    lost = float((illumination * (fade < 1)).sum() / illumination.sum())
-    return fade if lost <= RIM_POWER else None
+    return float(illumination[rim].sum() / illumination.sum())
 
 
 def roll(image: Tensor, move: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Iterative refinement of the object, and if wanted of probe, positions and background, through the forward model.
+"""Iterative refinement of an object through the forward model; if wanted, of probe, positions and background.
 
 Shape legend: M patterns, P probe modes, N x N pixels of a patch and of the detector, H x W object canvas.
 
@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -61,8 +61,8 @@ class RefineResult:
     positions_px: NDArray[np.float64] | None = None
     """(M, 2), corrected; None where they were not refined."""
     position_affine: NDArray[np.float64] | None = None
-    """(2, 2): scale, rotation and shear in the correction. A position p, from the middle of the scan, moves by
-    `position_affine @ p` and by what belongs to it alone."""
+    """(2, 2): scale, rotation and shear in the correction. A position at p from the middle of the scan moves
+    by `position_affine @ p`, and by what belongs to it alone."""
     background: NDArray[np.float32] | None = None
     """(N, N) intensity under every pattern, zero frequency at N // 2; None where none was estimated."""
     held_out: NDArray[np.int64] | None = None
@@ -70,6 +70,30 @@ class RefineResult:
     held_out_losses: tuple[float, ...] = ()
     """Their loss after each epoch."""
     notices: tuple[str, ...] = ()
+
+    def more_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return by name what was found besides object and probe, for a file."""
+        found = {
+            "mode_powers": np.array(self.mode_powers),
+            "positions_px": self.positions_px,
+            "position_affine": self.position_affine,
+            "background": self.background,
+        }
+        return {name: values for name, values in found.items() if values is not None}
+
+    def record(self) -> dict[str, Any]:
+        """Return what was decided and found, as plain data."""
+        decision = self.probe_decision
+        return {
+            "placement": self.placement,
+            "loss": self.losses[-1],
+            "mode_powers": list(self.mode_powers),
+            "probe_decision": None
+            if decision is None
+            else {**asdict(decision), "unexplained": decision.unexplained},
+            "position_affine": None if self.position_affine is None else self.position_affine.tolist(),
+            "background_mean": None if self.background is None else float(self.background.mean()),
+        }
 
 
 Progress = Callable[[int, int, float], None]
@@ -172,7 +196,8 @@ def held_out_rows(positions_px: NDArray[np.float64], part: float, seed: int) -> 
     if not wanted:
         return None
     neighbors = min(SURROUND + 1, count)
-    distance, near = cKDTree(positions_px).query(positions_px, k=neighbors)
+    found = cKDTree(positions_px).query(positions_px, k=neighbors)
+    distance, near = np.asarray(found[0]), np.asarray(found[1])
     middle = positions_px[near[:, 1:]].mean(axis=1)
     off = np.linalg.norm(middle - positions_px, axis=1) / np.maximum(distance[:, 1:].mean(axis=1), 1e-12)
     inner = np.sort(np.argsort(off, kind="stable")[: max(count // 2, wanted)])
