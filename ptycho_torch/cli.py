@@ -311,15 +311,42 @@ def infer(args: argparse.Namespace) -> int:
     import_lightning()
     from ptycho_torch.workflows import runs
 
-    finished = runs.infer(payload, say=print)
-    written: Sequence[Path] = ()
-    data = DataConfig(allow_links=payload.science.data.allow_links)
-    # A measured scan has no known object, which is no error.
-    if is_rank_zero() and runs.has_truth(payload.test_data_file, data):
-        result, written = runs.score(finished.folder, payload.test_data_file, data)
-        _print_metrics({"reconstruction": result.to_json()})
-    _print_end(finished, written)
+    finished = runs.infer(payload, say=_say)
+    _print_end(finished, _scored(finished, payload.test_data_file))
     return 0
+
+
+def _scored(finished: Run[InferenceResult], scan_file: Path) -> Sequence[Path]:
+    """Score an object where the truth is known and return what was written; with most scans it is not."""
+    from ptycho_torch.workflows import runs
+
+    data = DataConfig(allow_links=finished.results.science.data.allow_links)
+    if not is_rank_zero() or not runs.has_truth(scan_file, data):
+        return ()
+    result, written = runs.score(finished.folder, scan_file, data)
+    _print_metrics({"reconstruction": result.to_json()})
+    return written
+
+
+def reconstruct(args: argparse.Namespace) -> int:
+    """Decide from the data what nobody set, refine, judge, and leave an output directory."""
+    settings, science = configs_of(args, INFERENCE_DEFAULTS)
+    commands.require_launch(settings)
+    if not args.scan.exists():
+        raise DataError(
+            "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"
+        )
+    _print_settings(args, settings, science.config, science.notices)
+    import_lightning()
+    from ptycho_torch.workflows import runs
+
+    finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say)
+    _print_end(finished, _scored(finished, args.scan))
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -605,6 +632,18 @@ COMMANDS = (
         ],
         usage="RUN SCAN --out OUT",
         science=_science(DataConfig, InferenceConfig),
+        settings=True,
+        stage="inference",
+    ),
+    Command(
+        reconstruct,
+        "from a scan to a judged object, without a network: what nobody sets is decided from the data",
+        [
+            _path("scan", "SCAN", "the scan, as it is"),
+            _path("--out", "OUT", "new directory for the result", required=True),
+        ],
+        usage="SCAN --out OUT",
+        science=[spec for spec in _science(DataConfig, InferenceConfig) if spec.name != "start"],
         settings=True,
         stage="inference",
     ),

@@ -63,6 +63,7 @@ from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refi
 from ptycho_torch.settings import flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.images import image_callbacks
+from ptycho_torch.workflows.preparing import Say, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
@@ -137,8 +138,12 @@ def plan_training(
     *,
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
+    say: Say = lambda _: None,
 ) -> Training:
-    """Resolve, read and plan a training; see `train` for the arguments and the errors."""
+    """Resolve, read and plan a training; see `train` for the arguments and the errors.
+
+    `say` takes a line where the preparation of a scan takes long, or decides something.
+    """
     clock = clock or Clock()
     handed = handed_over()
     if handed is not None:
@@ -152,6 +157,8 @@ def plan_training(
             for given in (train_container, test_container)
         )
     with clock.phase("prepare"):
+        train = prepared(train, data, seed=settings.seed, say=say)
+        test = prepared(test, data, probe=False, seed=settings.seed, say=say)
         samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
         test_samples = None if test is None else dataset_of(test, data, settings.seed)
@@ -345,8 +352,12 @@ def plan_inference(
     *,
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
+    say: Say = lambda _: None,
 ) -> Inference:
-    """Load, resolve, read and plan an inference; see `reconstruct` for the arguments and the errors."""
+    """Load, resolve, read and plan an inference; see `reconstruct` for the arguments and the errors.
+
+    `say` takes a line where the preparation of a scan takes long, or decides something.
+    """
     clock = clock or Clock()
     with clock.phase("load model"):
         module, trained = model_or_bundle, getattr(model_or_bundle, "science", None) or ScienceConfig()
@@ -366,6 +377,10 @@ def plan_inference(
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
+    with clock.phase("prepare"):
+        if not isinstance(data, ScanData):
+            flat_start = science.inference.start == "flat"  # a network has a probe of its own
+            scan = prepared(scan, science.data, probe=flat_start, seed=settings.seed, say=say)
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Inference(module, scan, science, plan, overrides or {}, clock)

@@ -59,6 +59,7 @@ from ptycho_torch.workflows.continuing import (
     progress_of,
     require_same_job,
 )
+from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock
 
@@ -306,14 +307,18 @@ def find_checkpoint(place: str | Path) -> Path:
 
 
 def infer(
-    payload: InferencePayload, *, say: Say = lambda _: None, inference: components.Inference | None = None
+    payload: InferencePayload,
+    *,
+    say: Say = lambda _: None,
+    inference: components.Inference | Callable[[], components.Inference] | None = None,
 ) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
 
     Args:
         payload: from `create_inference_payload`.
         say: takes a line for the user now and then.
-        inference: the payload's inference, where the caller has read and planned it.
+        inference: the payload's inference, where the caller has read and planned it, or what does so as soon
+            as the directory is there.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
@@ -322,9 +327,13 @@ def infer(
     with reserved_dir(payload.output_dir) as folder:
         if inference is None:
             scan_file = payload.test_data_file
-            inference = components.plan_inference(model, scan_file, payload.science, payload.settings)
+            inference = components.plan_inference(
+                model, scan_file, payload.science, payload.settings, say=say
+            )
+        elif callable(inference):
+            inference = inference()
         inference.plan.raise_if_blocked()
-    scan, clock = inference.scan, inference.clock
+    scan, clock, payload = inference.scan, inference.clock, replace(payload, science=inference.science)
     say(_scan_line(scan))
     odd = _say_what_is_odd(say, scan)
     parts = {
@@ -364,6 +373,30 @@ def infer(
         )
         written.append(write_run_report(folder))
     return _run(folder, written, result, clock, notices, scan, said=odd)
+
+
+def reconstruct(
+    scan_file: Path,
+    out: Path,
+    settings: ExecutionSettings,
+    asked: ScienceSettings,
+    *,
+    say: Say = lambda _: None,
+) -> Run[InferenceResult]:
+    """Refine the object of a scan without a network, with what nobody set decided from the data.
+
+    Args:
+        scan_file: the scan.
+        out: the directory to leave; its manifest is that of an inference, which `rerun` repeats.
+        settings: how to run.
+        asked: what somebody set; see `plan_reconstruction` for the rest.
+        say: takes a line per decision, and others now and then.
+
+    Raises:
+        SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
+    """
+    payload = InferencePayload(None, scan_file, out, asked.config, settings)
+    return infer(payload, say=say, inference=lambda: plan_reconstruction(scan_file, asked, settings, say=say))
 
 
 def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:

@@ -1,0 +1,193 @@
+"""From a file that nobody looked into to a judged object: what nobody sets is decided from the data.
+
+Every decision is the value of a science field, with its evidence; it counts as a default of this workflow, so
+whoever sets the field decides instead. First comes the reading, then the probe, the orientation of the
+positions, and what refinement has to adapt, each tried on a compact part of the scan. When all is decided, the
+work is that of `ptycho-torch infer --start flat` with the same fields, so that a rerun repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ptycho_exec.errors import DataError, Finding
+from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.origins import Kind
+from ptycho_exec.sources.resolve import Factory
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.data.judge import line
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.reconstruction.verdict import Verdict, judge_object
+from ptycho_torch.settings import ScienceSettings
+from ptycho_torch.workflows import components
+from ptycho_torch.workflows.preparing import (
+    AS_STORED,
+    ESTIMATE,
+    Decision,
+    Say,
+    decided,
+    with_estimated_probe,
+    with_found_orientation,
+)
+from ptycho_torch.workflows.times import Clock
+
+EPOCHS = 30
+"""Epochs of the refinement; one that moves the probe needs so many."""
+READINGS = 4
+"""How often a scan is read anew with what the last reading showed."""
+TRIAL_PATTERNS, TRIAL_EPOCHS = 250, 10
+"""A trial refines so many patterns in the middle of the scan for so long."""
+EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
+    ("refine_positions", True, "positions that move"),
+    ("probe_modes", 3, "three probe modes"),
+    ("refine_background", True, "a background"),
+)
+"""What is tried, in this order, where the object is not explained well: field, value, and in words."""
+BETTER = 0.9
+"""An extension is taken that leaves less than this part of what was unexplained in patterns held back."""
+
+
+@dataclass
+class Decisions:
+    """What was asked for, and the fields that the data decide because nobody did."""
+
+    asked: ScienceSettings
+    say: Say
+    made: dict[str, Factory] = field(default_factory=dict)
+
+    @property
+    def science(self) -> ScienceConfig:
+        return self.asked.with_factory_defaults(**self.made).config
+
+    def open(self, name: str) -> bool:
+        """Return whether nobody set a field."""
+        return self.asked.origins[name].kind is Kind.DEFAULT
+
+    def make(self, name: str, value: Any, evidence: str) -> bool:
+        """Decide a field and say so, unless somebody set it or it is so already; return whether it changed."""
+        if not self.open(name) or getattr(self.asked.with_factory_defaults(**self.made), name) == value:
+            return False
+        self.made[name] = Factory(value, evidence)
+        self.say(Decision(name, value, evidence).line())
+        return True
+
+    def follow(self, findings: Iterable[Finding]) -> bool:
+        """Decide what mends the findings; return whether anything changed."""
+        changes = [
+            self.make(name, value, finding.what)
+            for finding in findings
+            for name, value in finding.options.items()
+        ]
+        return any(changes)
+
+
+def plan_reconstruction(
+    scan_file: Path, asked: ScienceSettings, settings: ExecutionSettings, *, say: Say, clock: Clock | None = None
+) -> components.Inference:
+    """Read a scan, decide what nobody set, and plan the refinement of a flat object.
+
+    Args:
+        scan_file: the scan.
+        asked: what somebody set; the rest is decided.
+        settings: how to run.
+        say: takes a line per decision.
+        clock: takes the seconds of each phase.
+
+    Raises:
+        SettingsError, DataError: as an inference does; a scan in which no probe can be found is one, too.
+    """
+    clock, decisions = clock or Clock(), Decisions(asked, say)
+    decisions.made |= {
+        "start": Factory("flat", "no trained network takes part"),
+        "refine": Factory(EPOCHS, "a probe that moves as well needs so many epochs"),
+    }
+    with clock.phase("read"):
+        scan = _read(scan_file, decisions)
+    for text in dict.fromkeys(line(finding) for finding in scan.findings):
+        say(f"warning: {text}")
+    with clock.phase("decide"):
+        scan = _find_probe(scan, decisions, settings.seed)
+        scan = _find_orientation(scan, decisions, settings.seed)
+        scan = _adapt(scan, decisions, settings.seed)
+    return components.plan_inference(None, scan, decisions.science, settings, clock=clock)
+
+
+def _read(scan_file: Path, decisions: Decisions) -> ScanData:
+    """Read a scan until nothing that it shows, and can be mended by reading it otherwise, is left."""
+    for _ in range(READINGS):
+        try:
+            scan = read_scan(scan_file, decisions.science.data)
+        except DataError as error:
+            if not decisions.follow(error.findings):
+                raise
+            continue
+        if not decisions.follow(scan.findings):
+            return scan
+    return read_scan(scan_file, decisions.science.data)
+
+
+# --- probe and orientation ---------------------------------------------------------------------------------
+
+
+def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
+    """Keep a probe that explains the patterns in a trial, or find one."""
+    asked = decisions.asked.probe
+    if scan.probe is not None and asked != ESTIMATE:
+        verdict = _judged(_trial(scan, decisions.science, seed), scan)
+        evidence = f"in a trial the probe that is given explains the patterns: {verdict.line()}"
+        if verdict.status == "good" or not decisions.open("probe"):
+            return decided(scan, Decision("probe", asked, evidence), decisions.say)
+        decisions.say(f"the probe that is given does not explain the patterns: {verdict.line()}")
+    scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
+    decisions.made["probe"] = Factory(ESTIMATE, found.line())
+    decisions.make("refine_probe", True, "the probe is an estimate")
+    return scan
+
+
+def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
+    """Turn and mirror the positions where another orientation explains the patterns clearly better."""
+    if not decisions.open("orient") and decisions.asked.orient != "auto":
+        return scan
+    scan, found = with_found_orientation(scan, seed=seed, say=decisions.say)
+    chosen = found.chosen if found.clear else AS_STORED
+    decisions.made["orient"] = Factory(chosen, found.line())
+    if chosen != AS_STORED and "probe" in decisions.made:
+        scan, again = with_estimated_probe(replace(scan, probe=None), seed=seed, say=decisions.say)
+        decisions.made["probe"] = Factory(ESTIMATE, again.line())
+    return scan
+
+
+# --- what refinement has to adapt ----------------------------------------------------------------------------
+
+
+def _adapt(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
+    """Let refinement move more than object and probe, as far as patterns held back speak for it."""
+    plain = _trial(scan, decisions.science, seed)
+    verdict = _judged(plain, scan)
+    if verdict.status in ("good", "cannot-judge"):
+        return scan
+    decisions.say(f"in a trial the patterns are not explained well: {verdict.line()}")
+    left = _unexplained(plain, verdict)
+    for name, value, words in EXTENSIONS:
+        if not decisions.open(name):
+            continue
+        science = decisions.asked.with_factory_defaults(**decisions.made, **{name: Factory(value)}).config
+        tried = _trial(scan, science, seed)
+        now = _unexplained(tried, _judged(tried, scan))
+        if now < BETTER * left:
+            decisions.make(name, value, f"with {words} {now:.1%} of the patterns is unexplained, not {left:.1%}")
+            left = now
+    return scan
+
+
+def _middle(scan: ScanData) -> ScanData:
+    """Return the patterns in the middle of a scan, on the same canvas."""
+    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
+    return scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
