@@ -42,7 +42,7 @@ from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.stop import stoppable
 from ptycho_exec.trainer.together import on_all_processes
 from ptycho_torch import model
-from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config import InferenceConfig, ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
 from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
@@ -508,13 +508,6 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
         start = np.where(predicted.coverage > 0, predicted.object, 1)
         probe = (module.probe * module.intensity_scale).detach().cpu().numpy()
     asked = inference.science.inference
-    options = RefineOptions(
-        refine_probe=asked.refine_probe,
-        probe_modes=asked.probe_modes,
-        refine_positions=asked.refine_positions,
-        position_limit_px=asked.position_limit_px,
-        background=asked.refine_background,
-    )
     accelerators = {"gpu": "cuda", "cuda": "cuda", "mps": "mps"}
     with inference.clock.phase("refine"):
         return refine_object(
@@ -522,10 +515,21 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
             start,
             asked.refine,
             probe=probe,
-            options=options,
+            options=refine_options(asked),
             device=accelerators.get(plan.settings.accelerator, "cpu"),
             seed=plan.settings.seed,
         )
+
+
+def refine_options(inference: InferenceConfig) -> RefineOptions:
+    """Return how the science asks to refine."""
+    return RefineOptions(
+        refine_probe=inference.refine_probe,
+        probe_modes=inference.probe_modes,
+        refine_positions=inference.refine_positions,
+        position_limit_px=inference.position_limit_px,
+        background=inference.refine_background,
+    )
 
 
 def _build_inference_dataloader(

@@ -8,8 +8,8 @@ work is that of `ptycho-torch infer --start flat` with the same fields, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.preparing import (
     AS_STORED,
+    AUTO,
     ESTIMATE,
     Decision,
     Say,
     decided,
+    decisions_of,
     with_estimated_probe,
     with_found_orientation,
 )
@@ -42,8 +44,8 @@ EPOCHS = 30
 """Epochs of the refinement; one that moves the probe needs so many."""
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
-TRIAL_PATTERNS, TRIAL_EPOCHS = 250, 10
-"""A trial refines so many patterns in the middle of the scan for so long."""
+TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
+"""A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -89,7 +91,12 @@ class Decisions:
 
 
 def plan_reconstruction(
-    scan_file: Path, asked: ScienceSettings, settings: ExecutionSettings, *, say: Say, clock: Clock | None = None
+    scan_file: Path,
+    asked: ScienceSettings,
+    settings: ExecutionSettings,
+    *,
+    say: Say,
+    clock: Clock | None = None,
 ) -> components.Inference:
     """Read a scan, decide what nobody set, and plan the refinement of a flat object.
 
@@ -113,9 +120,11 @@ def plan_reconstruction(
     for text in dict.fromkeys(line(finding) for finding in scan.findings):
         say(f"warning: {text}")
     with clock.phase("decide"):
-        scan = _find_probe(scan, decisions, settings.seed)
-        scan = _find_orientation(scan, decisions, settings.seed)
-        scan = _adapt(scan, decisions, settings.seed)
+        for decide in (_find_probe, _find_orientation, _adapt):
+            scan = decide(scan, decisions, settings.seed)
+    rows = [asdict(Decision(name, made.value, made.reason)) for name, made in decisions.made.items()]
+    rows += [row for row in decisions_of(scan) if row["field"] not in decisions.made]
+    scan = replace(scan, report={**scan.report, "decisions": rows})
     return components.plan_inference(None, scan, decisions.science, settings, clock=clock)
 
 
@@ -140,11 +149,11 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     """Keep a probe that explains the patterns in a trial, or find one."""
     asked = decisions.asked.probe
     if scan.probe is not None and asked != ESTIMATE:
-        verdict = _judged(_trial(scan, decisions.science, seed), scan)
-        evidence = f"in a trial the probe that is given explains the patterns: {verdict.line()}"
-        if verdict.status == "good" or not decisions.open("probe"):
+        tried = _try(scan, decisions.science, seed)
+        if tried.verdict.status == "good" or not decisions.open("probe"):
+            evidence = f"refined with the object, in a trial {tried.verdict.line()}"
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
-        decisions.say(f"the probe that is given does not explain the patterns: {verdict.line()}")
+        decisions.say(f"the probe that is given does not do: in a trial {tried.verdict.line()}")
     scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
     decisions.made["probe"] = Factory(ESTIMATE, found.line())
     decisions.make("refine_probe", True, "the probe is an estimate")
@@ -153,7 +162,7 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
 
 def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     """Turn and mirror the positions where another orientation explains the patterns clearly better."""
-    if not decisions.open("orient") and decisions.asked.orient != "auto":
+    if not decisions.open("orient") and decisions.asked.orient != AUTO:
         return scan
     scan, found = with_found_orientation(scan, seed=seed, say=decisions.say)
     chosen = found.chosen if found.clear else AS_STORED
@@ -167,27 +176,52 @@ def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanDa
 # --- what refinement has to adapt ----------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A short refinement of some patterns, and how well it predicts those that took no part."""
+
+    refined: RefineResult
+    verdict: Verdict
+
+    @property
+    def unexplained(self) -> float:
+        q = self.verdict.q if self.verdict.held_out_q is None else self.verdict.held_out_q
+        return float("inf") if q is None else q
+
+
+def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
+    """Refine the patterns in the middle of a scan, from a flat object, as the science asks, probe included."""
+    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
+    middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
+    moves = science.inference.refine_probe is not False
+    options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
+    found = refine_object(middle, "flat", TRIAL_EPOCHS, options=options, seed=seed)
+    if found.positions_px is not None:
+        middle = replace(middle, positions_px=found.positions_px)
+    verdict = judge_object(
+        middle,
+        found.object,
+        found.probe,
+        held_out=found.held_out,
+        background=found.background,
+        probe_refined=moves,
+    )
+    return Trial(found, verdict)
+
+
 def _adapt(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
-    """Let refinement move more than object and probe, as far as patterns held back speak for it."""
-    plain = _trial(scan, decisions.science, seed)
-    verdict = _judged(plain, scan)
-    if verdict.status in ("good", "cannot-judge"):
+    """Let refinement move more than object and probe, as far as patterns held out speak for it."""
+    plain = _try(scan, decisions.science, seed)
+    if plain.verdict.status in ("good", "cannot-judge"):
         return scan
-    decisions.say(f"in a trial the patterns are not explained well: {verdict.line()}")
-    left = _unexplained(plain, verdict)
+    decisions.say(f"object and probe alone do not do: in a trial {plain.verdict.line()}")
+    left = plain.unexplained
     for name, value, words in EXTENSIONS:
         if not decisions.open(name):
             continue
-        science = decisions.asked.with_factory_defaults(**decisions.made, **{name: Factory(value)}).config
-        tried = _trial(scan, science, seed)
-        now = _unexplained(tried, _judged(tried, scan))
+        more = {**decisions.made, name: Factory(value)}
+        now = _try(scan, decisions.asked.with_factory_defaults(**more).config, seed).unexplained
         if now < BETTER * left:
-            decisions.make(name, value, f"with {words} {now:.1%} of the patterns is unexplained, not {left:.1%}")
+            decisions.make(name, value, f"with {words} {now:.0%} is left unexplained instead of {left:.0%}")
             left = now
     return scan
-
-
-def _middle(scan: ScanData) -> ScanData:
-    """Return the patterns in the middle of a scan, on the same canvas."""
-    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
-    return scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
