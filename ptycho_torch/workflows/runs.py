@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from ptycho_exec.record import (
     write_manifest,
     write_settings_toml,
 )
+from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.stop import leaving_in_order
@@ -41,6 +42,7 @@ from ptycho_torch.evaluation.html_report import write_report
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
 from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
+from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
 from ptycho_torch.workflows.artifacts import (
