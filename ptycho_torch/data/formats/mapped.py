@@ -238,6 +238,6 @@ def _no_positions(archive: Archive, shape: tuple[int, ...], config: DataConfig) 
         expected="positions in the file or in another one, or the step of a raster; the file has "
         + contents(archive),
         fix=f"say what is what: {likely}"
-        if "positions" in likely and "FILE" not in likely
+        if "positions" in likely and "=FILE" not in likely
         else f"name them: --map positions=FILE; or make a raster:{step} --positions-unit px, nm ...",
     )
