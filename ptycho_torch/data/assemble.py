@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_exec.machine.facts import cgroup_memory_mb
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
@@ -82,12 +81,13 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     gaps, held = find_gaps(stored, good)
     good &= ~gaps
     statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack.name))
-    sample = np.where(good, np.asarray(stored, dtype=np.float64), 0.0)
+    sample = stored.astype(np.float64)
+    sample[:, ~good] = 0.0
 
     def fit(domain: Domain, shift_px: float = 0.0) -> ForwardFit | None:
         if probe is None or canvas is None:
             return None
-        amplitude = np.where(good, sample, 0.0) ** (0.5 if domain == "intensity" else 1)
+        amplitude = np.sqrt(sample) if domain == "intensity" else sample
         return detect.fit_forward(amplitude, good, probe, canvas, positions[rows] + shift_px - (N - 1) / 2)
 
     domain, domain_why = detect.find_domain(
@@ -243,6 +243,8 @@ WORK_BYTES = 40
 
 def memory_bytes() -> float:
     """Return the memory of this machine, or what the control group allows, whichever is less."""
+    from ptycho_exec.machine.facts import cgroup_memory_mb
+
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = cgroup_memory_mb()
     return float(physical if limit is None else min(physical, limit * 2**20))
