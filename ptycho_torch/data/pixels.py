@@ -162,7 +162,7 @@ def _hot(intensity: NDArray[np.float64], good: NDArray[np.bool_], unit: float) -
         np.minimum(np.roll(halves[0], 1, 0), np.roll(halves[0], -1, 0)), np.roll(halves[0], 1, 1)
     )
     places = np.argwhere(good & (halves[0] > _HOT * few + least))
-    around = (places[:, None] + _AROUND) % len(good)
+    around = (places[:, None] + _AROUND) % np.array(good.shape)
     bright = np.ones(len(places), bool)
     for sums in halves:
         third = np.partition(sums[around[..., 0], around[..., 1]], -3, axis=1)[:, -3]
