@@ -167,8 +167,8 @@ class InferenceConfig(_Science):
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
     refine_probe: Literal["auto"] | bool = "auto"
-    """Refine the probe together with the object; auto does where the given one explains the patterns poorly."""
-    probe_modes: Annotated[Positive, Interval(le=64)] = 1
+    """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
+    probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
     """Incoherent modes of the probe, for a partially coherent beam; those not given are refined."""
     refine_positions: bool = False
     """Correct the scan positions together with the object."""

@@ -220,12 +220,19 @@ class Engine:
         return error / power
 
     def batches(self) -> Iterator[tuple[Tensor, Region]]:
-        """Yield minibatches of pattern numbers, the regions and the patterns in them in random order."""
+        """Yield minibatches of pattern numbers, the regions and the patterns in them in random order.
+
+        While positions move, regions take turns: otherwise each one's object settles on positions that the
+        next one does not share.
+        """
+        parts = []
         for index in torch.randperm(len(self.regions), generator=self.generator).tolist():
             region = self.regions[index]
             order = torch.randperm(len(region.rows), generator=self.generator)
-            for part in torch.split(order, region.batch_size):
-                yield region.rows[part], region
+            parts += [(region.rows[part], region) for part in torch.split(order, region.batch_size)]
+        if self.correction is not None and len(self.regions) > 1:
+            parts = [parts[i] for i in torch.randperm(len(parts), generator=self.generator).tolist()]
+        yield from parts
 
     def step(self, rows: Tensor, region: Region, size: float) -> tuple[Tensor, Tensor]:
         """Change the object, and the probe, by one minibatch -> its error before and its measured power."""

@@ -4,7 +4,9 @@ The yardstick needs neither object nor probe: the loss of the mean pattern, if e
 Counting noise gives a loss, too, where the file holds counts. After a few epochs with the probe fixed, the
 part of the misfit between the two that is left tells:
 
-    unexplained = (loss - noise) / (loss of the mean pattern - noise)
+    unexplained = (loss - noise) / max(loss of the mean pattern - noise, noise)
+
+At low dose the mean pattern is no worse than noise, and only a loss well above both speaks against the probe.
 
 Shapes: M patterns of N x N pixels.
 """
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from ptycho_torch.reconstruction.waves import Amplitudes
 
-UNEXPLAINED = 0.35
+UNEXPLAINED = 0.4
 """With more than this left, the probe is refined."""
 SAMPLE = 128
 """Patterns that the yardstick is taken from, spread over the scan."""
@@ -41,7 +43,8 @@ class ProbeDecision:
     @property
     def unexplained(self) -> float:
         """Part of the mean pattern's misfit that is left, noise apart."""
-        return max(self.loss - self.noise_loss, 0) / max(self.mean_pattern_loss - self.noise_loss, 1e-12)
+        yardstick = max(self.mean_pattern_loss - self.noise_loss, self.noise_loss, 1e-12)
+        return max(self.loss - self.noise_loss, 0) / yardstick
 
     def line(self) -> str:
         """One line for the user."""
