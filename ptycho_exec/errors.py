@@ -211,6 +211,7 @@ CODES: Mapping[str, str] = {
     "little-overlap": "neighboring probes that hardly overlap",
     "beyond-canvas": "patches that reach beyond the object",
     "corner-frequency": "patterns whose zero frequency is in the corners",
+    "cut-probe": "a probe that reaches beyond the window that binned patterns leave",
     # what stops a program
     "another-job": "a directory in which another job was begun than the one that would continue it",
     "drift": "the Trainer is not what the settings asked for",

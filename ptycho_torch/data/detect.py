@@ -55,13 +55,15 @@ class ForwardFit:
 
 
 def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, str]:
-    """Return the scan axis, as long as the positions where the others are equal, and the reason for it.
+    """Return the scan axis, as long as the positions, and the reason for it; square patterns come first.
 
     Raises:
         DataError: wrong rank, no such axis, or more than one.
     """
     sides = {0: shape[1:], 2: shape[:2]}
-    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y == x > 0]
+    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y > 0 < x]
+    # Where positions and pixels are as many, only one reading may give square patterns.
+    fits = [axis for axis in fits if sides[axis][0] == sides[axis][1]] or fits
     if declared in ("first", "last"):
         axis = 0 if declared == "first" else 2
         if axis not in fits:
@@ -84,8 +86,9 @@ def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str = "
     return DataError(
         f"patterns of shape {shape} do not agree with {what}{count} positions",
         where=where,
-        expected=f"({count}, N, N) or (N, N, {count}), square patterns, one per position",
-        fix="make positions and patterns the same length; crop patterns to a square",
+        expected=f"({count}, N, N) or (N, N, {count}), one pattern per position",
+        fix="make positions and patterns the same length; name the right arrays with --map patterns=NAME "
+        "--map positions=NAME",
     )
 
 
@@ -118,12 +121,13 @@ def find_domain(
     sample: NDArray[np.float64],
     fit: Callable[[Domain], ForwardFit | None],
     where: str,
+    counts_because: str = "",
 ) -> tuple[Domain, str]:
     """Return the domain and the reason for it; `declared` is such a pair, or begins with "auto".
 
     Order: declaration; integer dtype means counts; whole multiples of a quantum in x (intensity) or in x
     squared (amplitude); a bad-pixel mask means counts; the one domain that the file's probe and object
-    explain.
+    explain; the reason `counts_because`, if there is one.
 
     Raises:
         DataError: when none of these decides, or mask and values contradict each other.
@@ -153,6 +157,8 @@ def find_domain(
         if low < 0.3 and low < 0.5 * high:
             share = f"{low:.1%} against {high:.1%}"
             return best, f"probe and object of the file explain the data as {best} ({share} error)"
+    if counts_because:
+        return "intensity", counts_because
     raise DataError(
         "cannot decide whether the patterns are amplitude (square root of counts) or intensity",
         where=where,

@@ -109,7 +109,7 @@ def _judge_patterns(
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
-            "mark their pixels in bad_pixels",
+            "mark their pixels in bad_pixels, or in a --mask-file",
             code="saturated",
         )
 
@@ -122,7 +122,7 @@ def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
     if faults.background:
         yield _odd(
             f"a background of about {faults.background:.4g} lies under every pixel",
-            "subtract it from the patterns, and set what falls below 0 to 0",
+            f"--pedestal {faults.background:.4g} --clip-negative true subtracts it",
             code="background",
         )
 
@@ -132,7 +132,8 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
         y, x = np.argwhere(mask)[0]
         yield _odd(
             f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
-            "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
+            "--mask-suspects true masks them; or mark in bad_pixels those that `ptycho-torch inspect --json` "
+            "lists as suspect_pixels",
             code=code,
         )
 
@@ -145,7 +146,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
     if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
         yield _odd(
             "the patterns are bright in the corners: their zero frequency is not at N/2",
-            "store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
+            "--zero-frequency corner moves it there",
             code="corner-frequency",
         )
         return
@@ -160,7 +161,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         yield _odd(
             f"the beam lies {np.linalg.norm(off):.1f} pixels off the center, at "
             f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
-            f"store numpy.roll(patterns, ({dy}, {dx}), axis=(1, 2)), and the mask alike",
+            f"--center auto moves the patterns by [{dy}, {dx}] pixels, the mask alike",
             code="off-center",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.storage.archive import MOST_LISTED, Member, damage_as_data_error, refuse_large
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import read_exactly, scan_first, slabs_of_stream, unpack
 
@@ -65,6 +66,14 @@ class NpzArchive:
     def names(self) -> list[str]:
         """Return the keys of the archive, sorted."""
         return sorted(self._infos)
+
+    def members(self, below: str = "") -> list[Member]:
+        """Return all arrays that can be read; an NPZ file has no groups, so none are below one."""
+        found = []
+        for name in [] if below else self.names()[:MOST_LISTED]:
+            with suppress(DataError):
+                found.append(self.member(name))
+        return found
 
     def member(self, name: str) -> Member:
         """Return shape and dtype of a key, checked against the size of its member."""
