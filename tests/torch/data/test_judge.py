@@ -130,7 +130,7 @@ def test_a_beam_off_center_is_found_and_rolled_back_as_told() -> None:
     moved = np.roll(GOOD.patterns, (3, -4), axis=(1, 2))
     (finding,) = judged(patterns=moved)
     assert finding.code == "off-center"
-    assert finding.fix.startswith("store numpy.roll(patterns, (-3, 4), axis=(1, 2))")
+    assert finding.fix.startswith("--center auto moves the patterns by [-3, 4] pixels")
     assert judged(patterns=np.roll(moved, (-3, 4), axis=(1, 2))) == []
     tilted = np.fft.ifft2(
         np.fft.ifftshift(np.roll(np.fft.fftshift(np.fft.fft2(GOOD.probe)), (3, -4), (1, 2)))

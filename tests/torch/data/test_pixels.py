@@ -76,7 +76,7 @@ def test_noise_around_zero_is_told_apart_from_pixels_without_a_number() -> None:
     patterns = COUNTS + np.random.default_rng(0).normal(0, 0.3, COUNTS.shape)
     with pytest.raises(DataError, match="negative") as caught:
         scan_of(patterns, domain="intensity")
-    assert caught.value.findings[0].fix.startswith("set them to 0 where a background was subtracted")
+    assert caught.value.findings[0].fix.startswith("--clip-negative true sets them to 0")
     assert codes(scan_of(np.maximum(patterns, 0), domain="intensity")) == []
 
 
