@@ -172,7 +172,7 @@ def strange(scan_file: Path, target: Path) -> Path:
 
 OF_STRANGER = ["--map", "patterns=data", "--map", "positions=scan", "--map", "probe=probe", "--map",
                "object=truth", "--positions-order=xy", "--positions-unit=nm", "--pixel-size-m=2e-8",
-               "--zero-frequency=corner", "--crop=28"]  # fmt: skip
+               "--zero-frequency=corner", "--crop=30"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -184,11 +184,11 @@ def test_a_strangers_scan_is_trained_on_reconstructed_and_scored(
     assert main(["train", "s.npz", "--out", "run", *OF_STRANGER, *TINY]) == 0
     recorded = json.loads(Path("run/manifest.json").read_text())
     assert recorded["science"]["data"]["map"]["patterns"] == "data"
-    assert recorded["science"]["data"]["crop"] == 28
+    assert recorded["science"]["data"]["crop"] == 30
     assert main(["infer", "run", "s.npz", "--out", "out"]) == 0, "the model knows how its scans are read"
     assert "amplitude_ssim" in capsys.readouterr().out
     with np.load("out/reconstruction.npz") as made:
-        assert made["pixel_size_m"] == pytest.approx(2e-8 * 32 / 28)
+        assert made["pixel_size_m"] == pytest.approx(2e-8 * 32 / 30)
     assert main(["evaluate", "out", "--truth", "s.npz", *OF_STRANGER]) == 0
 
 
