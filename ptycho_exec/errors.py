@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -231,6 +232,7 @@ class Finding:
         field: the setting that it is about, if it is about one.
         given: what was written there, as text, if that is known.
         file, line: the place that holds what is wrong, for editors and pull requests.
+        options: values of settings that mend it, by their names, where such a remedy is known to fit.
     """
 
     what: str
@@ -244,6 +246,7 @@ class Finding:
     code: str = ""
     field: str = ""
     given: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """A message may quote what somebody typed; credentials in it are shown to nobody.
@@ -263,7 +266,7 @@ class Finding:
             lines += [f"    {row}" for row in self.excerpt.splitlines()]
         return "\n".join(lines)
 
-    def to_json(self) -> dict[str, str | int]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, every part of it, empty or not."""
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -336,8 +339,11 @@ class UserError(Exception):
         fix: str = "",
         code: str = "",
         field: str = "",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        finding = Finding(what, where, expected, fix, code=code or self.code, field=field)
+        finding = Finding(
+            what, where, expected, fix, code=code or self.code, field=field, options=options or {}
+        )
         self.findings: tuple[Finding, ...] = (finding,)
         super().__init__(finding.what, finding.where, finding.expected, finding.fix)
 

@@ -328,15 +328,38 @@ class InferenceConfig(_Science):
     """Epochs of iterative refinement of the stitched object through the forward model; 0 refines nothing."""
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
-    refine_probe: bool = False
-    """Refine the probe together with the object."""
+    refine_probe: Literal["auto"] | bool = "auto"
+    """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
+    probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
+    """Incoherent modes of the probe, for a partially coherent beam; those not given are refined."""
+    refine_positions: bool = False
+    """Correct the scan positions together with the object."""
+    position_limit_px: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    """How far a position may move beside common scale, rotation and shear; none: 1/8 of a pattern's side."""
+    refine_background: bool = False
+    """Estimate a smooth intensity that lies under every pattern, such as scattered light or dark counts."""
 
     @model_validator(mode="after")
     def _refine_when_asked(self) -> InferenceConfig:
-        if not self.refine and (self.start == "flat" or self.refine_probe):
-            asked = "start" if self.start == "flat" else "refine_probe"
-            why = "start = flat and refine_probe need epochs of refinement and refine is 0"
-            raise contradiction(Contradiction(("refine", asked), why, "choose refine >= 1"))
+        asked = {
+            "start": self.start == "flat",
+            "refine_probe": self.refine_probe is True,
+            "probe_modes": self.probe_modes > 1,
+            "refine_positions": self.refine_positions,
+            "refine_background": self.refine_background,
+        }
+        names = [name for name, is_asked in asked.items() if is_asked]
+        if names and not self.refine:
+            why = f"epochs of refinement are needed for {', '.join(names)}, and refine is 0"
+            raise contradiction(Contradiction(("refine", names[0]), why, "choose refine >= 1"))
+        if self.probe_modes > 1 and self.refine_probe is False:
+            why = f"{self.probe_modes} probe modes are found by refinement, and refine_probe is false"
+            fix = "choose refine_probe = true, or leave it out"
+            raise contradiction(Contradiction(("probe_modes", "refine_probe"), why, fix))
+        if self.position_limit_px is not None and not self.refine_positions:
+            why = "position_limit_px has no effect on positions that are not refined"
+            fix = "choose refine_positions = true, or leave it out"
+            raise contradiction(Contradiction(("position_limit_px", "refine_positions"), why, fix))
         return self
 
 

@@ -92,7 +92,11 @@ INFERENCE_CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "out_of_canvas": ("crop", {}),
     "refine": (1, {}),
     "start": ("flat", {"refine": 1}),
-    "refine_probe": (True, {"refine": 2}),
+    "refine_probe": (True, {"refine": 4}),
+    "probe_modes": (2, {"refine": 2}),
+    "refine_positions": (True, {"refine": 4}),
+    "position_limit_px": (1e-3, {"refine": 4, "refine_positions": True}),
+    "refine_background": (True, {"refine": 2}),
 }
 ELSEWHERE = {"allow_links", "translation", "prediction_updates"}
 """Fields with a test of their own below."""
@@ -166,7 +170,8 @@ def reconstructed(model: TrainingResult, scan: ScanData, values: dict[str, Any])
     except UserError as error:
         return error.findings[0].what.encode()
     probe = b"" if result.probe is None else result.probe.tobytes()
-    return result.object.tobytes() + probe
+    more = b"" if result.refinement is None else str(result.refinement.more_arrays()).encode()
+    return result.object.tobytes() + probe + more
 
 
 @pytest.mark.filterwarnings("ignore:.*outside:UserWarning")

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, Finding
-from ptycho_exec.machine.facts import cgroup_memory_mb
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
@@ -86,7 +85,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     frames = stored[rows]
     gaps, held = find_gaps(frames, good)
     good &= ~gaps
-    sample = np.where(good, np.asarray(frames, dtype=np.float64), 0.0)
+    sample = frames.astype(np.float64)
+    sample[:, ~good] = 0.0
     N, side, _ = side_after(shape, config, where)
     _check_size(N, config, where)
     probe, probe_why = _own_probe(raw, config, side, N)
@@ -95,7 +95,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         if probe is None or canvas is None or sample.shape[1:] != probe.shape[1:]:
             return None
         n = probe.shape[-1]
-        amplitude = np.maximum(np.where(good, sample, 0.0), 0.0) ** (0.5 if domain == "intensity" else 1)
+        amplitude = np.sqrt(np.maximum(sample, 0.0)) if domain == "intensity" else sample
         return detect.fit_forward(amplitude, good, probe, canvas, positions[rows] + shift_px - (n - 1) / 2)
 
     domain, domain_why = detect.find_domain(
@@ -113,7 +113,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     if raw.may_be_near_field and config.propagation == "auto":
         refuse_near_field(patterns, positions / ready.ratio, good, where)
     if patterns is not stored:
-        sample = np.where(good, np.asarray(patterns[rows], dtype=np.float64), 0.0)
+        sample = patterns[rows].astype(np.float64)
+        sample[:, ~good] = 0.0
     raw, positions, canvas, notes = _follow(raw, positions, canvas, ready, N, config)
     if probe is not None:
         probe, cut = _on_new_pixels(probe, ready, side, N)
@@ -380,6 +381,8 @@ WORK_BYTES = 40
 
 def memory_bytes() -> float:
     """Return the memory of this machine, or what the control group allows, whichever is less."""
+    from ptycho_exec.machine.facts import cgroup_memory_mb
+
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = cgroup_memory_mb()
     return float(physical if limit is None else min(physical, limit * 2**20))

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
-from ptycho_exec.plan import announce
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.pixels import PixelFaults, center_of_mass
 from ptycho_torch.data.scan import ScanData
@@ -56,7 +55,7 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
         yield Finding(
             f"{repeated} positions repeat an earlier one exactly", level="note", code="repeated-positions"
         )
-    far = far_from_others(scan.positions_px, scan.n_pixels)
+    far = far_from_others(scan.positions_px, scan.n_pixels, report["neighbor_distance_px"])
     if len(far):
         yield _odd(
             far_positions(far, scan.positions_px - scan.position_shift_px),
@@ -166,22 +165,20 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         )
 
 
-def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.intp]:
+def far_from_others(
+    positions_px: NDArray[np.float64], N: int, neighbor_px: float | None = None
+) -> NDArray[np.intp]:
     """Return the indices of positions, at most one in fifty, that lie far from all others.
 
     Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors.
     Positions are counted in cells of that size, so that the work grows with their number only.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    side = max(N, 4 * (neighbor_distance(positions_px) or 0.0))
-    cells, cell = np.unique(np.floor(positions_px / side), axis=0, return_inverse=True)
-    pairs = cKDTree(cells).query_pairs(1.5, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
-    _, group = connected_components(links, directed=False)
-    group = group[np.ravel(cell)]
+    side = max(N, 4 * (neighbor_px or neighbor_distance(positions_px) or 0.0))
+    cells = np.floor(positions_px / side)
+    if np.ptp(cells, axis=0).max() <= 1:  # all of them touch
+        return np.empty(0, dtype=np.intp)
+    places, cell = np.unique(cells[:, 0] + 1j * cells[:, 1], return_inverse=True)
+    group = _touching(places.tolist())[cell]
     sizes = np.bincount(group)
     small = sizes <= max(1, len(positions_px) // 50)
     if small.all() or sizes[~small].sum() < 0.9 * len(positions_px):
@@ -189,15 +186,35 @@ def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.int
     return np.flatnonzero(small[group])
 
 
+_AROUND = [complex(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def _touching(cells: list[complex]) -> NDArray[np.intp]:
+    """Return a number for each cell y + ix, the same for those that touch, also by way of others."""
+    group = dict.fromkeys(cells, -1)
+    for number, first in enumerate(cells):
+        reached = [first] if group[first] < 0 else []
+        while reached:
+            cell = reached.pop()
+            group[cell] = number
+            reached += [near for step in _AROUND if group.get(near := cell + step) == -1]
+    return np.unique(list(group.values()), return_inverse=True)[1]
+
+
 def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
     """Return the median distance of different positions from the nearest other one; None for one alone."""
     from scipy.spatial import cKDTree
 
-    different = np.unique(positions_px, axis=0)
+    different = different_positions(positions_px)
     if len(different) < 2:
         return None
     distances, _ = cKDTree(different).query(different, k=2)
     return float(np.median(np.asarray(distances)[:, 1]))
+
+
+def different_positions(positions_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (K, 2) of the (M, 2) positions, each once."""
+    return np.unique(np.ascontiguousarray(positions_px).view(np.complex128)).view(np.float64).reshape(-1, 2)
 
 
 def far_positions(far: NDArray[np.intp], positions_px: NDArray[np.float64]) -> str:
@@ -225,5 +242,7 @@ def lines(*scans: Any) -> list[str]:
 
 def announce_scans(scans: Iterable[Any]) -> None:
     """Warn of what can change a result, with a `DataWarning` each; in a run of several processes once."""
+    from ptycho_exec.plan import announce
+
     found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
     announce(dict.fromkeys(finding for finding in found if finding.level != "note"), DataWarning)

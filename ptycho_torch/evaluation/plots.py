@@ -165,6 +165,24 @@ def save_loss_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> 
     return _save(figure, path)
 
 
+def save_positions(given_px: NDArray[Any], corrected_px: NDArray[Any], path: str | Path) -> Path:
+    """Plot scan positions (M, 2) [y, x] as they were given, and where a correction has moved each one."""
+    figure = _figure((5.4, 5.4))
+    axes = figure.add_subplot()
+    (y, x), (up, right) = given_px.T, (corrected_px - given_px).T
+    axes.plot(x, y, ".", color=FAINT, markersize=3, label="given")
+    axes.quiver(
+        x, y, right, up, color=COLORS[0], angles="xy", scale_units="xy", scale=1, width=0.003, label="moved"
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    rms = math.sqrt(float(np.square(corrected_px - given_px).sum(axis=1).mean()))
+    axes.set_title(f"Positions, moved by {rms:.3g} px (root mean square)", color=INK, fontsize=10)
+    _style_axes(axes, "x, pixels", "y, pixels")
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
 def _save_single(
     image: MaskedImage,
     path: str | Path,

@@ -56,6 +56,8 @@ SAMPLES: dict[str, Any] = {
     "mean_deviation_weight": 0.25,
     "val_fraction": 0.125,
     "refine": 4,
+    "probe_modes": 3,
+    "position_limit_px": 2.5,
 }
 """A value for each field that is not its default; booleans and words are derived."""
 COMPANIONS: dict[str, dict[str, Any]] = {
@@ -66,6 +68,10 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "scan_rotation_deg": {"scan_step": 1.0},
     "start": {"refine": 1},
     "refine_probe": {"refine": 1},
+    "probe_modes": {"refine": 1},
+    "refine_positions": {"refine": 1},
+    "position_limit_px": {"refine": 1, "refine_positions": True},
+    "refine_background": {"refine": 1},
 }
 
 
@@ -141,6 +147,11 @@ def test_its_fields_are_those_of_the_four_configs_in_their_order() -> None:
         {"positions_order": "xy"},
         {"start": "flat"},
         {"refine_probe": True},
+        {"probe_modes": 2},
+        {"refine_positions": True},
+        {"refine_background": True},
+        {"refine": 2, "probe_modes": 2, "refine_probe": False},
+        {"refine": 2, "position_limit_px": 1.0},
         {"probe_trainable": True, "loss": "supervised"},
     ],
     ids=str,

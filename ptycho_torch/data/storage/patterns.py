@@ -26,7 +26,7 @@ Domain = Literal["amplitude", "intensity"]
 MEMORY_BUDGET_BYTES = 32 * 2**20
 """A stack up to this size is held in memory; of a larger one, each batch is read from its file."""
 
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 2 * 2**20
 _FREE_RESERVE_BYTES = 64 * 2**20
 
 
