@@ -104,8 +104,8 @@ class Orientation:
         doubt = "" if self.clear else " (not clear: better left as stored, or declared)"
         return (
             f"orientation of the positions: {self.chosen}{doubt}, loss {loss[self.chosen]:.4f}, the next "
-            f"{1 + self.margin:.3g} times that; {self.twin} fits as well, with the conjugate object turned by "
-            f"180 degrees (chosen {why}), so the sign of the phase cannot be told"
+            f"{1 + self.margin:.3g} times that; {self.twin} fits as well, with the conjugate object turned "
+            f"by 180 degrees (chosen {why}), so the sign of the phase cannot be told"
         )
 
 
