@@ -246,17 +246,34 @@ def remedy(path: Path, rounds: int = 4) -> tuple[ScanData | None, dict[str, Any]
     return scan, options
 
 
-def agreement(scan: ScanData, arrays: Arrays) -> tuple[float, bool]:
-    """Reconstruct a scan from a flat object; return its agreement with the truth and whether that warned."""
+def agreement(scan: ScanData, truth: ScanData) -> tuple[float, bool]:
+    """Reconstruct a scan from a flat object; return its agreement with the truth and whether that warned.
+
+    Agreement is the correlation of both objects after alignment, 1 where they are the same.
+    """
     from ptycho_torch.evaluation.metrics import evaluate
     from ptycho_torch.workflows.components import reconstruct
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = reconstruct(None, scan, inference={"start": "flat", "refine": 20, "refine_probe": False})
-    poor = bool(result.consistency is not None and result.consistency.poor)
-    score = evaluate(result.object, arrays["truth"].object_guess, scan)
-    return float(score.agreement), poor or bool(caught)
+    how = {"start": "flat", "refine": 20, "num_threads": 1, "enable_progress_bar": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = reconstruct(None, scan, None, None, how)
+    poor = result.consistency is not None and bool(result.consistency.poor)
+    assert truth.object_guess is not None
+    # Both canvases are whole pixels apart: a position is that of the truth plus the shift of its canvas.
+    corner = -np.round(scan.position_shift_px).astype(int)
+    height, width = truth.object_guess.shape
+    low = np.maximum(corner, 0)
+    high = np.minimum(corner + result.object.shape, (height, width))
+    here = tuple(slice(*pair) for pair in zip(low - corner, high - corner, strict=True))
+    there = tuple(slice(*pair) for pair in zip(low, high, strict=True))
+    try:
+        found = evaluate(result.object[here], truth.object_guess[there], coverage=result.coverage[here])
+    except DataError:  # nothing that could be compared
+        return 0.0, poor
+    powers = [np.sum(np.abs(image) ** 2) for image in (found.truth, found.reconstruction)]
+    overlap = np.abs(np.vdot(found.truth, found.reconstruction))
+    return float(overlap / np.sqrt(powers[0] * powers[1])), poor
 
 
 def troubled(count: int, good: int, seed: int, only: list[str]) -> Iterator[tuple[str, Arrays]]:
@@ -280,10 +297,10 @@ def judge(kind: str, arrays: Arrays, folder: Path, *, reconstruct: bool) -> Outc
     outcome = Outcome(kind, said, named=any(row.code in codes for row in said))
     if reconstruct:
         if scan is not None:
-            outcome.agreement, outcome.warned = agreement(scan, arrays)
+            outcome.agreement, outcome.warned = agreement(scan, arrays["truth"])
         mended, _ = remedy(path)
         if mended is not None and kind in KINDS and KINDS[kind].restores:
-            outcome.mended, _ = agreement(mended, arrays)
+            outcome.mended, _ = agreement(mended, arrays["truth"])
     return outcome
 
 
