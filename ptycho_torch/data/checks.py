@@ -258,11 +258,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             maximum = max(maximum, top)
             saturated += int((values == limit).sum()) if top == limit else 0
             # Sums of small whole numbers fit into a type that is faster, and are exact in both.
-<<<<<<< HEAD
             wide = np.uint32 if whole and top * max(len(block), mean.size) < 2**32 else np.float64
-=======
-            wide = np.uint32 if whole and top * max(len(block), block[0].size) < 2**32 else np.float64
->>>>>>> fce4487e4ab5462ca10877c1f3f38fd7f747ecfc
             sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=wide)
             mean += values.sum(axis=0, dtype=wide)
     if wrong:
