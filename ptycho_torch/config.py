@@ -212,7 +212,8 @@ def read_drop(text: str) -> tuple[list[str], list[int]]:
     Raises:
         ValueError: anything else.
     """
-    words, indices = [], []
+    words: list[str] = []
+    indices: list[int] = []
     for part in (part.strip() for part in text.split(",")):
         first, dash, last = part.partition("-")
         if part in DROP_WORDS:
