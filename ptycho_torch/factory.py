@@ -163,7 +163,7 @@ def infer_probe_size(data_file: str | Path, data: DataConfig | None = None) -> i
             "there is no probe in this scan",
             where=str(data_file),
             expected="a probe: (N, N), or (P, N, N) with P incoherent modes",
-            fix="give N, or a file with a probe",
+            fix="--probe FILE takes it from elsewhere; --map probe=NAME says where the file has it",
         )
     return shape[-2]  # the last axis of some files has length 1
 
@@ -179,8 +179,12 @@ def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
 
 
 def whole_scan(science: ScienceConfig) -> ScienceConfig:
-    """Return a trained model's science for inference, which covers all of a scan unless asked otherwise."""
-    chosen = ("x_bounds", "y_bounds", "n_patterns", "n_groups")
+    """Return a trained model's science for inference, which covers all of a scan unless asked otherwise.
+
+    What belongs to the scan of the training alone is left behind: what was dropped of it, and its probe, which
+    the network has learned.
+    """
+    chosen = ("x_bounds", "y_bounds", "n_patterns", "n_groups", "drop", "probe")
     reset = {name: DataConfig.model_fields[name].default for name in chosen}
     return changed(science, "data", reset, "an inference covers the whole scan")
 

@@ -60,10 +60,10 @@ from ptycho_torch.factory import (
 from ptycho_torch.network.lightning_module import estimate_intensity_scale
 from ptycho_torch.reconstruction.r_factor import r_factor
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
-from ptycho_torch.settings import flat
+from ptycho_torch.settings import changed, flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.images import image_callbacks
-from ptycho_torch.workflows.preparing import Say, prepared
+from ptycho_torch.workflows.preparing import AUTO, Say, orientation_of, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
@@ -156,8 +156,14 @@ def plan_training(
             read_scan(given, data) if isinstance(given, (str, Path)) else given
             for given in (train_container, test_container)
         )
+        if isinstance(train, ScanData):
+            optics_of(train)  # refuses a scan without a probe
     with clock.phase("prepare"):
         train = prepared(train, data, seed=settings.seed, say=say)
+        if data.orient == AUTO and isinstance(train, ScanData):
+            found = orientation_of(train)  # what the network learned with holds for the scans it will see
+            science = changed(science, "data", {"orient": found.value}, found.evidence)
+            data = science.data
         test = prepared(test, data, probe=False, seed=settings.seed, say=say)
         samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
@@ -381,6 +387,8 @@ def plan_inference(
         if not isinstance(data, ScanData):
             flat_start = science.inference.start == "flat"  # a network has a probe of its own
             scan = prepared(scan, science.data, probe=flat_start, seed=settings.seed, say=say)
+    if module is None:
+        optics_of(scan)  # refuses a scan without a probe
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Inference(module, scan, science, plan, overrides or {}, clock)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.scan import ScanData
@@ -94,6 +93,11 @@ def decisions_of(scan: ScanData) -> list[dict[str, Any]]:
     return list(scan.report.get("decisions", ()))
 
 
+def orientation_of(scan: ScanData) -> Decision:
+    """Return what was found of the orientation of a scan that was prepared with orient = auto."""
+    return next(Decision(**row) for row in decisions_of(scan) if row["field"] == "orient")
+
+
 def reoriented(scan: ScanData, name: str) -> ScanData:
     """Return the scan with its positions turned and mirrored, on a canvas that holds them.
 
@@ -112,21 +116,6 @@ def reoriented(scan: ScanData, name: str) -> ScanData:
         object_guess=None,
         labels=None,
     )
-
-
-def require_probe(scan: ScanData) -> None:
-    """Refuse a scan without a probe where a probe of its own is asked for.
-
-    Raises:
-        DataError: with both ways to get one.
-    """
-    if scan.probe is None:
-        raise DataError(
-            "this scan has no probe",
-            where=str(scan.source or "the scan"),
-            expected="a probe: complex (N, N) or (P, N, N)",
-            fix="let it be found in the patterns (--probe estimate), or name one (--probe FILE)",
-        )
 
 
 def processors() -> int:

@@ -82,12 +82,13 @@ class Decisions:
 
     def follow(self, findings: Iterable[Finding]) -> bool:
         """Decide what mends the findings; return whether anything changed."""
-        changes = [
-            self.make(name, value, finding.what)
-            for finding in findings
-            for name, value in finding.options.items()
-        ]
-        return any(changes)
+        changed = False
+        for finding in findings:
+            for name, value in finding.options.items():
+                if name == "drop" and name in self.made:  # each finding names what it would leave out
+                    value = ",".join(dict.fromkeys([*self.made[name].value.split(","), *value.split(",")]))
+                changed |= self.make(name, value, finding.what)
+        return changed
 
 
 def plan_reconstruction(
@@ -153,7 +154,7 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
         if tried.verdict.status == "good" or not decisions.open("probe"):
             evidence = f"refined with the object, in a trial {tried.verdict.line()}"
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
-        decisions.say(f"the probe that is given does not do: in a trial {tried.verdict.line()}")
+        decisions.say(f"the probe that is given, in a trial: {tried.verdict.line()}")
     scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
     decisions.made["probe"] = Factory(ESTIMATE, found.line())
     decisions.make("refine_probe", True, "the probe is an estimate")
