@@ -6,7 +6,7 @@ Every decision carries its reason, which ends up in the detection report.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -26,6 +26,8 @@ PTYCHOPINN_CENTER: tuple[PatchCenter, str] = (
     "neither file nor settings declare it; N/2 is the convention of PtychoPINN files",
 )
 
+_FAR_BETTER = 0.5
+"""Interpolating the object is taken as what was done where its error is lower by this factor."""
 _LATTICE_DIVISORS = (1, 2, 3, 4, 5, 6)
 _LATTICE_TOLERANCE = 0.02
 _LATTICE_MAX_COUNT = 4096
@@ -38,11 +40,13 @@ _DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on
 class ForwardFit:
     """How well |FFT(probe * object patch)| explains the data, per pattern.
 
-    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model.
+    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model. `placement` says
+    which one the sub-pixel part of a position moves: the object only where that explains the data far better.
     """
 
     errors: NDArray[np.float64]
     scale: float
+    placement: Literal["object", "probe"] = "probe"
 
     @property
     def error(self) -> float:
@@ -179,8 +183,12 @@ def fit_forward(
     start = np.round(origins).astype(np.int64)
     whole = np.stack([canvas[y : y + N, x : x + N] for y, x in start])
     waves = (patches[:, None] * probe, whole[:, None] * shift_probe(probe, origins - start))
-    fits = [fit for wave in waves if (fit := _fit_waves(wave, measured, good)) is not None]
-    return min(fits, key=lambda fit: fit.error, default=None)
+    by_object, by_probe = (_fit_waves(wave, measured, good) for wave in waves)
+    if by_object is None or by_probe is None:
+        return by_object or by_probe
+    if by_object.error < _FAR_BETTER * by_probe.error:
+        return replace(by_object, placement="object")
+    return min(by_object, by_probe, key=lambda fit: fit.error)
 
 
 def _fit_waves(

@@ -78,7 +78,9 @@ def describe_scan(
         "background": faults.background,
         "suspect_pixels": np.argwhere(faults.suspect)[:MOST_LISTED].tolist(),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
-        "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
+        "forward_check": None
+        if fit is None
+        else {"relative_error": fit.error, "scale": fit.scale, "placement": fit.placement},
         **notes,
     }
     findings = [Finding(text, level="note", code="reading") for text in warnings]

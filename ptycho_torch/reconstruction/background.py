@@ -1,0 +1,64 @@
+"""An intensity that every pattern has on top of what the object scatters: estimated with the object.
+
+Each epoch compares what was measured with what the waves and the background together give, pixel by pixel,
+and multiplies the background by the mean ratio, the step of Richardson and Lucy for Poisson counts. It cannot
+become negative, and it is smooth: what is sharp on the detector is the object's.
+
+Shape legend: b patterns of a minibatch, N x N pixels, zero frequency at index 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ptycho_torch.reconstruction.waves import Amplitudes, Comparison
+
+SMOOTH = 1 / 4
+"""Width of the Gaussian that smooths the background, as a part of the pattern."""
+START = 0.5
+"""Part of the darkest tenth of the mean pattern that a background begins with."""
+SAMPLE = 256
+"""Patterns whose mean is looked at for the start."""
+
+
+class Background:
+    """The background (N, N) and what an epoch has seen of it so far."""
+
+    def __init__(self, data: Amplitudes) -> None:
+        count = len(data.scan)
+        rows = torch.linspace(0, count - 1, min(count, SAMPLE)).long()
+        good = data.good
+        mean = torch.stack([data[part].square().sum(dim=0) for part in torch.split(rows, 32)]).sum(dim=0)
+        seen = (mean / len(rows))[good > 0]
+        dark = seen.quantile(0.1) if len(seen) else seen.new_zeros(())
+        least = 1e-6 * seen.mean() if len(seen) else dark
+        self.intensity = torch.full_like(good, float(torch.maximum(START * dark, least)))
+        self.good = good
+        n = good.shape[-1]
+        frequency = torch.fft.fftfreq(n, device=good.device)
+        width = SMOOTH * n
+        axis = torch.exp(-2 * (torch.pi * width * frequency).square())
+        self.kernel = axis[:, None] * axis
+        self._begin()
+
+    def _begin(self) -> None:
+        self.measured = torch.zeros_like(self.good)
+        self.patterns = 0
+
+    def look(self, seen: Comparison) -> None:
+        """Take a minibatch into account: measured over modelled intensity."""
+        amplitude = seen.excess + seen.model
+        ratio = (amplitude / (seen.model + seen.floor)).square()
+        self.measured += ratio.sum(dim=0) * self.good
+        self.patterns += len(amplitude)
+
+    def step(self) -> None:
+        """Multiply by the smoothed mean ratio, and begin anew."""
+        ratio = self._blurred(self.measured / max(self.patterns, 1)) / self._blurred(self.good).clamp_min(1e-6)
+        self.intensity = self.intensity * ratio
+        self._begin()
+
+    def _blurred(self, image: Tensor) -> Tensor:
+        blurred: Tensor = torch.fft.ifft2(torch.fft.fft2(image) * self.kernel).real
+        return blurred.clamp_min(0)
