@@ -55,7 +55,9 @@ class Background:
 
     def step(self) -> None:
         """Multiply by the smoothed mean ratio, and begin anew."""
-        ratio = self._blurred(self.measured / max(self.patterns, 1)) / self._blurred(self.good).clamp_min(1e-6)
+        ratio = self._blurred(self.measured / max(self.patterns, 1)) / self._blurred(self.good).clamp_min(
+            1e-6
+        )
         self.intensity = self.intensity * ratio
         self._begin()
 

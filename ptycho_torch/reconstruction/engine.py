@@ -203,7 +203,11 @@ class Engine:
         if self._moves_positions(done - 1) and done < of and self.correction is not None:
             self.correction.step(settling(done, of, self.options.settle))
             self._move_to(self.correction.positions_px)
-        if self.options.refine_probe == "auto" and self.decision is None and done >= min(EPOCHS, (of + 1) // 3):
+        if (
+            self.options.refine_probe == "auto"
+            and self.decision is None
+            and done >= min(EPOCHS, (of + 1) // 3)
+        ):
             self.decision = decide(self.data, self.losses[-1], done)
             self.moves_probe = self.decision.refined or self.moves_probe
         if len(self.held_out):
