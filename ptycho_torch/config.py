@@ -78,6 +78,7 @@ Orientation = Literal[
     "transpose-flip-x",
     "transpose-flip-yx",
 ]
+_POSITIONS = frozenset({"positions", "positions_y", "positions_x"})
 _File = Annotated[Line | None, NoneWord]
 
 
@@ -153,6 +154,17 @@ class Preprocessing(_Science):
             raise ValueError(f"got {matrix}; the matrix of positions must be invertible, as 1,0,0,1 is")
         return matrix
 
+    @field_validator("map")
+    @classmethod
+    def _positions_once(cls, names: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts = sorted(names.keys() & {"positions_y", "positions_x"})
+        if len(parts) == 1 or (parts and "positions" in names):
+            beside = " beside positions" if "positions" in names else " alone"
+            raise ValueError(
+                f"it names {', '.join(parts)}{beside}; name positions, or positions_y and positions_x"
+            )
+        return names
+
     @field_validator("center", "scan_step")
     @classmethod
     def _plain_pair(cls, value: Any) -> Any:
@@ -169,26 +181,26 @@ class Preprocessing(_Science):
 
 def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
     """Yield what is said twice about the positions, and what has nothing to act on."""
-    whole, parts = "positions" in chosen.map, chosen.map.keys() & {"positions_y", "positions_x"}
-    if (whole and parts) or len(parts) == 1:
-        why = f"the map names {', '.join(sorted(parts))}" + (" beside positions" if whole else " alone")
-        yield Contradiction(("map",), why, "name positions, or both positions_y and positions_x")
+    whole, mapped = "positions" in chosen.map, not chosen.map.keys().isdisjoint(_POSITIONS)
     if chosen.scan_step is None:
         angle = math.radians(chosen.scan_rotation_deg)
         c, s = round(math.cos(angle), 6) + 0.0, round(math.sin(angle), 6) + 0.0
         if chosen.scan_rotation_deg:
             why = "scan_rotation_deg turns the raster of scan_step, and there is none"
-            fix = f"give scan_step, or turn the file's positions: --position-affine={c},{s},{-s + 0.0},{c}"
-            yield Contradiction(("scan_rotation_deg",), why, fix)
+            fix = (
+                f"choose a scan_step; or turn the file's positions: --position-affine={c},{s},{-s + 0.0},{c}"
+            )
+            yield Contradiction(("scan_rotation_deg", "scan_step"), why, fix)
         if chosen.scan_shape:
             why = "scan_shape describes the raster of scan_step, and there is none"
-            yield Contradiction(("scan_shape",), why, "give scan_step, too")
-    elif whole or parts:
+            yield Contradiction(("scan_shape", "scan_step"), why, "choose a scan_step, too")
+    elif mapped:
         why = "the positions come from the file by map, and from scan_step"
         yield Contradiction(("map", "scan_step"), why, "choose one")
     if chosen.positions_order != "yx" and not whole:
         why = "positions_order is about the array that map names, and it names none"
-        yield Contradiction(("positions_order",), why, "give map.positions, too, or orient = transpose")
+        fix = "choose positions in map, too; or exchange the coordinates with orient = transpose"
+        yield Contradiction(("positions_order", "map"), why, fix)
 
 
 DROP_WORDS = ("far", "dark", "broken")
@@ -200,7 +212,8 @@ def read_drop(text: str) -> tuple[list[str], list[int]]:
     Raises:
         ValueError: anything else.
     """
-    words, indices = [], []
+    words: list[str] = []
+    indices: list[int] = []
     for part in (part.strip() for part in text.split(",")):
         first, dash, last = part.partition("-")
         if part in DROP_WORDS:
@@ -351,8 +364,8 @@ class InferenceConfig(_Science):
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
     refine_probe: Literal["auto"] | bool = "auto"
-    """Refine the probe together with the object; auto does where the given one explains the patterns poorly."""
-    probe_modes: Annotated[Positive, Interval(le=64)] = 1
+    """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
+    probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
     """Incoherent modes of the probe, for a partially coherent beam; those not given are refined."""
     refine_positions: bool = False
     """Correct the scan positions together with the object."""

@@ -163,7 +163,7 @@ def infer_probe_size(data_file: str | Path, data: DataConfig | None = None) -> i
             "there is no probe in this scan",
             where=str(data_file),
             expected="a probe: (N, N), or (P, N, N) with P incoherent modes",
-            fix="give N, or a file with a probe",
+            fix="--probe FILE takes it from elsewhere; --map probe=NAME says where the file has it",
         )
     return shape[-2]  # the last axis of some files has length 1
 

@@ -260,7 +260,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             maximum = max(maximum, top)
             saturated += int((values == limit).sum()) if top == limit else 0
             # Sums of small whole numbers fit into a type that is faster, and are exact in both.
-            wide = np.uint32 if whole and top * max(len(block), block[0].size) < 2**32 else np.float64
+            wide = np.uint32 if whole and top * max(len(block), mean.size) < 2**32 else np.float64
             sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=wide)
             mean += values.sum(axis=0, dtype=wide)
     if wrong:

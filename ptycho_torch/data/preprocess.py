@@ -145,7 +145,8 @@ class Frame:
         """Return the (N, N) good pixels: where all that make them up are good and measured."""
         placed = self.place(mask[None], fill=False)
         whole: NDArray[np.bool_] = np.asarray(self.squares(placed).all(axis=(2, 4)))
-        return whole[0]
+        first: NDArray[np.bool_] = whole[0]
+        return first
 
 
 @dataclass(frozen=True, eq=False)

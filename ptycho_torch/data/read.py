@@ -192,14 +192,13 @@ def _partner(file: Path, part: str, archive: Archive) -> Path:
     for stem in stems:
         if (partner := _with_any_suffix(file.with_name(stem))) is not None:
             return partner
+    likely = hint(archive)
+    whole = bool(likely) and "=FILE" not in likely
     raise DataError(
         f"this is the {mine} half of a scan, and its {other} half is not there",
         where=str(file),
-        expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it",
+        expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it"
+        + (f"; the file has {contents(archive)}" if whole else ""),
         fix=f"copy the {other} file into {file.parent}"
-        + (
-            f"; or, if it is a whole scan, {likely}"
-            if "FILE" not in (likely := hint(archive)) and likely
-            else ""
-        ),
+        + (f"; or, if it is a whole scan, {likely}" if whole else ""),
     )

@@ -131,9 +131,7 @@ def _color_map(name: str, bad: str) -> Any:
     """Return a color map that shows masked pixels in a color of their own."""
     import matplotlib
 
-    colors = matplotlib.colormaps[name].copy()
-    colors.set_bad(bad)
-    return colors
+    return matplotlib.colormaps[name].with_extremes(bad=bad)
 
 
 def save_frc(

@@ -30,7 +30,7 @@ from ptycho_torch.physics.forward import fourier_ramp, over_modes
 from ptycho_torch.reconstruction import positions, probe_gauge
 from ptycho_torch.reconstruction.background import Background
 from ptycho_torch.reconstruction.positions import PositionCorrection
-from ptycho_torch.reconstruction.probe_decision import EPOCHS, ProbeDecision, decide
+from ptycho_torch.reconstruction.probe_decision import ProbeDecision, decide, epoch_of_decision
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.reconstruction.waves import (
     Amplitudes,
@@ -157,6 +157,7 @@ class Engine:
             Region(rows, self.corners, self.probe, self.side, options.batch_size)
             for rows in split_scan(self.corners, torch.from_numpy(used))
         ]
+        self.steps_per_epoch = sum(-(-len(region.rows) // region.batch_size) for region in self.regions)
         self.background = Background(data) if options.background else None
         self.decision: ProbeDecision | None = None
         self.moves_probe = options.refine_probe is True
@@ -204,7 +205,7 @@ class Engine:
         if self._moves_positions(done - 1) and done < of and self.correction is not None:
             self.correction.step(settling(done, of, self.options.settle))
             self._move_to(self.correction.positions_px)
-        if self.options.refine_probe == "auto" and done == min(EPOCHS, of // 2) > 1:
+        if self.options.refine_probe == "auto" and done == epoch_of_decision(of, self.steps_per_epoch):
             self.decision = decide(self.data, self.losses[-1], done)
             self.moves_probe = self.decision.refined or self.moves_probe
         if len(self.held_out):
@@ -220,12 +221,19 @@ class Engine:
         return error / power
 
     def batches(self) -> Iterator[tuple[Tensor, Region]]:
-        """Yield minibatches of pattern numbers, the regions and the patterns in them in random order."""
+        """Yield minibatches of pattern numbers, the regions and the patterns in them in random order.
+
+        While positions move, regions take turns: otherwise each one's object settles on positions that the
+        next one does not share.
+        """
+        parts = []
         for index in torch.randperm(len(self.regions), generator=self.generator).tolist():
             region = self.regions[index]
             order = torch.randperm(len(region.rows), generator=self.generator)
-            for part in torch.split(order, region.batch_size):
-                yield region.rows[part], region
+            parts += [(region.rows[part], region) for part in torch.split(order, region.batch_size)]
+        if self.correction is not None and len(self.regions) > 1:
+            parts = [parts[i] for i in torch.randperm(len(parts), generator=self.generator).tolist()]
+        yield from parts
 
     def step(self, rows: Tensor, region: Region, size: float) -> tuple[Tensor, Tensor]:
         """Change the object, and the probe, by one minibatch -> its error before and its measured power."""

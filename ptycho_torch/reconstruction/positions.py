@@ -77,6 +77,7 @@ class PositionCorrection:
         self.shift_px = np.zeros_like(positions_px)
         self.velocity = np.zeros_like(positions_px)
         self.linear = np.zeros((2, 2))
+        self.at_limit = np.zeros(len(rows), dtype=bool)
         self.descent = torch.zeros(len(positions_px), 2)
         self.curvature = torch.zeros(len(positions_px), 2, 2)
 
@@ -90,19 +91,24 @@ class PositionCorrection:
         rows = self.rows
         g, h = self.descent[rows].double().numpy(), self.curvature[rows].double().numpy()
         weight = np.trace(h, axis1=1, axis2=2) / 2
-        ridge = DAMPING * np.median(weight) + np.finfo(np.float64).tiny
+        ridge = DAMPING * np.median(weight) + 1e-30
         wanted = np.linalg.solve(h + ridge * np.eye(2), g[:, :, None])[:, :, 0]
         wanted *= np.minimum(1, LARGEST_STEP_PX / np.maximum(np.linalg.norm(wanted, axis=1), 1e-12))[:, None]
         self.velocity[rows] = HEAVY * self.velocity[rows] + part * wanted
+        # A pattern at its limit is wrong for a reason of its own, and takes no part in what is common.
+        weight = np.where(self.at_limit, 0, weight) + ridge
         # The object follows a common move of the patterns, so that each epoch shows little of it.
         together = self._smooth(self.velocity[rows], weight)[rows]
         moved = self.shift_px[rows] + self.velocity[rows] + (TOGETHER - 1) * together
         smooth = self._smooth(moved, weight)
         alone = moved - smooth[rows]
-        alone *= np.minimum(1, self.limit_px / np.maximum(np.linalg.norm(alone, axis=1), 1e-12))[:, None]
+        far = self.limit_px / np.maximum(np.linalg.norm(alone, axis=1), 1e-12)
+        alone *= np.minimum(1, far)[:, None]
+        self.at_limit = far < 1
+        self.velocity[rows[self.at_limit]] = 0
         self.shift_px = smooth
         self.shift_px[rows] += alone
-        self.shift_px -= self.shift_px[rows].mean(axis=0)
+        self.shift_px -= np.average(self.shift_px[rows], axis=0, weights=weight)
 
     def _smooth(self, shift_px: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the linear map of the positions that fits the shifts of the refined rows, for all (M, 2)."""

@@ -4,7 +4,9 @@ The yardstick needs neither object nor probe: the loss of the mean pattern, if e
 Counting noise gives a loss, too, where the file holds counts. After a few epochs with the probe fixed, the
 part of the misfit between the two that is left tells:
 
-    unexplained = (loss - noise) / (loss of the mean pattern - noise)
+    unexplained = (loss - noise) / max(loss of the mean pattern - noise, noise)
+
+At low dose the mean pattern is no worse than noise, and only a loss well above both speaks against the probe.
 
 Shapes: M patterns of N x N pixels.
 """
@@ -18,12 +20,15 @@ from torch import Tensor
 
 from ptycho_torch.reconstruction.waves import Amplitudes
 
-UNEXPLAINED = 0.35
+UNEXPLAINED = 0.4
 """With more than this left, the probe is refined."""
 SAMPLE = 128
 """Patterns that the yardstick is taken from, spread over the scan."""
 EPOCHS = 3
-"""Epochs with the probe fixed before it is decided."""
+STEPS = 48
+"""Epochs, and minibatches, with the probe fixed before it is decided; half of the run, if that is less."""
+LEAST = 2
+"""A run of which half is fewer epochs keeps the probe."""
 _MANY_COUNTS = 30.0
 
 
@@ -41,7 +46,8 @@ class ProbeDecision:
     @property
     def unexplained(self) -> float:
         """Part of the mean pattern's misfit that is left, noise apart."""
-        return max(self.loss - self.noise_loss, 0) / max(self.mean_pattern_loss - self.noise_loss, 1e-12)
+        yardstick = max(self.mean_pattern_loss - self.noise_loss, self.noise_loss, 1e-12)
+        return max(self.loss - self.noise_loss, 0) / yardstick
 
     def line(self) -> str:
         """One line for the user."""
@@ -50,6 +56,12 @@ class ProbeDecision:
             f"the probe {what} (loss {self.loss:.4f} after {self.epoch} epochs with it; one mean pattern for "
             f"all gives {self.mean_pattern_loss:.4f}, noise alone {self.noise_loss:.4f})"
         )
+
+
+def epoch_of_decision(epochs: int, steps_per_epoch: int) -> int | None:
+    """Return after which epoch of a run to decide; None keeps the probe."""
+    enough = min(max(EPOCHS, -(-STEPS // steps_per_epoch)), epochs // 2)
+    return enough if enough >= LEAST else None
 
 
 def decide(data: Amplitudes, loss: float, epoch: int) -> ProbeDecision:

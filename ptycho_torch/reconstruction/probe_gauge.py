@@ -77,7 +77,8 @@ def orthogonal_modes(probe: Tensor) -> Tensor:
     _, vectors = torch.linalg.eigh(flat @ flat.mH)
     mixing = vectors.mH.flip(0)
     largest = mixing.gather(1, mixing.abs().argmax(dim=1, keepdim=True))
-    return (mixing * largest.conj() / largest.abs()).to(probe.dtype)
+    unitary: Tensor = (mixing * largest.conj() / largest.abs()).to(probe.dtype)
+    return unitary
 
 
 def with_modes(probe: Tensor, count: int) -> Tensor:
@@ -102,4 +103,5 @@ def with_modes(probe: Tensor, count: int) -> Tensor:
             mode = mode - other * torch.vdot(other, mode) / torch.vdot(other, other)
         modes.append(mode * (SEED_POWER**0.5 * first.norm() / mode.norm()))
     stack = torch.stack(modes).reshape(count, n, n)
-    return stack * (probe.norm() / stack.norm())
+    scaled: Tensor = stack * (probe.norm() / stack.norm())
+    return scaled

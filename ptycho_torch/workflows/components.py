@@ -151,6 +151,8 @@ def plan_training(
             read_scan(given, data) if isinstance(given, (str, Path)) else given
             for given in (train_container, test_container)
         )
+        if isinstance(train, ScanData):
+            optics_of(train)  # refuses a scan without a probe
     with clock.phase("prepare"):
         samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
@@ -366,6 +368,8 @@ def plan_inference(
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
+        if module is None:
+            optics_of(scan)  # refuses a scan without a probe
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Inference(module, scan, science, plan, overrides or {}, clock)

@@ -82,7 +82,10 @@ def read_mapped(archive: Archive, config: DataConfig) -> RawScan:
         center=npz.declaration(archive, "patch_center"),
         default_center=PTYCHODUS_CENTER if "patterns" in config.map else npz.default_center(archive),
         probe=image(archive, "probe", config, 3),
-        object_guess=image(archive, "object", config, 2),
+        # On which canvas a raster lies, no object knows that is not named for it.
+        object_guess=image(archive, "object", config, 2)
+        if config.scan_step is None or "object" in config.map
+        else None,
         bad_pixels=image(archive, "mask", config, 2),
         geometry=geometry,
     )
@@ -238,6 +241,6 @@ def _no_positions(archive: Archive, shape: tuple[int, ...], config: DataConfig) 
         expected="positions in the file or in another one, or the step of a raster; the file has "
         + contents(archive),
         fix=f"say what is what: {likely}"
-        if "positions" in likely and "FILE" not in likely
+        if "positions" in likely and "=FILE" not in likely
         else f"name them: --map positions=FILE; or make a raster:{step} --positions-unit px, nm ...",
     )
