@@ -77,6 +77,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
     positions = checks.check_positions(raw.positions_px, raw.where("positions"))
+    if config.pixel_size_m is not None:
+        raw = replace(raw, geometry={**raw.geometry, "pixel_size_m": config.pixel_size_m})
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
     where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
     good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"))

@@ -130,11 +130,12 @@ class Frame:
     def place(self, block: NDArray[Any], fill: Any = 0) -> NDArray[Any]:
         """Return (B, n, n) pixels of (B, h, w) frames at their new places, not binned."""
         turned = block.swapaxes(1, 2) if self.transpose else block
-        out = turned[:, self.rows[:, None], self.columns[None, :]]
+        out = _taken(_taken(turned, self.rows, 1), self.columns, 2)
         outside: NDArray[np.bool_] = (self.rows < 0)[:, None] | (self.columns < 0)[None, :]
         if outside.any():
+            out = np.array(out)
             out[:, outside] = fill
-        return np.asarray(out)
+        return out
 
     def squares(self, block: NDArray[Any]) -> NDArray[Any]:
         """Return (B, N, bin, N, bin) of (B, n, n)."""
@@ -147,6 +148,13 @@ class Frame:
         whole: NDArray[np.bool_] = np.asarray(self.squares(placed).all(axis=(2, 4)))
         first: NDArray[np.bool_] = whole[0]
         return first
+
+
+def _taken(array: NDArray[Any], index: NDArray[np.intp], axis: int) -> NDArray[Any]:
+    """Return the entries along an axis; a view where they are neighbors."""
+    if index[0] >= 0 and (np.diff(index) == 1).all():
+        return array[(slice(None),) * axis + (slice(int(index[0]), int(index[-1]) + 1),)]
+    return np.take(array, index, axis=axis)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,19 @@ from ptycho_torch.data.storage.hdf5 import Hdf5Archive
 from ptycho_torch.data.storage.npz import NpzArchive
 
 _PICKLE = "a Python pickle, which is never loaded (it can run code)"
+_ARRAY, _OLD_MATLAB = "a single .npy array, not an archive", "a MATLAB file older than v7.3"
 _OTHER_KINDS = {
-    b"\x93NUMPY": "a single .npy array, not an archive",
+    b"\x93NUMPY": _ARRAY,
     **{bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)},
-    b"MATLAB": "a MATLAB file",
+    b"MATLAB": _OLD_MATLAB,
     b"\x1f\x8b": "a gzip file",
 }
 """What other files begin with."""
+_REMEDIES = {
+    _ARRAY: "put it beside its positions: numpy.savez('scan.npz', data=patterns, scan=positions), and read "
+    "that with --map patterns=data --map positions=scan",
+    _OLD_MATLAB: "save it in MATLAB with save(..., '-v7.3'), and name its arrays with --map",
+}
 
 
 def open_archive(path: Path, *, allow_pickle: bool = False, allow_links: bool = False) -> Archive:
@@ -33,11 +39,12 @@ def open_archive(path: Path, *, allow_pickle: bool = False, allow_links: bool = 
     if h5py.is_hdf5(str(path)):
         return Hdf5Archive(path, allow_links=allow_links)
     kinds = (kind for start, kind in _OTHER_KINDS.items() if head.startswith(start))
+    kind = next(kinds, "neither an NPZ archive nor an HDF5 file")
     raise DataError(
-        f"this is {next(kinds, 'neither an NPZ archive nor an HDF5 file')}",
+        f"this is {kind}",
         where=str(path),
         expected="an NPZ archive, a Ptychodus product.h5 / diffraction.h5 pair, or a CXI file",
-        fix="check the path; an interrupted copy is often the reason",
+        fix=_REMEDIES.get(kind, "check the path; an interrupted copy is often the reason"),
     )
 
 

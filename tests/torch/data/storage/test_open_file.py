@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.storage.hdf5 import Hdf5Archive
 from ptycho_torch.data.storage.npz import NpzArchive
@@ -80,3 +81,15 @@ def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
         assert isinstance(archive, kind)
         np.testing.assert_array_equal(archive.array("x"), [0, 1, 2])
         archive.close()
+
+
+def test_a_single_array_is_read_as_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("patterns.npy", np.asarray(SCAN.patterns))
+    with pytest.raises(DataError, match=r"a single \.npy array") as caught:
+        read_scan("patterns.npy")
+    fix = caught.value.findings[0].fix
+    assert "--map patterns=data --map positions=scan" in fix
+    patterns, positions = np.load("patterns.npy"), SCAN.positions_px
+    exec(fix[fix.index("numpy.savez") : fix.index(", and read")].replace("numpy", "np"), globals(), locals())
+    assert len(read_scan("scan.npz", DataConfig(map={"patterns": "data", "positions": "scan"}))) == len(SCAN)
