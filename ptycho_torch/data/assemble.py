@@ -22,7 +22,7 @@ from ptycho_torch.data.judge import far_from_others, far_positions, masked_gaps
 from ptycho_torch.data.near_field import refuse_near_field
 from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
-from ptycho_torch.data.probe_file import WORDS, probe_from_file
+from ptycho_torch.data.probe_file import WORDS, Target, probe_from_file
 from ptycho_torch.data.sampling import move_positions, orientation_matrix, resample_object, resample_wave
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
@@ -122,7 +122,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         probe, cut = _on_new_pixels(probe, ready, side, N)
         notes += cut
     elif config.probe not in WORDS:
-        probe, probe_why = probe_from_file(config.probe, N, raw.geometry.get("pixel_size_m"), raw.path)
+        target = Target(N, raw.geometry.get("pixel_size_m"), ready.side, ready.ratio, ready.offset_px)
+        probe, probe_why = probe_from_file(config.probe, target, raw.path)
     step = -0.5 / ready.ratio
     half, pixel = fit(domain), fit(domain, step)
     declared = config.patch_center if config.patch_center != "auto" else raw.center

@@ -129,11 +129,15 @@ class Frame:
 
     def place(self, block: NDArray[Any], fill: Any = 0) -> NDArray[Any]:
         """Return (B, n, n) pixels of (B, h, w) frames at their new places, not binned."""
-        turned = block.swapaxes(1, 2) if self.transpose else block
-        out = _taken(_taken(turned, self.rows, 1), self.columns, 2)
+        if _are_neighbors(self.rows) and _are_neighbors(self.columns):
+            turned = block.swapaxes(1, 2) if self.transpose else block
+            return turned[:, self.rows[0] : self.rows[-1] + 1, self.columns[0] : self.columns[-1] + 1]
+        width = block.shape[2]
+        down, right = (1, width) if self.transpose else (width, 1)
+        index = self.rows[:, None] * down + self.columns[None, :] * right
+        out = np.take(block.reshape(len(block), -1), index, axis=1, mode="clip")
         outside: NDArray[np.bool_] = (self.rows < 0)[:, None] | (self.columns < 0)[None, :]
         if outside.any():
-            out = np.array(out)
             out[:, outside] = fill
         return out
 
@@ -150,11 +154,8 @@ class Frame:
         return first
 
 
-def _taken(array: NDArray[Any], index: NDArray[np.intp], axis: int) -> NDArray[Any]:
-    """Return the entries along an axis; a view where they are neighbors."""
-    if index[0] >= 0 and (np.diff(index) == 1).all():
-        return array[(slice(None),) * axis + (slice(int(index[0]), int(index[-1]) + 1),)]
-    return np.take(array, index, axis=axis)
+def _are_neighbors(index: NDArray[np.intp]) -> bool:
+    return bool(index[0] >= 0 and (np.diff(index) == 1).all())
 
 
 @dataclass(frozen=True, eq=False)
