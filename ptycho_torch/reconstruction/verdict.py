@@ -41,8 +41,8 @@ GOOD, POOR = 0.15, 0.5
 """Parts q that are not explained: up to the first the object is good, from the second on poor."""
 WITHIN_NOISE = 0.35
 """The mean pattern must leave so much more than noise; otherwise q says nothing."""
-NOTHING_BUT_NOISE = 0.1
-"""The same for an object that explains no more than the mean pattern."""
+WORSE = 0.02
+"""An object that leaves more than the mean pattern by this part of the noise is wrong."""
 FOLLOWS_NOISE = 0.85
 """An object that leaves less than this part of the noise follows it."""
 CLEARLY = 2.0
@@ -237,8 +237,8 @@ def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick) -> Verdi
     """Add the status, and what it was judged by."""
     q: float = max(verdict.q or 0.0, 0.0)
     by: By = "misfit"
-    limit = WITHIN_NOISE if q < 1 else NOTHING_BUT_NOISE
-    if yardstick.contrast < limit:
+    worse = (q - 1) * yardstick.contrast > WORSE
+    if yardstick.contrast < WITHIN_NOISE and not worse:
         return _by_patterns_held_out(verdict, compared)
     if verdict.held_out_q is not None:
         # What is fitted leaves as much less than the true object as what was held out leaves more.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from ptycho_torch import simulate_scan
+from ptycho_torch.data.assemble import scan_from_arrays
+from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
@@ -116,13 +120,12 @@ def test_few_patterns_that_are_fitted_below_the_noise_are_not_praised() -> None:
     assert "follows the noise" in verdict.line()
 
 
-def test_patterns_that_hold_nothing_but_the_mean_cannot_be_judged() -> None:
-    scan = simulated(photons=1e5)
-    rng = np.random.default_rng(0)
-    same = rng.poisson(np.asarray(scan.patterns).mean(axis=0), size=scan.patterns.shape).astype(np.uint16)
-    verdict = judge_object(replace(scan, patterns=same), truth(scan))
-    assert verdict.status == "cannot-judge"
-    assert "R cannot judge" in verdict.line()
+def test_without_patterns_held_out_hardly_any_photons_cannot_be_judged() -> None:
+    scan = simulated(patterns=256, photons=200)
+    right, junk = judge_object(scan, truth(scan)), judge_object(scan, truth(scan)[::-1, ::-1].copy())
+    assert right.status == "cannot-judge"
+    assert "R cannot judge" in right.line()
+    assert junk.warns
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -185,3 +188,40 @@ def test_a_verdict_is_plain_data(scan: ScanData) -> None:
     plain = json.loads(json.dumps(verdict.to_json()))
     assert plain["status"] == "poor"
     assert plain["causes"][0]["options"][0].startswith("--")
+
+
+CRYO = Path(__file__).parents[4] / "shared" / "data" / "real" / "cryo4dstem_ptychojl.npz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CRYO.is_file(), reason="needs the cryo scan of the shared data (../shared/data/real)")
+@pytest.mark.parametrize("right", [True, False])
+def test_the_orientation_of_the_cryo_scan_is_told_by_patterns_held_out(right: bool) -> None:
+    scan = read_scan(CRYO)
+    if not right:
+        scan = replace(scan, positions_px=scan.positions_px * [1, -1] + [0, scan.canvas_shape[1] - 1])
+    result = refine_object(scan, "flat", 12, options=RefineOptions(refine_probe=True, held_out=1 / 20))
+    verdict = judge_object(scan, result.object, result.probe, held_out=result.held_out, probe_refined=True)
+    assert "mean pattern" in verdict.reason
+    assert (verdict.status == "good") == right
+
+
+STAR = CRYO.with_name("siemens-star-small.npz.bz2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not STAR.is_file(), reason="needs the Siemens star of the shared data (../shared/data/real)"
+)
+@pytest.mark.parametrize("right", [True, False])
+def test_the_siemens_star_is_good_with_a_good_probe_only(right: bool) -> None:
+    with bz2.open(STAR) as file, np.load(file) as archive:
+        patterns = np.fft.fftshift(archive["data"][0], axes=(1, 2))
+        scan_px, guess = archive["scan"][0].astype(float), archive["probe"][0, 0, 0]
+    with np.load(STAR.with_name("siemens_star_refined_probe.npz")) as archive:
+        probe = archive["probe"] if right else guess[:1]
+    scan = scan_from_arrays(patterns.astype(np.uint16), scan_px, probe=probe)
+    verdict = refined(scan, 8)
+    assert verdict.status == ("good" if right else "poor")
+    if not right:
+        assert verdict.causes[0].options[0] == "--refine-probe true"

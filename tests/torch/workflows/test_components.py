@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from ptycho_exec import SettingsError
+from ptycho_torch import simulate_scan
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.model import PtychoPINN_Lightning
 from ptycho_torch.workflows.components import (
     _train_with_lightning,
+    held_out_part,
     run_cdi_example_torch,
     run_inference_with_lightning,
 )
@@ -266,7 +268,7 @@ def test_a_refined_object_is_judged_by_patterns_held_out() -> None:
     assert made["verdict"].status == "good"
     assert made["verdict"].by == "held-out patterns"
     assert made["verdict"].held_out == 6
-    assert [components.held_out_part(count) for count in (63, 64, 10000)] == [0, 1 / 16, 1 / 32]
+    assert [held_out_part(count) for count in (63, 64, 10000)] == [0, 1 / 16, 1 / 32]
 
 
 def test_training_knows_the_noise_of_counts(scan: Any) -> None:
