@@ -180,19 +180,21 @@ FEW_PIXELS = 0.05
 """Part of the detector that may be masked because of single values."""
 
 
-def _mend(all_negative: bool, frames: float, pixels: int, good: int) -> dict[str, Any]:
+def _mend(all_negative: bool, frames: float, pixels: int, good: int, dtype: np.dtype[Any]) -> dict[str, Any]:
     """Return fix and options for values that are no counts."""
+    half = dtype == np.float16
     few = f"--mask-suspects true masks their {pixels} pixels"
     if all_negative:
         fix = "--clip-negative true sets them to 0, where a background was subtracted"
         few = f"; else {few}" if pixels <= FEW_PIXELS * good else ""
         return {"fix": fix + few, "options": {"clip_negative": True}}
     if pixels <= FEW_PIXELS * good:
-        return {"fix": few, "options": {"mask_suspects": True}}
+        wider = "; half precision ends at 65504, so better export the patterns as float32" if half else ""
+        return {"fix": few + wider, "options": {"mask_suspects": True}}
     if frames <= 0.5:
         fix = f"--drop broken leaves out these {frames:.0%} of the patterns"
         return {"fix": fix, "options": {"drop": "broken"}}
-    return {"fix": _EXPORT_FIX}
+    return {"fix": "export the patterns as float32" if half else _EXPORT_FIX}
 
 
 def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -204,7 +206,7 @@ def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
 def frame_figures(
     patterns: Patterns, good: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """Return sums (M,), mean pattern (h, w) and number of wrong values (M,), which count as 0 in the former."""
+    """Return sums (M,), mean pattern (h, w), and the number of wrong values (M,), which count as 0."""
     sums, mean = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:])
     wrong = np.zeros(patterns.shape[0], np.int64)
     for start, block in blocks(patterns):
@@ -266,7 +268,13 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
             where=where,
             expected="counts, or their square roots, at good pixels",
-            **_mend(all_negative, wrong_frames / len(sums), int(wrong_pixels_.sum()), int(good.sum())),
+            **_mend(
+                all_negative,
+                wrong_frames / len(sums),
+                int(wrong_pixels_.sum()),
+                int(good.sum()),
+                patterns.dtype,
+            ),
         )
     if not sums.any():
         raise DataError(

@@ -123,10 +123,14 @@ def find_faults(
         stuck[alike] = (intensity[:, alike] == intensity[0, alike]).all(axis=0)
         if stuck.sum() > 0.01 * good.sum():  # patterns that are alike, or a background that does not vary
             stuck[:] = False
-    mean = _filled(everywhere, good & ~(hot | dead | stuck))
     known = good & ~(hot | dead | stuck)
-    gain = find_gain(intensity, known)[0] if counts else None
-    return PixelFaults(hot, dead, stuck, background_of(mean), gain, mean)
+    mean = _filled(everywhere, known)
+    background = background_of(mean)
+    gain, pedestal = find_gain(intensity, known) if counts else (None, 0.0)
+    if gain is not None and gain > 1.5 and pedestal > 0:
+        # The pedestal is the lowest of the peaks that whole counts make.
+        background = pedestal if intensity[:, known].min() > pedestal - gain / 2 else background
+    return PixelFaults(hot, dead, stuck, background, gain, mean)
 
 
 def _filled(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -68,6 +68,13 @@ def _read_raw(files: dict[str, ScanFile], config: DataConfig) -> RawScan:
     else:
         raw = left(positions.archive, config)
     raw.format = positions.format.name
+    if config.positions_unit != "auto" and raw.format.startswith("Ptychodus"):
+        raise DataError(
+            f"positions_unit = {config.positions_unit} has no effect: the format says what its positions are",
+            where=str(positions.archive.path),
+            expected="meters in products, object pixels in training files",
+            fix="leave it out; --pixel-size-m corrects the size of an object pixel",
+        )
     return with_images(raw, positions.archive, config)
 
 
@@ -173,7 +180,15 @@ def _refuse_master(archive: Archive) -> None:
 
 def _with_any_suffix(path: Path) -> Path | None:
     files = (path.with_name(path.name + suffix) for suffix in _SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if _is_file(file)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there; false where the system does not say."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _partner(file: Path, part: str, archive: Archive) -> Path:

@@ -1,7 +1,7 @@
 """What lies between reading a scan and working on it: a probe from its patterns, its orientation.
 
-Both are asked for by science fields (`probe`, `orient`), take seconds to a minute, and leave their evidence in
-the scan's report, from where manifest, report and terminal have it.
+Both are asked for by science fields (`probe`, `orient`), take seconds to a minute, and leave their evidence
+in the scan's report, from where manifest, report and terminal have it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def with_estimated_probe(
 def with_found_orientation(
     scan: ScanData, *, seed: int = 0, say: Say = lambda _: None
 ) -> tuple[ScanData, Orientation]:
-    """Return the scan with its positions turned and mirrored as explains the patterns best, where that is clear."""
+    """Return the scan with its positions turned and mirrored as explains the patterns clearly best."""
     say("comparing the orientations of the positions ...")
     found = find_orientation(scan, probe=scan.probe, seed=seed, jobs=processors())
     chosen = found.chosen if found.clear else AS_STORED

@@ -2,8 +2,8 @@
 
 Every decision is the value of a science field, with its evidence; it counts as a default of this workflow, so
 whoever sets the field decides instead. First comes the reading, then the probe, the orientation of the
-positions, and what refinement has to adapt, each tried on a compact part of the scan. When all is decided, the
-work is that of `ptycho-torch infer --start flat` with the same fields, so that a rerun repeats it.
+positions, and what refinement has to adapt, each tried on a compact part of the scan. When all is decided,
+the work is that of `ptycho-torch infer --start flat` with the same fields, so that a rerun repeats it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.judge import line
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.reconstruction.refine import RefineResult, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
@@ -73,7 +73,7 @@ class Decisions:
         return self.asked.origins[name].kind is Kind.DEFAULT
 
     def make(self, name: str, value: Any, evidence: str) -> bool:
-        """Decide a field and say so, unless somebody set it or it is so already; return whether it changed."""
+        """Decide a field and say so, unless somebody set it or it is so already; return whether it changes."""
         if not self.open(name) or getattr(self.asked.with_factory_defaults(**self.made), name) == value:
             return False
         self.made[name] = Factory(value, evidence)

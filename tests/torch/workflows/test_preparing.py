@@ -53,7 +53,9 @@ def test_a_later_decision_takes_the_place_of_an_earlier_one(scan: ScanData) -> N
 @pytest.mark.slow
 def test_a_training_finds_what_its_scan_lacks(scan: ScanData, tmp_path: Path) -> None:
     stored = scan.positions_px - np.asarray(scan.position_shift_px)
-    turned = replace(scan, positions_px=orient_positions(stored, "transpose-flip-x"), probe=None, object_guess=None)
+    turned = replace(
+        scan, positions_px=orient_positions(stored, "transpose-flip-x"), probe=None, object_guess=None
+    )
     path = save(turned, tmp_path / "scan.npz")
     said: list[str] = []
     science = ScienceConfig(data=DataConfig(orient="auto", N=32), training=TrainingConfig(epochs=1))
@@ -69,7 +71,8 @@ def test_a_training_finds_what_its_scan_lacks(scan: ScanData, tmp_path: Path) ->
 def test_an_iteration_without_a_probe_finds_one(scan: ScanData, tmp_path: Path) -> None:
     path = save(replace(scan, probe=None), tmp_path / "scan.npz")
     science = ScienceConfig(
-        data=DataConfig(canvas="positions"), inference=InferenceConfig(start="flat", refine=10, refine_probe=True)
+        data=DataConfig(canvas="positions"),
+        inference=InferenceConfig(start="flat", refine=10, refine_probe=True),
     )
     result = components.reconstruct(None, path, science, {"accelerator": "cpu"})
     assert result.verdict.status == "good"

@@ -65,14 +65,17 @@ SIMULATED: dict[str, Any] = {"n": 32, "patterns": 144, "photons": 1e6, "step_px"
 
 
 @pytest.mark.slow
-def test_a_scan_that_is_in_order_is_refined_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scan_that_is_in_order_is_refined_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scan = simulate_scan(**SIMULATED)
     manifest, found = _reconstructed(scan, tmp_path)
     assert manifest["verdict"]["status"] == "good"
     assert manifest["science"]["data"]["orient"] == "none"
     assert _agreement(found, scan.object_guess) > 0.9
     text = capsys.readouterr().out
-    assert "--orient none: " in text and "--probe auto: " in text
+    assert "--orient none: " in text
+    assert "--probe auto: " in text
 
 
 @pytest.mark.slow
@@ -91,9 +94,10 @@ def test_what_is_wrong_is_mended_and_the_run_can_be_repeated(
         probe=None,
         object_guess=None,
     )
-    manifest, found = _reconstructed(wrong, tmp_path)
+    manifest, _ = _reconstructed(wrong, tmp_path)
     data = manifest["science"]["data"]
-    assert data["center"] == "auto" and data["mask_suspects"] is True
+    assert data["center"] == "auto"
+    assert data["mask_suspects"] is True
     assert data["orient"] in ("transpose", "transpose-flip-yx")
     assert data["probe"] == "estimate"
     assert manifest["verdict"]["status"] == "good"
