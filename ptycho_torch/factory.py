@@ -179,10 +179,10 @@ def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
 
 
 def whole_scan(science: ScienceConfig) -> ScienceConfig:
-    """Return a trained model's science for inference, which covers all of a scan unless asked otherwise.
+    """Return a trained model's science for inference, which covers all of a scan unless asked not to.
 
-    What belongs to the scan of the training alone is left behind: what was dropped of it, and its probe, which
-    the network has learned.
+    What belongs to the scan of the training alone is left out: what was dropped of it, and the probe that the
+    network has learned.
     """
     chosen = ("x_bounds", "y_bounds", "n_patterns", "n_groups", "drop", "probe")
     reset = {name: DataConfig.model_fields[name].default for name in chosen}

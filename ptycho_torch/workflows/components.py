@@ -156,8 +156,6 @@ def plan_training(
             read_scan(given, data) if isinstance(given, (str, Path)) else given
             for given in (train_container, test_container)
         )
-        if isinstance(train, ScanData):
-            optics_of(train)  # refuses a scan without a probe
     with clock.phase("prepare"):
         train = prepared(train, data, seed=settings.seed, say=say)
         if data.orient == AUTO and isinstance(train, ScanData):
@@ -165,6 +163,8 @@ def plan_training(
             science = changed(science, "data", {"orient": found.value}, found.evidence)
             data = science.data
         test = prepared(test, data, probe=False, seed=settings.seed, say=say)
+        if isinstance(train, ScanData):
+            optics_of(train)  # refuses a scan without a probe
         samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
         test_samples = None if test is None else dataset_of(test, data, settings.seed)

@@ -73,7 +73,7 @@ class Decisions:
         return self.asked.origins[name].kind is Kind.DEFAULT
 
     def make(self, name: str, value: Any, evidence: str) -> bool:
-        """Decide a field and say so, unless somebody set it or it is so already; return whether it changes."""
+        """Decide a field and say so, unless somebody set it or it is so; return whether it changes."""
         if not self.open(name) or getattr(self.asked.with_factory_defaults(**self.made), name) == value:
             return False
         self.made[name] = Factory(value, evidence)
@@ -174,7 +174,7 @@ def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanDa
     return scan
 
 
-# --- what refinement has to adapt ----------------------------------------------------------------------------
+# --- what refinement has to adapt --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ class Trial:
 
 
 def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
-    """Refine the patterns in the middle of a scan, from a flat object, as the science asks, probe included."""
+    """Refine the patterns in the middle of a scan from a flat object, as the science asks, with the probe."""
     distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
     middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
     moves = science.inference.refine_probe is not False
