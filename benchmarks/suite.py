@@ -25,6 +25,7 @@ SUITE: dict[str, tuple[str, ...]] = {
     "memory": ("--times", "1", "4"),
     "refinement": (),
     "quality": ("--marks", "20", "40", "60", "--flat-epochs", "10", "30"),
+    "troubles": ("--scans", "40", "--good", "10"),
     "unknown_probe": ("--scans=5", "--orient=4"),
     "settings_share": ("--seconds=20",),
     "settings_cost": ("--rounds=100",),

@@ -196,6 +196,8 @@ CODES: Mapping[str, str] = {
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",
     # what is odd about a scan
+    "dropped": "patterns that were left out because the settings say so",
+    "gain": "detector units instead of counts",
     "reading": "what the reader of a format took for granted, averaged or left out",
     "repeated-positions": "positions that are exactly the same",
     "dark-patterns": "patterns that are zero, or nearly so",

@@ -203,6 +203,29 @@ def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
         yield Contradiction(("positions_order", "map"), why, fix)
 
 
+DROP_WORDS = ("far", "dark", "broken")
+
+
+def read_drop(text: str) -> tuple[list[str], list[int]]:
+    """Return the words and the indices of "far, dark, 3, 17, 20-24".
+
+    Raises:
+        ValueError: anything else.
+    """
+    words: list[str] = []
+    indices: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        first, dash, last = part.partition("-")
+        if part in DROP_WORDS:
+            words.append(part)
+        elif first.isdecimal() and (last.isdecimal() or not dash):
+            indices += range(int(first), int(last or first) + 1)
+        else:
+            expected = f"{', '.join(DROP_WORDS)}, an index, or a range such as 3-7"
+            raise ValueError(f"got {part!r}; {expected} is expected, separated by commas")
+    return words, indices
+
+
 class DataConfig(Preprocessing):
     """How to read a scan, what to do to it, and how to group its diffraction patterns."""
 
@@ -247,6 +270,18 @@ class DataConfig(Preprocessing):
 
     allow_links: bool = False
     """Read HDF5 data that lie in other files, which the file names. Only for files that you trust."""
+    drop: Annotated[Line | None, NoneWord] = None
+    """Patterns to leave out: `far` from all others, `dark`, `broken` (values that are no counts), or indices.
+
+    Several are separated by commas, and a range of indices is written 3-7; none keeps all patterns.
+    """
+
+    @field_validator("drop")
+    @classmethod
+    def _readable_drop(cls, text: str | None) -> str | None:
+        if text is not None:
+            read_drop(text)
+        return text
 
     @field_validator("x_bounds", "y_bounds")
     @classmethod

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "y_bounds": ((0.0, 0.5), {}),
     "n_patterns": (8, {}),
     "allow_pickle": (True, {}),
+    "drop": ("3-7", {}),
     "n_filters": (8, {"depth": 1}),
     "depth": (3, {}),
     "modulus_updates": (2, {}),

@@ -32,7 +32,7 @@ from ptycho_exec.record import read_manifest, write_manifest
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
-from ptycho_torch.data.judge import line
+from ptycho_torch.data.judge import line_for_programs
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TrainingPayload, whole_scan
 from ptycho_torch.ptychodus import translation
@@ -458,11 +458,11 @@ class InferenceEngine:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
             notes.append(f"the product's probe differs {apart} from that of the training, which is used")
         # Ptychodus sends no mask, and 0 where its own mask is.
-        notes += [line(finding) for finding in scan.findings if finding.code != "dead-pixels"]
+        notes += [line_for_programs(row) for row in scan.findings if row.code != "dead-pixels"]
         result = components.run_inference(inference)
         warn_user("reconstruction", (*notes, *result.notices))
-        if result.consistency is not None:
-            logger.info("%s", result.consistency.line())
+        if not result.verdict.warns:  # what warns is among the notices
+            logger.info("%s", result.verdict.line())
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object

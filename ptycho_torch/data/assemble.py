@@ -18,7 +18,14 @@ from ptycho_exec.errors import DataError, Finding
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
-from ptycho_torch.data.judge import far_from_others, far_positions, masked_gaps
+from ptycho_torch.data.dropping import rows_kept
+from ptycho_torch.data.judge import (
+    far_from_others,
+    far_positions,
+    likely_unit,
+    masked_gaps,
+    neighbor_distance,
+)
 from ptycho_torch.data.near_field import refuse_near_field
 from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
@@ -109,6 +116,14 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         where=where,
         counts_because=why_counts(config),
     )
+    left_out: list[Finding] = []
+    if config.drop is not None:
+        kept, gone = rows_kept(config.drop, positions, stored, good, domain, where)
+        raw, positions, stored = _only(raw, kept), positions[kept], select_rows(stored, kept)
+        rows = sample_rows(len(positions))
+        sample = stored[rows].astype(np.float64)
+        sample[:, ~good] = 0.0
+        left_out = [_dropped(gone)]
     ready = prepare(stored, good, domain, config, raw.path, where, probe)
     patterns, good = ready.patterns, ready.good
     statistics = checks.scan_patterns(patterns, good, where)
@@ -157,9 +172,23 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     }
     forward_fit = half if center == "half-pixel" else pixel
     masked = [masked_gaps(int(gaps.sum()), held)] if held else []
+    masked += left_out
     return describe_scan(
         scan, statistics, sample, decisions, forward_fit, raw.warnings, [*masked, *notes], raw.notes
     )
+
+
+def _only(raw: RawScan, rows: NDArray[np.int64]) -> RawScan:
+    """Return a scan of some of its patterns, which keep their numbers."""
+    index = np.arange(len(raw.positions_px)) if raw.scan_index is None else raw.scan_index
+    read = raw.read_labels
+    labels = None if read is None else lambda axis: select_rows(read(axis), rows)
+    return replace(raw, scan_index=np.asarray(index[rows], dtype=np.int64), read_labels=labels)
+
+
+def _dropped(gone: dict[str, int]) -> Finding:
+    counts = ", ".join(f"{count} {word}" for word, count in gone.items()) or "none fits"
+    return Finding(f"patterns left out as asked: {counts}", level="note", code="dropped")
 
 
 def _own_probe(
@@ -360,13 +389,22 @@ def _place_on_canvas(
     low, high = centered.min(axis=0), centered.max(axis=0)
     outside = np.any((centered < -0.5) | (centered > np.array(shape) - 0.5), axis=1)
     if outside.any():
+        far = far_from_others(centered, N)
+        alone = len(far) > 0 and set(np.flatnonzero(outside)) <= set(far)
         raise DataError(
             f"{int(outside.sum())} of {len(centered)} positions lie outside the object of {shape}; "
-            f"y from {low[0]:.1f} to {high[0]:.1f}, x from {low[1]:.1f} to {high[1]:.1f}",
+            + (
+                far_positions(far, centered)
+                if alone
+                else f"y from {low[0]:.1f} to {high[0]:.1f}, x from {low[1]:.1f} to {high[1]:.1f}"
+            ),
             where=raw.where("positions"),
             expected="positions in pixels of the object's grid",
-            fix='check units and order of the coordinates, or set canvas = "positions" to leave the '
-            "file's object out",
+            fix="--drop far leaves them and their patterns out"
+            if alone
+            else "check order and unit of the coordinates (--positions-unit: m, mm, um, nm or px); "
+            "--canvas positions leaves the file's object out",
+            options={"drop": "far"} if alone else None,
         )
     return shape, np.zeros(2)
 
@@ -395,9 +433,6 @@ def memory_bytes() -> float:
     return float(physical if limit is None else min(physical, limit * 2**20))
 
 
-_UNITS = {"meters": 1.0, "millimeters": 1e-3, "micrometers": 1e-6, "nanometers": 1e-9}
-
-
 def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
     """Refuse many different positions that all lie within one pixel.
 
@@ -407,16 +442,13 @@ def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
     span = float(np.ptp(positions, axis=0).max())
     if span >= 1 or len(np.unique(positions, axis=0)) < _FEWEST_DIFFERENT:
         return
-    pixel = raw.geometry.get("pixel_size_m")
-    spans = {unit: span * size / pixel for unit, size in _UNITS.items()} if pixel else {}
-    likely = [f"in {unit} they span {px:.0f}" for unit, px in spans.items() if N / 8 < px < 65536]
+    unit, text = likely_unit(neighbor_distance(positions), raw.geometry.get("pixel_size_m"), N / 4)
     raise DataError(
-        f"all {len(positions)} positions lie within {span:.3g} pixels"
-        + "".join(f"; {text}" for text in likely),
+        f"all {len(positions)} positions lie within {span:.3g} pixels",
         where=raw.where("positions"),
         expected="positions in object pixels, spread over more than one",
-        fix="divide the positions by the side of an object pixel in their own unit, or say the unit: "
-        "--positions-unit UNIT --pixel-size-m METERS",
+        fix=text + "; or divide them by the side of an object pixel in their own unit",
+        options={"positions_unit": unit} if unit else None,
     )
 
 
@@ -437,9 +469,10 @@ def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], 
             + (f"; {far_positions(far, centered)}" if len(far) else ""),
             where="positions",
             expected="positions in object pixels, with overlapping patches",
-            fix="remove the positions that are named, and their patterns"
+            fix="--drop far leaves them and their patterns out"
             if len(far)
-            else "check the unit of the positions: meters, micrometers and pixels are easily mixed up",
+            else "check the unit of the positions; --positions-unit names it: m, mm, um, nm or px",
+            options={"drop": "far"} if len(far) else None,
         )
     return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)
 

@@ -176,6 +176,56 @@ _LARGEST = 2.0**64
 """No detector counts further, and float32 holds the square of anything below."""
 
 
+FEW_PIXELS = 0.05
+"""Part of the detector that may be masked because of single values."""
+
+
+def _mend(all_negative: bool, frames: float, pixels: int, good: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return fix and options for values that are no counts."""
+    half = dtype == np.float16
+    few = f"--mask-suspects true masks their {pixels} pixels"
+    if all_negative:
+        fix = "--clip-negative true sets them to 0, where a background was subtracted"
+        few = f"; else {few}" if pixels <= FEW_PIXELS * good else ""
+        return {"fix": fix + few, "options": {"clip_negative": True}}
+    if pixels <= FEW_PIXELS * good:
+        wider = "; half precision ends at 65504, so better export the patterns as float32" if half else ""
+        return {"fix": few + wider, "options": {"mask_suspects": True}}
+    if frames <= 0.5:
+        fix = f"--drop broken leaves out these {frames:.0%} of the patterns"
+        return {"fix": fix, "options": {"drop": "broken"}}
+    return {"fix": "export the patterns as float32" if half else _EXPORT_FIX}
+
+
+def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are negative, no number, or larger than any count."""
+    wide = values.astype(np.float32) if values.dtype == np.float16 else values
+    return np.asarray(~((wide >= 0) & (wide <= _LARGEST)))
+
+
+def frame_figures(
+    patterns: Patterns, good: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return sums (M,), mean pattern (h, w), and the number of wrong values (M,), which count as 0."""
+    sums, mean = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:])
+    wrong = np.zeros(patterns.shape[0], np.int64)
+    for start, block in blocks(patterns):
+        bad = is_wrong(block) & good
+        values = np.where(good & ~bad, block, 0)
+        rows = slice(start, start + len(block))
+        sums[rows], wrong[rows] = values.sum(axis=(1, 2), dtype=np.float64), bad.sum(axis=(1, 2))
+        mean += values.sum(axis=0, dtype=np.float64)
+    return sums, mean / len(sums), wrong
+
+
+def wrong_pixels(patterns: Patterns, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the (h, w) good pixels with a value that is none in one pattern or more."""
+    wrong = np.zeros(good.shape, bool)
+    for _, block in blocks(patterns):
+        wrong |= is_wrong(block).any(axis=0)
+    return wrong & good
+
+
 def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> PatternStatistics:
     """Pass once over the patterns, a block at a time.
 
@@ -184,6 +234,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
     """
     sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:]), 0.0, 0
     wrong, first_wrong, all_negative = 0, "", True
+    wrong_frames, wrong_pixels_ = 0, np.zeros(good.shape, bool)
     whole = patterns.dtype.kind in "iu"
     limit = np.iinfo(patterns.dtype).max if whole else None
     for start, block in blocks(patterns):
@@ -197,8 +248,11 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
                 float(values.max(initial=0)),
             )
         if not (low >= 0 and top <= _LARGEST):
-            places = np.argwhere(~((values >= 0) & (values <= _LARGEST)))  # not a number fails both
+            where_wrong = is_wrong(values)
+            places = np.argwhere(where_wrong)
             wrong += len(places)
+            wrong_frames += int(where_wrong.any(axis=(1, 2)).sum())
+            wrong_pixels_ |= where_wrong.any(axis=0)
             all_negative &= bool(np.isfinite(values).all()) and top <= _LARGEST
             row, y, x = (int(i) for i in places[0])
             first_wrong = first_wrong or f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
@@ -214,10 +268,13 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
             where=where,
             expected="counts, or their square roots, at good pixels",
-            fix="--clip-negative true sets them to 0, where a background was subtracted; else mark their "
-            "pixels in bad_pixels or in a --mask-file"
-            if all_negative
-            else "mark the pixels in bad_pixels, or remove the patterns",
+            **_mend(
+                all_negative,
+                wrong_frames / len(sums),
+                int(wrong_pixels_.sum()),
+                int(good.sum()),
+                patterns.dtype,
+            ),
         )
     if not sums.any():
         raise DataError(

@@ -31,7 +31,7 @@ def judge(
     return [
         *_judge_positions(scan, report),
         *_judge_patterns(scan, statistics, faults, report),
-        *_judge_pixels(faults),
+        *_judge_pixels(faults, whole=scan.holds_counts),
         *_judge_center(scan, faults, report),
     ]
 
@@ -45,8 +45,8 @@ def masked_gaps(count: int, held: str) -> Finding:
     )
 
 
-def _odd(what: str, fix: str, *, code: str) -> Finding:
-    return Finding(what, fix=fix, level="adapted", code=code)
+def _odd(what: str, fix: str, *, code: str, **options: Any) -> Finding:
+    return Finding(what, fix=fix, level="adapted", code=code, options=options)
 
 
 def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding]:
@@ -59,28 +59,38 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
     if len(far):
         yield _odd(
             far_positions(far, scan.positions_px - scan.position_shift_px),
-            "remove these positions and their patterns, or correct them",
+            "--drop far leaves them and their patterns out",
             code="far-positions",
+            drop="far",
         )
-    if overlap is not None and overlap < 0.4:
+    apart, diameter = report["neighbor_distance_px"], report["probe_diameter_px"] or scan.n_pixels
+    if apart is None or len(scan) < _FEWEST:
+        pass
+    elif apart > 0.6 * diameter:
+        unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
+        by = f"overlap by only {overlap:.0%} of their diameter" if overlap is not None else "do not overlap"
         yield _odd(
-            f"neighboring probes overlap by only {overlap:.0%} of their diameter",
-            "check unit and order of the positions; a scan needs an overlap of 60 % or more",
+            f"neighboring probes {by}: they are {apart:.3g} pixels apart",
+            "a scan needs an overlap of 60 % or more; " + text,
             code="little-overlap",
+            **({"positions_unit": unit} if unit else {}),
         )
-    if overlap is not None and overlap > 0.98 and len(scan) >= _FEWEST and not repeated:
+    elif apart < 0.02 * diameter and not repeated:
+        unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
         yield _odd(
-            f"neighboring probes are only {report['neighbor_distance_px']:.2g} pixels apart",
-            "check the unit of the positions: they are taken as pixels of the object",
+            f"neighboring probes are only {apart:.2g} pixels apart",
+            text,
             code="much-overlap",
+            **({"positions_unit": unit} if unit else {}),
         )
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
     if reach.max() > 0:
         yield _odd(
             f"{(reach > 0).sum()} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
-            'set canvas = "positions" to make one that holds them all',
+            "--canvas positions makes one that holds them all",
             code="beyond-canvas",
+            canvas="positions",
         )
 
 
@@ -88,41 +98,55 @@ def _judge_patterns(
     scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
 ) -> Iterator[Finding]:
     sums = statistics.frame_sum
-    remove = "remove these patterns and their positions"
+    remove = "--drop dark leaves them and their positions out"
     if report["zero_patterns"]:
         yield _odd(
             f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?), "
             + _listed(np.flatnonzero(sums == 0)),
             remove,
             code="dark-patterns",
+            drop="dark",
         )
     beneath = faults.background * scan.good_pixels.sum() if scan.domain == "intensity" else 0.0
-    above = sums - beneath
-    dim = np.flatnonzero((above < _DIM * np.median(above)) & (sums > 0))
+    dim = dark_patterns(sums - beneath)
+    dim = dim[sums[dim] > 0]
     if len(dim) and len(sums) >= _FEWEST:
         yield _odd(
             f"{len(dim)} patterns have less than {_DIM:.0%} of the usual intensity, {_listed(dim)}",
             remove,
             code="dark-patterns",
+            drop="dark",
         )
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
-            "mark their pixels in bad_pixels, or in a --mask-file",
+            "--mask-suspects true masks their pixels, if they are few; measure with less light if not",
             code="saturated",
+            mask_suspects=True,
         )
 
 
-def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
+def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
     yield from _suspect(faults.hot, "are much brighter than all around them (hot)", code="hot-pixels")
     around = "never count although those around them do (dead, or a gap)"
     yield from _suspect(faults.dead, around, code="dead-pixels")
     yield from _suspect(faults.stuck, "hold the same number in all patterns (stuck)", code="stuck-pixels")
     if faults.background:
+        # Whole numbers stay whole numbers, whose noise is known.
+        level = float(round(faults.background)) if whole else float(f"{faults.background:.4g}")
         yield _odd(
             f"a background of about {faults.background:.4g} lies under every pixel",
-            f"--pedestal {faults.background:.4g} --clip-negative true subtracts it",
+            f"--pedestal {level:g} --clip-negative true subtracts it",
             code="background",
+            pedestal=level,
+            clip_negative=True,
+        )
+    if faults.gain is not None and whole and abs(faults.gain - 1) > 0.1:
+        yield _odd(
+            f"one count is worth about {faults.gain:.4g} detector units, as dim pixels show",
+            f"--gain {faults.gain:.4g} makes counts of them",
+            code="gain",
+            gain=float(f"{faults.gain:.4g}"),
         )
 
 
@@ -134,6 +158,7 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
             "--mask-suspects true masks them; or mark in bad_pixels those that `ptycho-torch inspect --json` "
             "lists as suspect_pixels",
             code=code,
+            mask_suspects=True,
         )
 
 
@@ -147,6 +172,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
             "the patterns are bright in the corners: their zero frequency is not at N/2",
             "--zero-frequency corner moves it there",
             code="corner-frequency",
+            zero_frequency="corner",
         )
         return
     expected = [np.array([n // 2, n // 2])]
@@ -162,7 +188,13 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
             f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
             f"--center auto moves the patterns by [{dy}, {dx}] pixels, the mask alike",
             code="off-center",
+            center="auto",
         )
+
+
+def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the indices of patterns with less than 5 % of the usual intensity above the background."""
+    return np.flatnonzero(above < _DIM * np.median(above))
 
 
 def far_from_others(
@@ -201,6 +233,28 @@ def _touching(cells: list[complex]) -> NDArray[np.intp]:
     return np.unique(list(group.values()), return_inverse=True)[1]
 
 
+_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+
+
+def likely_unit(
+    apart: float | None, pixel_size_m: float | None, diameter_px: float
+) -> tuple[str | None, str]:
+    """Return the unit in which positions would make sense, where the size of a pixel tells, and what to do.
+
+    Args:
+        apart: distance of neighboring positions, taken as pixels.
+        pixel_size_m: side of an object pixel, if known.
+        diameter_px: of the probe.
+    """
+    if pixel_size_m and apart:
+        spacing = {unit: apart * size / pixel_size_m for unit, size in _UNITS.items()}
+        for unit, px in spacing.items():
+            if 0.02 * diameter_px < px < 0.6 * diameter_px:
+                return unit, f"--positions-unit {unit} takes them as {unit}: neighbors {px:.3g} pixels apart"
+    known = "" if pixel_size_m else " --pixel-size-m METERS"
+    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: m, mm, um or nm"
+
+
 def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
     """Return the median distance of different positions from the nearest other one; None for one alone."""
     from scipy.spatial import cKDTree
@@ -232,6 +286,20 @@ def _listed(indices: NDArray[np.intp]) -> str:
 def line(finding: Finding) -> str:
     """Return a finding of a scan in one line."""
     return "; ".join(part for part in (finding.what, finding.fix) if part)
+
+
+def line_for_programs(finding: Finding) -> str:
+    """Return a finding in one line for a program that reads the file itself and takes no options of ours."""
+    if not finding.options:
+        return line(finding)
+    flags = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in finding.options.items())
+    return f"{finding.what}; `ptycho-torch convert FILE NEW --to FORMAT {flags}` writes one without it"
+
+
+def _word(value: Any) -> str:
+    return (
+        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
+    )
 
 
 def lines(*scans: Any) -> list[str]:

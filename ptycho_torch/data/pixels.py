@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.data.checks import PatternStatistics
+from ptycho_torch.data.detect import find_quantum
 
 _NEARLY_ALL = 0.9
 _FEWEST_PATTERNS = 8
@@ -84,6 +85,8 @@ class PixelFaults:
     dead: NDArray[np.bool_]
     stuck: NDArray[np.bool_]
     background: float
+    gain: float | None
+    """Detector units of one count; None where counts cannot be told apart."""
     mean_intensity: NDArray[np.float64]
     """(N, N), with a plausible value at bad and suspect pixels."""
 
@@ -120,8 +123,14 @@ def find_faults(
         stuck[alike] = (intensity[:, alike] == intensity[0, alike]).all(axis=0)
         if stuck.sum() > 0.01 * good.sum():  # patterns that are alike, or a background that does not vary
             stuck[:] = False
-    mean = _filled(everywhere, good & ~(hot | dead | stuck))
-    return PixelFaults(hot, dead, stuck, _background(mean), mean)
+    known = good & ~(hot | dead | stuck)
+    mean = _filled(everywhere, known)
+    background = background_of(mean)
+    gain, pedestal = find_gain(intensity, known) if counts else (None, 0.0)
+    if gain is not None and gain > 1.5 and pedestal > 0:
+        # The pedestal is the lowest of the peaks that whole counts make.
+        background = pedestal if intensity[:, known].min() > pedestal - gain / 2 else background
+    return PixelFaults(hot, dead, stuck, background, gain, mean)
 
 
 def _filled(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -217,7 +226,7 @@ def _wider(part: slice) -> slice:
     return slice(max(0, part.start - 1), part.stop + 1)
 
 
-def _background(mean: NDArray[np.float64]) -> float:
+def background_of(mean: NDArray[np.float64]) -> float:
     """Return the level that the dimmest fifth of the pixels has in common; 0 where they differ.
 
     What an object scatters falls off towards wide angles; a pedestal or stray light does not.
@@ -227,6 +236,46 @@ def _background(mean: NDArray[np.float64]) -> float:
     level, fifth, beam = (float(value) for value in np.partition(mean, places, axis=None)[list(places)])
     flat = 0 < fifth < _FLAT * level and beam > 3 * level
     return level if flat and level * size > _BACKGROUND_SHARE * float(mean.sum()) else 0.0
+
+
+_MANY = 200
+
+
+def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[float | None, float]:
+    """Return the detector units of one count, None where counts cannot be told apart, and the pedestal.
+
+    At dim pixels the most frequent value is the pedestal, without a count. Counts above it are whole
+    multiples of the gain; with readout noise, their variance over their mean tells it roughly, and the place
+    of the first peak above the pedestal precisely.
+
+    Args:
+        intensity: (K, N, N) of some patterns.
+        good: (N, N) pixels that are not masked.
+    """
+    values = intensity[:, good]
+    mean = values.mean(axis=0)
+    order = np.argpartition(mean, [len(mean) // 5, len(mean) // 2])
+    pedestal = _most_frequent(values[:, order[: max(1, len(mean) // 5)]])
+    above = values[:, order[: max(1, len(mean) // 2)]] - pedestal
+    counts = above[above > 0]
+    if len(intensity) < _FEWEST_PATTERNS or counts.size < _MANY or pedestal < 0:
+        return None, pedestal
+    exact = find_quantum(counts)
+    if exact is not None and abs(exact - 1) > 0.02:
+        return exact, pedestal
+    variance = above.var(axis=0, ddof=1).sum() / max(float(above.mean(axis=0).sum()), 1e-300)
+    for _ in range(3):
+        share = counts / variance
+        first = counts[(share > 0.6) & (share < 1.4)]
+        if first.size < _MANY or np.count_nonzero((share > 0.28) & (share < 0.72)) > 0.2 * first.size:
+            return None, pedestal
+        variance = float(np.median(first))
+    return variance, pedestal
+
+
+def _most_frequent(values: NDArray[np.float64]) -> float:
+    different, count = np.unique(values, return_counts=True)
+    return float(different[np.argmax(count)])
 
 
 def center_of(faults: PixelFaults) -> list[float]:

@@ -397,6 +397,15 @@ def _counted(stored: Patterns, values: Values, good: NDArray[np.bool_]) -> dict[
     return {"negative_values_set_to_0": negative, "values_below_threshold": below}
 
 
+def _with_wrong_values(stored: Patterns, corrected: Patterns, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return pixels with a value that is no count, or the largest of its type; none where they are many."""
+    wrong = checks.wrong_pixels(corrected, good)
+    if stored.dtype.kind in "iu":
+        limit = np.iinfo(stored.dtype).max
+        wrong |= np.any([(block == limit).any(axis=0) for _, block in blocks(stored)], axis=0) & good
+    return wrong if wrong.sum() <= checks.FEW_PIXELS * good.sum() else np.zeros_like(good)
+
+
 def _suspects(
     stored: Patterns, values: Values, good: NDArray[np.bool_], domain: Domain, where: str
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -405,13 +414,15 @@ def _suspects(
     if not values.idle:
         shape = (int(stored.shape[1]), int(stored.shape[2]))
         corrected = ComputedPatterns(stored, values, shape, values.dtype(stored.dtype))
+    wrong = _with_wrong_values(stored, corrected, good)
+    good = good & ~wrong
     statistics = checks.scan_patterns(corrected, good, where)
     rows = np.unique(np.linspace(0, len(stored) - 1, checks.SAMPLE_FRAMES).astype(np.int64))
     sample = np.where(good, np.asarray(corrected[rows], dtype=np.float64), 0.0)
     intensity = sample if domain == "intensity" else sample * sample
     quantum = find_quantum(intensity[:, good])
     faults = find_faults(intensity, good, statistics, quantum, counts=domain == "intensity")
-    return faults.suspect, np.maximum(faults.mean_intensity - faults.background, 0.0)
+    return faults.suspect | wrong, np.maximum(faults.mean_intensity - faults.background, 0.0)
 
 
 def find_center(mean: NDArray[np.float64], where: str) -> tuple[float, float]:

@@ -180,7 +180,15 @@ def _refuse_master(archive: Archive) -> None:
 
 def _with_any_suffix(path: Path) -> Path | None:
     files = (path.with_name(path.name + suffix) for suffix in _SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if _is_file(file)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file is there; false where the system does not say."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _partner(file: Path, part: str, archive: Archive) -> Path:

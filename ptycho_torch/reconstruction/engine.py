@@ -30,7 +30,7 @@ from ptycho_torch.physics.forward import fourier_ramp, over_modes
 from ptycho_torch.reconstruction import positions, probe_gauge
 from ptycho_torch.reconstruction.background import Background
 from ptycho_torch.reconstruction.positions import PositionCorrection
-from ptycho_torch.reconstruction.probe_decision import EPOCHS, ProbeDecision, decide
+from ptycho_torch.reconstruction.probe_decision import ProbeDecision, decide, epoch_of_decision
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.reconstruction.waves import (
     Amplitudes,
@@ -157,6 +157,7 @@ class Engine:
             Region(rows, self.corners, self.probe, self.side, options.batch_size)
             for rows in split_scan(self.corners, torch.from_numpy(used))
         ]
+        self.steps_per_epoch = sum(-(-len(region.rows) // region.batch_size) for region in self.regions)
         self.background = Background(data) if options.background else None
         self.decision: ProbeDecision | None = None
         self.moves_probe = options.refine_probe is True
@@ -204,7 +205,7 @@ class Engine:
         if self._moves_positions(done - 1) and done < of and self.correction is not None:
             self.correction.step(settling(done, of, self.options.settle))
             self._move_to(self.correction.positions_px)
-        if self.options.refine_probe == "auto" and done == min(EPOCHS, of // 2) > 1:
+        if self.options.refine_probe == "auto" and done == epoch_of_decision(of, self.steps_per_epoch):
             self.decision = decide(self.data, self.losses[-1], done)
             self.moves_probe = self.decision.refined or self.moves_probe
         if len(self.held_out):

@@ -25,7 +25,10 @@ UNEXPLAINED = 0.4
 SAMPLE = 128
 """Patterns that the yardstick is taken from, spread over the scan."""
 EPOCHS = 3
-"""Epochs with the probe fixed before it is decided."""
+STEPS = 48
+"""Epochs, and minibatches, with the probe fixed before it is decided; half of the run, if that is less."""
+LEAST = 2
+"""A run of which half is fewer epochs keeps the probe."""
 _MANY_COUNTS = 30.0
 
 
@@ -53,6 +56,12 @@ class ProbeDecision:
             f"the probe {what} (loss {self.loss:.4f} after {self.epoch} epochs with it; one mean pattern for "
             f"all gives {self.mean_pattern_loss:.4f}, noise alone {self.noise_loss:.4f})"
         )
+
+
+def epoch_of_decision(epochs: int, steps_per_epoch: int) -> int | None:
+    """Return after which epoch of a run to decide; None keeps the probe."""
+    enough = min(max(EPOCHS, -(-STEPS // steps_per_epoch)), epochs // 2)
+    return enough if enough >= LEAST else None
 
 
 def decide(data: Amplitudes, loss: float, epoch: int) -> ProbeDecision:

@@ -21,13 +21,45 @@ def _plain_complex(array: NDArray[Any]) -> NDArray[Any]:
     return array["real"] + 1j * array["imag"] if is_matlab_complex(array.dtype) else array
 
 
+_REASONS = (
+    (
+        "unable to lock file",
+        "another program has the file open for writing",
+        "wait until it has closed the file; or copy the file and read the copy",
+    ),
+    (
+        "file is already open for write",
+        "a program writes the file, or was killed while it did",
+        "wait until it has closed the file; if it was killed, h5clear --status FILE removes its mark",
+    ),
+    (
+        "truncated file",
+        "the file is truncated",
+        "copy or export the file again; its end is missing",
+    ),
+)
+"""Words of libhdf5, what they mean, and what to do."""
+
+
+def _cannot_open(path: Path, words: str) -> DataError:
+    """Return the error for an HDF5 file that libhdf5 does not open, in plain words."""
+    reasons = (row[1:] for row in _REASONS if row[0] in words)
+    what, fix = next(
+        reasons, (f"cannot read: {words.splitlines()[0][:160]}", "copy or export the file again")
+    )
+    return DataError(what, where=str(path), expected="a complete HDF5 file that nobody writes", fix=fix)
+
+
 class Hdf5Archive:
     """Datasets of an HDF5 file; an uncompressed contiguous stack is read where it lies."""
 
     def __init__(self, path: Path, *, allow_links: bool = False) -> None:
         self.path, self._allow_links = path, allow_links
         with self._guard():
-            self._file = h5py.File(path, "r")
+            try:
+                self._file = h5py.File(path, "r")
+            except OSError as error:
+                raise _cannot_open(path, str(error)) from error
 
     def _guard(self, name: str = "") -> Any:
         where = f"{self.path}, dataset {name!r}" if name else str(self.path)

@@ -52,6 +52,14 @@ class NpzArchive:
                 for info in self._zip.infolist()
                 if info.filename.endswith(".npy")
             }
+            packed = next(iter(self._zip.namelist()), "")
+        if not self._infos and packed:
+            raise DataError(
+                f"this is a ZIP file with {packed[:60]!r}, not an NPZ archive",
+                where=str(path),
+                expected="arrays as numpy.savez writes them",
+                fix="unpack it first: unzip FILE",
+            )
 
     def _guard(self, name: str = "") -> Any:
         where = f"{self.path}, key {name!r}" if name else str(self.path)

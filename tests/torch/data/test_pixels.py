@@ -9,8 +9,9 @@ import pytest
 from scipy.ndimage import maximum_filter
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import scan_from_arrays
-from ptycho_torch.data.pixels import find_gaps
+from ptycho_torch.data.pixels import find_gain, find_gaps
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
 
@@ -66,7 +67,7 @@ def test_now_and_then_is_no_gap() -> None:
     patterns[::3, 4, 5] = np.nan
     with pytest.raises(DataError, match=r"22 pattern values .* NaN") as caught:
         scan_of(patterns)
-    assert caught.value.findings[0].fix == "mark the pixels in bad_pixels, or remove the patterns"
+    assert caught.value.findings[0].fix == "--mask-suspects true masks their 1 pixels"
     patterns[::3, 4, 5] = 65535
     assert find_gaps(patterns, np.ones((32, 32), bool))[1] == ""
     assert find_gaps(patterns[:4], np.ones((32, 32), bool))[1] == ""
@@ -135,3 +136,46 @@ def test_a_background_is_found_and_measured(level: float) -> None:
     assert codes(scan) == ["background"]
     assert scan.report["background"] == pytest.approx(level + np.quantile(COUNTS.mean(axis=0), 0.05), rel=0.1)
     assert codes(scan_of(np.maximum(COUNTS + noise - round(scan.report["background"]), 0))) == []
+
+
+def test_the_gain_is_told_from_dim_pixels_with_and_without_readout_noise() -> None:
+    counts = np.asarray(simulate_scan(n=64, patterns=60, photons=1e5, seed=2).patterns).astype(float)
+    rng = np.random.default_rng(0)
+    good = np.ones((64, 64), bool)
+    assert find_gain(counts[:24], good) == (pytest.approx(1), 0)
+    assert find_gain(37 * counts[:24] + 100, good) == (pytest.approx(37), 100)
+    noisy = np.round(37.3 * counts[:24] + 100 + rng.normal(0, 3, counts[:24].shape))
+    gain, pedestal = find_gain(noisy, good)
+    assert gain == pytest.approx(37.3, rel=0.05)
+    assert pedestal == pytest.approx(100, abs=3)
+    smooth = rng.gamma(2.0, 50.0, (24, 64, 64))
+    assert find_gain(smooth, good)[0] is None  # varies for another reason than counting
+
+
+def test_detector_units_are_named_with_their_remedy() -> None:
+    scan = scan_of((COUNTS * 37 + 100).astype(np.uint32))
+    assert {row.code: dict(row.options) for row in scan.findings} == {
+        "background": {"pedestal": pytest.approx(100, abs=2), "clip_negative": True},
+        "gain": {"gain": 37.0},
+    }
+    assert codes(scan_of(COUNTS.astype(np.float32) * 0.37)) == []  # floats of any scale are whole multiples
+
+
+def test_what_masking_suspects_covers_is_read() -> None:
+    patterns = COUNTS.astype(np.float32)
+    patterns[[3, 9, 40], [5, 6, 20], [7, 30, 16]] = np.nan, np.inf, -1e30
+    with pytest.raises(DataError, match="3 pattern values") as caught:
+        scan_of(patterns)
+    assert caught.value.findings[0].options == {"mask_suspects": True}
+    scan = scan_of(patterns, config=DataConfig(mask_suspects=True))
+    assert np.argwhere(~scan.good_pixels).tolist() == [[5, 7], [6, 30], [20, 16]]
+    full = COUNTS.astype(np.uint16)
+    full[8, 2, 3] = 65535
+    assert codes(scan_of(full)) == ["saturated"]
+    assert codes(scan_of(full, config=DataConfig(mask_suspects=True))) == []
+    patterns[:] = COUNTS
+    patterns[4:6] = np.nan
+    with pytest.raises(DataError) as caught:
+        scan_of(patterns)
+    assert caught.value.findings[0].options == {"drop": "broken"}
+    assert len(scan_of(patterns, config=DataConfig(drop="broken"))) == 62

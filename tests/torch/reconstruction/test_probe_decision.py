@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.reconstruction.probe_decision import decide, noise_of_amplitude
+from ptycho_torch.reconstruction.probe_decision import decide, epoch_of_decision, noise_of_amplitude
 from ptycho_torch.reconstruction.waves import Amplitudes
 from ptycho_torch.simulate import simulate_scan
 
@@ -39,3 +39,12 @@ def test_at_low_dose_a_loss_near_that_of_noise_is_no_reason() -> None:
     noise = decide(data, 1.0, 3).noise_loss
     assert not decide(data, 1.2 * noise, 3).refined
     assert decide(data, 2.0 * noise, 3).refined
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "expected"), [(30, 40, 3), (30, 5, 10), (10, 5, 5), (4, 40, 2), (3, 40, None)]
+)
+def test_it_is_decided_after_some_steps_and_within_half_of_the_run(
+    epochs: int, steps: int, expected: int | None
+) -> None:
+    assert epoch_of_decision(epochs, steps) == expected

@@ -42,7 +42,7 @@ def scan() -> ScanData:
 
 
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "half an HDF5 file": (truncated(0.5, "h5"), "cannot read"),
+    "half an HDF5 file": (truncated(0.5, "h5"), "the file is truncated"),
 }
 
 
