@@ -139,6 +139,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     elif config.probe not in WORDS:
         target = Target(N, raw.geometry.get("pixel_size_m"), ready.side, ready.ratio, ready.offset_px)
         probe, probe_why = probe_from_file(config.probe, target, raw.path)
+        notes += _cut_by_bin(1 - probe_why.get("power_kept", 1.0), N) if config.bin > 1 else []
     step = -0.5 / ready.ratio
     half, pixel = fit(domain), fit(domain, step)
     declared = config.patch_center if config.patch_center != "auto" else raw.center
@@ -225,11 +226,14 @@ def _on_new_pixels(
     wave = resample_wave(probe, ready.ratio, N, ready.offset_px)
     if wave is probe or ready.ratio != 1:
         return wave, []
-    lost = 1 - float(np.sum(np.abs(wave) ** 2) / np.sum(np.abs(probe) ** 2))
+    return wave, _cut_by_bin(1 - float(np.sum(np.abs(wave) ** 2) / np.sum(np.abs(probe) ** 2)), N)
+
+
+def _cut_by_bin(lost: float, N: int) -> list[Finding]:
     if lost < _CUT:
-        return wave, []
+        return []
     text = f"{lost:.0%} of the probe's power lie outside the window of {N} pixels that bin leaves"
-    return wave, [Finding(text, fix="choose a smaller bin", level="adapted", code="cut-probe")]
+    return [Finding(text, fix="choose a smaller bin", level="adapted", code="cut-probe")]
 
 
 def _follow(

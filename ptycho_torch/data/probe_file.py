@@ -96,7 +96,7 @@ def probe_from_file(
             expected="pixel sizes of the same kind of measurement, and a window that holds the probe",
             fix="correct pixel_size_m in that file, or give --pixel-size-m for this scan; or choose less bin",
         )
-    return wave, report | {"why": f"{found.path}, {sizes}, resampled with {kept:.1%} of its power"}
+    return wave, report | {"why": f"{found.path}, {sizes}, resampled", "power_kept": kept}
 
 
 def read_probe(text: str, beside: Path | None = None) -> StoredProbe:

@@ -204,9 +204,13 @@ def test_probe_object_and_positions_of_the_file_follow(tmp_path: Path, options: 
     assert scan.object_guess.shape == scan.canvas_shape
 
 
-def test_a_bin_that_cuts_the_probe_is_said() -> None:
-    narrow = [row.code for row in prepared(COUNTS, bin=4).findings]
-    assert "cut-probe" in narrow
+def test_a_bin_that_cuts_the_probe_is_said(tmp_path: Path) -> None:
+    np.save(tmp_path / "probe.npy", SCAN.probe)
+    for own, word in ((SCAN.probe, "auto"), (None, str(tmp_path / "probe.npy"))):
+        for sizes in ({"bin": 4}, {"crop": 24}):
+            config = DataConfig(probe=word, **sizes)
+            scan = scan_from_arrays(COUNTS, SCAN.positions_px, probe=own, config=config)
+            assert ("cut-probe" in [row.code for row in scan.findings]) is ("bin" in sizes)
 
 
 REMEDIES: dict[str, tuple[Any, dict[str, Any], str]] = {
