@@ -461,8 +461,8 @@ class InferenceEngine:
         notes += [line_for_programs(row) for row in scan.findings if row.code != "dead-pixels"]
         result = components.run_inference(inference)
         warn_user("reconstruction", (*notes, *result.notices))
-        if result.consistency is not None:
-            logger.info("%s", result.consistency.line())
+        if not result.verdict.warns:  # what warns is among the notices
+            logger.info("%s", result.verdict.line())
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object

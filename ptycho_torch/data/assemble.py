@@ -29,7 +29,7 @@ from ptycho_torch.data.judge import (
 from ptycho_torch.data.near_field import refuse_near_field
 from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
-from ptycho_torch.data.probe_file import WORDS, probe_from_file
+from ptycho_torch.data.probe_file import WORDS, Target, probe_from_file
 from ptycho_torch.data.sampling import move_positions, orientation_matrix, resample_object, resample_wave
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
@@ -84,6 +84,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
     positions = checks.check_positions(raw.positions_px, raw.where("positions"))
+    if config.pixel_size_m is not None:
+        raw = replace(raw, geometry={**raw.geometry, "pixel_size_m": config.pixel_size_m})
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
     where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
     good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"))
@@ -135,7 +137,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         probe, cut = _on_new_pixels(probe, ready, side, N)
         notes += cut
     elif config.probe not in WORDS:
-        probe, probe_why = probe_from_file(config.probe, N, raw.geometry.get("pixel_size_m"), raw.path)
+        target = Target(N, raw.geometry.get("pixel_size_m"), ready.side, ready.ratio, ready.offset_px)
+        probe, probe_why = probe_from_file(config.probe, target, raw.path)
     step = -0.5 / ready.ratio
     half, pixel = fit(domain), fit(domain, step)
     declared = config.patch_center if config.patch_center != "auto" else raw.center

@@ -129,12 +129,17 @@ class Frame:
 
     def place(self, block: NDArray[Any], fill: Any = 0) -> NDArray[Any]:
         """Return (B, n, n) pixels of (B, h, w) frames at their new places, not binned."""
-        turned = block.swapaxes(1, 2) if self.transpose else block
-        out = turned[:, self.rows[:, None], self.columns[None, :]]
+        if _are_neighbors(self.rows) and _are_neighbors(self.columns):
+            turned = block.swapaxes(1, 2) if self.transpose else block
+            return turned[:, self.rows[0] : self.rows[-1] + 1, self.columns[0] : self.columns[-1] + 1]
+        width = block.shape[2]
+        down, right = (1, width) if self.transpose else (width, 1)
+        index = self.rows[:, None] * down + self.columns[None, :] * right
+        out = np.take(block.reshape(len(block), -1), index, axis=1, mode="clip")
         outside: NDArray[np.bool_] = (self.rows < 0)[:, None] | (self.columns < 0)[None, :]
         if outside.any():
             out[:, outside] = fill
-        return np.asarray(out)
+        return out
 
     def squares(self, block: NDArray[Any]) -> NDArray[Any]:
         """Return (B, N, bin, N, bin) of (B, n, n)."""
@@ -147,6 +152,10 @@ class Frame:
         whole: NDArray[np.bool_] = np.asarray(self.squares(placed).all(axis=(2, 4)))
         first: NDArray[np.bool_] = whole[0]
         return first
+
+
+def _are_neighbors(index: NDArray[np.intp]) -> bool:
+    return bool(index[0] >= 0 and (np.diff(index) == 1).all())
 
 
 @dataclass(frozen=True, eq=False)

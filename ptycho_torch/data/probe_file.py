@@ -34,38 +34,47 @@ class StoredProbe(NamedTuple):
     path: Path
 
 
+class Target(NamedTuple):
+    """The scan that a probe is for.
+
+    Attributes:
+        N: side of its prepared patterns.
+        pixel_size_m: side of its object pixel, where it is known.
+        side: of its patterns as stored.
+        ratio: its object pixel over that of the patterns as stored.
+        offset_px: of the center of binned patterns from N // 2.
+    """
+
+    N: int
+    pixel_size_m: float | None
+    side: int
+    ratio: float = 1.0
+    offset_px: float = 0.0
+
+
 def probe_from_file(
-    text: str, N: int, pixel_size_m: float | None, beside: Path | None = None
+    text: str, target: Target, beside: Path | None = None
 ) -> tuple[NDArray[np.complex64], dict[str, Any]]:
-    """Return (P, N, N) for a scan with that pixel size, and what to report.
+    """Return (P, N, N) for a scan, and what to report.
 
     With both pixel sizes known the same field is sampled anew, its power kept; the window of the scan shows
-    what it holds of it. Otherwise the side must be N, and each pixel is taken as it is.
+    what it holds of it. Otherwise a probe of N pixels is taken as it is, and one with as many pixels as the
+    stored patterns follows crop, pad and bin as the file's own does.
 
     Raises:
         DataError: no such file, no probe in it, or another size with a pixel size unknown.
     """
     found = read_probe(text, beside)
-    n = found.wave.shape[-1]
+    n, N = found.wave.shape[-1], target.N
     report = {"value": "path", "why": str(found.path), "sha256": file_sha256(found.path)}
-    if found.pixel_size_m and pixel_size_m:
-        ratio = pixel_size_m / found.pixel_size_m
+    offset = 0.0 if n == N else target.offset_px  # one of N pixels comes from patterns that are binned alike
+    if found.pixel_size_m and target.pixel_size_m:
+        ratio = target.pixel_size_m / found.pixel_size_m
         ratio = 1.0 if abs(ratio - 1) < 1e-6 else ratio
-        if ratio == 1 and n == N:
-            return found.wave, report
-        wave = resample_wave(found.wave, ratio, N)
-        kept = float(np.sum(np.abs(wave) ** 2) / np.sum(np.abs(found.wave) ** 2))
-        if kept < 0.5:
-            raise DataError(
-                f"of this probe only {kept:.0%} of the power reach the window of the scan: "
-                f"{n} pixels of {found.pixel_size_m:.4g} m there, {N} of {pixel_size_m:.4g} m here",
-                where=str(found.path),
-                expected="pixel sizes of the same kind of measurement",
-                fix="correct pixel_size_m in that file, or give --pixel-size-m for this scan",
-            )
-        text = f"{found.path}, {n} pixels of {found.pixel_size_m:.4g} m resampled, {kept:.1%} of its power"
-        return wave, report | {"why": text}
-    if n != N:
+        sizes = f"{n} pixels of {found.pixel_size_m:.4g} m"
+    elif n in (N, target.side):
+        ratio, sizes = 1.0 if n == N else target.ratio, f"{n} pixels"
+    else:
         unknown = "that file" if not found.pixel_size_m else "this scan"
         raise DataError(
             f"the probe has {n} pixels on a side, the patterns {N}; the pixel size of {unknown} is not known",
@@ -75,7 +84,19 @@ def probe_from_file(
             if not found.pixel_size_m
             else "give --pixel-size-m, the side of an object pixel for the patterns as they are stored",
         )
-    return found.wave, report
+    wave = resample_wave(found.wave, ratio, N, offset)
+    if wave is found.wave:
+        return wave, report
+    kept = float(np.sum(np.abs(wave) ** 2) / np.sum(np.abs(found.wave) ** 2))
+    if kept < 0.5:
+        raise DataError(
+            f"of this probe only {kept:.0%} of the power reach the window of the scan: {sizes} there, {N} of "
+            f"{target.pixel_size_m or 0:.4g} m here",
+            where=str(found.path),
+            expected="pixel sizes of the same kind of measurement, and a window that holds the probe",
+            fix="correct pixel_size_m in that file, or give --pixel-size-m for this scan; or choose less bin",
+        )
+    return wave, report | {"why": f"{found.path}, {sizes}, resampled with {kept:.1%} of its power"}
 
 
 def read_probe(text: str, beside: Path | None = None) -> StoredProbe:

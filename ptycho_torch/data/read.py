@@ -68,6 +68,13 @@ def _read_raw(files: dict[str, ScanFile], config: DataConfig) -> RawScan:
     else:
         raw = left(positions.archive, config)
     raw.format = positions.format.name
+    if config.positions_unit != "auto" and raw.format.startswith("Ptychodus"):
+        raise DataError(
+            f"positions_unit = {config.positions_unit} has no effect: the format says what its positions are",
+            where=str(positions.archive.path),
+            expected="meters in products, object pixels in training files",
+            fix="leave it out; --pixel-size-m corrects the size of an object pixel",
+        )
     return with_images(raw, positions.archive, config)
 
 

@@ -42,7 +42,7 @@ from ptycho_exec.trainer.loggers import close_logger
 from ptycho_exec.trainer.stop import stoppable
 from ptycho_exec.trainer.together import on_all_processes
 from ptycho_torch import model
-from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config import InferenceConfig, ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
 from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
@@ -58,8 +58,8 @@ from ptycho_torch.factory import (
     split_overrides,
 )
 from ptycho_torch.network.lightning_module import estimate_intensity_scale
-from ptycho_torch.reconstruction.r_factor import r_factor
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.images import image_callbacks
@@ -69,10 +69,10 @@ from ptycho_torch.workflows.times import Clock, PartTimes
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
-POOR_OBJECT = (
-    "the object explains its patterns poorly; refine it (refine = 5 or more), train with gridsize = 2, "
-    "or check probe and positions with `ptycho-torch inspect`"
-)
+HELD_OUT_FROM = 64
+"""Patterns from which on a refinement holds some out, to judge its object by."""
+HELD_OUT, MOST_HELD_OUT, ENOUGH_HELD_OUT = 1 / 32, 1 / 16, 24
+"""Part that is held out, and the most, so that there are enough of them."""
 
 
 def _configs(
@@ -390,13 +390,8 @@ def run_inference(inference: Inference) -> InferenceResult:
             refined = _refine(inference, predicted)
         best = refined or predicted or _flat(scan)
         probe = getattr(module, "probe", None) if refined is None else refined.probe
-        background = None if refined is None else refined.background
-        judged = scan
-        if refined is not None and refined.positions_px is not None:
-            judged = replace(scan, positions_px=refined.positions_px)
         with inference.clock.phase("check"):
-            agreement = r_factor(judged, best.object, probe, background)
-    poor = (f"{POOR_OBJECT}: {agreement.line()}",) if agreement is not None and agreement.poor else ()
+            verdict = _judge(inference, best.object, probe, refined)
     drift = DriftReport(()) if predicted is None else predicted.drift
     processes = inference.plan.facts.launcher.world_size if predicted is None else predicted.processes
     alone = (REFINES_ALONE,) if refines and processes > 1 else ()
@@ -404,11 +399,11 @@ def run_inference(inference: Inference) -> InferenceResult:
         object=best.object,
         coverage=best.coverage,
         n_patches=len(scan) if predicted is None or refined is not None else predicted.n_patches,
-        consistency=agreement,
+        verdict=verdict,
         notices=(
             *(predicted.notices if predicted else ()),
             *(refined.notices if refined else ()),
-            *poor,
+            *(("\n".join(verdict.lines()),) if verdict.warns else ()),
             *alone,
         ),
         scan=scan,
@@ -424,6 +419,32 @@ def run_inference(inference: Inference) -> InferenceResult:
         refinement=refined,
         network_object=predicted.object if predicted and refined else None,
     )
+
+
+def _judge(
+    inference: Inference, obj: NDArray[np.complex64], probe: Any, refined: RefineResult | None
+) -> Verdict:
+    """Judge an object, by patterns that took no part where it was refined."""
+    scan = inference.scan
+    if refined is None:
+        return judge_object(scan, obj, probe)
+    moved, decision = refined.positions_px, refined.probe_decision
+    asked = inference.science.inference.refine_probe
+    return judge_object(
+        scan if moved is None else replace(scan, positions_px=moved),
+        obj,
+        probe,
+        held_out=refined.held_out,
+        background=refined.background,
+        probe_refined=asked is True or (decision is not None and decision.refined),
+    )
+
+
+def held_out_part(patterns: int) -> float:
+    """Return which part of a scan's patterns a refinement holds out: about 1 in 32, of few patterns none."""
+    if patterns < HELD_OUT_FROM:
+        return 0.0
+    return max(HELD_OUT, min(ENOUGH_HELD_OUT / patterns, MOST_HELD_OUT))
 
 
 @dataclass(frozen=True)
@@ -497,13 +518,6 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
         start = np.where(predicted.coverage > 0, predicted.object, 1)
         probe = (module.probe * module.intensity_scale).detach().cpu().numpy()
     asked = inference.science.inference
-    options = RefineOptions(
-        refine_probe=asked.refine_probe,
-        probe_modes=asked.probe_modes,
-        refine_positions=asked.refine_positions,
-        position_limit_px=asked.position_limit_px,
-        background=asked.refine_background,
-    )
     accelerators = {"gpu": "cuda", "cuda": "cuda", "mps": "mps"}
     with inference.clock.phase("refine"):
         return refine_object(
@@ -511,10 +525,21 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
             start,
             asked.refine,
             probe=probe,
-            options=options,
+            options=replace(refine_options(asked), held_out=held_out_part(len(scan))),
             device=accelerators.get(plan.settings.accelerator, "cpu"),
             seed=plan.settings.seed,
         )
+
+
+def refine_options(inference: InferenceConfig) -> RefineOptions:
+    """Return how the science asks to refine."""
+    return RefineOptions(
+        refine_probe=inference.refine_probe,
+        probe_modes=inference.probe_modes,
+        refine_positions=inference.refine_positions,
+        position_limit_px=inference.position_limit_px,
+        background=inference.refine_background,
+    )
 
 
 def _build_inference_dataloader(

@@ -14,8 +14,8 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import DriftReport
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.r_factor import RFactor
 from ptycho_torch.reconstruction.refine import RefineResult
+from ptycho_torch.reconstruction.verdict import Verdict
 from ptycho_torch.workflows.times import PartTimes
 
 
@@ -94,7 +94,8 @@ class InferenceResult(Result):
         coverage: float32 (H, W), summed patch weights; 0 is uncovered.
         amplitude, phase: float32 (H, W) of the object, the phase in radians.
         n_patches: patterns that the object was reconstructed from.
-        consistency: how well the object explains its patterns; None where that cannot be known.
+        verdict: whether the object is right, as far as its patterns can tell, and likely causes where it is
+            not.
         notices: what the user should know of the result.
         drift, applied: as in a training.
         times: seconds of the parts of predict; None without a network.
@@ -107,7 +108,7 @@ class InferenceResult(Result):
     object: NDArray[np.complex64]
     coverage: NDArray[np.float32]
     n_patches: int
-    consistency: RFactor | None
+    verdict: Verdict
     notices: tuple[str, ...]
     scan: ScanData
     science: ScienceConfig

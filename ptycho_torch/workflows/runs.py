@@ -341,9 +341,8 @@ def infer(
         if not is_rank_zero():
             return Run(folder, (), result, clock.seconds)
         notices += result.notices
-        agreement = result.consistency
-        if agreement is not None:
-            say(agreement.line())
+        if not result.verdict.warns:  # what warns is among the notices
+            say(result.verdict.line())
         with clock.phase("write"):
             refined = result.refinement
             used = scan if refined is None or refined.positions_px is None else result.scan
@@ -358,8 +357,8 @@ def infer(
             written,
             warnings=notices,
             patterns=len(scan),
-            consistency=None if agreement is None else asdict(agreement),
             refinement=None if refined is None else refined.record(),
+            verdict=result.verdict.to_json(),
             content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
@@ -457,9 +456,21 @@ def write_run_report(folder: Path) -> Path:
             {"name": name, "value": row["value"], "origin": origins[name]["place"], "reason": row["reason"]}
             for name, row in effective.items()
         ],
-        facts={f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
+        facts={
+            **_figures(manifest.get("verdict") or {}),
+            **{f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
+        },
         notices=manifest.get("warnings", ()),
     )
+
+
+def _figures(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a manifest holds of a verdict, as rows of the report; earlier manifests hold none."""
+    return {
+        f"verdict: {name}": value
+        for name, value in verdict.items()
+        if name != "causes" and value is not None and value != ""
+    }
 
 
 def _say_what_is_odd(say: Say, *scans: ScanData | None) -> list[str]:

@@ -122,7 +122,9 @@ def _positions(archive: Archive, pixel_size_m: float | None, config: DataConfig)
                 f"{name} has shape {column.shape}",
                 where=f"{archive.path}, {name}",
                 expected="(M,), one number per pattern",
-                fix="store y and x as two flat arrays",
+                fix="--map positions_y=ycoords --map positions_x=xcoords takes them row by row"
+                if column.size
+                else "store y and x as two flat arrays",
             )
         checks.check_numeric(column.dtype, "iuf", f"the values of {name}", f"{archive.path}, {name}")
         unit = position_unit_m(archive, name, config)

@@ -23,12 +23,16 @@ def _packed(program: str, command: str) -> tuple[str, str]:
 
 
 _OTHER_KINDS = {
-    b"\x93NUMPY": ("a single .npy array, not an archive", _AS_NPZ),
+    b"\x93NUMPY": (
+        "a single .npy array, not an archive",
+        "put it beside its positions: numpy.savez('scan.npz', data=patterns, scan=positions), and read that "
+        "with --map patterns=data --map positions=scan",
+    ),
     **{bytes((0x80, protocol)): _PICKLE for protocol in range(2, 6)},
     b"MATLAB": (
-        "a MATLAB file of version 5",
-        "save it with save(..., '-v7.3') in MATLAB, or read it with scipy.io.loadmat and write it with "
-        "numpy.savez",
+        "a MATLAB file older than v7.3",
+        "save it in MATLAB with save(..., '-v7.3') and name its arrays with --map, or read it with "
+        "scipy.io.loadmat and write it with numpy.savez",
     ),
     b"\x1f\x8b": _packed("gzip", "gunzip --keep"),
     b"BZh": _packed("bzip2", "bunzip2 --keep"),

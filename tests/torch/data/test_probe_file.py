@@ -93,8 +93,19 @@ def test_it_is_resampled_as_the_pixels_of_the_scan_are(
     scan = read_scan(scan_file, DataConfig(probe=str(result(tmp_path)), **options))
     n = scan.n_pixels
     ratio = 1.0 if "bin" in options else 32 / n
-    np.testing.assert_allclose(scan.probe, resample_wave(PROBE, ratio, n), atol=1e-4 * abs(PROBE).max())
+    expected = resample_wave(PROBE, ratio, n, 0.25 if "bin" in options else 0.0)
+    np.testing.assert_allclose(scan.probe, expected, atol=1e-4 * abs(PROBE).max())
     assert "resampled" in scan.report["probe"]["why"]
+
+
+@pytest.mark.parametrize("options", [{"crop": 24}, {"pad": 48}, {"bin": 2}], ids=str)
+def test_one_for_the_stored_patterns_follows_as_the_own_probe_does(
+    tmp_path: Path, options: dict[str, int]
+) -> None:
+    own = read_scan(save_keys(tmp_path / "own.npz", keys(SCAN)), DataConfig(**options))
+    bare = save_keys(tmp_path / "bare.npz", keys(SCAN, probeGuess=None))
+    scan = read_scan(bare, DataConfig(probe=str(array(tmp_path)), **options))
+    np.testing.assert_array_equal(scan.probe, own.probe)
 
 
 def test_which_probe_is_taken(scan_file: Path, tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from ptycho_exec import SettingsError
+from ptycho_torch import simulate_scan
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.model import PtychoPINN_Lightning
 from ptycho_torch.workflows.components import (
     _train_with_lightning,
+    held_out_part,
     run_cdi_example_torch,
     run_inference_with_lightning,
 )
@@ -253,9 +255,20 @@ def test_an_object_that_explains_its_patterns_poorly_is_told(scan: Any) -> None:
     mixed_up = replace(scan, patterns=np.asarray(scan.patterns[:])[::-1].copy())
     module = untrained(PtychoPINN_Lightning, scan)
     wrong = run_inference_with_lightning(module, mixed_up, None, settings())
-    assert any("explains its patterns poorly" in notice for notice in wrong["notices"])
+    assert wrong["verdict"].status == "poor"
+    assert any("the object is poor" in notice and "likely cause" in notice for notice in wrong["notices"])
     good = run_inference_with_lightning(None, scan, None, settings(), {"start": "flat", "refine": 15})
-    assert not any("explains its patterns poorly" in notice for notice in good["notices"])
+    assert good["verdict"].status == "good"
+    assert not any("likely cause" in notice for notice in good["notices"])
+
+
+def test_a_refined_object_is_judged_by_patterns_held_out() -> None:
+    scan = simulate_scan(n=32, patterns=100, photons=1e5)
+    made = run_inference_with_lightning(None, scan, None, settings(), {"start": "flat", "refine": 8})
+    assert made["verdict"].status == "good"
+    assert made["verdict"].by == "held-out patterns"
+    assert made["verdict"].held_out == 6
+    assert [held_out_part(count) for count in (63, 64, 10000)] == [0, 1 / 16, 1 / 32]
 
 
 def test_training_knows_the_noise_of_counts(scan: Any) -> None:

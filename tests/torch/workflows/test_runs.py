@@ -89,6 +89,8 @@ def test_a_command_resolves_once_and_plans_once_and_the_value_reaches_the_loader
     counted.clear()
     assert main(["infer", "run", str(scan_file), "--out", "out", "--inference-batch-size=16"]) == 0
     assert counted == once
+    assert manifest(Path("out"))["verdict"]["status"] in ("good", "doubtful", "poor", "cannot-judge")
+    assert "verdict: status" in Path("out/report.html").read_text()
     assert batch_sizes[:2] == [8, 16]  # Lightning builds a third one out of the second
 
 

@@ -75,6 +75,50 @@ def test_raw_file_gives_positions_in_pixels(scan: ScanData, tmp_path: Path) -> N
     np.testing.assert_allclose(stage, scan.positions_px * read.pixel_size_m, atol=1e-12)
 
 
+def test_without_basis_vectors_it_is_said_how_rows_and_columns_are_taken(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    read = read_scan(raw_file(tmp_path / "raw.cxi", scan))
+    (finding,) = [row for row in read.findings if "basis_vectors" in row.what]
+    assert (finding.code, finding.level) == ("reading", "note")
+    assert "rows are taken to run along +y and columns along +x" in finding.what
+    other = read_scan(tmp_path / "raw.cxi", DataConfig(orient="flip-yx"))  # what other programs take
+    total = read.positions_px + other.positions_px
+    np.testing.assert_allclose(total, np.broadcast_to(total[0], total.shape), atol=1e-6)
+    basis = np.array([[0.0, 1e-4], [1e-4, 0.0], [0.0, 0.0]])
+    known = read_scan(raw_file(tmp_path / "b.cxi", scan, basis_vectors=basis))
+    assert not any("basis_vectors" in row.what for row in known.findings)
+
+
+def test_frames_that_are_not_square_have_the_object_pixel_of_the_square(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    path = raw_file(tmp_path / "raw.cxi", scan, data=np.asarray(scan.patterns)[:, :, 2:14], mask=None)
+    with pytest.raises(DataError, match="16 x 12 pixels, not square") as caught:
+        read_scan(path)
+    assert "--crop 12" in caught.value.findings[0].fix
+    assert "--pad 16" in caught.value.findings[0].fix
+    padded, cropped = read_scan(path, DataConfig(pad=16)), read_scan(path, DataConfig(crop=12))
+    assert padded.pixel_size_m == pytest.approx(scan.pixel_size_m)
+    assert cropped.pixel_size_m == pytest.approx((scan.pixel_size_m or 0) * 16 / 12)
+    for read, factor in ((padded, 1.0), (cropped, 12 / 16)):
+        steps = np.diff(read.positions_px, axis=0)
+        np.testing.assert_allclose(steps, np.diff(scan.positions_px, axis=0) * factor, atol=1e-4)
+
+
+def test_units_and_pixel_size_that_are_given_win(scan: ScanData, tmp_path: Path) -> None:
+    assert scan.pixel_size_m is not None
+    path = raw_file(tmp_path / "raw.cxi", scan, distance=None)
+    with pytest.raises(DataError, match="without distance") as caught:
+        read_scan(path)
+    assert "--pixel-size-m" in caught.value.findings[0].fix
+    read = read_scan(path, DataConfig(pixel_size_m=scan.pixel_size_m))
+    steps = np.diff(scan.positions_px, axis=0)
+    np.testing.assert_allclose(np.diff(read.positions_px, axis=0), steps, atol=1e-4)
+    read = read_scan(path, DataConfig(pixel_size_m=scan.pixel_size_m / 2e3, positions_unit="mm"))
+    np.testing.assert_allclose(np.diff(read.positions_px, axis=0), 2 * steps, atol=1e-4)
+
+
 def test_translation_of_the_probe_is_the_mirror_image(scan: ScanData, tmp_path: Path) -> None:
     path = raw_file(tmp_path / "raw.cxi", scan)
     sample, probe = read_scan(path), read_scan(path, DataConfig(translation="probe"))

@@ -147,3 +147,15 @@ def test_golden_model_agrees_with_noiseless_intensities() -> None:
     assert scan.probe is not None
     model = diffract(scan.object_guess, scan.probe, scan.positions_px[:16])
     assert np.linalg.norm(model - ideal) / np.linalg.norm(ideal) < 1e-3
+
+
+def test_positions_on_a_grid_are_read_as_is_proposed(tmp_path: Path) -> None:
+    scan = simulate_scan(n=16, patterns=30, photons=1e4, seed=1)
+    y, x = scan.positions_px.T.reshape(2, 5, 6)
+    path = save_keys(tmp_path / "scan.npz", keys(scan, ycoords=y, xcoords=x))
+    with pytest.raises(DataError, match=r"ycoords has shape \(5, 6\)") as caught:
+        read_scan(path)
+    assert caught.value.findings[0].fix.startswith("--map positions_y=ycoords --map positions_x=xcoords")
+    read = read_scan(path, DataConfig(map={"positions_y": "ycoords", "positions_x": "xcoords"}))
+    np.testing.assert_array_equal(read.positions_px, scan.positions_px)
+    np.testing.assert_array_equal(read.probe, scan.probe)

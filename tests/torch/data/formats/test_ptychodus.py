@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats import ptychodus
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
@@ -105,6 +106,30 @@ def test_several_layers_and_probes_are_reported(scan: ScanData, tmp_path: Path) 
     read = read_scan(tmp_path)
     assert_same_scan(read, scan)
     assert len(read.report["warnings"]) == 2
+
+
+def test_near_field_products_are_read_as_far_field_only_when_asked(scan: ScanData, tmp_path: Path) -> None:
+    ptychodus.write_ptychodus(scan, tmp_path)
+    with h5py.File(tmp_path / "product.h5", "a") as file:
+        file.attrs["far_field"] = False
+    with pytest.raises(DataError, match="declares near-field propagation") as caught:
+        read_scan(tmp_path)
+    assert "--propagation far" in caught.value.findings[0].fix
+    assert len(read_scan(tmp_path, DataConfig(propagation="far"))) == len(scan)
+
+
+def test_an_option_that_the_format_leaves_nothing_to_say_to_is_refused(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    ptychodus.write_ptychodus(scan, tmp_path)
+    with pytest.raises(DataError, match="positions_unit = um has no effect"):
+        read_scan(tmp_path, DataConfig(positions_unit="um"))
+    assert scan.pixel_size_m is not None
+    fine = read_scan(tmp_path, DataConfig(pixel_size_m=scan.pixel_size_m / 2, canvas="positions"))
+    assert fine.pixel_size_m == scan.pixel_size_m / 2
+    np.testing.assert_allclose(
+        np.diff(fine.positions_px, axis=0), 2 * np.diff(scan.positions_px, axis=0), atol=1e-6
+    )
 
 
 # The released program itself as the judge; `pip install ptychodus` (the extra of that name) enables these.

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.storage.hdf5 import Hdf5Archive
 from ptycho_torch.data.storage.npz import NpzArchive
@@ -45,7 +46,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text": (raw(b"position, counts\n1, 2\n"), "neither an NPZ archive nor an HDF5 file"),
     "wrong extension": (raw(b"\x93NUMPY\x01\x00" + b"\0" * 80), "a single .npy array"),
     "bare pickle": (raw(pickle.dumps(Bomb())), "a Python pickle, which is never loaded"),
-    "MATLAB": (raw(b"MATLAB 5.0 MAT-file, Platform"), "a MATLAB file of version 5[^+]*-v7.3"),
+    "MATLAB": (raw(b"MATLAB 5.0 MAT-file, Platform"), "a MATLAB file older than v7.3[^+]*-v7.3"),
     "TIFF": (raw(b"II*\0" + b"\0" * 20), "a TIFF image"),
     "broken link": (lambda folder: _link(folder / "scan.npz", "gone.npz"), "a link to gone.npz"),
     "circle of links": (
@@ -182,3 +183,15 @@ def test_a_network_drive_that_is_gone_is_named(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match="the network drive does not answer"):
         read_scan(path)
+
+
+def test_a_single_array_is_read_as_is_proposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("patterns.npy", np.asarray(SCAN.patterns))
+    with pytest.raises(DataError, match=r"a single \.npy array") as caught:
+        read_scan("patterns.npy")
+    fix = caught.value.findings[0].fix
+    assert "--map patterns=data --map positions=scan" in fix
+    patterns, positions = np.load("patterns.npy"), SCAN.positions_px
+    exec(fix[fix.index("numpy.savez") : fix.index(", and read")].replace("numpy", "np"), globals(), locals())
+    assert len(read_scan("scan.npz", DataConfig(map={"patterns": "data", "positions": "scan"}))) == len(SCAN)

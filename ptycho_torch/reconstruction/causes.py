@@ -1,0 +1,302 @@
+"""Why an object may explain its patterns poorly: likely causes in the order of the evidence, each with its
+remedy.
+
+What was found on reading the scan counts, and what the misfit itself shows. Each test asks the same: how
+much of the misfit, noise apart, would be gone if this were mended?
+
+Shape legend: K patterns, G good pixels of the detector, N x N pixels, P probe modes, object (H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ptycho_exec.errors import UserError
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
+from ptycho_torch.reconstruction.yardsticks import (
+    Noise,
+    Real,
+    in_the_middle,
+    measured_intensity,
+    misfits,
+    predicted_intensity,
+)
+
+FEWEST = 0.08
+"""Part of the misfit below which a cause is not worth a word."""
+FOUND = 0.6
+"""Weight of what was found on reading the scan."""
+MOVED = 48
+"""Patterns that are tried a pixel beside their position."""
+TRIAL_PATTERNS, TRIAL_EPOCHS = 96, 4
+CENTERS = 400
+"""Patterns in the middle of the scan whose centers of mass are compared."""
+SMOOTHED = 7
+"""Neighbors whose centers of mass are averaged, against noise."""
+CURL_APART = 0.05
+"""Difference of two curls, each 0 to 1, that means something."""
+BEGAN = 0.25
+"""Least weight of a refined probe, whose start no figure judges, and half the largest."""
+FREE_PROBE = 0.7
+"""Weight of what a free probe removes of the misfit: it takes up other faults, too."""
+
+Axes = tuple[tuple[int, int], tuple[int, int]]
+_OTHER_AXES: dict[Axes, str] = {
+    ((1, 0), (0, -1)): "x mirrored",
+    ((0, 1), (1, 0)): "x and y exchanged",
+    ((0, 1), (-1, 0)): "turned by 90 degrees",
+}
+
+_PROBE = ("--refine-probe true", "--probe estimate")
+_MASK = ("--mask-suspects true", "--mask-file FILE")
+_BACKGROUND = ("--refine-background true", "--pedestal VALUE")
+_POSITIONS = ("--refine-positions true",)
+_UNITS = ("--positions-unit UNIT",)
+_CENTER = ("--center auto",)
+_ORIENTATION = ("--orient auto",)
+FINDINGS: dict[str, tuple[str, tuple[str, ...], float]] = {
+    "off-center": ("center", _CENTER, FOUND),
+    "corner-frequency": ("center", _CENTER, 1.0),
+    "hot-pixels": ("mask", _MASK, FOUND),
+    "dead-pixels": ("mask", _MASK, FOUND / 2),
+    "stuck-pixels": ("mask", _MASK, FOUND),
+    "saturated": ("mask", _MASK, FOUND / 2),
+    "background": ("background", _BACKGROUND, FOUND),
+    "far-positions": ("positions", _POSITIONS, FOUND / 2),
+    "much-overlap": ("units", _UNITS, FOUND),
+    "little-overlap": ("units", _UNITS, FOUND / 3),
+}
+"""Code of a finding -> the cause, its remedies, and its weight."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A likely cause, the evidence for it, and the options that remedy it, the likeliest first."""
+
+    name: str
+    evidence: str
+    options: tuple[str, ...]
+    weight: float
+    """Part of the misfit that it may stand for, 0 to 1."""
+
+    def line(self) -> str:
+        """One line for the user."""
+        return f"{self.name}: {self.evidence}; try {' or '.join(self.options)}"
+
+
+_NO_FIGURE = "no figure points to a cause, and this is a frequent one"
+UNKNOWN = (Cause("orientation", _NO_FIGURE, _ORIENTATION, 0.0), Cause("probe", _NO_FIGURE, _PROBE, 0.0))
+"""What is named where nothing was found."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An object and a probe beside some patterns of a scan, as intensities (K, G)."""
+
+    scan: ScanData
+    obj: NDArray[np.complex64]
+    probe: Tensor
+    rows: NDArray[np.int64]
+    measured: Real
+    predicted: Real
+    scale: np.float32
+    """What predicted intensities were multiplied by."""
+    noise: Noise
+    misfit_noise: float
+
+    def left(self, predicted: Real) -> float:
+        """Return the misfit of a prediction, less that of noise."""
+        return max(float(misfits(self.noise, self.measured, predicted).mean()) - self.misfit_noise, 0.0)
+
+    def removed(self, predicted: Real) -> float:
+        """Return the part of the misfit that another prediction would not have."""
+        return 1 - self.left(predicted) / max(self.left(self.predicted), 1e-12)
+
+
+def find_causes(
+    compared: Compared, *, probe_refined: bool, start_probe: NDArray[np.complex64] | None
+) -> tuple[Cause, ...]:
+    """Return the likely causes, each once, the strongest evidence first.
+
+    Args:
+        compared: the object beside the patterns.
+        probe_refined: whether the probe was refined with the object.
+        start_probe: (P, N, N) that the refinement of the probe began with.
+    """
+    found = [
+        *_read(compared.scan),
+        *_pixels(compared),
+        *_background(compared),
+        *_positions(compared),
+        *_orientation(compared.scan),
+        *_probe(compared, probe_refined, start_probe),
+    ]
+    if max((cause.weight for cause in found), default=0.0) < 2 * FEWEST:
+        found += _modes(compared)
+    strongest: dict[str, Cause] = {}
+    for cause in sorted(found, key=lambda cause: -cause.weight):
+        strongest.setdefault(cause.name, cause)
+    return tuple(strongest.values()) or UNKNOWN
+
+
+def _read(scan: ScanData) -> Iterator[Cause]:
+    """What was found on reading the scan."""
+    for finding in scan.findings:
+        if finding.code in FINDINGS:
+            name, options, weight = FINDINGS[finding.code]
+            yield Cause(name, finding.what, options, weight)
+
+
+def _pixels(compared: Compared) -> Iterator[Cause]:
+    """Few pixels that measure something else than is predicted, and hold much of the misfit."""
+    unit = compared.noise.gain or 1e-3 * float(compared.measured.mean())
+    measured, predicted = (values.mean(axis=0) + unit for values in (compared.measured, compared.predicted))
+    odd = np.abs(np.log(measured / predicted)) > np.log(4)
+    if not 0 < odd.sum() < 0.15 * len(odd):
+        return
+    mended = np.where(odd, compared.measured, compared.predicted)
+    weight = compared.removed(mended)
+    if weight > FEWEST:
+        yield Cause("mask", f"{odd.sum()} pixels hold {weight:.0%} of the misfit", _MASK, weight)
+
+
+def _background(compared: Compared) -> Iterator[Cause]:
+    """The same intensity everywhere that is measured and not predicted."""
+    measured, predicted = (values.mean(axis=0) for values in (compared.measured, compared.predicted))
+    dim = predicted <= np.median(predicted)
+    beneath = float(np.median(measured[dim] - predicted[dim]))
+    if beneath <= 0:
+        return
+    weight = compared.removed(compared.predicted + np.float32(beneath))
+    if weight > FEWEST:
+        evidence = f"an intensity of {beneath:.3g} under all pixels would remove {weight:.0%} of the misfit"
+        yield Cause("background", evidence, _BACKGROUND, weight)
+
+
+def _positions(compared: Compared) -> Iterator[Cause]:
+    """Patterns that the object explains better a pixel beside their position."""
+    some = np.unique(np.linspace(0, len(compared.rows) - 1, num=min(MOVED, len(compared.rows))).astype(int))
+    part = replace(
+        compared,
+        rows=compared.rows[some],
+        measured=compared.measured[some],
+        predicted=compared.predicted[some],
+    )
+    # Half of the pixels choose the place, and the other half shows whether it is better.
+    tried, shown = slice(0, None, 2), slice(1, None, 2)
+    misfit = misfits(part.noise, part.measured[:, tried], part.predicted[:, tried])
+    best = before = misfits(part.noise, part.measured[:, shown], part.predicted[:, shown])
+    for step in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        moved = part.scale * predicted_intensity(part.scan, part.obj, part.probe, part.rows, step)
+        now = misfits(part.noise, part.measured[:, tried], moved[:, tried])
+        best = np.where(now < misfit, misfits(part.noise, part.measured[:, shown], moved[:, shown]), best)
+        misfit = np.minimum(now, misfit)
+    weight = float((before - best).mean()) / max(part.left(part.predicted), 1e-12)
+    if weight > FEWEST:
+        share = float((best < before).mean())
+        evidence = f"{share:.0%} of the patterns fit better one pixel beside their position"
+        yield Cause("positions", evidence, _POSITIONS, min(weight, 1.0))
+
+
+def _orientation(scan: ScanData) -> Iterator[Cause]:
+    """Positions whose axes are not those of the patterns.
+
+    Where the object shifts the center of mass of a pattern, the shifts are a gradient, which has no curl:
+    the sum around each triangle of neighbors is small against the flow out of it. With mirrored or exchanged
+    axes it is not. Both axes negated are the same.
+    """
+    if len(scan) < 50:
+        return
+    now, *others = (curl_of(scan, axes) for axes in (((1, 0), (0, 1)), *_OTHER_AXES))
+    best = int(np.argmin(others))
+    if now - others[best] > CURL_APART:
+        what = tuple(_OTHER_AXES.values())[best]
+        evidence = (
+            f"the shifts of the patterns' centers of mass have a curl of {now:.2f}, and of "
+            f"{others[best]:.2f} with the positions {what}"
+        )
+        yield Cause("orientation", evidence, _ORIENTATION, 1 - others[best] / now)
+
+
+def curl_of(scan: ScanData, axes: Axes) -> float:
+    """Return the curl of the patterns' centers of mass as a part of all change, 0 to 1.
+
+    Args:
+        scan: of which the patterns in the middle are taken.
+        axes: (2, 2), applied to the positions.
+    """
+    from scipy.spatial import Delaunay, cKDTree
+
+    rows = in_the_middle(scan, CENTERS)
+    intensity = measured_intensity(scan, rows).astype(np.float64)
+    y, x = np.indices(scan.good_pixels.shape, dtype=np.float64)[:, scan.good_pixels]
+    power = intensity.sum(axis=1).clip(1e-30)
+    shift = np.stack([intensity @ y / power, intensity @ x / power], axis=1)
+    shift -= np.median(shift, axis=0)
+    place = scan.positions_px[rows] @ np.asarray(axes, dtype=np.float64).T
+    _, near = cKDTree(place).query(place, k=SMOOTHED)
+    shift = shift[np.asarray(near)].mean(axis=1).reshape(-1, 2)
+    corners = Delaunay(place).simplices
+    along, flow = np.zeros((2, len(corners)))
+    for first, second in ((0, 1), (1, 2), (2, 0)):
+        step = place[corners[:, second]] - place[corners[:, first]]
+        mean = (shift[corners[:, second]] + shift[corners[:, first]]) / 2
+        along += (mean * step).sum(axis=1)
+        flow += mean[:, 0] * step[:, 1] - mean[:, 1] * step[:, 0]
+    curl, divergence = float(np.median(np.square(along))), float(np.median(np.square(flow)))
+    return curl / max(curl + divergence, 1e-30)
+
+
+def _probe(compared: Compared, refined: bool, start_probe: NDArray[np.complex64] | None) -> Iterator[Cause]:
+    """A probe that does better where it is free for a few epochs, or that refinement began with."""
+    if refined:
+        changed = 0.0 if start_probe is None else _apart(start_probe, compared.probe.numpy())
+        evidence = f"refinement changed it by {changed:.0%}, and may have begun too far from the true one"
+        yield Cause(
+            "probe", evidence, ("--probe estimate", "--probe-modes 3"), min(max(changed, BEGAN), 2 * BEGAN)
+        )
+        return
+    scan = compared.scan
+    middle = scan.subset(in_the_middle(scan, TRIAL_PATTERNS))
+    probe = compared.probe * float(np.sqrt(compared.scale))
+    try:
+        fixed, free = (
+            refine_object(
+                middle, compared.obj, TRIAL_EPOCHS, probe=probe, options=RefineOptions(refine_probe=free)
+            ).losses[-1]
+            for free in (False, True)
+        )
+    except UserError:  # an object so far off that the steps diverge
+        return
+    weight = 1 - free / max(fixed, 1e-30)
+    if weight > FEWEST:
+        evidence = f"{TRIAL_EPOCHS} epochs with the probe refined leave {weight:.0%} less misfit than without"
+        yield Cause("probe", evidence, _PROBE, FREE_PROBE * weight)
+
+
+def _apart(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> float:
+    """Return the distance of the strongest modes of two probes, up to a factor and a shift: 0 to 1."""
+    spectra = [
+        np.fft.fft2(probe[np.argmax(np.square(np.abs(probe)).sum(axis=(1, 2)))]) for probe in (first, second)
+    ]
+    overlap = np.abs(np.fft.ifft2(spectra[0] * spectra[1].conj())).max() * spectra[0].size
+    return float(1 - overlap / max(np.linalg.norm(spectra[0]) * np.linalg.norm(spectra[1]), 1e-30))
+
+
+def _modes(compared: Compared) -> Iterator[Cause]:
+    """Patterns that are smoother than is predicted, as those of a partly coherent beam."""
+    good = torch.from_numpy(compared.scan.good_pixels)
+    images = torch.zeros(len(compared.rows), *good.shape)
+    images[:, good] = torch.from_numpy(compared.predicted)
+    blurred = torch.nn.functional.avg_pool2d(images, 3, stride=1, padding=1)[:, good].numpy()
+    weight = compared.removed((compared.predicted + blurred) / 2)
+    if weight > FEWEST:
+        evidence = f"patterns half blurred over 3 pixels would remove {weight:.0%} of the misfit"
+        yield Cause("coherence", evidence, ("--probe-modes 3",), weight)

@@ -1,0 +1,300 @@
+"""Is an object right, as far as its patterns can tell? A verdict, the figures behind it, and likely causes.
+
+The yardsticks, none of which object or probe can change, are in `yardsticks`. Patterns that took no part in a
+refinement count before those that did, which an object may follow into the noise. Where the mean pattern
+explains nearly as much as any object could, as at low dose, only they and two halves of the scan tell;
+without them the verdict is that it cannot be judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ptycho_exec.errors import UserError
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation.metrics import evaluate
+from ptycho_torch.reconstruction.causes import Cause, Compared, find_causes
+from ptycho_torch.reconstruction.refine import refine_object
+from ptycho_torch.reconstruction.yardsticks import (
+    Yardstick,
+    in_the_middle,
+    inside,
+    measured_intensity,
+    misfits,
+    predicted_intensity,
+    r_factor,
+    scaled,
+    spread,
+    yardstick_of,
+)
+
+Status = Literal["good", "doubtful", "poor", "cannot-judge"]
+By = Literal["misfit", "held-out patterns", "held-out patterns and two halves", "nothing"]
+
+GOOD, POOR = 0.15, 0.5
+"""Parts q that are not explained: up to the first the object is good, from the second on poor."""
+WITHIN_NOISE = 0.35
+"""The mean pattern must leave so much more than noise; otherwise q says nothing."""
+WORSE = 0.02
+"""An object that leaves more than the mean pattern by this part of the noise is wrong."""
+FOLLOWS_NOISE = 0.85
+"""An object that leaves less than this part of the noise follows it."""
+CLEARLY = 2.0
+"""Standard errors by which patterns held out are explained better, or worse, than by the mean pattern."""
+FEW_HELD_OUT, ENOUGH_HELD_OUT = 4, 12
+"""Patterns held out to take q from them; and to compare them with the mean pattern."""
+HALVES, HALVES_EPOCHS = 256, 8
+"""Patterns of both halves of a scan together, and the epochs of either."""
+FINE_PX = 1 / 8
+"""Halves agree when they do so down to a period of this part of a pattern's side."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of an object without knowing the true one.
+
+    `q` is the part of the misfit of the mean pattern that the object leaves too, noise apart: 0 for the true
+    one.
+    """
+
+    status: Status
+    by: By
+    """What was judged by."""
+    reason: str
+    r_factor: float | None = None
+    """R of the patterns that took part."""
+    r_mean: float | None = None
+    """R of the mean pattern, which knows nothing of the object."""
+    noise: float | None = None
+    """R that noise alone gives; None where it is not known."""
+    noise_source: str = "unknown"
+    q: float | None = None
+    held_out_r: float | None = None
+    held_out_q: float | None = None
+    gap: float | None = None
+    """R of the patterns held out less that of the others: how far the object follows what it was fitted
+    to."""
+    better: float | None = None
+    """Standard errors by which the object explains patterns held out better than the mean pattern does."""
+    frc_px: float | None = None
+    """Period, in pixels, down to which two halves of the scan agree (ring correlation of 1/7)."""
+    patterns: int = 0
+    held_out: int = 0
+    causes: tuple[Cause, ...] = ()
+    """Likely causes, the strongest evidence first; none for a good object."""
+
+    @property
+    def warns(self) -> bool:
+        """True where the user should look before the object is used."""
+        return self.status != "good"
+
+    def line(self) -> str:
+        """One line for the user."""
+        if self.r_factor is None or self.r_mean is None:
+            return f"the object is not judged: {self.reason}"
+        known = [f"mean pattern {self.r_mean:.3f}"]
+        if self.noise is not None:
+            known.append(
+                f"noise {self.noise:.3f}" + (" by variance" if "variance" in self.noise_source else "")
+            )
+        if self.held_out_r is not None:
+            known.append(f"{self.held_out} patterns held out {self.held_out_r:.3f}")
+        if self.frc_px is not None:
+            known.append(f"halves agree to {self.frc_px:.1f} px")
+        says = {"cannot-judge": "the object cannot be judged"}.get(
+            self.status, f"the object is {self.status}"
+        )
+        return f"{says}: {self.reason}; R factor {self.r_factor:.3f} ({', '.join(known)})"
+
+    def lines(self) -> list[str]:
+        """Return the line, and one for each likely cause."""
+        return [self.line(), *(f"  likely cause - {cause.line()}" for cause in self.causes)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {
+            **asdict(self),
+            "causes": [{**asdict(cause), "options": list(cause.options)} for cause in self.causes],
+        }
+
+
+def judge_object(
+    scan: ScanData,
+    obj: NDArray[np.complex64],
+    probe: ArrayLike | Tensor | None = None,
+    *,
+    held_out: NDArray[np.int64] | None = None,
+    background: NDArray[np.float32] | None = None,
+    probe_refined: bool = False,
+) -> Verdict:
+    """Judge an object (H, W) by the patterns of a scan.
+
+    Args:
+        scan: with the positions that the object belongs to.
+        obj: complex (H, W), on the scan's canvas.
+        probe: (P, N, N); the scan's unless given.
+        held_out: rows of patterns that took no part in finding the object.
+        background: (N, N) intensity under every pattern, in the units of the patterns.
+        probe_refined: whether the probe was refined with the object; the scan's own is what it began with.
+    """
+    given = scan.probe if probe is None else probe
+    if given is None:
+        return _not_judged("there is no probe")
+    modes = torch.as_tensor(given).detach().cpu().to(torch.complex64)
+    modes = modes[None] if modes.ndim == 2 else modes
+    every = np.arange(len(scan), dtype=np.int64)
+    out = np.empty(0, np.int64) if held_out is None else np.asarray(held_out, dtype=np.int64)
+    used = inside(scan, obj.shape, np.setdiff1d(every, out))
+    if len(used) < 2:
+        return _not_judged("fewer than two patterns lie on the object")
+    rows = spread(used, scan.n_pixels)
+    measured = measured_intensity(scan, rows)
+    yardstick = yardstick_of(scan, measured)
+    raw = predicted_intensity(scan, obj, modes, rows)
+    if yardstick is None or not raw.any() or not np.isfinite(raw).all():
+        return _not_judged("the patterns or the object are dark, or not finite")
+    beneath = None if background is None else np.asarray(background[scan.good_pixels], np.float32)
+    predicted, scale = scaled(yardstick.noise, measured, raw, beneath)
+    compared = Compared(
+        scan, obj, modes, rows, measured, predicted, scale, yardstick.noise, yardstick.misfit_noise
+    )
+    out = spread(inside(scan, obj.shape, out), scan.n_pixels) if len(out) else out
+    verdict = _with_held_out(_figures(compared, yardstick, beneath), compared, yardstick, out, beneath)
+    verdict = _judged(verdict, compared, yardstick)
+    if verdict.status in ("doubtful", "poor"):
+        start = scan.probe if probe_refined else None
+        return replace(verdict, causes=find_causes(compared, probe_refined=probe_refined, start_probe=start))
+    return verdict
+
+
+def _not_judged(reason: str) -> Verdict:
+    return Verdict("cannot-judge", "nothing", reason)
+
+
+def _figures(compared: Compared, yardstick: Yardstick, beneath: NDArray[np.float32] | None) -> Verdict:
+    """Return the figures of the patterns that took part."""
+    own = float(misfits(yardstick.noise, compared.measured, compared.predicted).mean())
+    return Verdict(
+        "cannot-judge",
+        "nothing",
+        "",
+        r_factor=_r(compared.measured, compared.predicted, beneath),
+        r_mean=yardstick.r_mean,
+        noise=yardstick.r_noise if yardstick.noise.gain else None,
+        noise_source=yardstick.noise.source,
+        q=_q(own, yardstick.misfit_mean, yardstick.misfit_noise),
+        patterns=len(compared.rows),
+    )
+
+
+def _r(
+    measured: NDArray[np.float32], predicted: NDArray[np.float32], beneath: NDArray[np.float32] | None
+) -> float:
+    """Return R; with a background, whose scale is known, at the scale that was found."""
+    a, b = np.sqrt(measured), np.sqrt(predicted)
+    return r_factor(a, b) if beneath is None else float(np.abs(a - b).sum() / a.sum())
+
+
+def _q(own: float, mean: float, noise: float) -> float:
+    return (own - noise) / max(mean - noise, 1e-12)
+
+
+def _with_held_out(
+    verdict: Verdict,
+    compared: Compared,
+    yardstick: Yardstick,
+    rows: NDArray[np.int64],
+    beneath: NDArray[np.float32] | None,
+) -> Verdict:
+    """Add the figures of patterns that took no part, where there are enough."""
+    if len(rows) < FEW_HELD_OUT:
+        return verdict
+    measured = measured_intensity(compared.scan, rows)
+    raw = predicted_intensity(compared.scan, compared.obj, compared.probe, rows)
+    predicted = compared.scale * raw + (0 if beneath is None else beneath)
+    own = misfits(yardstick.noise, measured, predicted)
+    mean = misfits(yardstick.noise, measured, yardstick.mean[None])
+    ahead = (mean - own).astype(np.float64)
+    r = _r(measured, predicted, beneath)
+    error = max(float(ahead.std(ddof=1)) / np.sqrt(len(rows)), 1e-30)
+    return replace(
+        verdict,
+        held_out=len(rows),
+        held_out_r=r,
+        held_out_q=_q(float(own.mean()), float(mean.mean()), yardstick.misfit_noise),
+        gap=r - (verdict.r_factor or 0.0),
+        better=float(ahead.mean()) / error,
+    )
+
+
+def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick) -> Verdict:
+    """Add the status, and what it was judged by."""
+    q: float = max(verdict.q or 0.0, 0.0)
+    by: By = "misfit"
+    worse = (q - 1) * yardstick.contrast > WORSE
+    if yardstick.contrast < WITHIN_NOISE and not worse:
+        return _by_patterns_held_out(verdict, compared)
+    if verdict.held_out_q is not None:
+        # What is fitted leaves as much less than the true object as what was held out leaves more.
+        q, by = (q + max(verdict.held_out_q, 0.0)) / 2, "held-out patterns"
+    elif _follows_noise(compared):
+        return replace(
+            verdict,
+            reason="it leaves less than noise does, so it follows the noise; no patterns were held out",
+        )
+    unexplained = f"{q:.0%} of what the mean pattern leaves is not explained"
+    reason = unexplained if q < 1 else "it explains no more than the mean pattern does"
+    if q > GOOD and yardstick.noise.gain is None:
+        reason += ", noise included, which is not known here"
+    status: Status = "good" if q <= GOOD else "doubtful" if q < POOR else "poor"
+    return replace(verdict, status=status, by=by, reason=reason)
+
+
+def _follows_noise(compared: Compared) -> bool:
+    own = float(misfits(compared.noise, compared.measured, compared.predicted).mean())
+    return own < FOLLOWS_NOISE * compared.misfit_noise
+
+
+def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
+    """Judge where R cannot: do patterns that took no part tell the object from the mean pattern?"""
+    hidden = "R cannot judge, since the mean pattern leaves little more than noise"
+    if verdict.better is None or verdict.held_out < ENOUGH_HELD_OUT:
+        return replace(verdict, reason=f"{hidden}, and too few patterns were held out")
+    if verdict.better <= -CLEARLY:
+        reason = f"{hidden}; patterns held out are explained worse than by the mean pattern"
+        return replace(verdict, status="poor", by="held-out patterns", reason=reason)
+    if verdict.better < CLEARLY:
+        return replace(verdict, reason=f"{hidden}, and so do patterns held out")
+    reason = f"{hidden}; patterns held out are explained better than by the mean pattern"
+    frc = halves_agree_px(compared.scan, compared.probe * float(np.sqrt(compared.scale)))
+    good = frc is not None and frc <= FINE_PX * compared.scan.n_pixels
+    return replace(
+        verdict,
+        status="good" if good else "doubtful",
+        by="held-out patterns and two halves",
+        reason=reason,
+        frc_px=frc,
+    )
+
+
+def halves_agree_px(scan: ScanData, probe: Tensor) -> float | None:
+    """Return the period, in pixels, down to which objects of two halves of a scan agree; None for none.
+
+    Either half is refined from a flat object, so that they have nothing but the patterns' place in common.
+    """
+    middle = np.random.default_rng(0).permutation(in_the_middle(scan, HALVES))
+    try:
+        first, second = (
+            refine_object(scan.subset(np.sort(middle[half::2])), "flat", HALVES_EPOCHS, probe=probe)
+            for half in (0, 1)
+        )
+        both = np.minimum(first.coverage, second.coverage)
+        return evaluate(first.object, second.object, coverage=both).frc_one_seventh_px
+    except UserError:  # too few patterns, or nothing in common
+        return None

@@ -1,0 +1,85 @@
+"""A fault is named by the figures of its misfit, first among the causes, with the option that remedies it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ptycho_torch import simulate_scan
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.reconstruction.causes import FINDINGS, UNKNOWN, curl_of
+from ptycho_torch.reconstruction.verdict import Verdict, judge_object
+
+
+@pytest.fixture(scope="module")
+def scan() -> ScanData:
+    return simulate_scan(n=32, patterns=144, photons=1e5)
+
+
+def judged(scan: ScanData, **changes: object) -> Verdict:
+    assert scan.object_guess is not None
+    return judge_object(replace(scan, **changes), scan.object_guess.astype(np.complex64))
+
+
+def with_patterns(scan: ScanData, change: np.ndarray) -> Verdict:
+    return judged(scan, patterns=(np.asarray(scan.patterns, np.int64) + change).astype(np.uint32))
+
+
+def first(verdict: Verdict) -> tuple[str, str]:
+    return verdict.causes[0].name, verdict.causes[0].options[0]
+
+
+def test_hot_pixels(scan: ScanData) -> None:
+    change = np.zeros((32, 32), np.int64)
+    change[np.arange(3, 30, 4), np.arange(3, 30, 4)[::-1]] = 5000
+    assert first(with_patterns(scan, change)) == ("mask", "--mask-suspects true")
+
+
+def test_a_gap_without_a_mask(scan: ScanData) -> None:
+    patterns = np.asarray(scan.patterns).copy()
+    patterns[:, 14:17] = 0
+    assert first(judged(scan, patterns=patterns))[0] == "mask"
+
+
+def test_a_background(scan: ScanData) -> None:
+    rng = np.random.default_rng(0)
+    verdict = with_patterns(scan, rng.poisson(60, scan.patterns.shape))
+    assert first(verdict) == ("background", "--refine-background true")
+
+
+def test_positions_that_are_off(scan: ScanData) -> None:
+    off = np.random.default_rng(0).normal(size=scan.positions_px.shape)
+    assert first(judged(scan, positions_px=scan.positions_px + off)) == (
+        "positions",
+        "--refine-positions true",
+    )
+
+
+def test_a_wrong_probe(scan: ScanData) -> None:
+    assert scan.probe is not None
+    y, x = np.indices((32, 32)) - 15.5
+    curved = scan.probe * np.exp(0.03j * (x**2 + y**2))
+    names = [cause.name for cause in judged(scan, probe=curved.astype(np.complex64)).causes]
+    assert "probe" in names
+
+
+def test_only_the_right_axes_have_little_curl(scan: ScanData) -> None:
+    right = curl_of(scan, ((1, 0), (0, 1)))
+    assert right < 0.25
+    for axes in (((1, 0), (0, -1)), ((0, 1), (1, 0)), ((0, 1), (-1, 0))):
+        assert curl_of(scan, axes) > right + 0.1
+    assert curl_of(scan, ((-1, 0), (0, -1))) == pytest.approx(right)
+
+
+def test_what_was_found_on_reading_counts(scan: ScanData) -> None:
+    finding = {"what": "the beam lies off", "level": "adapted", "code": "off-center"}
+    rolled = np.roll(np.asarray(scan.patterns), (4, 5), axis=(1, 2))
+    verdict = judged(scan, patterns=rolled, report={**scan.report, "findings": [finding]})
+    assert ("center", "the beam lies off") in [(cause.name, cause.evidence) for cause in verdict.causes]
+
+
+def test_every_cause_has_an_option() -> None:
+    assert all(options and options[0].startswith("--") for _, options, _ in FINDINGS.values())
+    assert all(cause.options for cause in UNKNOWN)
