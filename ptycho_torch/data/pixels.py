@@ -252,11 +252,13 @@ def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[
         intensity: (K, N, N) of some patterns.
         good: (N, N) pixels that are not masked.
     """
-    values = intensity[:, good]
-    mean = values.mean(axis=0)
-    order = np.argpartition(mean, [len(mean) // 5, len(mean) // 2])
-    pedestal = _most_frequent(values[:, order[: max(1, len(mean) // 5)]])
-    above = values[:, order[: max(1, len(mean) // 2)]] - pedestal
+    pixels = np.flatnonzero(good)
+    flat = intensity.reshape(len(intensity), -1)
+    mean = flat.mean(axis=0)[pixels]
+    order = pixels[np.argpartition(mean, [len(mean) // 5, len(mean) // 2])]
+    values = flat[:, order[: max(1, len(mean) // 2)]]
+    pedestal = _most_frequent(values[:, : max(1, len(mean) // 5)])
+    above = values - pedestal
     counts = above[above > 0]
     if len(intensity) < _FEWEST_PATTERNS or counts.size < _MANY or pedestal < 0:
         return None, pedestal
