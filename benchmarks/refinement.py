@@ -27,8 +27,10 @@ from scipy.ndimage import gaussian_filter
 from ptycho_torch import evaluate, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.model import load_model
-from ptycho_torch.reconstruction.refine import RefineOptions, _Amplitudes, _Engine, refine_object
+from ptycho_torch.reconstruction.engine import Engine, RefineOptions
+from ptycho_torch.reconstruction.refine import refine_object
 from ptycho_torch.reconstruction.stitch import probe_coverage
+from ptycho_torch.reconstruction.waves import Amplitudes
 from ptycho_torch.workflows.components import run_inference_with_lightning
 
 GOAL = (0.954, 0.976)
@@ -146,9 +148,9 @@ def _iterations(scan: ScanData, start: Start, judge: Judge, most: int = 20) -> d
 
     The calm steps at the end, which every call of a user has, are left out.
     """
-    data = _Amplitudes(scan, torch.device("cpu"))
+    data = Amplitudes(scan, torch.device("cpu"))
     kind = refine_object(scan, start.object, 1, probe=start.probe).placement
-    engine = _Engine(scan, data, start.object, torch.from_numpy(start.probe).clone(), kind, start.options, 0)
+    engine = Engine(scan, data, start.object, torch.from_numpy(start.probe).clone(), kind, start.options, 0)
     reached: dict[str, int | None] = {GOAL_TEXT: None} | {f"NRMSE {level}": None for level in LEVELS}
     for done, point in _steps(engine, judge, start.options.step_size, most):
         passed = {GOAL_TEXT: point.good} | {f"NRMSE {level}": point.nrmse <= level for level in LEVELS}
@@ -160,7 +162,7 @@ def _iterations(scan: ScanData, start: Start, judge: Judge, most: int = 20) -> d
     return reached
 
 
-def _steps(engine: _Engine, judge: Judge, size: float, most: int) -> Iterator[tuple[int, Point]]:
+def _steps(engine: Engine, judge: Judge, size: float, most: int) -> Iterator[tuple[int, Point]]:
     done = 0
     yield done, judge.point(engine.object(), 0, 0.0)
     for _ in range(most):

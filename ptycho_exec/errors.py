@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -195,6 +196,8 @@ CODES: Mapping[str, str] = {
     "gpus-hidden-from-tasks": "tasks of a job that each see one GPU of their node",
     "too-many-devices": "more devices than there are",
     # what is odd about a scan
+    "dropped": "patterns that were left out because the settings say so",
+    "gain": "detector units instead of counts",
     "reading": "what the reader of a format took for granted, averaged or left out",
     "repeated-positions": "positions that are exactly the same",
     "dark-patterns": "patterns that are zero, or nearly so",
@@ -210,6 +213,7 @@ CODES: Mapping[str, str] = {
     "little-overlap": "neighboring probes that hardly overlap",
     "beyond-canvas": "patches that reach beyond the object",
     "corner-frequency": "patterns whose zero frequency is in the corners",
+    "cut-probe": "a probe that reaches beyond the window that binned patterns leave",
     # what stops a program
     "another-job": "a directory in which another job was begun than the one that would continue it",
     "drift": "the Trainer is not what the settings asked for",
@@ -230,6 +234,7 @@ class Finding:
         field: the setting that it is about, if it is about one.
         given: what was written there, as text, if that is known.
         file, line: the place that holds what is wrong, for editors and pull requests.
+        options: values of settings that mend it, by their names, where such a remedy is known to fit.
     """
 
     what: str
@@ -243,6 +248,7 @@ class Finding:
     code: str = ""
     field: str = ""
     given: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """A message may quote what somebody typed; credentials in it are shown to nobody.
@@ -262,7 +268,7 @@ class Finding:
             lines += [f"    {row}" for row in self.excerpt.splitlines()]
         return "\n".join(lines)
 
-    def to_json(self) -> dict[str, str | int]:
+    def to_json(self) -> dict[str, Any]:
         """Return plain JSON data, every part of it, empty or not."""
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -335,8 +341,11 @@ class UserError(Exception):
         fix: str = "",
         code: str = "",
         field: str = "",
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        finding = Finding(what, where, expected, fix, code=code or self.code, field=field)
+        finding = Finding(
+            what, where, expected, fix, code=code or self.code, field=field, options=options or {}
+        )
         self.findings: tuple[Finding, ...] = (finding,)
         super().__init__(finding.what, finding.where, finding.expected, finding.fix)
 

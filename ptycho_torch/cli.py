@@ -42,7 +42,14 @@ from ptycho_exec.sources.explain import rows_of, table
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import resolve_together
 from ptycho_exec.trainer.handover import handed_over
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.config import (
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    Preprocessing,
+    ScienceConfig,
+    TrainingConfig,
+)
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
     TRAINING_DEFAULTS,
@@ -214,10 +221,16 @@ def simulate(args: argparse.Namespace) -> int:
 def inspect(args: argparse.Namespace) -> int:
     """Print a scan's detection report."""
     from ptycho_torch.data.judge import lines
-    from ptycho_torch.data.read import read_scan
+    from ptycho_torch.data.read import read_scan, sample_patterns
 
     science = science_settings_of(args).config
+    if args.plot is not None and args.plot.exists():
+        raise UserError(f"{args.plot} exists already", expected="a new file", fix="choose another name")
     scan = read_scan(args.file, science.data)
+    if args.plot is not None:
+        from ptycho_torch.evaluation.plots import save_scan
+
+        save_scan(scan, sample_patterns(args.file, science.data), args.plot)
     if args.json:
         print(json.dumps(scan.report, indent=2))
         return 0
@@ -226,6 +239,8 @@ def inspect(args: argparse.Namespace) -> int:
     print("\n".join(table(rows)))
     for line in lines(scan):
         print(f"warning: {line}")
+    if args.plot is not None:
+        print(f"wrote {args.plot}")
     return 0
 
 
@@ -251,7 +266,6 @@ def convert(args: argparse.Namespace) -> int:
         science.data,
         photon_energy_eV=args.photon_energy_ev,
         detector_distance_m=args.detector_distance_m,
-        pixel_size_m=args.pixel_size_m,
     )
     print(f"wrote {path}")
     return 0
@@ -313,7 +327,7 @@ def infer(args: argparse.Namespace) -> int:
 
     finished = runs.infer(payload, say=print)
     written: Sequence[Path] = ()
-    data = DataConfig(allow_links=payload.science.data.allow_links)
+    data = payload.science.data.model_copy(update={"canvas": "auto"})
     # A measured scan has no known object, which is no error.
     if is_rank_zero() and runs.has_truth(payload.test_data_file, data):
         result, written = runs.score(finished.folder, payload.test_data_file, data)
@@ -328,7 +342,8 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if args.picture is not None and args.picture.exists():
         raise UserError(f"{args.picture} exists already", expected="a new file", fix="choose another name")
-    results, written = compare(args.outs, args.truth, args.picture)
+    science = science_settings_of(args).config
+    results, written = compare(args.outs, args.truth, args.picture, data=science.data)
     _print_metrics({name: result.to_json() for name, result in results.items()})
     for folder in dict.fromkeys(path.parent for path in written):
         _print_written([path for path in written if path.parent == folder])
@@ -554,7 +569,13 @@ COMMANDS = (
     Command(
         inspect,
         "print what a scan file holds, and how that was recognised",
-        [_path("file", "FILE", "NPZ, HDF5 or CXI file"), JSON],
+        [
+            _path("file", "FILE", "NPZ, HDF5 or CXI file"),
+            JSON,
+            _path(
+                "--plot", "FILE", "also write an image of patterns before and after, mask and positions (PNG)"
+            ),
+        ],
         usage="FILE",
         science=_science(DataConfig),
     ),
@@ -567,7 +588,6 @@ COMMANDS = (
             argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"),
             argument("--photon-energy-ev", type=float, help=_WHERE_UNKNOWN),
             argument("--detector-distance-m", type=float, help=_WHERE_UNKNOWN),
-            argument("--pixel-size-m", type=float, help=f"side of an object pixel, {_WHERE_UNKNOWN}"),
         ],
         usage="SOURCE TARGET --to FORMAT",
         science=_science(DataConfig),
@@ -617,6 +637,7 @@ COMMANDS = (
             _path("--picture", "FILE", "also write an image of truth and all reconstructions (PNG)"),
         ],
         usage="OUT [OUT ...] --truth SCAN",
+        science=_science(DataConfig),
     ),
     Command(
         tune,
@@ -655,7 +676,12 @@ COMMANDS = (
             *_simulation("siemens_star", DEMO),
         ],
         usage="[--out DIR]",
-        science=[spec for spec in _science(DataConfig, ModelConfig, TrainingConfig) if spec.name != "N"],
+        # The simulated scan needs no preprocessing.
+        science=[
+            spec
+            for spec in _science(DataConfig, ModelConfig, TrainingConfig)
+            if spec.name not in ("N", *Preprocessing.model_fields)
+        ],
         settings=True,
     ),
     Command(

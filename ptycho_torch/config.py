@@ -7,15 +7,17 @@ never share a field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt
 from pydantic import BeforeValidator, ConfigDict, PrivateAttr, field_validator, model_validator
 
-from ptycho_exec.fields.base import FrozenModel
+from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table
 from ptycho_exec.fields.model import (
     Contradiction,
+    Line,
     NoneWord,
     NonNegative,
     Positive,
@@ -41,8 +43,191 @@ class _Science(FrozenModel):
 Extent = Annotated[tuple[float, float], "of two fractions with 0 <= low < high <= 1"]
 
 
-class DataConfig(_Science):
-    """How to read a scan and group its diffraction patterns."""
+class KeyMap(FrozenModel):
+    """Where a file has the parts of a scan: a name in it, with slashes for groups, or another file.
+
+    Another file is written FILE, or FILE:NAME where it holds several arrays: NPY, NPZ, HDF5 or text.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+
+    patterns: Annotated[Line | None, NoneWord] = None
+    """(M, ky, kx), (ky, kx, M) or (ny, nx, ky, kx); of a group, all stacks in the order of their names."""
+    positions: Annotated[Line | None, NoneWord] = None
+    """(M, 2) or (2, M), also with two scan axes in the place of M, in the order of positions_order."""
+    positions_y: Annotated[Line | None, NoneWord] = None
+    """(M,) vertical positions, where each coordinate is an array of its own."""
+    positions_x: Annotated[Line | None, NoneWord] = None
+    """(M,) horizontal positions."""
+    probe: Annotated[Line | None, NoneWord] = None
+    """(N, N) or (P, N, N) complex; of further leading axes the first entry is taken."""
+    object: Annotated[Line | None, NoneWord] = None
+    """(H, W) complex, the truth or an earlier reconstruction."""
+    mask: Annotated[Line | None, NoneWord] = None
+    """(ky, kx), not 0 where a pixel is bad."""
+
+
+Unit = Literal["auto", "px", "m", "mm", "um", "nm", "angstrom"]
+Orientation = Literal[
+    "none",
+    "flip-y",
+    "flip-x",
+    "flip-yx",
+    "transpose",
+    "transpose-flip-y",
+    "transpose-flip-x",
+    "transpose-flip-yx",
+]
+_POSITIONS = frozenset({"positions", "positions_y", "positions_x"})
+_File = Annotated[Line | None, NoneWord]
+
+
+class Preprocessing(_Science):
+    """What is done to a scan between its file and the work, in this order; the defaults do nothing.
+
+    Detector counts are corrected first, then pixels are masked, then the frames are turned, cut and binned;
+    what depends on that - probe, mask, object, positions, pixel sizes - follows.
+    """
+
+    map: Annotated[Mapping[str, Any], "of parts of a scan with their names in the file", Table(KeyMap)] = (
+        ReadOnly()
+    )
+    """Where the file has the parts of the scan, as `patterns=data,positions=scan`; {} takes known names."""
+    positions_order: Literal["yx", "xy"] = "yx"
+    """Which coordinate comes first in the positions that `map` names."""
+    positions_unit: Unit = "auto"
+    """Unit of the positions and of scan_step; auto takes what the file states, else object pixels."""
+    pixel_size_m: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    """Side of an object pixel for the patterns as they are stored; none takes what the file has."""
+    scan_step: Annotated[Annotated[float, Gt(0)] | tuple[float, float] | None, NoneWord] = None
+    """Make the positions of a raster with this step, one number or y,x; none takes the file's positions."""
+    scan_shape: Annotated[tuple[Positive, Positive] | None, NoneWord] = None
+    """Rows and columns of that raster; none takes them from patterns of shape (ny, nx, ky, kx)."""
+    scan_rotation_deg: float = 0.0
+    """Turn that raster by this angle, from the x axis towards the y axis."""
+    dark_file: _File = None
+    """Dark frame that is subtracted: FILE or FILE:NAME, (ky, kx), or several, which are averaged."""
+    pedestal: Annotated[float, Ge(0)] = 0.0
+    """Number that is subtracted from every value after the dark frame."""
+    gain: Annotated[float, Gt(0)] = 1.0
+    """Detector units per count; every value is divided by it."""
+    clip_negative: bool = False
+    """Set negative values to 0 and report how many there were; false refuses them."""
+    threshold: Annotated[float, Ge(0)] = 0.0
+    """Set values below this to 0, negative ones included, and report how many; 0 sets none."""
+    mask_file: _File = None
+    """Mask to use beside the file's own: FILE or FILE:NAME, (ky, kx) as stored, not 0 at bad pixels."""
+    mask_suspects: bool = False
+    """Mask the pixels that look hot, dead or stuck."""
+    zero_frequency: Literal["center", "corner"] = "center"
+    """Where the patterns have their zero frequency; corner moves it to N/2 (fftshift)."""
+    flip_patterns: Literal["none", "y", "x", "yx"] = "none"
+    """Mirror the patterns about their zero frequency: up-down (y), left-right (x) or both; not the probe."""
+    transpose_patterns: bool = False
+    """Exchange rows and columns of the patterns, after flip_patterns; not of the probe."""
+    center: Literal["none", "auto"] | tuple[float, float] = "none"
+    """Move the beam to N/2 by whole pixels: from y,x, or from where it is found (auto); none leaves it."""
+    crop: Annotated[Positive | None, NoneWord] = None
+    """Keep the middle of each pattern, of this side in pixels; the object pixel grows accordingly."""
+    pad: Annotated[Positive | None, NoneWord] = None
+    """Surround each pattern with masked pixels up to this side; the object pixel shrinks accordingly."""
+    bin: Positive = 1
+    """Add up squares of so many pixels on a side; the probe's window shrinks, the object pixel stays."""
+    orient: Orientation | Literal["auto"] = "none"
+    """Exchange y and x of the positions (transpose), then negate coordinates (flip); auto tries them all."""
+    position_affine: Annotated[tuple[float, float, float, float], "of four numbers"] = (1.0, 0.0, 0.0, 1.0)
+    """Matrix (yy, yx, xy, xx) that multiplies the positions [y, x], after orient."""
+    probe: Annotated[str, "of a word or a path"] = "auto"
+    """auto: the file's probe, if any; file: it must have one; estimate: from the patterns; else a path.
+
+    A path is a result of ours (directory or reconstruction.npz), a product, a scan, or an array; its probe is
+    resampled to the pixel size of this scan.
+    """
+    propagation: Literal["auto", "far"] = "auto"
+    """auto refuses scans whose geometry or product says near field; far takes them as far field."""
+
+    @field_validator("position_affine")
+    @classmethod
+    def _invertible(cls, matrix: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        yy, yx, xy, xx = matrix
+        if not all(map(math.isfinite, matrix)) or abs(yy * xx - yx * xy) < 1e-12:
+            raise ValueError(f"got {matrix}; the matrix of positions must be invertible, as 1,0,0,1 is")
+        return matrix
+
+    @field_validator("map")
+    @classmethod
+    def _positions_once(cls, names: Mapping[str, Any]) -> Mapping[str, Any]:
+        parts = sorted(names.keys() & {"positions_y", "positions_x"})
+        if len(parts) == 1 or (parts and "positions" in names):
+            beside = " beside positions" if "positions" in names else " alone"
+            raise ValueError(
+                f"it names {', '.join(parts)}{beside}; name positions, or positions_y and positions_x"
+            )
+        return names
+
+    @field_validator("center", "scan_step")
+    @classmethod
+    def _plain_pair(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and not all(math.isfinite(number) and number >= 0 for number in value):
+            raise ValueError(f"got {value}; two numbers y,x of at least 0 are expected")
+        return value
+
+    @model_validator(mode="after")
+    def _positions_agree(self) -> Preprocessing:
+        for both in _positions_in_two_ways(self):
+            raise contradiction(both)
+        return self
+
+
+def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
+    """Yield what is said twice about the positions, and what has nothing to act on."""
+    whole, mapped = "positions" in chosen.map, not chosen.map.keys().isdisjoint(_POSITIONS)
+    if chosen.scan_step is None:
+        angle = math.radians(chosen.scan_rotation_deg)
+        c, s = round(math.cos(angle), 6) + 0.0, round(math.sin(angle), 6) + 0.0
+        if chosen.scan_rotation_deg:
+            why = "scan_rotation_deg turns the raster of scan_step, and there is none"
+            fix = (
+                f"choose a scan_step; or turn the file's positions: --position-affine={c},{s},{-s + 0.0},{c}"
+            )
+            yield Contradiction(("scan_rotation_deg", "scan_step"), why, fix)
+        if chosen.scan_shape:
+            why = "scan_shape describes the raster of scan_step, and there is none"
+            yield Contradiction(("scan_shape", "scan_step"), why, "choose a scan_step, too")
+    elif mapped:
+        why = "the positions come from the file by map, and from scan_step"
+        yield Contradiction(("map", "scan_step"), why, "choose one")
+    if chosen.positions_order != "yx" and not whole:
+        why = "positions_order is about the array that map names, and it names none"
+        fix = "choose positions in map, too; or exchange the coordinates with orient = transpose"
+        yield Contradiction(("positions_order", "map"), why, fix)
+
+
+DROP_WORDS = ("far", "dark", "broken")
+
+
+def read_drop(text: str) -> tuple[list[str], list[int]]:
+    """Return the words and the indices of "far, dark, 3, 17, 20-24".
+
+    Raises:
+        ValueError: anything else.
+    """
+    words: list[str] = []
+    indices: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        first, dash, last = part.partition("-")
+        if part in DROP_WORDS:
+            words.append(part)
+        elif first.isdecimal() and (last.isdecimal() or not dash):
+            indices += range(int(first), int(last or first) + 1)
+        else:
+            expected = f"{', '.join(DROP_WORDS)}, an index, or a range such as 3-7"
+            raise ValueError(f"got {part!r}; {expected} is expected, separated by commas")
+    return words, indices
+
+
+class DataConfig(Preprocessing):
+    """How to read a scan, what to do to it, and how to group its diffraction patterns."""
 
     N: Annotated[Positive | None, NoneWord] = None
     """Side of a diffraction pattern in pixels; none takes what the file has, a number must match it."""
@@ -85,6 +270,18 @@ class DataConfig(_Science):
 
     allow_links: bool = False
     """Read HDF5 data that lie in other files, which the file names. Only for files that you trust."""
+    drop: Annotated[Line | None, NoneWord] = None
+    """Patterns to leave out: `far` from all others, `dark`, `broken` (values that are no counts), or indices.
+
+    Several are separated by commas, and a range of indices is written 3-7; none keeps all patterns.
+    """
+
+    @field_validator("drop")
+    @classmethod
+    def _readable_drop(cls, text: str | None) -> str | None:
+        if text is not None:
+            read_drop(text)
+        return text
 
     @field_validator("x_bounds", "y_bounds")
     @classmethod
@@ -166,15 +363,38 @@ class InferenceConfig(_Science):
     """Epochs of iterative refinement of the stitched object through the forward model; 0 refines nothing."""
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
-    refine_probe: bool = False
-    """Refine the probe together with the object."""
+    refine_probe: Literal["auto"] | bool = "auto"
+    """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
+    probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
+    """Incoherent modes of the probe, for a partially coherent beam; those not given are refined."""
+    refine_positions: bool = False
+    """Correct the scan positions together with the object."""
+    position_limit_px: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    """How far a position may move beside common scale, rotation and shear; none: 1/8 of a pattern's side."""
+    refine_background: bool = False
+    """Estimate a smooth intensity that lies under every pattern, such as scattered light or dark counts."""
 
     @model_validator(mode="after")
     def _refine_when_asked(self) -> InferenceConfig:
-        if not self.refine and (self.start == "flat" or self.refine_probe):
-            asked = "start" if self.start == "flat" else "refine_probe"
-            why = "start = flat and refine_probe need epochs of refinement and refine is 0"
-            raise contradiction(Contradiction(("refine", asked), why, "choose refine >= 1"))
+        asked = {
+            "start": self.start == "flat",
+            "refine_probe": self.refine_probe is True,
+            "probe_modes": self.probe_modes > 1,
+            "refine_positions": self.refine_positions,
+            "refine_background": self.refine_background,
+        }
+        names = [name for name, is_asked in asked.items() if is_asked]
+        if names and not self.refine:
+            why = f"epochs of refinement are needed for {', '.join(names)}, and refine is 0"
+            raise contradiction(Contradiction(("refine", names[0]), why, "choose refine >= 1"))
+        if self.probe_modes > 1 and self.refine_probe is False:
+            why = f"{self.probe_modes} probe modes are found by refinement, and refine_probe is false"
+            fix = "choose refine_probe = true, or leave it out"
+            raise contradiction(Contradiction(("probe_modes", "refine_probe"), why, fix))
+        if self.position_limit_px is not None and not self.refine_positions:
+            why = "position_limit_px has no effect on positions that are not refined"
+            fix = "choose refine_positions = true, or leave it out"
+            raise contradiction(Contradiction(("position_limit_px", "refine_positions"), why, fix))
         return self
 
 

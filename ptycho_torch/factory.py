@@ -163,18 +163,19 @@ def infer_probe_size(data_file: str | Path, data: DataConfig | None = None) -> i
             "there is no probe in this scan",
             where=str(data_file),
             expected="a probe: (N, N), or (P, N, N) with P incoherent modes",
-            fix="give N, or a file with a probe",
+            fix="--probe FILE takes it from elsewhere; --map probe=NAME says where the file has it",
         )
     return shape[-2]  # the last axis of some files has length 1
 
 
 def with_size(science: ScienceConfig, data_file: Path) -> ScienceConfig:
-    """Fill in N from the probe where the config leaves it open."""
+    """Fill in N from the patterns, after preprocessing, where the config leaves it open."""
     if science.data.N is not None:
         return science
-    return changed(
-        science, "data", {"N": infer_probe_size(data_file, science.data)}, f"side of the probe in {data_file}"
-    )
+    from ptycho_torch.data.read import pattern_size
+
+    size = pattern_size(data_file, science.data)
+    return changed(science, "data", {"N": size}, f"side of the patterns in {data_file}")
 
 
 def whole_scan(science: ScienceConfig) -> ScienceConfig:

@@ -2,9 +2,10 @@
 
 A test that sees what a field does is marked `@pytest.mark.acts("batch_size", "what it sees")`; a third
 argument limits the mark to some of the test's parameters, by their ids. `--cut` runs only marked tests, each
-in a forked process in which the field has its default at every function that takes settings to a consumer. A
-test that fails there has noticed, and is reported as passed; one that passes is reported as failed, and a
-field without a marked test stops the run. `--cut=seed,drift` is about these fields only.
+in a forked process in which the field has its default at every function that takes settings to a consumer,
+as many at once as there are processors. A test that fails there has noticed, and is reported as passed; one
+that passes is reported as failed, and a field without a marked test stops the run. `--cut=seed,drift` is
+about these fields only.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -77,16 +79,24 @@ CUT = pytest.StashKey[set[str]]()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """With --cut, run a test once for each field that it sees, with that field cut."""
-    del nextitem
-    wanted = item.config.stash.get(CUT, None)
-    if wanted is None:
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --cut, run each test once for each field that it sees, with that field cut; one per processor."""
+    wanted = session.config.stash.get(CUT, None)
+    if wanted is None or session.config.option.collectonly:
         return None
-    for field in sorted(wanted & set(fields_of(item))):
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        item.ihook.pytest_runtest_logreport(report=_report(item, field, _outcome_when_cut(item, field)))
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    waiting = [(item, field) for item in session.items for field in sorted(wanted & set(fields_of(item)))]
+    session.testscollected, running = len(waiting), dict[int, Running]()
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            started = _start(*waiting.pop(0))
+            running[started.answer] = started
+        first = min(run.deadline for run in running.values())
+        ready, _, _ = select.select(list(running), [], [], max(0.0, first - time.monotonic()))
+        late = [run.answer for run in running.values() if run.deadline <= time.monotonic()]
+        for answer in ready or late:
+            run = running.pop(answer)
+            report = _report(run.item, run.field, _outcome(run, answered=bool(ready)))
+            run.item.ihook.pytest_runtest_logreport(report=report)
     return True
 
 
@@ -103,8 +113,18 @@ def _report(item: pytest.Item, field: str, outcome: str) -> pytest.TestReport:
     )
 
 
-def _outcome_when_cut(item: pytest.Item, field: str) -> str:
-    """Fork, cut the field, run the test, and return how its call ended."""
+class Running(NamedTuple):
+    """A forked process that runs a test with a field cut, and the pipe to which it writes how that ended."""
+
+    item: pytest.Item
+    field: str
+    process: int
+    answer: int
+    deadline: float
+
+
+def _start(item: pytest.Item, field: str) -> Running:
+    """Fork, cut the field, and run the test."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -117,12 +137,16 @@ def _outcome_when_cut(item: pytest.Item, field: str) -> str:
         finally:
             os._exit(0)
     os.close(write)
-    ready, _, _ = select.select([read], [], [], TIMEOUT_S)
-    if not ready:
-        os.kill(child, signal.SIGKILL)
-    answer = os.read(read, 1000) if ready else b""
-    os.close(read)
-    os.waitpid(child, 0)
+    return Running(item, field, child, read, time.monotonic() + TIMEOUT_S)
+
+
+def _outcome(run: Running, *, answered: bool) -> str:
+    """Return how the call of a test ended."""
+    if not answered:
+        os.kill(run.process, signal.SIGKILL)
+    answer = os.read(run.answer, 1000) if answered else b""
+    os.close(run.answer)
+    os.waitpid(run.process, 0)
     return str(json.loads(answer)) if answer else f"no answer within {TIMEOUT_S} s, or a crash"
 
 

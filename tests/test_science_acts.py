@@ -31,6 +31,31 @@ SMALL = {"n_filters": 4, "depth": 1, "epochs": 1}
 APART = {"gridsize": 2, "grouping": "distance"}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     # field of a training: value, what it needs besides
+    "map": ({"patterns": "diff3d"}, {}),
+    "positions_order": ("xy", {"map": {"positions": "scan"}}),
+    "positions_unit": ("um", {"pixel_size_m": 5e-7}),
+    "pixel_size_m": (1e-8, {}),
+    "scan_step": (3.0, {}),
+    "scan_shape": ((8, 5), {"scan_step": 3.0}),
+    "scan_rotation_deg": (30.0, {"scan_step": 3.0, "scan_shape": (8, 5)}),
+    "dark_file": ("dark.npy", {"clip_negative": True}),
+    "pedestal": (1.0, {"clip_negative": True}),
+    "gain": (2.0, {}),
+    "clip_negative": (True, {"pedestal": 1.0}),
+    "threshold": (3.0, {}),
+    "mask_file": ("mask.npy", {}),
+    "mask_suspects": (True, {}),
+    "zero_frequency": ("corner", {}),
+    "flip_patterns": ("y", {}),
+    "transpose_patterns": (True, {}),
+    "center": ((15.0, 14.0), {}),
+    "crop": (16, {}),
+    "pad": (48, {}),
+    "bin": (2, {}),
+    "orient": ("flip-y", {}),
+    "position_affine": ((1.0, 0.5, 0.0, 1.0), {}),
+    "probe": ("probe.npy", {}),
+    "propagation": ("far", {}),
     "N": (16, {}),
     "gridsize": (2, {}),
     "domain": ("amplitude", {}),
@@ -67,7 +92,11 @@ INFERENCE_CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "out_of_canvas": ("crop", {}),
     "refine": (1, {}),
     "start": ("flat", {"refine": 1}),
-    "refine_probe": (True, {"refine": 2}),
+    "refine_probe": (True, {"refine": 4}),
+    "probe_modes": (2, {"refine": 2}),
+    "refine_positions": (True, {"refine": 4}),
+    "position_limit_px": (1e-3, {"refine": 4, "refine_positions": True}),
+    "refine_background": (True, {"refine": 2}),
 }
 ELSEWHERE = {"allow_links", "translation", "prediction_updates"}
 """Fields with a test of their own below."""
@@ -98,7 +127,11 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scan") / "scan.npz"
     save(whole_scan(), path)
     arrays = dict(np.load(path))
-    np.savez(path, **arrays, _metadata=np.array({"beamline": "26-ID"}, dtype=object))
+    positions = np.stack([arrays["ycoords"], arrays["xcoords"]], axis=1)
+    np.savez(path, **arrays, scan=positions, _metadata=np.array({"beamline": "26-ID"}, dtype=object))
+    np.save(path.with_name("dark.npy"), np.ones((32, 32)))
+    np.save(path.with_name("mask.npy"), np.eye(32, dtype=bool))
+    np.save(path.with_name("probe.npy"), whole_scan().probe * 1j)
     return path
 
 
@@ -118,6 +151,7 @@ def parameters(result: TrainingResult) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, tuple(value.shape)) for name, value in named if value.requires_grad]
 
 
+@pytest.mark.filterwarnings("ignore::ptycho_exec.errors.DataWarning")
 @pytest.mark.parametrize("name", acting(CASES))
 def test_a_training_with_it_is_not_the_one_without(name: str, scan_file: Path) -> None:
     value, companions = CASES[name]
@@ -136,7 +170,8 @@ def reconstructed(model: TrainingResult, scan: ScanData, values: dict[str, Any])
     except UserError as error:
         return error.findings[0].what.encode()
     probe = b"" if result.probe is None else result.probe.tobytes()
-    return result.object.tobytes() + probe
+    more = b"" if result.refinement is None else str(result.refinement.more_arrays()).encode()
+    return result.object.tobytes() + probe + more
 
 
 @pytest.mark.filterwarnings("ignore:.*outside:UserWarning")

@@ -1,32 +1,42 @@
 """From the parts of a file to a checked `ScanData`: one order of events for every format.
 
-axes -> checks -> one pass over the patterns -> domain -> patch center -> canvas -> report.
+axes -> checks -> domain -> preprocessing -> one pass over the patterns -> patch center -> canvas -> report.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_exec.errors import DataError
-from ptycho_exec.machine.facts import cgroup_memory_mb
+from ptycho_exec.errors import DataError, Finding
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
-from ptycho_torch.data.judge import far_from_others, far_positions, masked_gaps
+from ptycho_torch.data.dropping import rows_kept
+from ptycho_torch.data.judge import (
+    far_from_others,
+    far_positions,
+    likely_unit,
+    masked_gaps,
+    neighbor_distance,
+)
+from ptycho_torch.data.near_field import refuse_near_field
 from ptycho_torch.data.pixels import find_gaps
+from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
+from ptycho_torch.data.probe_file import WORDS, probe_from_file
+from ptycho_torch.data.sampling import move_positions, orientation_matrix, resample_object, resample_wave
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.scan_report import describe_scan
 from ptycho_torch.data.storage.archive import Member
-from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows
+from ptycho_torch.data.storage.patterns import Domain, Patterns, in_one_row, select_rows
 
-_SAMPLE_FRAMES = 24
+_CUT = 0.02
 _FEWEST_DIFFERENT = 4
 
 
@@ -36,7 +46,8 @@ class RawScan:
 
     `stack` describes the patterns, `read_stack(scan_axis)` reads them, once their axis is known. `domain`,
     `axes` and `center` are what the file or its format declares; "auto" means that it does not. `center_px`
-    is the index of `geometry["object_center_m"]` in the frame of `positions_px`.
+    is the index of `geometry["object_center_m"]` in the frame of `positions_px`. `may_be_near_field`: the
+    format says nothing about it.
     """
 
     path: Path | None
@@ -57,6 +68,7 @@ class RawScan:
     scan_index: NDArray[np.int64] | None = None
     geometry: dict[str, Any] = field(default_factory=dict)
     center_px: tuple[float, float] | None = None
+    may_be_near_field: bool = False
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -72,23 +84,26 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
     positions = checks.check_positions(raw.positions_px, raw.where("positions"))
-    patterns, axis, axis_why = _read_patterns(raw, len(positions), config)
-    N = int(patterns.shape[1])
-    good = checks.check_bad_pixels(raw.bad_pixels, N, raw.where("bad_pixels"))
-    probe = None if raw.probe is None else checks.check_probe(raw.probe, N, raw.where("probe"))
+    stored, axis, axis_why = read_patterns(raw, len(positions), config)
+    where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
+    good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"))
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
-    rows = np.unique(np.linspace(0, len(positions) - 1, _SAMPLE_FRAMES).astype(np.int64))
-    stored = patterns[rows]
-    gaps, held = find_gaps(stored, good)
+    rows = sample_rows(len(positions))
+    frames = stored[rows]
+    gaps, held = find_gaps(frames, good)
     good &= ~gaps
-    statistics = checks.scan_patterns(patterns, good, raw.where(raw.stack.name))
-    sample = np.where(good, np.asarray(stored, dtype=np.float64), 0.0)
+    sample = frames.astype(np.float64)
+    sample[:, ~good] = 0.0
+    N, side, _ = side_after(shape, config, where)
+    _check_size(N, config, where)
+    probe, probe_why = _own_probe(raw, config, side, N)
 
     def fit(domain: Domain, shift_px: float = 0.0) -> ForwardFit | None:
-        if probe is None or canvas is None:
+        if probe is None or canvas is None or sample.shape[1:] != probe.shape[1:]:
             return None
-        amplitude = np.where(good, sample, 0.0) ** (0.5 if domain == "intensity" else 1)
-        return detect.fit_forward(amplitude, good, probe, canvas, positions[rows] + shift_px - (N - 1) / 2)
+        n = probe.shape[-1]
+        amplitude = np.sqrt(np.maximum(sample, 0.0)) if domain == "intensity" else sample
+        return detect.fit_forward(amplitude, good, probe, canvas, positions[rows] + shift_px - (n - 1) / 2)
 
     domain, domain_why = detect.find_domain(
         declared=(config.domain, "declared") if config.domain != "auto" else (raw.domain, raw.domain_why),
@@ -96,12 +111,36 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         has_bad_pixels=raw.bad_pixels is not None,
         sample=sample[:, good],
         fit=fit,
-        where=raw.where(raw.stack.name),
+        where=where,
+        counts_because=why_counts(config),
     )
-    half, pixel = fit(domain), fit(domain, -0.5)
+    left_out: list[Finding] = []
+    if config.drop is not None:
+        kept, gone = rows_kept(config.drop, positions, stored, good, domain, where)
+        raw, positions, stored = _only(raw, kept), positions[kept], select_rows(stored, kept)
+        rows = sample_rows(len(positions))
+        sample = stored[rows].astype(np.float64)
+        sample[:, ~good] = 0.0
+        left_out = [_dropped(gone)]
+    ready = prepare(stored, good, domain, config, raw.path, where, probe)
+    patterns, good = ready.patterns, ready.good
+    statistics = checks.scan_patterns(patterns, good, where)
+    if raw.may_be_near_field and config.propagation == "auto":
+        refuse_near_field(patterns, positions / ready.ratio, good, where)
+    if patterns is not stored:
+        sample = patterns[rows].astype(np.float64)
+        sample[:, ~good] = 0.0
+    raw, positions, canvas, notes = _follow(raw, positions, canvas, ready, N, config)
+    if probe is not None:
+        probe, cut = _on_new_pixels(probe, ready, side, N)
+        notes += cut
+    elif config.probe not in WORDS:
+        probe, probe_why = probe_from_file(config.probe, N, raw.geometry.get("pixel_size_m"), raw.path)
+    step = -0.5 / ready.ratio
+    half, pixel = fit(domain), fit(domain, step)
     declared = config.patch_center if config.patch_center != "auto" else raw.center
     center, center_why = detect.find_patch_center(declared, raw.default_center, half, pixel)
-    shift = -0.5 if center == "pixel" else 0.0
+    shift = step if center == "pixel" else 0.0
     object_guess = canvas if config.canvas == "auto" else None
     _check_span(raw, positions, N)
     canvas_shape, moved = _place_on_canvas(raw, positions + shift, N, object_guess)
@@ -114,7 +153,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         good_pixels=good,
         canvas_shape=canvas_shape,
         position_shift_px=(shift + float(moved[0]), shift + float(moved[1])),
-        labels=None if raw.read_labels is None else _read_labels(raw, raw.read_labels(axis), patterns),
+        labels=None if raw.read_labels is None else _read_labels(raw, raw.read_labels(axis), stored),
         scan_index=raw.scan_index,
         source=raw.path,
         **_moved_center(raw, canvas_shape, moved),
@@ -124,10 +163,126 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         "domain": {"value": domain, "why": domain_why},
         "pattern_axes": {"value": "first" if axis == 0 else "last", "why": axis_why},
         "patch_center": {"value": center, "why": center_why},
+        "probe": probe_why,
+        **({"preprocessing": chosen} if (chosen := _what_was_done(ready, config)) else {}),
     }
     forward_fit = half if center == "half-pixel" else pixel
     masked = [masked_gaps(int(gaps.sum()), held)] if held else []
-    return describe_scan(scan, statistics, sample, decisions, forward_fit, raw.warnings, masked, raw.notes)
+    masked += left_out
+    return describe_scan(
+        scan, statistics, sample, decisions, forward_fit, raw.warnings, [*masked, *notes], raw.notes
+    )
+
+
+def _only(raw: RawScan, rows: NDArray[np.int64]) -> RawScan:
+    """Return a scan of some of its patterns, which keep their numbers."""
+    index = np.arange(len(raw.positions_px)) if raw.scan_index is None else raw.scan_index
+    read = raw.read_labels
+    labels = None if read is None else lambda axis: select_rows(read(axis), rows)
+    return replace(raw, scan_index=np.asarray(index[rows], dtype=np.int64), read_labels=labels)
+
+
+def _dropped(gone: dict[str, int]) -> Finding:
+    counts = ", ".join(f"{count} {word}" for word, count in gone.items()) or "none fits"
+    return Finding(f"patterns left out as asked: {counts}", level="note", code="dropped")
+
+
+def _own_probe(
+    raw: RawScan, config: DataConfig, side: int, N: int
+) -> tuple[NDArray[np.complex64] | None, dict[str, Any]]:
+    """Return the file's own probe where it is asked for, and where the probe comes from."""
+    if config.probe == "estimate":
+        return None, {"value": "none", "why": "it is to be estimated from the patterns"}
+    if config.probe not in WORDS:
+        return None, {}
+    if raw.probe is None:
+        if config.probe == "file":
+            raise DataError(
+                "the file has no probe, and probe = file asks for it",
+                where=raw.where("probe"),
+                expected="a probe, (N, N) or (P, N, N) complex",
+                fix="--probe estimate makes one from the patterns, --probe FILE takes it from elsewhere, "
+                "--map probe=NAME says where the file has it",
+            )
+        return None, {"value": "none", "why": "the file has none"}
+    fits = N if raw.probe.ndim > 1 and raw.probe.shape[-2] == N else side
+    return checks.check_probe(raw.probe, fits, raw.where("probe")), {
+        "value": "file",
+        "why": "the file has it",
+    }
+
+
+def _on_new_pixels(
+    probe: NDArray[np.complex64], ready: Prepared, side: int, N: int
+) -> tuple[NDArray[np.complex64], list[Finding]]:
+    """Return the file's probe on the pixels of prepared patterns; one of their size is taken as it is."""
+    if probe.shape[-1] != side:
+        text = f"the file's probe has the {N} pixels of the prepared patterns and is taken as it is"
+        return probe, [Finding(text, level="note", code="reading")]
+    wave = resample_wave(probe, ready.ratio, N, ready.offset_px)
+    if wave is probe or ready.ratio != 1:
+        return wave, []
+    lost = 1 - float(np.sum(np.abs(wave) ** 2) / np.sum(np.abs(probe) ** 2))
+    if lost < _CUT:
+        return wave, []
+    text = f"{lost:.0%} of the probe's power lie outside the window of {N} pixels that bin leaves"
+    return wave, [Finding(text, fix="choose a smaller bin", level="adapted", code="cut-probe")]
+
+
+def _follow(
+    raw: RawScan,
+    positions: NDArray[np.float64],
+    canvas: NDArray[np.complex64] | None,
+    ready: Prepared,
+    N: int,
+    config: DataConfig,
+) -> tuple[RawScan, NDArray[np.float64], NDArray[np.complex64] | None, list[Finding]]:
+    """Return geometry, positions and object as orientation, affine matrix and prepared patterns need them."""
+    geometry, center, left_out = dict(raw.geometry), raw.center_px, []
+    turned = np.array(config.position_affine).reshape(2, 2) @ orientation_matrix(config.orient)
+    labels = raw.read_labels
+    if not np.array_equal(turned, np.eye(2)):
+        about = np.array(center or (0.0, 0.0))
+        positions = (positions - about) @ turned.T + about
+        left_out = [name for name, part in (("object", canvas), ("labels", labels)) if part is not None]
+        canvas, labels = None, None
+    if ready.ratio != 1 or ready.side != N:
+        positions = move_positions(positions, ready.side, N, ready.ratio)
+        left_out += ["labels"] if labels is not None else []
+        labels = None
+    if ready.ratio != 1:
+        canvas = (
+            None if canvas is None else resample_object(canvas, ready.side, round(ready.side / ready.ratio))
+        )
+        center = None if center is None else (center[0] / ready.ratio, center[1] / ready.ratio)
+        if geometry.get("pixel_size_m"):
+            geometry["pixel_size_m"] *= ready.ratio
+    if config.bin > 1 and geometry.get("detector_pixel_size_m"):
+        geometry["detector_pixel_size_m"] *= config.bin
+    text = "do not fit positions or patterns that were changed, and are left out"
+    notes = [Finding(f"the file's {name} {text}", level="note", code="reading") for name in left_out]
+    return replace(raw, geometry=geometry, center_px=center, read_labels=labels), positions, canvas, notes
+
+
+def _what_was_done(ready: Prepared, config: DataConfig) -> dict[str, Any]:
+    """Return the preprocessing of a scan for its report; empty where there was none."""
+    others = ("map", "positions_order", "positions_unit", "pixel_size_m", "scan_step", "scan_shape",
+              "scan_rotation_deg", "orient", "position_affine", "propagation")  # fmt: skip
+    done = {**changed_options(config, others), **ready.report}
+    if ready.ratio != 1:
+        done["object_pixel_grows_by"] = ready.ratio
+    return done
+
+
+def _check_size(N: int, config: DataConfig, where: str) -> None:
+    if config.N is not None and N != config.N:
+        raise DataError(
+            f"the patterns are {N} x {N}, N = {config.N} was asked",
+            where=where,
+            expected=f"patterns of {config.N} x {config.N}",
+            fix="leave N out to take what the file has, or "
+            + (f"crop the patterns: --crop {config.N}" if config.N < N else f"pad them: --pad {config.N}"),
+        )
 
 
 def scan_from_arrays(
@@ -186,23 +341,35 @@ def scan_from_arrays(
     return assemble(raw, config or DataConfig())
 
 
-def _read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, int, str]:
+def sample_rows(count: int) -> NDArray[np.int64]:
+    """Return the rows of some patterns, spread over the scan."""
+    return np.unique(np.linspace(0, count - 1, checks.SAMPLE_FRAMES).astype(np.int64))
+
+
+def frame_size(raw: RawScan, count: int, config: DataConfig) -> int:
+    """Return the side of prepared patterns, from the shapes alone."""
+    shape, axis = raw.stack.shape, _scan_axis(raw, count, config)[0]
+    rest = shape[-2:] if len(shape) > 3 else tuple(n for i, n in enumerate(shape) if i != axis)
+    return side_after(rest, config, raw.where(raw.stack.name))[0]
+
+
+def read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Patterns, int, str]:
     """Return the patterns of the positions, the scan axis in the file, and the reason for it."""
+    # A pairing by index may use only some of the patterns, so positions count those.
+    expected = count if raw.pattern_rows is None else raw.stack.shape[0]
+    axis, why = _scan_axis(raw, expected, config)
+    patterns = raw.read_stack(axis)
+    patterns = patterns if patterns.ndim == 3 else in_one_row(patterns)
+    return patterns if raw.pattern_rows is None else select_rows(patterns, raw.pattern_rows), axis, why
+
+
+def _scan_axis(raw: RawScan, count: int, config: DataConfig) -> tuple[int, str]:
     where, shape = raw.where(raw.stack.name), raw.stack.shape
     checks.check_stack(shape, raw.stack.dtype, count, where)
     declared = config.pattern_axes if config.pattern_axes != "auto" else raw.axes
-    # A pairing by index may use only some of the patterns, so positions count those.
-    expected = count if raw.pattern_rows is None else shape[0]
-    axis, why = detect.find_scan_axis(shape, expected, declared, where)
-    if config.N is not None and shape[1] != config.N:
-        raise DataError(
-            f"the patterns are {shape[1]} x {shape[1]}, N = {config.N} was asked",
-            where=where,
-            expected=f"patterns of {config.N} x {config.N}",
-            fix="leave N out to take what the file has, or crop the patterns",
-        )
-    patterns = raw.read_stack(axis)
-    return patterns if raw.pattern_rows is None else select_rows(patterns, raw.pattern_rows), axis, why
+    if len(shape) > 3:
+        return 0, f"the first axes of {shape} are those of a raster"
+    return detect.find_scan_axis(shape, count, declared, where)
 
 
 def _place_on_canvas(
@@ -215,13 +382,22 @@ def _place_on_canvas(
     low, high = centered.min(axis=0), centered.max(axis=0)
     outside = np.any((centered < -0.5) | (centered > np.array(shape) - 0.5), axis=1)
     if outside.any():
+        far = far_from_others(centered, N)
+        alone = len(far) > 0 and set(np.flatnonzero(outside)) <= set(far)
         raise DataError(
             f"{int(outside.sum())} of {len(centered)} positions lie outside the object of {shape}; "
-            f"y from {low[0]:.1f} to {high[0]:.1f}, x from {low[1]:.1f} to {high[1]:.1f}",
+            + (
+                far_positions(far, centered)
+                if alone
+                else f"y from {low[0]:.1f} to {high[0]:.1f}, x from {low[1]:.1f} to {high[1]:.1f}"
+            ),
             where=raw.where("positions"),
             expected="positions in pixels of the object's grid",
-            fix='check units and order of the coordinates, or set canvas = "positions" to leave the '
-            "file's object out",
+            fix="--drop far leaves them and their patterns out"
+            if alone
+            else "check order and unit of the coordinates (--positions-unit: m, mm, um, nm or px); "
+            "--canvas positions leaves the file's object out",
+            options={"drop": "far"} if alone else None,
         )
     return shape, np.zeros(2)
 
@@ -243,12 +419,11 @@ WORK_BYTES = 40
 
 def memory_bytes() -> float:
     """Return the memory of this machine, or what the control group allows, whichever is less."""
+    from ptycho_exec.machine.facts import cgroup_memory_mb
+
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = cgroup_memory_mb()
     return float(physical if limit is None else min(physical, limit * 2**20))
-
-
-_UNITS = {"meters": 1.0, "millimeters": 1e-3, "micrometers": 1e-6, "nanometers": 1e-9}
 
 
 def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
@@ -260,15 +435,13 @@ def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
     span = float(np.ptp(positions, axis=0).max())
     if span >= 1 or len(np.unique(positions, axis=0)) < _FEWEST_DIFFERENT:
         return
-    pixel = raw.geometry.get("pixel_size_m")
-    spans = {unit: span * size / pixel for unit, size in _UNITS.items()} if pixel else {}
-    likely = [f"in {unit} they span {px:.0f}" for unit, px in spans.items() if N / 8 < px < 65536]
+    unit, text = likely_unit(neighbor_distance(positions), raw.geometry.get("pixel_size_m"), N / 4)
     raise DataError(
-        f"all {len(positions)} positions lie within {span:.3g} pixels"
-        + "".join(f"; {text}" for text in likely),
+        f"all {len(positions)} positions lie within {span:.3g} pixels",
         where=raw.where("positions"),
         expected="positions in object pixels, spread over more than one",
-        fix="divide the positions by the side of an object pixel in their own unit",
+        fix=text + "; or divide them by the side of an object pixel in their own unit",
+        options={"positions_unit": unit} if unit else None,
     )
 
 
@@ -289,9 +462,10 @@ def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], 
             + (f"; {far_positions(far, centered)}" if len(far) else ""),
             where="positions",
             expected="positions in object pixels, with overlapping patches",
-            fix="remove the positions that are named, and their patterns"
+            fix="--drop far leaves them and their patterns out"
             if len(far)
-            else "check the unit of the positions: meters, micrometers and pixels are easily mixed up",
+            else "check the unit of the positions; --positions-unit names it: m, mm, um, nm or px",
+            options={"drop": "far"} if len(far) else None,
         )
     return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)
 

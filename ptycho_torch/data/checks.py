@@ -5,6 +5,7 @@ Shape legend: M scan positions, N x N detector pixels, P probe modes, H x W obje
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.storage.patterns import Patterns, blocks
 
+SAMPLE_FRAMES = 24
+"""So many patterns are looked at where one glance has to do."""
 _EXPORT_FIX = "check the program that wrote the file, and export it again"
 
 
@@ -38,14 +41,14 @@ def check_numeric(dtype: np.dtype[Any], kinds: str, what: str, where: str) -> No
 
 
 def check_stack(shape: tuple[int, ...], dtype: np.dtype[Any], count: int, where: str) -> None:
-    """Refuse patterns that are no real numbers, or whose array has not three axes."""
+    """Refuse patterns that are no real numbers, or whose array has not three axes, or those of a raster."""
     check_numeric(dtype, "iuf", "the patterns", where)
-    if len(shape) != 3:
+    if len(shape) != 3 and not (len(shape) > 3 and math.prod(shape[:-2]) == count):
         raise DataError(
             f"the patterns have shape {shape}, {len(shape)} axes",
             where=where,
-            expected=f"three axes: (M, N, N) or (N, N, M), with M = {count} positions",
-            fix="store one square pattern per scan position",
+            expected=f"(M, N, N), (N, N, M) or (ny, nx, N, N), with M = ny * nx = {count} positions",
+            fix="store one pattern per scan position, or positions for all patterns",
         )
 
 
@@ -97,9 +100,21 @@ def check_probe(probe: NDArray[Any], N: int, where: str) -> NDArray[np.complex64
         raise DataError(
             f"the probe has shape {probe.shape}, the patterns are {N} x {N}", where=where,
             expected=f"({N}, {N}), or (P, {N}, {N}) with P incoherent modes",
-            fix="crop or pad the probe to the size of the patterns",
+            fix=_probe_remedy(modes.shape[-1] if modes.ndim == 3 else 0, N),
         )  # fmt: skip
     return _finite_complex(modes, "the probe", where)
+
+
+def _probe_remedy(n: int, N: int) -> str:
+    """Return how a probe of another size comes to fit: nobody can tell from the sizes what its pixels are."""
+    same = "--probe estimate leaves it out; "
+    if not n:
+        return same + "or store it as (N, N) or (P, N, N)"
+    cut = f"--crop {n}" if n < N else f"--pad {n}"
+    known = f"{same}if it belongs to patterns of {n} pixels of the same detector, {cut}"
+    if n < N and N % n == 0:
+        known += f"; if to patterns binned by {N // n}, --bin {N // n}"
+    return known
 
 
 def check_object(canvas: NDArray[Any], where: str) -> NDArray[np.complex64]:
@@ -134,19 +149,19 @@ def _finite_complex(values: NDArray[Any], what: str, where: str) -> NDArray[np.c
     return out
 
 
-def check_bad_pixels(mask: NDArray[Any] | None, N: int, where: str) -> NDArray[np.bool_]:
-    """Return (N, N) bool, True where a pixel is good, from a mask that marks bad ones, if there is one.
+def check_bad_pixels(mask: NDArray[Any] | None, shape: tuple[int, int], where: str) -> NDArray[np.bool_]:
+    """Return (h, w) bool, True where a pixel is good, from a mask that marks bad ones, if there is one.
 
     Raises:
         DataError: another shape, or no good pixel at all.
     """
     if mask is None:
-        return np.ones((N, N), dtype=np.bool_)
+        return np.ones(shape, dtype=np.bool_)
     check_numeric(mask.dtype, "biu", "the bad-pixel mask values", where)
-    if mask.shape != (N, N):
+    if mask.shape != shape:
         raise DataError(
-            f"the bad-pixel mask has shape {mask.shape}, the patterns are {N} x {N}", where=where,
-            expected=f"({N}, {N}), True where a pixel is bad", fix=_EXPORT_FIX,
+            f"the bad-pixel mask has shape {mask.shape}, the patterns are {shape[0]} x {shape[1]}",
+            where=where, expected=f"{shape}, True where a pixel is bad", fix=_EXPORT_FIX,
         )  # fmt: skip
     good = np.asarray(mask == 0)
     if not good.any():
@@ -161,16 +176,65 @@ _LARGEST = 2.0**64
 """No detector counts further, and float32 holds the square of anything below."""
 
 
+FEW_PIXELS = 0.05
+"""Part of the detector that may be masked because of single values."""
+
+
+def _mend(all_negative: bool, frames: float, pixels: int, good: int) -> dict[str, Any]:
+    """Return fix and options for values that are no counts."""
+    few = f"--mask-suspects true masks their {pixels} pixels"
+    if all_negative:
+        fix = "--clip-negative true sets them to 0, where a background was subtracted"
+        few = f"; else {few}" if pixels <= FEW_PIXELS * good else ""
+        return {"fix": fix + few, "options": {"clip_negative": True}}
+    if pixels <= FEW_PIXELS * good:
+        return {"fix": few, "options": {"mask_suspects": True}}
+    if frames <= 0.5:
+        fix = f"--drop broken leaves out these {frames:.0%} of the patterns"
+        return {"fix": fix, "options": {"drop": "broken"}}
+    return {"fix": _EXPORT_FIX}
+
+
+def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values are negative, no number, or larger than any count."""
+    wide = values.astype(np.float32) if values.dtype == np.float16 else values
+    return np.asarray(~((wide >= 0) & (wide <= _LARGEST)))
+
+
+def frame_figures(
+    patterns: Patterns, good: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Return sums (M,), mean pattern (h, w) and number of wrong values (M,), which count as 0 in the former."""
+    sums, mean = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:])
+    wrong = np.zeros(patterns.shape[0], np.int64)
+    for start, block in blocks(patterns):
+        bad = is_wrong(block) & good
+        values = np.where(good & ~bad, block, 0)
+        rows = slice(start, start + len(block))
+        sums[rows], wrong[rows] = values.sum(axis=(1, 2), dtype=np.float64), bad.sum(axis=(1, 2))
+        mean += values.sum(axis=0, dtype=np.float64)
+    return sums, mean / len(sums), wrong
+
+
+def wrong_pixels(patterns: Patterns, good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the (h, w) good pixels with a value that is none in one pattern or more."""
+    wrong = np.zeros(good.shape, bool)
+    for _, block in blocks(patterns):
+        wrong |= is_wrong(block).any(axis=0)
+    return wrong & good
+
+
 def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> PatternStatistics:
     """Pass once over the patterns, a block at a time.
 
     Raises:
         DataError: NaN, infinite, negative or absurdly large values at good pixels, or nothing but zeros.
     """
-    N = patterns.shape[1]
-    sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros((N, N)), 0.0, 0
+    sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:]), 0.0, 0
     wrong, first_wrong, all_negative = 0, "", True
-    limit = np.iinfo(patterns.dtype).max if patterns.dtype.kind in "iu" else None
+    wrong_frames, wrong_pixels_ = 0, np.zeros(good.shape, bool)
+    whole = patterns.dtype.kind in "iu"
+    limit = np.iinfo(patterns.dtype).max if whole else None
     for start, block in blocks(patterns):
         values = np.where(good, block, 0) if not good.all() else block
         if values.dtype == np.float16:  # in which the limits below are infinite
@@ -182,24 +246,27 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
                 float(values.max(initial=0)),
             )
         if not (low >= 0 and top <= _LARGEST):
-            places = np.argwhere(~((values >= 0) & (values <= _LARGEST)))  # not a number fails both
+            where_wrong = is_wrong(values)
+            places = np.argwhere(where_wrong)
             wrong += len(places)
+            wrong_frames += int(where_wrong.any(axis=(1, 2)).sum())
+            wrong_pixels_ |= where_wrong.any(axis=0)
             all_negative &= bool(np.isfinite(values).all()) and top <= _LARGEST
             row, y, x = (int(i) for i in places[0])
             first_wrong = first_wrong or f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
         if not wrong:
             maximum = max(maximum, top)
             saturated += int((values == limit).sum()) if top == limit else 0
-            sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=np.float64)
-            mean += values.sum(axis=0, dtype=np.float64)
+            # Sums of small whole numbers fit into a type that is faster, and are exact in both.
+            wide = np.uint32 if whole and top * max(len(block), mean.size) < 2**32 else np.float64
+            sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=wide)
+            mean += values.sum(axis=0, dtype=wide)
     if wrong:
         raise DataError(
             f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
             where=where,
             expected="counts, or their square roots, at good pixels",
-            fix="set them to 0 where a background was subtracted; else mark the pixels in bad_pixels"
-            if all_negative
-            else "mark the pixels in bad_pixels, or remove the patterns",
+            **_mend(all_negative, wrong_frames / len(sums), int(wrong_pixels_.sum()), int(good.sum())),
         )
     if not sums.any():
         raise DataError(

@@ -95,7 +95,8 @@ def optics_of(container: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]
                 "this scan has no probe",
                 where=str(container.source or "the scan"),
                 expected="a probe: complex (N, N) or (P, N, N)",
-                fix="add probeGuess to the file",
+                fix="--probe FILE takes it from a result, a product, a scan or an array; "
+                "--map probe=NAME says where the file has it",
             )
         return torch.from_numpy(container.probe), torch.from_numpy(container.good_pixels)
     if isinstance(container, PtychoDataset):

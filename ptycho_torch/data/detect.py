@@ -6,7 +6,7 @@ Every decision carries its reason, which ends up in the detection report.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -26,10 +26,13 @@ PTYCHOPINN_CENTER: tuple[PatchCenter, str] = (
     "neither file nor settings declare it; N/2 is the convention of PtychoPINN files",
 )
 
+_FAR_BETTER = 0.5
+"""Interpolating the object is taken as what was done where its error is lower by this factor."""
 _LATTICE_DIVISORS = (1, 2, 3, 4, 5, 6)
 _LATTICE_TOLERANCE = 0.02
 _LATTICE_MAX_COUNT = 4096
 _LATTICE_MIN_VALUES = 200
+_LATTICE_VALUES = 100_000
 _LATTICE_MIN_DISTINCT = 8
 _DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on the command line)'
 
@@ -38,11 +41,13 @@ _DECLARE_DOMAIN = 'set domain = "amplitude" or domain = "intensity" (--domain on
 class ForwardFit:
     """How well |FFT(probe * object patch)| explains the data, per pattern.
 
-    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model.
+    `errors` is relative, (K,) for K patterns tried; `scale` is the fitted factor on the model. `placement`
+    says what the sub-pixel part of a position moves: the object only where that explains the data far better.
     """
 
     errors: NDArray[np.float64]
     scale: float
+    placement: Literal["object", "probe"] = "probe"
 
     @property
     def error(self) -> float:
@@ -51,13 +56,15 @@ class ForwardFit:
 
 
 def find_scan_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, str]:
-    """Return the scan axis, as long as the positions where the others are equal, and the reason for it.
+    """Return the scan axis, as long as the positions, and the reason for it; square patterns come first.
 
     Raises:
         DataError: wrong rank, no such axis, or more than one.
     """
     sides = {0: shape[1:], 2: shape[:2]}
-    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y == x > 0]
+    fits = [axis for axis, (y, x) in sides.items() if shape[axis] == count and y > 0 < x]
+    # Where positions and pixels are as many, only one reading may give square patterns.
+    fits = [axis for axis in fits if sides[axis][0] == sides[axis][1]] or fits
     if declared in ("first", "last"):
         axis = 0 if declared == "first" else 2
         if axis not in fits:
@@ -80,8 +87,9 @@ def _axis_mismatch(shape: tuple[int, ...], count: int, where: str, what: str = "
     return DataError(
         f"patterns of shape {shape} do not agree with {what}{count} positions",
         where=where,
-        expected=f"({count}, N, N) or (N, N, {count}), square patterns, one per position",
-        fix="make positions and patterns the same length; crop patterns to a square",
+        expected=f"({count}, N, N) or (N, N, {count}), one pattern per position",
+        fix="make positions and patterns the same length; name the right arrays with --map patterns=NAME "
+        "--map positions=NAME",
     )
 
 
@@ -97,9 +105,11 @@ def find_quantum(values: NDArray[np.float64]) -> float | None:
     for divisor in _LATTICE_DIVISORS:
         quantum = smallest / divisor
         low = positive[positive < quantum * _LATTICE_MAX_COUNT]
+        low = low[:: 1 + low.size // _LATTICE_VALUES]
         counts = low / quantum
         whole = np.round(counts)
-        if counts.size < _LATTICE_MIN_VALUES or np.unique(whole).size < _LATTICE_MIN_DISTINCT:
+        distinct = np.count_nonzero(np.bincount(whole.astype(np.int64)))
+        if counts.size < _LATTICE_MIN_VALUES or distinct < _LATTICE_MIN_DISTINCT:
             continue
         if np.mean(np.abs(counts - whole) < _LATTICE_TOLERANCE) > 0.999:
             return float(np.median(low / whole))
@@ -114,12 +124,13 @@ def find_domain(
     sample: NDArray[np.float64],
     fit: Callable[[Domain], ForwardFit | None],
     where: str,
+    counts_because: str = "",
 ) -> tuple[Domain, str]:
     """Return the domain and the reason for it; `declared` is such a pair, or begins with "auto".
 
     Order: declaration; integer dtype means counts; whole multiples of a quantum in x (intensity) or in x
     squared (amplitude); a bad-pixel mask means counts; the one domain that the file's probe and object
-    explain.
+    explain; the reason `counts_because`, if there is one.
 
     Raises:
         DataError: when none of these decides, or mask and values contradict each other.
@@ -149,6 +160,8 @@ def find_domain(
         if low < 0.3 and low < 0.5 * high:
             share = f"{low:.1%} against {high:.1%}"
             return best, f"probe and object of the file explain the data as {best} ({share} error)"
+    if counts_because:
+        return "intensity", counts_because
     raise DataError(
         "cannot decide whether the patterns are amplitude (square root of counts) or intensity",
         where=where,
@@ -174,29 +187,34 @@ def fit_forward(
     inside = np.all((origins_px >= 0) & (origins_px + N < np.array(canvas.shape)), axis=1)
     if inside.sum() < 8:
         return None
-    measured, origins = amplitude[inside] * good, origins_px[inside]
+    measured, origins = (amplitude[inside] * good).astype(np.float32), origins_px[inside]
     patches = np.stack([bilinear_patch(canvas, origin, N) for origin in origins])
     start = np.round(origins).astype(np.int64)
     whole = np.stack([canvas[y : y + N, x : x + N] for y, x in start])
     waves = (patches[:, None] * probe, whole[:, None] * shift_probe(probe, origins - start))
-    fits = [fit for wave in waves if (fit := _fit_waves(wave, measured, good)) is not None]
-    return min(fits, key=lambda fit: fit.error, default=None)
+    by_object, by_probe = (_fit_waves(wave, measured, good) for wave in waves)
+    if by_object is None or by_probe is None:
+        return by_object or by_probe
+    if by_object.error < _FAR_BETTER * by_probe.error:
+        return replace(by_object, placement="object")
+    return min(by_object, by_probe, key=lambda fit: fit.error)
 
 
 def _fit_waves(
-    waves: NDArray[Any], measured: NDArray[np.float64], good: NDArray[np.bool_]
+    waves: NDArray[Any], measured: NDArray[np.float32], good: NDArray[np.bool_]
 ) -> ForwardFit | None:
     """Fit one scale to (K, P, N, N) exit waves against (K, N, N) measured amplitudes."""
     import scipy.fft
 
-    intensity = np.sum(np.abs(scipy.fft.fft2(waves, norm="ortho")) ** 2, axis=1)
+    far_field = scipy.fft.fft2(waves, norm="ortho", overwrite_x=True)
+    intensity = np.sum(far_field.real**2 + far_field.imag**2, axis=1)
     model = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1))) * good
-    power = float(np.sum(model * model))
-    energy = np.sum(measured * measured, axis=(1, 2))
+    power = float(np.sum(model * model, dtype=np.float64))
+    energy = np.sum(measured * measured, axis=(1, 2), dtype=np.float64)
     if power <= 0 or not np.all(energy > 0):
         return None
-    scale = float(np.sum(model * measured)) / power
-    residual = np.sum((scale * model - measured) ** 2, axis=(1, 2))
+    scale = float(np.sum(model * measured, dtype=np.float64)) / power
+    residual = np.sum((scale * model - measured) ** 2, axis=(1, 2), dtype=np.float64)
     return ForwardFit(np.sqrt(residual / energy), scale)
 
 
@@ -204,7 +222,7 @@ def shift_probe(probe: NDArray[np.complex64], shift_px: NDArray[np.float64]) -> 
     """Return (K, P, N, N) probes moved by (K, 2) [y, x] pixels with Fourier phase ramps (band-limited)."""
     import scipy.fft
 
-    ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * scipy.fft.fftfreq(probe.shape[-1]))
+    ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * scipy.fft.fftfreq(probe.shape[-1])).astype(probe.dtype)
     kernel = (ramp[:, 0, :, None] * ramp[:, 1, None, :])[:, None]
     return np.asarray(scipy.fft.ifft2(scipy.fft.fft2(probe) * kernel))
 
@@ -214,6 +232,7 @@ def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64]
     y, x = np.floor(origin_px).astype(int)
     fy, fx = origin_px - np.floor(origin_px)
     block = canvas[y : y + N + 1, x : x + N + 1]
+    fy, fx = canvas.real.dtype.type(fy), canvas.real.dtype.type(fx)
     rows = (1 - fy) * block[:-1] + fy * block[1:]
     return np.asarray((1 - fx) * rows[:, :-1] + fx * rows[:, 1:])
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
-from ptycho_exec.plan import announce
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.pixels import PixelFaults, center_of_mass
 from ptycho_torch.data.scan import ScanData
@@ -32,7 +31,7 @@ def judge(
     return [
         *_judge_positions(scan, report),
         *_judge_patterns(scan, statistics, faults, report),
-        *_judge_pixels(faults),
+        *_judge_pixels(faults, whole=scan.holds_counts),
         *_judge_center(scan, faults, report),
     ]
 
@@ -46,8 +45,8 @@ def masked_gaps(count: int, held: str) -> Finding:
     )
 
 
-def _odd(what: str, fix: str, *, code: str) -> Finding:
-    return Finding(what, fix=fix, level="adapted", code=code)
+def _odd(what: str, fix: str, *, code: str, **options: Any) -> Finding:
+    return Finding(what, fix=fix, level="adapted", code=code, options=options)
 
 
 def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding]:
@@ -56,32 +55,42 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
         yield Finding(
             f"{repeated} positions repeat an earlier one exactly", level="note", code="repeated-positions"
         )
-    far = far_from_others(scan.positions_px, scan.n_pixels)
+    far = far_from_others(scan.positions_px, scan.n_pixels, report["neighbor_distance_px"])
     if len(far):
         yield _odd(
             far_positions(far, scan.positions_px - scan.position_shift_px),
-            "remove these positions and their patterns, or correct them",
+            "--drop far leaves them and their patterns out",
             code="far-positions",
+            drop="far",
         )
-    if overlap is not None and overlap < 0.4:
+    apart, diameter = report["neighbor_distance_px"], report["probe_diameter_px"] or scan.n_pixels
+    if apart is None or len(scan) < _FEWEST:
+        pass
+    elif apart > 0.6 * diameter:
+        unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
+        by = f"overlap by only {overlap:.0%} of their diameter" if overlap is not None else "do not overlap"
         yield _odd(
-            f"neighboring probes overlap by only {overlap:.0%} of their diameter",
-            "check unit and order of the positions; a scan needs an overlap of 60 % or more",
+            f"neighboring probes {by}: they are {apart:.3g} pixels apart",
+            "a scan needs an overlap of 60 % or more; " + text,
             code="little-overlap",
+            **({"positions_unit": unit} if unit else {}),
         )
-    if overlap is not None and overlap > 0.98 and len(scan) >= _FEWEST and not repeated:
+    elif apart < 0.02 * diameter and not repeated:
+        unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
         yield _odd(
-            f"neighboring probes are only {report['neighbor_distance_px']:.2g} pixels apart",
-            "check the unit of the positions: they are taken as pixels of the object",
+            f"neighboring probes are only {apart:.2g} pixels apart",
+            text,
             code="much-overlap",
+            **({"positions_unit": unit} if unit else {}),
         )
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
     if reach.max() > 0:
         yield _odd(
             f"{(reach > 0).sum()} patches reach beyond the canvas, by up to {reach.max():.1f} pixels",
-            'set canvas = "positions" to make one that holds them all',
+            "--canvas positions makes one that holds them all",
             code="beyond-canvas",
+            canvas="positions",
         )
 
 
@@ -89,41 +98,55 @@ def _judge_patterns(
     scan: ScanData, statistics: PatternStatistics, faults: PixelFaults, report: dict[str, Any]
 ) -> Iterator[Finding]:
     sums = statistics.frame_sum
-    remove = "remove these patterns and their positions"
+    remove = "--drop dark leaves them and their positions out"
     if report["zero_patterns"]:
         yield _odd(
             f"{report['zero_patterns']} patterns are zero everywhere (closed shutter?), "
             + _listed(np.flatnonzero(sums == 0)),
             remove,
             code="dark-patterns",
+            drop="dark",
         )
     beneath = faults.background * scan.good_pixels.sum() if scan.domain == "intensity" else 0.0
-    above = sums - beneath
-    dim = np.flatnonzero((above < _DIM * np.median(above)) & (sums > 0))
+    dim = dark_patterns(sums - beneath)
+    dim = dim[sums[dim] > 0]
     if len(dim) and len(sums) >= _FEWEST:
         yield _odd(
             f"{len(dim)} patterns have less than {_DIM:.0%} of the usual intensity, {_listed(dim)}",
             remove,
             code="dark-patterns",
+            drop="dark",
         )
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
-            "mark their pixels in bad_pixels",
+            "--mask-suspects true masks their pixels, if they are few; measure with less light if not",
             code="saturated",
+            mask_suspects=True,
         )
 
 
-def _judge_pixels(faults: PixelFaults) -> Iterator[Finding]:
+def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
     yield from _suspect(faults.hot, "are much brighter than all around them (hot)", code="hot-pixels")
     around = "never count although those around them do (dead, or a gap)"
     yield from _suspect(faults.dead, around, code="dead-pixels")
     yield from _suspect(faults.stuck, "hold the same number in all patterns (stuck)", code="stuck-pixels")
     if faults.background:
+        # Whole numbers stay whole numbers, whose noise is known.
+        level = float(round(faults.background)) if whole else float(f"{faults.background:.4g}")
         yield _odd(
             f"a background of about {faults.background:.4g} lies under every pixel",
-            "subtract it from the patterns, and set what falls below 0 to 0",
+            f"--pedestal {level:g} --clip-negative true subtracts it",
             code="background",
+            pedestal=level,
+            clip_negative=True,
+        )
+    if faults.gain is not None and whole and abs(faults.gain - 1) > 0.1:
+        yield _odd(
+            f"one count is worth about {faults.gain:.4g} detector units, as dim pixels show",
+            f"--gain {faults.gain:.4g} makes counts of them",
+            code="gain",
+            gain=float(f"{faults.gain:.4g}"),
         )
 
 
@@ -132,8 +155,10 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
         y, x = np.argwhere(mask)[0]
         yield _odd(
             f"{mask.sum()} pixels {text}, first at [{y}, {x}]",
-            "mark them in bad_pixels; `ptycho-torch inspect --json` lists them as suspect_pixels",
+            "--mask-suspects true masks them; or mark in bad_pixels those that `ptycho-torch inspect --json` "
+            "lists as suspect_pixels",
             code=code,
+            mask_suspects=True,
         )
 
 
@@ -145,8 +170,9 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
     if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
         yield _odd(
             "the patterns are bright in the corners: their zero frequency is not at N/2",
-            "store numpy.fft.fftshift(patterns, axes=(1, 2)), and the mask alike",
+            "--zero-frequency corner moves it there",
             code="corner-frequency",
+            zero_frequency="corner",
         )
         return
     expected = [np.array([n // 2, n // 2])]
@@ -160,27 +186,31 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         yield _odd(
             f"the beam lies {np.linalg.norm(off):.1f} pixels off the center, at "
             f"[{found[0]:.1f}, {found[1]:.1f}] instead of [{n // 2}, {n // 2}]",
-            f"store numpy.roll(patterns, ({dy}, {dx}), axis=(1, 2)), and the mask alike",
+            f"--center auto moves the patterns by [{dy}, {dx}] pixels, the mask alike",
             code="off-center",
+            center="auto",
         )
 
 
-def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.intp]:
+def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the indices of patterns with less than 5 % of the usual intensity above the background."""
+    return np.flatnonzero(above < _DIM * np.median(above))
+
+
+def far_from_others(
+    positions_px: NDArray[np.float64], N: int, neighbor_px: float | None = None
+) -> NDArray[np.intp]:
     """Return the indices of positions, at most one in fifty, that lie far from all others.
 
     Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors.
     Positions are counted in cells of that size, so that the work grows with their number only.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import cKDTree
-
-    side = max(N, 4 * (neighbor_distance(positions_px) or 0.0))
-    cells, cell = np.unique(np.floor(positions_px / side), axis=0, return_inverse=True)
-    pairs = cKDTree(cells).query_pairs(1.5, output_type="ndarray")
-    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cells), len(cells)))
-    _, group = connected_components(links, directed=False)
-    group = group[np.ravel(cell)]
+    side = max(N, 4 * (neighbor_px or neighbor_distance(positions_px) or 0.0))
+    cells = np.floor(positions_px / side)
+    if np.ptp(cells, axis=0).max() <= 1:  # all of them touch
+        return np.empty(0, dtype=np.intp)
+    places, cell = np.unique(cells[:, 0] + 1j * cells[:, 1], return_inverse=True)
+    group = _touching(places.tolist())[cell]
     sizes = np.bincount(group)
     small = sizes <= max(1, len(positions_px) // 50)
     if small.all() or sizes[~small].sum() < 0.9 * len(positions_px):
@@ -188,15 +218,57 @@ def far_from_others(positions_px: NDArray[np.float64], N: int) -> NDArray[np.int
     return np.flatnonzero(small[group])
 
 
+_AROUND = [complex(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def _touching(cells: list[complex]) -> NDArray[np.intp]:
+    """Return a number for each cell y + ix, the same for those that touch, also by way of others."""
+    group = dict.fromkeys(cells, -1)
+    for number, first in enumerate(cells):
+        reached = [first] if group[first] < 0 else []
+        while reached:
+            cell = reached.pop()
+            group[cell] = number
+            reached += [near for step in _AROUND if group.get(near := cell + step) == -1]
+    return np.unique(list(group.values()), return_inverse=True)[1]
+
+
+_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
+
+
+def likely_unit(
+    apart: float | None, pixel_size_m: float | None, diameter_px: float
+) -> tuple[str | None, str]:
+    """Return the unit in which positions would make sense, where the size of a pixel tells, and what to do.
+
+    Args:
+        apart: distance of neighboring positions, taken as pixels.
+        pixel_size_m: side of an object pixel, if known.
+        diameter_px: of the probe.
+    """
+    if pixel_size_m and apart:
+        spacing = {unit: apart * size / pixel_size_m for unit, size in _UNITS.items()}
+        for unit, px in spacing.items():
+            if 0.02 * diameter_px < px < 0.6 * diameter_px:
+                return unit, f"--positions-unit {unit} takes them as {unit}: neighbors {px:.3g} pixels apart"
+    known = "" if pixel_size_m else " --pixel-size-m METERS"
+    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: m, mm, um or nm"
+
+
 def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
     """Return the median distance of different positions from the nearest other one; None for one alone."""
     from scipy.spatial import cKDTree
 
-    different = np.unique(positions_px, axis=0)
+    different = different_positions(positions_px)
     if len(different) < 2:
         return None
     distances, _ = cKDTree(different).query(different, k=2)
     return float(np.median(np.asarray(distances)[:, 1]))
+
+
+def different_positions(positions_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (K, 2) of the (M, 2) positions, each once."""
+    return np.unique(np.ascontiguousarray(positions_px).view(np.complex128)).view(np.float64).reshape(-1, 2)
 
 
 def far_positions(far: NDArray[np.intp], positions_px: NDArray[np.float64]) -> str:
@@ -224,5 +296,7 @@ def lines(*scans: Any) -> list[str]:
 
 def announce_scans(scans: Iterable[Any]) -> None:
     """Warn of what can change a result, with a `DataWarning` each; in a run of several processes once."""
+    from ptycho_exec.plan import announce
+
     found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
     announce(dict.fromkeys(finding for finding in found if finding.level != "note"), DataWarning)

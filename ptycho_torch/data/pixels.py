@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.data.checks import PatternStatistics
+from ptycho_torch.data.detect import find_quantum
 
 _NEARLY_ALL = 0.9
 _FEWEST_PATTERNS = 8
@@ -35,24 +36,45 @@ def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np
         sample: (K, N, N) patterns as stored.
         good: (N, N), False where the file's mask says so already.
     """
-    none = np.zeros_like(good)
+    gap = np.zeros_like(good)
     if len(sample) < _FEWEST_PATTERNS:
-        return none, ""
-    values = np.asarray(sample, dtype=np.float64)
+        return gap, ""
+    # What nearly all patterns hold, at least one of the first few does.
+    few = 1 + int((1 - _NEARLY_ALL) * len(sample))
+    limits = _limits(sample.dtype)
+    places = np.nonzero(_no_count(sample[:few], limits).any(axis=0) & good)
+    if not len(places[0]):
+        return gap, ""
+    values = sample[:, places[0], places[1]].astype(np.float64)
     half = len(values) // 2
     typical = np.partition(values, half, axis=0)[half]  # of what is the same nearly always, that value
-    limits = np.array(_TYPE_LIMITS)
-    if sample.dtype.kind == "f":  # in which the largest numbers of wide integers are rounded up
-        limits = limits.astype(sample.dtype).astype(np.float64) if sample.dtype != np.float16 else limits[:0]
-    elif sample.dtype.kind in "iu":
-        limits = np.append(limits, float(np.iinfo(sample.dtype).max))
-    no_number = ~np.isfinite(values)
-    same = (values == typical) & ((typical < 0) | np.isin(typical, limits))
-    gap = np.asarray((no_number | same).mean(axis=0) >= _NEARLY_ALL) & good
-    if not gap.any() or gap.sum() > good.sum() // 2:
-        return none, ""
-    held = sorted({"no number" if not np.isfinite(v) else f"{v:.0f}" for v in typical[gap]})
+    same = (values == typical) & _no_count(typical, limits)
+    found = np.asarray((~np.isfinite(values) | same).mean(axis=0) >= _NEARLY_ALL)
+    if not found.any() or found.sum() > good.sum() // 2:
+        return gap, ""
+    gap[places] = found
+    held = sorted({"no number" if not np.isfinite(v) else f"{v:.0f}" for v in typical[found]})
     return gap, ", ".join(held[:3])
+
+
+def _limits(dtype: np.dtype[Any]) -> list[float]:
+    """Return the largest numbers of integer types that an array of this type can hold, as it holds them."""
+    if dtype.kind in "iu":
+        top = np.iinfo(dtype).max
+        return [float(top), *(limit for limit in _TYPE_LIMITS if limit < top)]
+    # Wide integers are rounded up in narrow floats; half precision holds none of them but 255.
+    return [] if dtype == np.float16 else [float(dtype.type(limit)) for limit in _TYPE_LIMITS]
+
+
+def _no_count(values: NDArray[Any], limits: list[float]) -> NDArray[np.bool_]:
+    """Return where values are no number, negative, or one of some limits."""
+    found = np.zeros(values.shape, bool) if values.dtype.kind == "u" else ~(values >= 0)
+    if values.dtype.kind == "f":
+        found |= np.isinf(values)
+    if values.size and limits and not (values.max() < min(limits)):
+        for limit in limits:
+            found |= values == limit
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,8 @@ class PixelFaults:
     dead: NDArray[np.bool_]
     stuck: NDArray[np.bool_]
     background: float
+    gain: float | None
+    """Detector units of one count; None where counts cannot be told apart."""
     mean_intensity: NDArray[np.float64]
     """(N, N), with a plausible value at bad and suspect pixels."""
 
@@ -95,24 +119,36 @@ def find_faults(
     dead = _dead(np.where(good, everywhere, 0.0) * len(statistics.frame_sum) / unit, good)
     stuck = np.zeros_like(good)
     if quantum is not None and len(intensity) >= _FEWEST_PATTERNS:
-        stuck = np.asarray((intensity == intensity[0]).all(axis=0) & (intensity[0] > 0)) & good & ~hot
+        alike = (intensity[1] == intensity[0]) & (intensity[0] > 0) & good & ~hot
+        stuck[alike] = (intensity[:, alike] == intensity[0, alike]).all(axis=0)
         if stuck.sum() > 0.01 * good.sum():  # patterns that are alike, or a background that does not vary
             stuck[:] = False
     mean = _filled(everywhere, good & ~(hot | dead | stuck))
-    return PixelFaults(hot, dead, stuck, _background(mean), mean)
+    known = good & ~(hot | dead | stuck)
+    gain = find_gain(intensity, known)[0] if counts else None
+    return PixelFaults(hot, dead, stuck, background_of(mean), gain, mean)
 
 
 def _filled(values: NDArray[np.float64], known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return (N, N) values with those that are not known taken from the nearest one that is."""
-    from scipy.ndimage import distance_transform_edt
-
+    """Return (N, N) values with those that are not known grown inwards from the known ones around them."""
     if known.all() or not known.any():
         return values
-    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    return np.asarray(values[tuple(nearest)])
+    out, known = np.where(known, values, 0.0), known.copy()
+    while not known.all():
+        count, total = (
+            np.sum([np.pad(part, 1)[box] for box in _windows(known)], axis=0) for part in (known * 1.0, out)
+        )
+        edge = ~known & (count > 0)
+        out[edge], known[edge] = total[edge] / count[edge], True
+    return out
 
 
-_NEIGHBORS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], dtype=bool)
+def _windows(image: NDArray[Any]) -> list[tuple[slice, slice]]:
+    """Return where each of the 3 x 3 neighbors, itself included, lies in an image with a border of one."""
+    return [(slice(y, y + image.shape[0]), slice(x, x + image.shape[1])) for y in range(3) for x in range(3)]
+
+
+_AROUND = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)])
 
 
 def _hot(intensity: NDArray[np.float64], good: NDArray[np.bool_], unit: float) -> NDArray[np.bool_]:
@@ -121,20 +157,27 @@ def _hot(intensity: NDArray[np.float64], good: NDArray[np.bool_], unit: float) -
     What happens in one pattern only, such as a cosmic ray, is in one half. Diffraction beyond one edge comes
     back at the other one, so that the neighbors of an edge are there.
     """
-    from scipy.ndimage import rank_filter
-
-    hot = good.copy() if len(intensity) > 1 else np.zeros_like(good)
-    for half in (intensity[0::2], intensity[1::2]) if len(intensity) > 1 else ():
-        sums = _filled(half.sum(axis=0), good)
-        around = rank_filter(sums, rank=-3, footprint=_NEIGHBORS, mode="wrap")
-        hot &= sums > _HOT * around + _HOT_COUNTS * unit
+    hot = np.zeros_like(good)
+    if len(intensity) < 2:
+        return hot
+    halves = [_filled(half.sum(axis=0), good) for half in (intensity[0::2], intensity[1::2])]
+    least = _HOT_COUNTS * unit
+    # The third brightest is no less than the least of any three of them.
+    few = np.minimum(
+        np.minimum(np.roll(halves[0], 1, 0), np.roll(halves[0], -1, 0)), np.roll(halves[0], 1, 1)
+    )
+    places = np.argwhere(good & (halves[0] > _HOT * few + least))
+    around = (places[:, None] + _AROUND) % np.array(good.shape)
+    bright = np.ones(len(places), bool)
+    for sums in halves:
+        third = np.partition(sums[around[..., 0], around[..., 1]], -3, axis=1)[:, -3]
+        bright &= sums[places[:, 0], places[:, 1]] > _HOT * third + least
+    hot[tuple(places[bright].T)] = True
     return hot
 
 
 def _dead(counts: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return pixels that never counted although those around them did: rows, columns, and any other shape."""
-    from scipy.ndimage import binary_dilation, find_objects, label
-
     silent = (counts == 0) & good
     dead = np.zeros_like(good)
     if not silent.any():
@@ -150,13 +193,26 @@ def _dead(counts: NDArray[np.float64], good: NDArray[np.bool_]) -> NDArray[np.bo
         next_to = np.clip(np.stack([above - 1, above]), 0, len(known) - 1)
         between = inside & (lines[known[next_to]].min(axis=0) > _DEAD_COUNTS)
         dead |= silent & (between[:, None] if axis == 0 else between[None, :])
-    parts, _ = label(silent & ~dead)
-    boxes, bright = find_objects(parts), binary_dilation(counts > _DEAD_COUNTS)
-    for part in np.unique(parts[bright & (parts > 0)]):
+    return dead | _dead_parts(silent & ~dead, counts, good & ~dead)
+
+
+def _dead_parts(
+    silent: NDArray[np.bool_], counts: NDArray[np.float64], good: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Return the connected parts of silent pixels, three quarters of whose neighbors are bright."""
+    dead, bright = np.zeros_like(silent), np.pad(counts > _DEAD_COUNTS, 1)
+    next_to = silent & np.any([bright[box] for box in _windows(silent)[1::2]], axis=0)
+    if not next_to.any():
+        return dead
+    from scipy.ndimage import binary_dilation, find_objects, label
+
+    parts, _ = label(silent)
+    boxes = find_objects(parts)
+    for part in np.unique(parts[next_to]):
         rows, columns = boxes[part - 1]
         box = (_wider(rows), _wider(columns))
         here = parts[box] == part
-        ring = binary_dilation(here) & good[box] & ~here & ~dead[box]
+        ring = binary_dilation(here) & good[box] & ~here
         if ring.any() and np.quantile(counts[box][ring], 0.25) > _DEAD_COUNTS:
             dead[box] |= here
     return dead
@@ -166,16 +222,56 @@ def _wider(part: slice) -> slice:
     return slice(max(0, part.start - 1), part.stop + 1)
 
 
-def _background(mean: NDArray[np.float64]) -> float:
+def background_of(mean: NDArray[np.float64]) -> float:
     """Return the level that the dimmest fifth of the pixels has in common; 0 where they differ.
 
     What an object scatters falls off towards wide angles; a pedestal or stray light does not.
     """
-    dim = np.sort(mean, axis=None)
-    level, fifth = float(np.median(dim[: max(1, dim.size // 10)])), float(dim[dim.size // 5])
-    flat = 0 < fifth < _FLAT * level
-    beam = float(dim[-max(1, dim.size // 100)]) > 3 * level
-    return level if flat and beam and level * dim.size > _BACKGROUND_SHARE * float(dim.sum()) else 0.0
+    size = mean.size
+    places = size // 20, size // 5, size - max(1, size // 100)
+    level, fifth, beam = (float(value) for value in np.partition(mean, places, axis=None)[list(places)])
+    flat = 0 < fifth < _FLAT * level and beam > 3 * level
+    return level if flat and level * size > _BACKGROUND_SHARE * float(mean.sum()) else 0.0
+
+
+_MANY = 200
+
+
+def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[float | None, float]:
+    """Return the detector units of one count, None where counts cannot be told apart, and the pedestal.
+
+    At dim pixels the most frequent value is the pedestal, without a count. Counts above it are whole
+    multiples of the gain; with readout noise, their variance over their mean tells it roughly, and the place
+    of the first peak above the pedestal precisely.
+
+    Args:
+        intensity: (K, N, N) of some patterns.
+        good: (N, N) pixels that are not masked.
+    """
+    values = intensity[:, good]
+    mean = values.mean(axis=0)
+    order = np.argpartition(mean, [len(mean) // 5, len(mean) // 2])
+    pedestal = _most_frequent(values[:, order[: max(1, len(mean) // 5)]])
+    above = values[:, order[: max(1, len(mean) // 2)]] - pedestal
+    counts = above[above > 0]
+    if len(intensity) < _FEWEST_PATTERNS or counts.size < _MANY or pedestal < 0:
+        return None, pedestal
+    exact = find_quantum(counts)
+    if exact is not None and abs(exact - 1) > 0.02:
+        return exact, pedestal
+    variance = above.var(axis=0, ddof=1).sum() / max(float(above.mean(axis=0).sum()), 1e-300)
+    for _ in range(3):
+        share = counts / variance
+        first = counts[(share > 0.6) & (share < 1.4)]
+        if first.size < _MANY or np.count_nonzero((share > 0.28) & (share < 0.72)) > 0.2 * first.size:
+            return None, pedestal
+        variance = float(np.median(first))
+    return variance, pedestal
+
+
+def _most_frequent(values: NDArray[np.float64]) -> float:
+    different, count = np.unique(values, return_counts=True)
+    return float(different[np.argmax(count)])
 
 
 def center_of(faults: PixelFaults) -> list[float]:

@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.assemble import assemble
+from ptycho_torch.data.assemble import RawScan, assemble, frame_size, read_patterns, sample_rows
+from ptycho_torch.data.formats.contents import contents, hint
+from ptycho_torch.data.formats.mapped import is_asked, with_images
 from ptycho_torch.data.formats.paired import pair
-from ptycho_torch.data.formats.table import FORMATS, Format, Halves
+from ptycho_torch.data.formats.table import FORMATS, Format, Halves, mapped_format, with_map
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive, list_names
+from ptycho_torch.data.storage.archive import Archive
 from ptycho_torch.data.storage.open_file import open_archive
 
 _SUFFIXES = (".h5", ".hdf5", ".npz", ".cxi")
@@ -46,16 +52,45 @@ def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
     settings = config or DataConfig()
     with open_scan(Path(path), settings) as files:
         positions, patterns = files["positions"], files["patterns"]
-        left, right = positions.format.read, patterns.format.read
-        if isinstance(left, Halves):
-            assert isinstance(right, Halves)
-            product = left.positions(positions.archive, patterns.archive, settings)
-            raw = pair(product, right.patterns(patterns.archive))
-        else:
-            raw = left(positions.archive, settings)
-        raw.format = positions.format.name
+        raw = _read_raw(files, settings)
         scan = assemble(raw, settings)
     return _with_hashes(scan, patterns.archive.path, positions.archive.path)
+
+
+def _read_raw(files: dict[str, ScanFile], config: DataConfig) -> RawScan:
+    """Collect the parts of a scan; its patterns are not read yet."""
+    positions, patterns = files["positions"], files["patterns"]
+    left, right = positions.format.read, patterns.format.read
+    if isinstance(left, Halves):
+        assert isinstance(right, Halves)
+        product = left.positions(positions.archive, patterns.archive, config)
+        raw = pair(product, right.patterns(patterns.archive))
+    else:
+        raw = left(positions.archive, config)
+    raw.format = positions.format.name
+    return with_images(raw, positions.archive, config)
+
+
+def pattern_size(path: str | Path, config: DataConfig | None = None) -> int:
+    """Return N, the side of a pattern after preprocessing, without reading the patterns.
+
+    Raises:
+        DataError: as `read_scan`, of what can be known without the patterns.
+    """
+    settings = config or DataConfig()
+    with open_scan(Path(path), settings) as files:
+        raw = _read_raw(files, settings)
+        count = len(raw.positions_px) if raw.pattern_rows is None else raw.stack.shape[0]
+        return frame_size(raw, count, settings)
+
+
+def sample_patterns(path: str | Path, config: DataConfig | None = None) -> NDArray[Any]:
+    """Return (K, h, w), some patterns of a scan as they are stored, before any preprocessing."""
+    settings = config or DataConfig()
+    with open_scan(Path(path), settings) as files:
+        raw = _read_raw(files, settings)
+        stored, *_ = read_patterns(raw, len(raw.positions_px), settings)
+        return np.asarray(stored[sample_rows(len(stored))])
 
 
 def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
@@ -82,32 +117,40 @@ def open_scan(path: Path, config: DataConfig | None = None) -> Iterator[dict[str
     """
     may = config or DataConfig()
     opened: dict[Path, str] = {}
+    likely: dict[Path, str] = {}
     parts: dict[str, ScanFile] = {}
     with ExitStack() as stack:
 
         def add(file: Path, *, alone: bool) -> None:
             archive = open_archive(file, allow_pickle=may.allow_pickle, allow_links=may.allow_links)
             stack.callback(archive.close)
-            opened[file] = list_names(archive)
+            opened[file] = contents(archive)
             for row in FORMATS:
                 if held := row.parts(archive):
                     if alone or isinstance(row.read, Halves):
-                        parts.update(dict.fromkeys(held, ScanFile(archive, row)))
+                        parts.update(dict.fromkeys(held, ScanFile(archive, with_map(row, may))))
                     return
             _refuse_master(archive)
+            likely[file] = hint(archive)
 
+        if is_asked(may):
+            archive = open_archive(path, allow_pickle=may.allow_pickle, allow_links=may.allow_links)
+            stack.callback(archive.close)
+            yield dict.fromkeys(("patterns", "positions"), ScanFile(archive, mapped_format(may)))
+            return
         halves = [half for stem in _STEMS.values() if (half := _with_any_suffix(path / stem))]
         for file in halves or [path]:
             add(file, alone=len(halves) < 2)
         if len(opened) == len(parts) == 1:
-            add(_partner(file, next(iter(parts))), alone=False)
+            ((part, found),) = parts.items()
+            add(_partner(file, part, found.archive), alone=False)
         if len(parts) < 2:
             raise DataError(
                 "no scan is in here",
                 where=" and ".join(map(str, opened)),
                 expected="patterns, positions and a probe as in PtychoPINN, Ptychodus or CXI files; "
                 + "; ".join(f"{file.name} has {names}" for file, names in opened.items()),
-                fix="name the file of the scan, or add what is missing",
+                fix=next(filter(None, likely.values()), "name the file of the scan, or add what is missing"),
             )
         yield parts
 
@@ -122,9 +165,9 @@ def _refuse_master(archive: Archive) -> None:
         raise DataError(
             "this is the master file of a detector, without positions; its patterns lie in other files",
             where=str(archive.path),
-            expected="patterns, positions and a probe in one file",
-            fix=f"with h5py, write the patterns of {_MASTER} and those that follow it as diffraction, and "
-            "xcoords, ycoords and probeGuess, into one file",
+            expected="patterns and positions",
+            fix=f"if you trust it: --allow-links true --map patterns={_MASTER.rpartition('/')[0]} "
+            "--map positions=FILE, an array of (M, 2), or --scan-step STEP --scan-shape ROWS,COLUMNS",
         )
 
 
@@ -133,7 +176,7 @@ def _with_any_suffix(path: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _partner(file: Path, part: str) -> Path:
+def _partner(file: Path, part: str, archive: Archive) -> Path:
     """Return the other half of a pair, which lies beside the one that was named."""
     mine = _STEMS[part]
     (other,) = set(_STEMS.values()) - {mine}
@@ -141,9 +184,13 @@ def _partner(file: Path, part: str) -> Path:
     for stem in stems:
         if (partner := _with_any_suffix(file.with_name(stem))) is not None:
             return partner
+    likely = hint(archive)
+    whole = bool(likely) and "=FILE" not in likely
     raise DataError(
         f"this is the {mine} half of a scan, and its {other} half is not there",
         where=str(file),
-        expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it",
-        fix=f"copy the {other} file into {file.parent}",
+        expected=f"{' or '.join(dict.fromkeys(stems))} with one of {', '.join(_SUFFIXES)} beside it"
+        + (f"; the file has {contents(archive)}" if whole else ""),
+        fix=f"copy the {other} file into {file.parent}"
+        + (f"; or, if it is a whole scan, {likely}" if whole else ""),
     )

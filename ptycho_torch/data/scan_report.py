@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import Finding
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.detect import ForwardFit, find_quantum
-from ptycho_torch.data.judge import judge, line, neighbor_distance
+from ptycho_torch.data.judge import different_positions, judge, line, neighbor_distance
 from ptycho_torch.data.pixels import center_of, find_faults
 from ptycho_torch.data.scan import ScanData
 
@@ -73,12 +73,14 @@ def describe_scan(
         "neighbor_distance_px": spacing,
         "probe_diameter_px": diameter,
         "overlap_ratio": overlap,
-        "duplicate_positions": len(scan) - len(np.unique(scan.positions_px, axis=0)),
+        "duplicate_positions": len(scan) - len(different_positions(scan.positions_px)),
         **counts,
         "background": faults.background,
         "suspect_pixels": np.argwhere(faults.suspect)[:MOST_LISTED].tolist(),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},
-        "forward_check": None if fit is None else {"relative_error": fit.error, "scale": fit.scale},
+        "forward_check": None
+        if fit is None
+        else {"relative_error": fit.error, "scale": fit.scale, "placement": fit.placement},
         **notes,
     }
     findings = [Finding(text, level="note", code="reading") for text in warnings]
@@ -100,7 +102,7 @@ def probe_diameter_px(probe: NDArray[np.complex64]) -> float:
 
 def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.float64]) -> dict[str, Any]:
     """Photons per pattern are known when the values are whole multiples of one count."""
-    values = sample[:, scan.good_pixels]
+    values = sample if scan.good_pixels.all() else sample[:, scan.good_pixels]
     quantum = find_quantum(values if scan.domain == "intensity" else values * values)
     if scan.domain == "intensity":
         mean_sum, peak = float(statistics.frame_sum.mean()), statistics.maximum

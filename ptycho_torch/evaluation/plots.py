@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ptycho_torch.data.scan import ScanData
     from ptycho_torch.evaluation.metrics import Evaluation, RingCorrelation
 
 Image = NDArray[np.float64]
@@ -94,6 +95,45 @@ def save_comparison(evaluations: Mapping[str, Evaluation], path: str | Path) -> 
     return _save(figure, path)
 
 
+def save_scan(scan: ScanData, stored: NDArray[Any], path: str | Path) -> Path:
+    """Render the mean pattern as stored and as prepared, with mask and beam, and the positions.
+
+    stored: (K, h, w) some patterns before preprocessing. Bad pixels are red; the cross marks the zero
+    frequency, the circle the center of mass of the beam.
+    """
+    from matplotlib.colors import LogNorm
+
+    rows = np.unique(np.linspace(0, len(scan) - 1, len(stored)).astype(np.int64))
+    prepared = np.ma.masked_array(
+        np.asarray(scan.patterns[rows], dtype=np.float64).mean(axis=0), ~scan.good_pixels
+    )
+    with np.errstate(invalid="ignore"):
+        before = np.ma.masked_invalid(np.asarray(stored, dtype=np.float64).mean(axis=0))
+    figure = _figure((12.6, 4.2))
+    panels = figure.subplots(1, 3, gridspec_kw={"wspace": 0.3})
+    top = float(prepared.max())
+    for axes, image, title in ((panels[0], before, "as stored"), (panels[1], prepared, "prepared")):
+        scale = LogNorm(max(top * 1e-5, float(prepared[prepared > 0].min()) / 2, 1e-30), top, clip=True)
+        colors = _color_map("viridis", bad=COLORS[1])
+        axes.imshow(image, cmap=colors, norm=scale, interpolation="nearest")
+        axes.set_title(f"Mean pattern, {title}: {image.shape[0]} x {image.shape[1]}", fontsize=9, color=INK)
+    n = scan.n_pixels
+    panels[1].plot(n // 2, n // 2, "+", color="white", markersize=12)
+    y, x = scan.report.get("brightest_px", (n // 2, n // 2))
+    panels[1].plot(x, y, "o", color="white", markersize=9, fillstyle="none")
+    panels[2].plot(scan.positions_px[:, 1], scan.positions_px[:, 0], ".", color=COLORS[0], markersize=2.5)
+    panels[2].set(xlim=(0, scan.canvas_shape[1]), ylim=(scan.canvas_shape[0], 0), aspect="equal")
+    panels[2].set_title(f"{len(scan)} positions on the object, pixels", fontsize=9, color=INK)
+    return _save(figure, path)
+
+
+def _color_map(name: str, bad: str) -> Any:
+    """Return a color map that shows masked pixels in a color of their own."""
+    import matplotlib
+
+    return matplotlib.colormaps[name].with_extremes(bad=bad)
+
+
 def save_frc(
     curves: Mapping[str, RingCorrelation], path: str | Path, *, pixel_size_m: float | None = None
 ) -> Path:
@@ -122,6 +162,24 @@ def save_loss_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> 
     _style_axes(axes, "epoch", "loss")
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def save_positions(given_px: NDArray[Any], corrected_px: NDArray[Any], path: str | Path) -> Path:
+    """Plot scan positions (M, 2) [y, x] as they were given, and where a correction has moved each one."""
+    figure = _figure((5.4, 5.4))
+    axes = figure.add_subplot()
+    (y, x), (up, right) = given_px.T, (corrected_px - given_px).T
+    axes.plot(x, y, ".", color=FAINT, markersize=3, label="given")
+    axes.quiver(
+        x, y, right, up, color=COLORS[0], angles="xy", scale_units="xy", scale=1, width=0.003, label="moved"
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    rms = math.sqrt(float(np.square(corrected_px - given_px).sum(axis=1).mean()))
+    axes.set_title(f"Positions, moved by {rms:.3g} px (root mean square)", color=INK, fontsize=10)
+    _style_axes(axes, "x, pixels", "y, pixels")
+    axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
 
 

@@ -269,8 +269,8 @@ def step_px(positions_px: NDArray[np.float64]) -> float:
     """Return the median distance of a position (M, 2) from its nearest neighbor, in pixels."""
     if len(positions_px) < 2:
         return 1.0
-    distances: Any = cKDTree(positions_px).query(positions_px, k=2)[0]
-    return float(np.median(distances[:, 1]))
+    distance, _ = cKDTree(positions_px).query(positions_px, k=2)
+    return float(np.median(np.asarray(distance)[:, 1]))
 
 
 def explained(loss: float, mean_loss: float, noise_loss: float) -> float:

@@ -61,11 +61,15 @@ class RFactor:
 
 @torch.no_grad()
 def r_factor(
-    scan: ScanData, obj: NDArray[np.complex64], probe: ArrayLike | Tensor | None = None
+    scan: ScanData,
+    obj: NDArray[np.complex64],
+    probe: ArrayLike | Tensor | None = None,
+    background: NDArray[np.float32] | None = None,
 ) -> RFactor | None:
     """Compare an object (H, W) with a sample of a scan's patterns; None where nothing can be compared.
 
-    Patterns whose patch leaves the canvas take no part. `probe` (P, N, N) is the scan's unless given.
+    Patterns whose patch leaves the canvas take no part. `probe` (P, N, N) is the scan's unless given;
+    `background` (N, N) is an intensity under every pattern.
     """
     modes = scan.probe if probe is None else probe
     if modes is None:
@@ -81,6 +85,8 @@ def r_factor(
     fitted = []
     for image in (torch.from_numpy(obj), torch.ones(obj.shape, dtype=torch.complex64)):
         predicted = _predicted(image, torch.as_tensor(modes).detach().cpu(), scan.positions_px[rows])
+        if background is not None:
+            predicted = (predicted.square() + torch.from_numpy(background)).sqrt()
         amplitude = predicted[:, good].double()
         energy = amplitude.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
         fitted.append(amplitude * (amplitude * measured).sum() / energy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,6 +19,7 @@ from ptycho_torch.data.formats.ptychodus import write_product
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.network.checkpoint import read_model
+from ptycho_torch.reconstruction.refine import RefineResult
 
 RECONSTRUCTION = "reconstruction.npz"
 
@@ -28,9 +30,10 @@ def write_reconstruction(
     coverage: NDArray[np.float32],
     scan: ScanData,
     probe: NDArray[np.complex64] | None = None,
+    refinement: RefineResult | None = None,
 ) -> list[Path]:
     """Write `reconstruction.npz`, the images of amplitude and phase, and, where the geometry is known,
-    a `product.h5` that Ptychodus opens.
+    a `product.h5` that Ptychodus opens; where positions were refined, `positions.png`.
 
     Args:
         folder: an existing directory.
@@ -38,10 +41,13 @@ def write_reconstruction(
         coverage: float32 (H, W), summed patch weights; 0 is uncovered.
         scan: what was reconstructed, for the pixel size.
         probe: complex64 (P, N, N), where it was reconstructed too.
+        refinement: what it found besides: positions, background, powers of the probe modes.
     """
     arrays: dict[str, Any] = {"object": obj.astype(np.complex64), "coverage": coverage.astype(np.float32)}
     if probe is not None:
         arrays["probe"] = probe
+    if refinement is not None:
+        arrays |= refinement.more_arrays()
     if scan.pixel_size_m:
         arrays["pixel_size_m"] = np.float64(scan.pixel_size_m)
     target = folder / RECONSTRUCTION
@@ -53,6 +59,10 @@ def write_reconstruction(
         plots.save_amplitude(obj, folder / "amplitude.png", **shown),
         plots.save_phase(obj, folder / "phase.png", **shown),
     ]
+    if refinement is not None and refinement.positions_px is not None:
+        at = scan.positions_px
+        written.append(plots.save_positions(at, refinement.positions_px, folder / "positions.png"))
+        scan = replace(scan, positions_px=refinement.positions_px)
     if scan.probe is not None and scan.pixel_size_m and scan.photon_energy_eV and scan.detector_distance_m:
         written.append(write_product(scan, folder / "product.h5", object_array=obj, probe=probe))
     return written

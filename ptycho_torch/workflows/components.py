@@ -151,6 +151,8 @@ def plan_training(
             read_scan(given, data) if isinstance(given, (str, Path)) else given
             for given in (train_container, test_container)
         )
+        if isinstance(train, ScanData):
+            optics_of(train)  # refuses a scan without a probe
     with clock.phase("prepare"):
         samples = dataset_of(train, data, settings.seed)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
@@ -366,6 +368,8 @@ def plan_inference(
         raise DataError("there is no network to predict with", fix="pass a trained model, or start=flat")
     with clock.phase("read"):
         scan = scan_of(data, science.data)
+        if module is None:
+            optics_of(scan)  # refuses a scan without a probe
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Inference(module, scan, science, plan, overrides or {}, clock)
@@ -386,8 +390,12 @@ def run_inference(inference: Inference) -> InferenceResult:
             refined = _refine(inference, predicted)
         best = refined or predicted or _flat(scan)
         probe = getattr(module, "probe", None) if refined is None else refined.probe
+        background = None if refined is None else refined.background
+        judged = scan
+        if refined is not None and refined.positions_px is not None:
+            judged = replace(scan, positions_px=refined.positions_px)
         with inference.clock.phase("check"):
-            agreement = r_factor(scan, best.object, probe)
+            agreement = r_factor(judged, best.object, probe, background)
     poor = (f"{POOR_OBJECT}: {agreement.line()}",) if agreement is not None and agreement.poor else ()
     drift = DriftReport(()) if predicted is None else predicted.drift
     processes = inference.plan.facts.launcher.world_size if predicted is None else predicted.processes
@@ -413,6 +421,7 @@ def run_inference(inference: Inference) -> InferenceResult:
         phases_turned_rad=predicted.phases_turned_rad if predicted else None,
         probe=refined.probe if refined else None,
         refine_losses=refined.losses if refined else None,
+        refinement=refined,
         network_object=predicted.object if predicted and refined else None,
     )
 
@@ -487,14 +496,22 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
     if predicted is not None:
         start = np.where(predicted.coverage > 0, predicted.object, 1)
         probe = (module.probe * module.intensity_scale).detach().cpu().numpy()
+    asked = inference.science.inference
+    options = RefineOptions(
+        refine_probe=asked.refine_probe,
+        probe_modes=asked.probe_modes,
+        refine_positions=asked.refine_positions,
+        position_limit_px=asked.position_limit_px,
+        background=asked.refine_background,
+    )
     accelerators = {"gpu": "cuda", "cuda": "cuda", "mps": "mps"}
     with inference.clock.phase("refine"):
         return refine_object(
             scan,
             start,
-            inference.science.inference.refine,
+            asked.refine,
             probe=probe,
-            options=RefineOptions(refine_probe=inference.science.inference.refine_probe),
+            options=options,
             device=accelerators.get(plan.settings.accelerator, "cpu"),
             seed=plan.settings.seed,
         )

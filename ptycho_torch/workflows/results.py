@@ -15,6 +15,7 @@ from ptycho_exec.trainer.build import DriftReport
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.r_factor import RFactor
+from ptycho_torch.reconstruction.refine import RefineResult
 from ptycho_torch.workflows.times import PartTimes
 
 
@@ -100,6 +101,7 @@ class InferenceResult(Result):
         phases_turned_rad: root mean square of the phases by which patches were rotated.
         probe, refine_losses, network_object: of a refinement: complex64 (P, N, N), loss of each epoch, and
             the network's own object where there was one.
+        refinement: all that the refinement found: placement, probe modes, positions, background.
     """
 
     object: NDArray[np.complex64]
@@ -118,6 +120,7 @@ class InferenceResult(Result):
     probe: NDArray[np.complex64] | None = None
     refine_losses: list[float] | None = None
     network_object: NDArray[np.complex64] | None = None
+    refinement: RefineResult | None = None
     amplitude: NDArray[np.float32] = field(init=False)
     phase: NDArray[np.float32] = field(init=False)
 

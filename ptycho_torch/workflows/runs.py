@@ -345,7 +345,11 @@ def infer(
         if agreement is not None:
             say(agreement.line())
         with clock.phase("write"):
-            written = write_reconstruction(folder, result.object, result.coverage, scan, result.probe)
+            refined = result.refinement
+            used = scan if refined is None or refined.positions_px is None else result.scan
+            written = write_reconstruction(
+                folder, result.object, result.coverage, used, result.probe, refined
+            )
         arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
         _complete(
             folder,
@@ -355,6 +359,7 @@ def infer(
             warnings=notices,
             patterns=len(scan),
             consistency=None if agreement is None else asdict(agreement),
+            refinement=None if refined is None else refined.record(),
             content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
@@ -438,6 +443,7 @@ def write_run_report(folder: Path) -> Path:
         "comparison.png": "Truth and reconstruction",
         "amplitude.png": "Amplitude",
         "phase.png": "Phase",
+        "positions.png": "Positions, given and corrected",
         "loss.png": "Loss",
     }
     effective, origins = manifest["plan"]["effective"], manifest["origins"]

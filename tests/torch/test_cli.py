@@ -157,6 +157,64 @@ def test_simulate_then_inspect_and_convert(
     assert "amplitude" in capsys.readouterr().out
 
 
+def strange(scan_file: Path, target: Path) -> Path:
+    """Write the scan under other names, its zero frequency in the corner, with the object and the probe."""
+    with np.load(scan_file) as scan:
+        np.savez(
+            target,
+            data=np.fft.ifftshift(scan["diff3d"], axes=(1, 2)),
+            scan=np.stack([scan["xcoords"], scan["ycoords"]], axis=1) * 20,
+            probe=scan["probeGuess"],
+            truth=scan["objectGuess"],
+        )
+    return target
+
+
+OF_STRANGER = ["--map", "patterns=data", "--map", "positions=scan", "--map", "probe=probe", "--map",
+               "object=truth", "--positions-order=xy", "--positions-unit=nm", "--pixel-size-m=2e-8",
+               "--zero-frequency=corner", "--crop=30"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_strangers_scan_is_trained_on_reconstructed_and_scored(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strange(scan_file, tmp_path / "s.npz")
+    assert main(["train", "s.npz", "--out", "run", *OF_STRANGER, *TINY]) == 0
+    recorded = json.loads(Path("run/manifest.json").read_text())
+    assert recorded["science"]["data"]["map"]["patterns"] == "data"
+    assert recorded["science"]["data"]["crop"] == 30
+    assert main(["infer", "run", "s.npz", "--out", "out"]) == 0, "the model knows how its scans are read"
+    assert "amplitude_ssim" in capsys.readouterr().out
+    with np.load("out/reconstruction.npz") as made:
+        assert made["pixel_size_m"] == pytest.approx(2e-8 * 32 / 30)
+    assert main(["evaluate", "out", "--truth", "s.npz", *OF_STRANGER]) == 0
+
+
+def test_inspect_draws_what_preprocessing_does_and_convert_writes_it(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    strange(scan_file, tmp_path / "s.npz")
+    assert main(["inspect", "s.npz", *OF_STRANGER, "--plot", "s.png"]) == 0
+    text = capsys.readouterr().out
+    assert "zero_frequency corner" in text
+    assert "wrote s.png" in text
+    with Image.open("s.png") as image:
+        assert image.width > 2 * image.height
+    assert main(["inspect", "s.npz", *OF_STRANGER, "--plot", "s.png"]) == 1
+    assert "s.png exists already" in capsys.readouterr().err
+    assert main(["convert", "s.npz", "clean.npz", "--to", "npz", *OF_STRANGER]) == 0
+    capsys.readouterr()
+    reports = []
+    for words in (["s.npz", *OF_STRANGER], ["clean.npz"]):
+        assert main(["inspect", *words, "--json"]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    for name in ("N", "canvas_px", "mean_intensity_per_pattern", "probe_diameter_px", "geometry"):
+        assert reports[1][name] == pytest.approx(reports[0][name]), name
+
+
 def broken(scan_file: Path, target: Path, **changes: object) -> Path:
     with np.load(scan_file) as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -172,7 +230,16 @@ def broken(scan_file: Path, target: Path, **changes: object) -> Path:
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "missing file": (["train", "nothere.npz", "--out", "new"], 1, "not found"),
     "missing key": (["train", "no_probe.npz", "--out", "new"], 1, "no probe"),
-    "wrong shape": (["train", "oblong.npz", "--out", "new"], 1, "square"),
+    "no probe to start from": (
+        ["infer", "no_probe.npz", "--start=flat", "--refine=2", "--out", "new"],
+        1,
+        "--probe FILE",
+    ),
+    "no such probe": (["train", "scan.npz", "--probe", "nowhere", "--out", "new"], 1, "no such probe"),
+    "a name that is not there": (["inspect", "scan.npz", "--map", "patterns=x"], 1, "diff3d 40x32x32"),
+    "the file itself": (["convert", "scan.npz", "scan.npz", "--to", "npz"], 1, "the target exists"),
+    "nothing to refine": (["infer", "scan.npz", "--start=flat", "--out", "new"], 2, "choose refine >= 1"),
+    "wrong shape": (["train", "oblong.npz", "--out", "new"], 1, "--crop 16"),
     "NaN": (["train", "nan.npz", "--out", "new"], 1, "nan"),
     "truncated": (["train", "truncated.npz", "--out", "new"], 1, "truncated"),
     "ambiguous domain": (["train", "ambiguous.npz", "--out", "new"], 1, "domain"),

@@ -73,7 +73,7 @@ def test_all_wrong_overrides_are_told_at_once() -> None:
     ("overrides", "what", "fix"),
     [
         ({"gridsize": 2, "neighbor_count": 1}, "gridsize 2 needs 3 neighbors", "choose neighbor_count >= 3"),
-        ({"refine_probe": True}, "need epochs of refinement", "choose refine >= 1"),
+        ({"refine_probe": True}, "epochs of refinement are needed", "choose refine >= 1"),
         (
             {"grouping": "distance", "min_neighbor_distance_px": 4, "max_neighbor_distance_px": 3},
             "the distance window is empty: from 4",

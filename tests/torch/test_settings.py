@@ -23,6 +23,21 @@ from ptycho_torch.settings import SECTIONS, ScienceSettings, changed, flat
 
 SPECS = field_specs(ScienceSettings)
 SAMPLES: dict[str, Any] = {
+    "map": {"patterns": "data"},
+    "pixel_size_m": 1e-8,
+    "scan_step": 2.5,
+    "scan_shape": [3, 4],
+    "scan_rotation_deg": 30.0,
+    "dark_file": "dark.npy",
+    "pedestal": 10.0,
+    "gain": 37.0,
+    "threshold": 1.5,
+    "mask_file": "mask.npy",
+    "crop": 24,
+    "pad": 48,
+    "bin": 2,
+    "position_affine": [1.0, 0.5, 0.0, 1.0],
+    "probe": "estimate",
     "N": 32,
     "gridsize": 2,
     "neighbor_count": 9,
@@ -41,13 +56,22 @@ SAMPLES: dict[str, Any] = {
     "mean_deviation_weight": 0.25,
     "val_fraction": 0.125,
     "refine": 4,
+    "probe_modes": 3,
+    "position_limit_px": 2.5,
 }
 """A value for each field that is not its default; booleans and words are derived."""
 COMPANIONS: dict[str, dict[str, Any]] = {
     "min_neighbor_distance_px": {"grouping": "distance"},
     "max_neighbor_distance_px": {"grouping": "distance"},
+    "positions_order": {"map": {"positions": "scan"}},
+    "scan_shape": {"scan_step": 1.0},
+    "scan_rotation_deg": {"scan_step": 1.0},
     "start": {"refine": 1},
     "refine_probe": {"refine": 1},
+    "probe_modes": {"refine": 1},
+    "refine_positions": {"refine": 1},
+    "position_limit_px": {"refine": 1, "refine_positions": True},
+    "refine_background": {"refine": 1},
 }
 
 
@@ -117,8 +141,17 @@ def test_its_fields_are_those_of_the_four_configs_in_their_order() -> None:
         {"gridsize": 3, "neighbor_count": 2},
         {"max_neighbor_distance_px": 3.0},
         {"grouping": "distance", "min_neighbor_distance_px": 3.0, "max_neighbor_distance_px": 1.0},
+        {"scan_rotation_deg": 30.0},
+        {"scan_shape": (3, 4)},
+        {"scan_step": 3.0, "map": {"positions": "scan"}},
+        {"positions_order": "xy"},
         {"start": "flat"},
         {"refine_probe": True},
+        {"probe_modes": 2},
+        {"refine_positions": True},
+        {"refine_background": True},
+        {"refine": 2, "probe_modes": 2, "refine_probe": False},
+        {"refine": 2, "position_limit_px": 1.0},
         {"probe_trainable": True, "loss": "supervised"},
     ],
     ids=str,

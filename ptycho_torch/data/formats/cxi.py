@@ -20,8 +20,9 @@ from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
-from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m
+from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_unit_m
 from ptycho_torch.data.formats.writing import StackOut, require_geometry, scan_indexes, write_hdf5_arrays
+from ptycho_torch.data.preprocess import side_after
 from ptycho_torch.data.scan import HC_EV_M, ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present
 
@@ -77,7 +78,7 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
     Raises:
         DataError: translations of another shape, or a pixel size that cannot be worked out.
     """
-    translation = _translation(archive)
+    translation = _translation(archive, config)
     ptychodus = _INDEXES in archive
     moved, why = ("probe", "a Ptychodus file") if ptychodus else ("sample", "the CXI standard")
     if config.translation != "auto":
@@ -101,20 +102,24 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
         canvas, layers = first_of(archive.array(name), 2, "object layers")
         warnings += layers
     center = [_number(archive, f"{_PTYCHODUS}/object_center_{axis}_m") or 0.0 for axis in "yx"]
+    pixel = _pixel_size(archive, detector, geometry, config)
+    if f"{_DETECTOR}/basis_vectors" not in detector and not ptychodus:
+        warnings.append(_NO_BASIS)
     return Product(
         path=archive.path,
         indexes=archive.array(_INDEXES) if ptychodus else np.arange(len(positions)),
         positions_m=positions,
-        pixel_size_m=_pixel_size(archive, detector, geometry),
+        pixel_size_m=pixel,
         center_m=(center[0], center[1]),
         probe=probe,
         object_guess=canvas,
         geometry=geometry,
+        may_be_near_field=not ptychodus,
         warnings=[*warnings, f"the translations are taken to move the {moved} ({why})"],
     )
 
 
-def _translation(archive: Archive) -> NDArray[np.float64]:
+def _translation(archive: Archive, config: DataConfig) -> NDArray[np.float64]:
     """Return (M, 3) translations [x, y, z] in meters."""
     name = next(path for path in _TRANSLATION if path in archive)
     values = archive.array(name)
@@ -126,7 +131,7 @@ def _translation(archive: Archive) -> NDArray[np.float64]:
             fix="export the scan again",
         )
     out = np.zeros((len(values), 3))
-    out[:, : values.shape[1]] = values * length_m(archive, name)
+    out[:, : values.shape[1]] = values * (position_unit_m(archive, name, config) or 1.0)
     return out
 
 
@@ -151,8 +156,15 @@ def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return unit[0], unit[1]
 
 
-def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -> tuple[float, float]:
-    """Return the object pixel (height, width): stored, or wavelength * distance / (N * detector pixel)."""
+def _pixel_size(
+    archive: Archive, detector: Archive, geometry: dict[str, Any], config: DataConfig
+) -> tuple[float, float]:
+    """Return the object pixel (height, width): given, stored, or wavelength * distance / (N detector pixels).
+
+    For frames that are not square, N is the side of the square that preprocessing makes of them.
+    """
+    if config.pixel_size_m is not None:
+        return config.pixel_size_m, config.pixel_size_m
     stored = [_positive(archive, f"{_PTYCHODUS}/object_pixel_{side}_m") for side in ("height", "width")]
     if stored[0] and stored[1]:
         return stored[0], stored[1]
@@ -167,10 +179,18 @@ def _pixel_size(archive: Archive, detector: Archive, geometry: dict[str, Any]) -
             f"positions are in meters and the object's pixel size cannot be worked out; without {missing}",
             where=str(detector.path),
             expected="photon energy or wavelength, detector distance, detector pixel sizes",
-            fix="add them to the file",
+            fix="add them to the file, or give --pixel-size-m, the side of an object pixel",
         )
-    reach = HC_EV_M / energy * distance
-    return reach / (shape[1] * sizes[0]), reach / (shape[2] * sizes[1])
+    reach, sides = HC_EV_M / energy * distance, shape[1:]
+    if sides[0] != sides[1]:
+        sides = (side_after(sides, config, f"{detector.path}, {name}")[1],) * 2
+    return reach / (sides[0] * sizes[0]), reach / (sides[1] * sizes[1])
+
+
+_NO_BASIS = (
+    "the file has no basis_vectors: rows are taken to run along +y and columns along +x of the translations; "
+    "programs that take -y and -x get the object turned by 180 degrees, its phase reversed (--orient flip-yx)"
+)
 
 
 def _positive(archive: Archive, name: str) -> float | None:

@@ -19,12 +19,13 @@ from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
-from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER
+from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER, PatchCenter
+from ptycho_torch.data.formats.contents import contents, hint
 from ptycho_torch.data.formats.paired import positive
-from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_m, stated
+from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_unit_m, stated
 from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.data.storage.archive import Archive, list_names, required
+from ptycho_torch.data.storage.archive import Archive, required
 from ptycho_torch.data.storage.patterns import Patterns
 
 STACK_NAMES = ("diff3d", "diffraction")
@@ -53,29 +54,33 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
         raise DataError(
             "both diff3d and diffraction are there" if names else "the patterns are missing",
             where=where,
-            expected=f"one of the keys {' or '.join(STACK_NAMES)}; the file has {list_names(archive)}",
-            fix="keep the one that holds the measurement" if names else "add the patterns under diff3d",
+            expected=f"one of the keys {' or '.join(STACK_NAMES)}; the file has {contents(archive)}",
+            fix="name the one that holds the measurement: --map patterns=diff3d"
+            if names
+            else hint(archive) or "add the patterns under diff3d",
         )
     (name,) = names
-    declared = {key: _declaration(archive, key) for key in _DECLARATIONS}
+    declared = {key: declaration(archive, key) for key in _DECLARATIONS}
     metadata, notes = _metadata(archive, config.allow_pickle)
     domain, why = declared["domain"], "declared in the file"
     if domain == "auto" and metadata.get("domain") in _DECLARATIONS["domain"]:
         domain, why = metadata["domain"], "declared in the file's _metadata"
     exported = "bad_pixels" in archive
     labeled = "Y" in archive or ("label_amp" in archive and "label_phase" in archive)
-    geometry = _geometry(archive)
+    geometry = geometry_of(archive)
+    if config.pixel_size_m is not None:
+        geometry["pixel_size_m"] = config.pixel_size_m
     return RawScan(
         path=archive.path,
         stack=archive.member(name),
         read_stack=lambda axis: archive.stack(name, axis),
-        positions_px=_positions(archive, geometry.get("pixel_size_m")),
+        positions_px=_positions(archive, geometry.get("pixel_size_m"), config),
         domain=domain,
         domain_why=why,
         axes=declared["pattern_axes"],
         center=declared["patch_center"],
-        default_center=PTYCHODUS_CENTER if exported else PTYCHOPINN_CENTER,
-        probe=required(archive, "probeGuess", "the probe, (N, N) or (P, N, N) complex"),
+        default_center=default_center(archive),
+        probe=archive.array("probeGuess") if "probeGuess" in archive else None,
         object_guess=archive.array("objectGuess") if "objectGuess" in archive else None,
         bad_pixels=archive.array("bad_pixels") if exported else None,
         read_labels=(lambda axis: _read_labels(archive, axis)) if labeled else None,
@@ -84,7 +89,12 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
     )
 
 
-def _geometry(archive: Archive) -> dict[str, float]:
+def default_center(archive: Archive) -> tuple[PatchCenter, str]:
+    """Return the convention of the program that wrote the file."""
+    return PTYCHODUS_CENTER if "bad_pixels" in archive else PTYCHOPINN_CENTER
+
+
+def geometry_of(archive: Archive) -> dict[str, float]:
     """Return the numbers of the geometry; their names say in what, unless the file states another unit."""
     found = {}
     for key in _GEOMETRY:
@@ -95,10 +105,17 @@ def _geometry(archive: Archive) -> dict[str, float]:
     return found
 
 
-def _positions(archive: Archive, pixel_size_m: float | None) -> NDArray[Any]:
+def _positions(archive: Archive, pixel_size_m: float | None, config: DataConfig) -> NDArray[Any]:
     """Return (M, 2) [y, x] in pixels; a unit of length that the file states needs the size of a pixel."""
     columns = {}
     for name in ("ycoords", "xcoords"):
+        if name not in archive and (likely := hint(archive)):
+            raise DataError(
+                f"{name} is missing",
+                where=str(archive.path),
+                expected=f"{name}: (M,) positions in object pixels; the file has {contents(archive)}",
+                fix=likely,
+            )
         column = required(archive, name, "(M,) positions in object pixels")
         if column.ndim != 1:
             raise DataError(
@@ -108,20 +125,22 @@ def _positions(archive: Archive, pixel_size_m: float | None) -> NDArray[Any]:
                 fix="store y and x as two flat arrays",
             )
         checks.check_numeric(column.dtype, "iuf", f"the values of {name}", f"{archive.path}, {name}")
-        unit = position_m(archive, name)
+        unit = position_unit_m(archive, name, config)
         if unit is not None and pixel_size_m is None:
+            word = stated(archive, name) if config.positions_unit == "auto" else config.positions_unit
             raise DataError(
-                f"{name} has the unit {stated(archive, name)!r}; the size of an object pixel is not known",
+                f"{name} has the unit {word!r}; the size of an object pixel is not known",
                 where=f"{archive.path}, {name}",
                 expected="positions in object pixels, or pixel_size_m beside them",
-                fix="add pixel_size_m to the file: the side of an object pixel in meters",
+                fix="add pixel_size_m to the file, or give --pixel-size-m: the side of an object pixel",
             )
         columns[name] = column.astype(np.float64) * (1.0 if unit is None else unit / (pixel_size_m or 1.0))
     checks.check_equal_lengths({name: len(c) for name, c in columns.items()}, str(archive.path))
     return np.stack([columns["ycoords"], columns["xcoords"]], axis=1)
 
 
-def _declaration(archive: Archive, key: str) -> str:
+def declaration(archive: Archive, key: str) -> str:
+    """Return what the file declares, or auto."""
     if key not in archive:
         return "auto"
     value = archive.array(key)

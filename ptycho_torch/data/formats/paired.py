@@ -35,6 +35,7 @@ class Product:
     object_guess: NDArray[Any] | None = None
     geometry: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    may_be_near_field: bool = False
 
 
 @dataclass
@@ -92,6 +93,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
         geometry=geometry,
         center_px=((shape[0] - 1) / 2, (shape[1] - 1) / 2),
         warnings=product.warnings + warnings,
+        may_be_near_field=product.may_be_near_field,
     )
 
 

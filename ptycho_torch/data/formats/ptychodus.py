@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
 from ptycho_torch.data.formats.writing import (
@@ -45,7 +46,7 @@ def is_training(archive: Archive) -> bool:
     return "probe_position_x_px" in archive
 
 
-def read_product(archive: Archive) -> Product:
+def read_product(archive: Archive, config: DataConfig) -> Product:
     """Collect positions, probe, object and geometry of a product.
 
     Raises:
@@ -61,12 +62,20 @@ def read_product(archive: Archive) -> Product:
     geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
     where = f"{archive.path}, object"
     sizes = {key: archive.attribute("object", key) for key in ("pixel_height_m", "pixel_width_m")}
-    pixel = [positive(value, f"the object's {key}", where) for key, value in sizes.items()]
+    pixel = [
+        config.pixel_size_m or positive(value, f"the object's {key}", where) for key, value in sizes.items()
+    ]
     middle = {key: archive.attribute("object", key) for key in ("center_y_m", "center_x_m")}
     center = [0.0 if v is None else finite(v, f"the object's {key}", where) for key, v in middle.items()]
     name = archive.attribute("", "name")
     far_field = archive.attribute("", "far_field")
-    near = [] if far_field is None or bool(far_field) else ["the product declares near-field propagation"]
+    if far_field is not None and not bool(far_field) and config.propagation == "auto":
+        raise DataError(
+            "the product declares near-field propagation",
+            where=str(archive.path),
+            expected="a far-field scan: the model here is one Fourier transform from object to detector",
+            fix="reconstruct it with a near-field program; --propagation far reads it as far field anyway",
+        )
     return Product(
         path=archive.path,
         indexes=parts["probe_position_indexes"],
@@ -76,7 +85,7 @@ def read_product(archive: Archive) -> Product:
         probe=probe,
         object_guess=canvas,
         geometry=geometry | {"name": str(name) if name is not None else ""},
-        warnings=layers + opr + near,
+        warnings=layers + opr,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import RawScan
-from ptycho_torch.data.formats import cxi, npz, ptychodus
+from ptycho_torch.data.formats import cxi, mapped, npz, ptychodus
 from ptycho_torch.data.formats.paired import Diffraction, Product
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present
@@ -77,7 +77,9 @@ FORMATS = (
     Format(
         name="Ptychodus product and diffraction",
         parts=ptychodus.parts,
-        read=Halves(lambda product, *_: ptychodus.read_product(product), ptychodus.read_diffraction),
+        read=Halves(
+            lambda product, _, config: ptychodus.read_product(product, config), ptychodus.read_diffraction
+        ),
         probe=lambda file: first_present(file, "probe"),
         truth=lambda file: first_present(file, "object"),
         writers={
@@ -87,5 +89,27 @@ FORMATS = (
     ),
 )
 """The first row that finds parts in a file reads it."""
+
+
+def with_map(row: Format, config: DataConfig) -> Format:
+    """Return a format in which probe and object are where the config's map says."""
+    return replace(
+        row,
+        probe=(lambda _: config.map["probe"]) if "probe" in config.map else row.probe,
+        truth=(lambda _: config.map["object"]) if "object" in config.map else row.truth,
+    )
+
+
+def mapped_format(config: DataConfig) -> Format:
+    """Return the format of a file whose names the config gives."""
+    return Format(
+        name="mapped keys",
+        parts=lambda _: {"patterns", "positions"},
+        read=mapped.read_mapped,
+        probe=lambda file: mapped.name_of(file, "probe", config),
+        truth=lambda file: mapped.name_of(file, "object", config),
+        writers={},
+    )
+
 
 WRITERS: dict[str, Writer] = {name: write for row in FORMATS for name, write in row.writers.items()}

@@ -24,6 +24,8 @@ from ptycho_exec.errors import DataError
 from ptycho_torch.data.storage.patterns import Patterns
 
 _SMALL_LIMIT_BYTES = 4 * 2**30
+MOST_LISTED = 500
+"""So many arrays of a file are looked at where its names are not known."""
 
 _DAMAGE = (
     OSError,
@@ -79,6 +81,9 @@ class Archive(Protocol):
 
     def names(self) -> list[str]:
         """Return the names at the top of the archive, sorted."""
+
+    def members(self, below: str = "") -> list[Member]:
+        """Return all arrays, or those below a group, in order of their names; at most `MOST_LISTED`."""
 
     def member(self, name: str) -> Member:
         """Return shape and dtype of an array."""

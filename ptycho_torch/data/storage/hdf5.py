@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
-from ptycho_torch.data.storage.hdf5_limits import check_storage, elsewhere
+from ptycho_torch.data.storage.archive import MOST_LISTED, Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.storage.hdf5_limits import check_storage, elsewhere, is_matlab_complex
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
+
+
+def _plain_complex(array: NDArray[Any]) -> NDArray[Any]:
+    """Return complex numbers of records with the fields real and imag, as MATLAB writes them."""
+    return array["real"] + 1j * array["imag"] if is_matlab_complex(array.dtype) else array
 
 
 class Hdf5Archive:
@@ -62,6 +67,34 @@ class Hdf5Archive:
         with self._guard():
             return sorted(self._file)
 
+    def members(self, below: str = "") -> list[Member]:
+        """Return all datasets, or those below a group, in order of their names.
+
+        Links within the file lead to what is listed anyway; those to other files are followed where allowed.
+        """
+        found: list[Member] = []
+        with self._guard(below):
+            start = self._file.get(below) if below else self._file
+            if isinstance(start, h5py.Group):
+                self._collect(start, below, found)
+        return found
+
+    def _collect(self, group: h5py.Group, path: str, found: list[Member]) -> None:
+        for key in sorted(group):
+            name, link = f"{path}/{key}".lstrip("/"), group.get(key, getlink=True)
+            outside = isinstance(link, h5py.ExternalLink)
+            if (
+                len(found) >= MOST_LISTED
+                or isinstance(link, h5py.SoftLink)
+                or (outside and not self._allow_links)
+            ):
+                continue
+            item = group.get(key)
+            if isinstance(item, h5py.Dataset) and item.shape is not None:
+                found.append(Member(name, tuple(item.shape), item.dtype))
+            elif isinstance(item, h5py.Group) and not outside:
+                self._collect(item, name, found)
+
     def member(self, name: str) -> Member:
         """Return shape and dtype of a dataset."""
         with self._guard(name):
@@ -84,7 +117,7 @@ class Hdf5Archive:
         with self._guard(name):
             dataset = self._dataset(name)
             refuse_large(self._describe(dataset), self.path)
-            return np.asarray(dataset[()])
+            return _plain_complex(np.asarray(dataset[()]))
 
     def stack(self, name: str, scan_axis: int) -> Patterns:
         """Return a 3-D dataset with its scan axis first; chunked data are unpacked once, block by block."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
 from ptycho_exec.errors import DataError
 
@@ -58,7 +60,8 @@ def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = Fals
     shape, chunks = dataset.shape or (), dataset.chunks
     # libhdf5 writes damaged members of records over its own heap.
     ragged = dataset.dtype.hasobject and math.prod(shape) > 1
-    if dataset.dtype.kind not in "biufcSUO" or ragged or not _members_fit(dataset.id.get_type()):
+    plain = dataset.dtype.kind in "biufcSUO" or is_matlab_complex(dataset.dtype)
+    if not plain or ragged or not _members_fit(dataset.id.get_type()):
         raise DataError(
             f"the values have dtype {dataset.dtype}{', of variable length' if ragged else ''}", where=where,
             expected="an array of numbers", fix="export the array with an ordinary numeric dtype",
@@ -87,6 +90,12 @@ def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = Fals
             expected="as many bytes as shape, dtype and compression need",
             fix="copy or export the file again; its header is damaged, or the data were never written",
         )
+
+
+def is_matlab_complex(dtype: np.dtype[Any]) -> bool:
+    """Return whether values are records of a real and an imaginary part, as MATLAB stores complex numbers."""
+    parts = [dtype[name].kind for name in dtype.names or ()]
+    return dtype.names == ("real", "imag") and parts == ["f", "f"]
 
 
 def elsewhere(file: str, where: str) -> DataError:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.storage.archive import Member, damage_as_data_error, refuse_large
+from ptycho_torch.data.storage.archive import MOST_LISTED, Member, damage_as_data_error, refuse_large
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import read_exactly, scan_first, slabs_of_stream, unpack
 
@@ -66,6 +68,14 @@ class NpzArchive:
         """Return the keys of the archive, sorted."""
         return sorted(self._infos)
 
+    def members(self, below: str = "") -> list[Member]:
+        """Return all arrays that can be read; an NPZ file has no groups, so none are below one."""
+        found = []
+        for name in [] if below else self.names()[:MOST_LISTED]:
+            with suppress(DataError):
+                found.append(self.member(name))
+        return found
+
     def member(self, name: str) -> Member:
         """Return shape and dtype of a key, checked against the size of its member."""
         with self._guard(name), self._zip.open(self._infos[name]) as stream:
@@ -118,15 +128,25 @@ class NpzArchive:
             shape = member.shape[::-1] if fortran else member.shape
             axis = len(shape) - 1 - scan_axis if fortran else scan_axis
             swap = fortran
-            if fits_in_memory(member.nbytes):
-                flat = np.frombuffer(read_exactly(stream, member.nbytes), dtype=member.dtype)
-                return scan_first(flat.reshape(shape), axis, swap)
             info = self._infos[name]
-            if info.compress_type == zipfile.ZIP_STORED and axis == 0 and not swap:
+            stored = info.compress_type == zipfile.ZIP_STORED
+            if fits_in_memory(member.nbytes):
+                data = self._stored_bytes(info, offset) if stored else read_exactly(stream, member.nbytes)
+                return scan_first(np.frombuffer(data, dtype=member.dtype).reshape(shape), axis, swap)
+            if stored and axis == 0 and not swap:
                 return FilePatterns(self.path, self._data_start(info) + offset, shape, member.dtype)
             return unpack(
                 slabs_of_stream(stream, shape, member.dtype), shape, member.dtype, axis, swap, self.path
             )
+
+    def _stored_bytes(self, info: zipfile.ZipInfo, offset: int) -> NDArray[np.uint8]:
+        """Return the bytes of an uncompressed member behind its header, after checking its checksum."""
+        with self.path.open("rb") as handle:
+            handle.seek(self._data_start(info))
+            data = np.fromfile(handle, dtype=np.uint8, count=info.file_size)
+        if len(data) < info.file_size or zlib.crc32(data.data) != info.CRC:
+            raise zipfile.BadZipFile(f"the bytes of {info.filename} do not agree with their checksum")
+        return data[offset:]
 
     def _data_start(self, info: zipfile.ZipInfo) -> int:
         """Return the byte at which a stored member begins: behind its local header, name and extra field."""

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ Domain = Literal["amplitude", "intensity"]
 MEMORY_BUDGET_BYTES = 32 * 2**20
 """A stack up to this size is held in memory; of a larger one, each batch is read from its file."""
 
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 2 * 2**20
 _FREE_RESERVE_BYTES = 64 * 2**20
 
 
@@ -143,12 +143,71 @@ class FilePatterns:
             self.path, self.offset, self._file_shape, self.dtype, rows, self._keep, self._identity
         )
 
+    def in_one_row(self) -> FilePatterns:
+        """Return a stack with several scan axes, (ny, nx, ky, kx), as one with a single axis in front."""
+        assert self._rows is None
+        shape = (math.prod(self._file_shape[:-2]), *self._file_shape[-2:])
+        return FilePatterns(self.path, self.offset, shape, self.dtype, None, self._keep, self._identity)
+
     def __reduce__(self) -> tuple[Any, ...]:
         args = (self.path, self.offset, self._file_shape, self.dtype, self._rows, None, self._identity)
         return (FilePatterns, args)
 
 
-Patterns = NDArray[Any] | FilePatterns
+class ComputedPatterns:
+    """Rows that are computed from those of another stack whenever they are read; none of them is kept.
+
+    Args:
+        stored: (M, ...) stack that is read.
+        compute: from (B, ...) stored rows to (B, *frame_shape); it can be pickled.
+        frame_shape: of a computed pattern.
+        dtype: of what is computed.
+    """
+
+    ndim = 3
+
+    def __init__(
+        self,
+        stored: Patterns,
+        compute: Callable[[NDArray[Any]], NDArray[Any]],
+        frame_shape: tuple[int, int],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self.stored, self.compute, self._frame_shape, self.dtype = stored, compute, frame_shape, dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, N, N)."""
+        return (self.stored.shape[0], *self._frame_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, if they were kept."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.stored.shape[0]
+
+    def __getitem__(self, key: slice | ArrayLike) -> NDArray[Any]:
+        """Return the chosen rows as an array; a single integer gives one row without the scan axis."""
+        chosen = np.arange(len(self))[key] if isinstance(key, slice) else np.asarray(key)
+        flat = chosen.reshape(-1)
+        out = np.empty((len(flat), *self._frame_shape), dtype=self.dtype)
+        step = max(1, _BLOCK_BYTES // max(1, math.prod(self.stored.shape[1:]) * self.stored.dtype.itemsize))
+        for start in range(0, len(flat), step):
+            out[start : start + step] = self.compute(self.stored[flat[start : start + step]])
+        return out.reshape(*chosen.shape, *self._frame_shape)
+
+    def __array__(self, dtype: np.dtype[Any] | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+    def select(self, indices: ArrayLike) -> ComputedPatterns:
+        """Return the stack of the given rows, computed as these are."""
+        rows = select_rows(self.stored, indices)
+        return ComputedPatterns(rows, self.compute, self._frame_shape, self.dtype)
+
+
+Patterns = NDArray[Any] | FilePatterns | ComputedPatterns
 
 
 def fits_in_memory(nbytes: int) -> bool:
@@ -158,9 +217,29 @@ def fits_in_memory(nbytes: int) -> bool:
 
 def select_rows(patterns: Patterns, indices: ArrayLike) -> Patterns:
     """Return the given patterns as a stack of the same kind."""
-    if isinstance(patterns, FilePatterns):
+    if isinstance(patterns, (FilePatterns, ComputedPatterns)):
         return patterns.select(indices)
     return patterns[np.asarray(indices, dtype=np.int64)]
+
+
+def exchange_rows_and_columns(block: NDArray[Any]) -> NDArray[Any]:
+    """Return (B, kx, ky) of (B, ky, kx)."""
+    return block.swapaxes(-1, -2)
+
+
+def transposed(patterns: Patterns) -> Patterns:
+    """Return the stack with rows and columns of each pattern exchanged."""
+    if isinstance(patterns, np.ndarray):
+        return exchange_rows_and_columns(patterns)
+    height, width = patterns.shape[1:]
+    return ComputedPatterns(patterns, exchange_rows_and_columns, (width, height), patterns.dtype)
+
+
+def in_one_row(patterns: Patterns) -> Patterns:
+    """Return a stack with several scan axes as one with a single axis in front."""
+    if isinstance(patterns, FilePatterns):
+        return patterns.in_one_row()
+    return np.asarray(patterns).reshape(-1, *patterns.shape[-2:])
 
 
 def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) -> NDArray[np.float32]:

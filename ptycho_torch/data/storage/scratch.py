@@ -31,9 +31,14 @@ def read_exactly(stream: IO[bytes], nbytes: int) -> bytearray:
 
 
 def scan_first(array: NDArray[Any], axis: int, swap: bool) -> NDArray[Any]:
-    """View with the scan axis first; `swap` undoes the exchange of rows and columns of Fortran order."""
+    """View with the scan axis first; `swap` undoes the reversed order of the other axes of Fortran order."""
     view = np.moveaxis(array, axis, 0)
-    return view.swapaxes(1, 2) if swap else view
+    return _reversed_rest(view) if swap else view
+
+
+def _reversed_rest(view: NDArray[Any]) -> NDArray[Any]:
+    """Return a view with all axes but the first in reverse order."""
+    return view.transpose(0, *range(view.ndim - 1, 0, -1))
 
 
 def slabs_of_stream(
@@ -64,7 +69,7 @@ def unpack(
     for start, slab in slabs:
         # Opened anew for each slab: dirty pages of a long-lived map would count as resident memory.
         out = np.memmap(scratch.path, dtype=dtype, mode="r+", shape=target)
-        place = np.moveaxis(out.swapaxes(1, 2) if swap else out, 0, axis)
+        place = np.moveaxis(_reversed_rest(out) if swap else out, 0, axis)
         place[start : start + len(slab)] = slab
         del place, out
     return FilePatterns(scratch.path, 0, target, dtype, keep=scratch)

@@ -28,7 +28,7 @@ from ptycho_torch.tools.tune_run import main as tune_run
 from ptycho_torch.workflows import components
 from tests.torch.data.scan_files import keys, odd_scan, save_keys
 
-REMOVE = "remove these patterns and their positions"
+REMOVE = "--drop dark leaves them and their positions out"
 DARK = "4 patterns are zero everywhere (closed shutter?), index 10, 11, 12, 13; " + REMOVE
 SMALL = {"epochs": 1, "n_filters": 4, "depth": 1, "limit_train_batches": 1, "enable_progress_bar": False,
          "logger_backend": None, "enable_checkpointing": False}  # fmt: skip
@@ -71,7 +71,7 @@ def test_train_and_infer_say_it_once_before_the_work_and_keep_it(
 
 
 def test_the_python_calls_say_it_once(scan_file: Path) -> None:
-    words = r"4 patterns are zero everywhere .*\n  fix: +remove these patterns and their positions"
+    words = r"4 patterns are zero everywhere .*\n  fix: +--drop dark leaves them and their positions out"
     with pytest.warns(DataWarning, match=words):
         results = components.train(scan_file, None, SMALL)
     with pytest.warns(DataWarning, match=words):
@@ -130,7 +130,7 @@ def test_a_beam_off_center_is_found_and_rolled_back_as_told() -> None:
     moved = np.roll(GOOD.patterns, (3, -4), axis=(1, 2))
     (finding,) = judged(patterns=moved)
     assert finding.code == "off-center"
-    assert finding.fix.startswith("store numpy.roll(patterns, (-3, 4), axis=(1, 2))")
+    assert finding.fix.startswith("--center auto moves the patterns by [-3, 4] pixels")
     assert judged(patterns=np.roll(moved, (-3, 4), axis=(1, 2))) == []
     tilted = np.fft.ifft2(
         np.fft.ifftshift(np.roll(np.fft.fftshift(np.fft.fft2(GOOD.probe)), (3, -4), (1, 2)))
@@ -180,7 +180,7 @@ def test_positions_far_from_all_others_are_named_and_hide_nothing() -> None:
 def test_a_canvas_that_no_memory_holds_is_refused_before_it_is_made() -> None:
     with pytest.raises(DataError, match=r"takes \d+ GiB.*index 10; the first at y = 6e\+06") as caught:
         judged(positions_px=far(6e6, 10))
-    assert caught.value.findings[0].fix == "remove the positions that are named, and their patterns"
+    assert caught.value.findings[0].fix == "--drop far leaves them and their patterns out"
     with pytest.raises(DataError, match="span") as caught:
         judged(positions_px=GOOD.positions_px * 1e6)
     assert caught.value.findings[0].fix.startswith("check the unit")
@@ -200,11 +200,16 @@ def test_each_position_measured_twice_hides_no_missing_overlap() -> None:
 
 def test_positions_in_another_unit_are_refused_or_doubted() -> None:
     pixel = 2e-8
-    for unit, size in {"meters": 1.0, "micrometers": 1e-6}.items():
+    for unit, size in {"m": 1.0, "um": 1e-6}.items():
         positions = GOOD.positions_px * pixel / size
-        with pytest.raises(DataError, match=f"lie within .* pixels.*; in {unit} they span 2") as caught:
+        with pytest.raises(DataError, match=r"lie within .* pixels") as caught:
             judged(positions_px=positions, geometry={"pixel_size_m": pixel})
-        assert caught.value.findings[0].fix.startswith("divide the positions by the side of an object pixel")
+        (finding,) = caught.value.findings
+        assert finding.fix.startswith(f"--positions-unit {unit} takes them as {unit}: neighbors ")
+        assert finding.options == {"positions_unit": unit}
+        with pytest.raises(DataError) as caught:
+            judged(positions_px=positions)
+        assert "--positions-unit UNIT --pixel-size-m METERS names it" in caught.value.findings[0].fix
         assert judged(positions_px=positions / (pixel / size)) == []
     (finding,) = judged(positions_px=GOOD.positions_px * 0.06)
     assert finding.code == "much-overlap"

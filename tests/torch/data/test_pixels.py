@@ -66,7 +66,7 @@ def test_now_and_then_is_no_gap() -> None:
     patterns[::3, 4, 5] = np.nan
     with pytest.raises(DataError, match=r"22 pattern values .* NaN") as caught:
         scan_of(patterns)
-    assert caught.value.findings[0].fix == "mark the pixels in bad_pixels, or remove the patterns"
+    assert caught.value.findings[0].fix == "--mask-suspects true masks their 1 pixels"
     patterns[::3, 4, 5] = 65535
     assert find_gaps(patterns, np.ones((32, 32), bool))[1] == ""
     assert find_gaps(patterns[:4], np.ones((32, 32), bool))[1] == ""
@@ -76,7 +76,7 @@ def test_noise_around_zero_is_told_apart_from_pixels_without_a_number() -> None:
     patterns = COUNTS + np.random.default_rng(0).normal(0, 0.3, COUNTS.shape)
     with pytest.raises(DataError, match="negative") as caught:
         scan_of(patterns, domain="intensity")
-    assert caught.value.findings[0].fix.startswith("set them to 0 where a background was subtracted")
+    assert caught.value.findings[0].fix.startswith("--clip-negative true sets them to 0")
     assert codes(scan_of(np.maximum(patterns, 0), domain="intensity")) == []
 
 

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats import ptychodus
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
@@ -40,10 +41,9 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two stacks of patterns": (npz(diffraction=P), "both diff3d and diffraction"),
     "xcoords missing": (npz(xcoords=None), "xcoords is missing"),
     "ycoords missing": (npz(ycoords=None), "ycoords is missing"),
-    "probe missing": (npz(probeGuess=None), "probeGuess is missing"),
     "patterns of rank 2": (npz(diff3d=P[0]), r"shape \(16, 16\), 2 axes"),
     "patterns of rank 4": (npz(diff3d=P[..., None]), "4 axes"),
-    "patterns not square": (npz(diff3d=P[:, :, :12], bad_pixels=None), "do not agree"),
+    "patterns not square": (npz(diff3d=P[:, :, :12], bad_pixels=None), "16 x 12 pixels, not square"),
     "x and y of different length": (npz(xcoords=X[:-1]), "the lengths differ: ycoords 20, xcoords 19"),
     "positions of rank 2": (npz(xcoords=X[:, None]), r"xcoords has shape \(20, 1\)"),
     "no positions": (npz(xcoords=X[:0], ycoords=X[:0]), "no positions"),
@@ -177,10 +177,10 @@ def test_the_master_file_of_a_detector_is_named_and_what_is_told_works(tmp_path:
             file[f"entry/data/data_00000{part}"] = link
     with pytest.raises(DataError, match="the master file of a detector") as caught:
         read_scan(tmp_path / "s_master.h5")
-    assert "with h5py, write the patterns of entry/data/data_000001" in caught.value.findings[0].fix
-    with h5py.File(tmp_path / "s_master.h5") as master, h5py.File(tmp_path / "scan.h5", "w") as file:
-        stacks = [master[f"entry/data/data_00000{part}"][()] for part in (1, 2)]
-        file["diffraction"] = np.concatenate(stacks)
-        file["xcoords"], file["ycoords"] = X, SCAN.positions_px[:, 0]
-        file["probeGuess"] = SCAN.probe
-    assert len(read_scan(tmp_path / "scan.h5")) == M
+    options = "--allow-links true --map patterns=entry/data --map positions=FILE"
+    assert options in caught.value.findings[0].fix
+    np.savetxt(tmp_path / "positions.txt", SCAN.positions_px)
+    config = DataConfig(allow_links=True, map={"patterns": "entry/data", "positions": "positions.txt"})
+    scan = read_scan(tmp_path / "s_master.h5", config)
+    np.testing.assert_array_equal(np.asarray(scan.patterns), P)
+    np.testing.assert_allclose(np.diff(scan.positions_px, axis=0), np.diff(SCAN.positions_px, axis=0))

@@ -114,6 +114,14 @@ def test_curves_are_plotted(tmp_path: Path) -> None:
         assert pixels(plots.save_loss_curve(losses, tmp_path / "loss.png")).std() > 5
 
 
+def test_positions_are_shown_where_they_were_and_where_they_went(tmp_path: Path) -> None:
+    given = np.random.default_rng(0).uniform(0, 50, (30, 2))
+    still = pixels(plots.save_positions(given, given, tmp_path / "still.png"))
+    moved = pixels(plots.save_positions(given, given + 4.0, tmp_path / "moved.png"))
+    assert still.std() > 5
+    assert moved.shape != still.shape or not np.array_equal(moved, still)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_object_without_contrast_can_still_be_shown(value: float, tmp_path: Path) -> None:
     flat = np.full(SHAPE, value, complex)

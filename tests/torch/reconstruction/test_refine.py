@@ -1,4 +1,4 @@
-"""Refinement: the hand-written gradient is the model's, and known objects and probes come back."""
+"""Refinement: known objects, probes, modes, positions and backgrounds come back."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from scipy.ndimage import gaussian_filter
 from ptycho_exec.errors import DataError, UserError
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
-from ptycho_torch.physics import forward as physics
-from ptycho_torch.reconstruction import refine
+from ptycho_torch.reconstruction import engine, probe_gauge, refine, waves
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import simulate_scan
@@ -38,52 +37,6 @@ def coverage(scan: ScanData) -> NDArray[np.float32]:
 def score(scan: ScanData, obj: NDArray[Any]) -> Evaluation:
     assert scan.object_guess is not None
     return evaluate(obj, scan.object_guess, coverage=coverage(scan))
-
-
-def random_complex(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("modes", [1, 3])
-def test_the_hand_written_gradient_is_that_of_the_forward_model(modes: int) -> None:
-    patches = random_complex(4, 16, 16, seed=1).requires_grad_()
-    probe = random_complex(modes, 16, 16, seed=2).requires_grad_()
-    amplitude = torch.rand(4, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    good = torch.ones(16, 16, dtype=torch.bool)
-    good[3, 5] = good[8:10, 8:12] = False
-
-    model = physics.forward_intensity(patches[:, None], probe).sqrt()[:, 0]
-    loss = (good * (model - amplitude) ** 2).sum()
-    loss.backward()
-
-    ours, mask = (torch.fft.ifftshift(x, dim=(-2, -1)) for x in (amplitude, good.double()))
-    with torch.no_grad():
-        update, error, power = refine.wave_update(patches, probe[None], ours, mask)
-        toward_object = (update * probe.conj()).sum(dim=1)
-        toward_probe = (update * patches.conj()[:, None]).sum(dim=0)
-    torch.testing.assert_close(error, loss.detach())
-    torch.testing.assert_close(power, (amplitude[:, good] ** 2).sum())
-    torch.testing.assert_close(-2 * toward_object, patches.grad, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(-2 * toward_probe, probe.grad, rtol=1e-9, atol=1e-9)
-
-
-def test_linear_interpolation_and_its_adjoint_are_adjoint_and_exact_on_planes() -> None:
-    fraction = torch.rand(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    block, patches = random_complex(5, 9, 9, seed=1), random_complex(5, 8, 8, seed=2)
-    forth = (refine.lerp(block, fraction) * patches.conj()).sum()
-    back = (block * refine.lerp_adjoint(patches, fraction).conj()).sum()
-    torch.testing.assert_close(forth, back)
-    y, x = (axis.double() for axis in torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij"))
-    plane = (2 * y - 3j * x).expand(5, 9, 9)
-    expected = plane[:, :8, :8] + (2 * fraction[:, 0] - 3j * fraction[:, 1])[:, None, None]
-    torch.testing.assert_close(refine.lerp(plane.contiguous(), fraction), expected)
-
-
-def test_blocks_are_cut_where_they_are_asked_for() -> None:
-    canvas = random_complex(20, 17)
-    corners = torch.tensor([[0, 0], [12, 9], [3, 7]])
-    for (y, x), block in zip(corners.tolist(), refine.cut(canvas, corners, 8), strict=True):
-        assert torch.equal(block, canvas[y : y + 8, x : x + 8])
 
 
 def test_from_a_flat_start_with_the_known_probe_the_object_comes_back(scan: ScanData) -> None:
@@ -148,21 +101,6 @@ def test_incoherent_modes_and_bad_pixels_are_part_of_the_model() -> None:
     assert score(scan, whole.object).nrmse < 0.5 * score(scan, refine_object(blind, "flat", 25).object).nrmse
 
 
-def test_auto_finds_out_that_the_object_was_interpolated(scan: ScanData) -> None:
-    from ptycho_torch.data.detect import bilinear_patch
-
-    assert scan.object_guess is not None
-    assert scan.probe is not None
-    patches = np.stack([bilinear_patch(scan.object_guess, origin, 32) for origin in scan.origins_px])
-    waves = np.fft.fft2(patches * scan.probe[0], norm="ortho")
-    counts = np.fft.fftshift(np.abs(waves) ** 2, axes=(-2, -1)).astype(np.float32)
-    interpolated = replace(scan, patterns=counts)
-    auto = refine_object(interpolated, "flat", 12)
-    other = refine_object(interpolated, "flat", 12, placement="probe")
-    assert auto.placement == "object"
-    assert score(interpolated, auto.object).nrmse < score(interpolated, other.object).nrmse
-
-
 def test_equal_seeds_give_equal_bits_and_another_seed_does_not(scan: ScanData) -> None:
     runs = [refine_object(scan, "flat", 3, seed=seed) for seed in (7, 7, 8)]
     assert np.array_equal(runs[0].object, runs[1].object)
@@ -174,7 +112,7 @@ def test_patterns_that_are_not_kept_in_memory_give_the_same_result(
     scan: ScanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = refine_object(scan, "flat", 2)
-    monkeypatch.setattr(refine, "CACHE_BYTES", 0)
+    monkeypatch.setattr(waves, "CACHE_BYTES", 0)
     assert np.array_equal(kept.object, refine_object(scan, "flat", 2).object)
 
 
@@ -182,18 +120,10 @@ def test_a_scan_split_into_regions_converges_to_the_same_object(
     scan: ScanData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = refine_object(scan, "flat", 25, placement="probe")
-    monkeypatch.setattr(refine, "REGION_PATTERNS", 80)
+    monkeypatch.setattr(engine, "REGION_PATTERNS", 80)
     split = refine_object(scan, "flat", 25, placement="probe")
     assert score(scan, whole.object).nrmse < 0.01
     assert score(scan, split.object).nrmse < 0.03
-
-
-def test_a_minibatch_lights_a_quarter_of_the_field_within_bounds() -> None:
-    probe = torch.zeros(2, 32, 32, dtype=torch.complex64)
-    probe[0, 10:20, 10:20] = 1 + 1j  # lights 100 pixels
-    counts = [refine.default_batch_size(probe, 22 + side, 22 + side) for side in (10, 60, 80, 400)]
-    assert counts == [8, 10, 18, 32]
-    assert refine.default_batch_size(probe / 7, 82, 82) == 10
 
 
 def test_a_dense_scan_is_reconstructed_in_a_few_epochs_by_small_minibatches() -> None:
@@ -204,17 +134,6 @@ def test_a_dense_scan_is_reconstructed_in_a_few_epochs_by_small_minibatches() ->
     )
     assert small.phase_ssim > 0.97
     assert small.nrmse < 0.5 * large.nrmse
-
-
-def test_regions_are_compact_and_hold_every_pattern_once() -> None:
-    corners = torch.randint(0, 2000, (5000, 2), generator=torch.Generator().manual_seed(0))
-    regions = refine.split_scan(corners)
-    assert torch.equal(torch.sort(torch.cat(regions)).values, torch.arange(5000))
-    spans = torch.stack([corners[rows].amax(dim=0) - corners[rows].amin(dim=0) for rows in regions])
-    assert int(spans.max()) <= refine.REGION_SIDE_PX
-    assert max(len(rows) for rows in regions) <= refine.REGION_PATTERNS
-    same_place = torch.zeros(5000, 2, dtype=torch.long)
-    assert len(refine.split_scan(same_place)) == 1
 
 
 def test_patches_that_overhang_the_canvas_are_refined_all_the_same(scan: ScanData) -> None:
@@ -265,8 +184,8 @@ def test_the_last_steps_shrink_and_average_the_noise() -> None:
     rough = refine_object(noisy, "flat", 20, options=RefineOptions(settle=0))
     smooth = refine_object(noisy, "flat", 20)
     assert score(noisy, smooth.object).nrmse < score(noisy, rough.object).nrmse
-    assert [refine.settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
-    steps = [refine.settling(epoch, 10, 0.5) for epoch in range(10)]
+    assert [engine.settling(epoch, 10, 0.0) for epoch in range(10)] == [1.0] * 10
+    steps = [engine.settling(epoch, 10, 0.5) for epoch in range(10)]
     assert steps[:5] == [1.0] * 5
     assert steps == sorted(steps, reverse=True)
     assert 0 < steps[-1] < 0.2
@@ -311,3 +230,181 @@ def test_the_semi_real_scan_is_reconstructed_in_ten_epochs() -> None:
     assert result_score.amplitude_ssim > 0.99
     assert result_score.phase_ssim > 0.99
     assert result_score.nrmse < 0.03
+
+
+def interpolated(scan: ScanData) -> ScanData:
+    """Return the scan as a simulator gives it that interpolates the object and leaves the probe."""
+    from ptycho_torch.data.assemble import scan_from_arrays
+    from ptycho_torch.data.detect import bilinear_patch
+
+    assert scan.object_guess is not None
+    assert scan.probe is not None
+    patches = np.stack([bilinear_patch(scan.object_guess, origin, 32) for origin in scan.origins_px])
+    waves = np.fft.fft2(patches * scan.probe[0], norm="ortho")
+    counts = np.fft.fftshift(np.abs(waves) ** 2, axes=(-2, -1)).astype(np.float32)
+    given = {"probe": scan.probe, "object_guess": scan.object_guess, "domain": "intensity"}
+    return scan_from_arrays(counts, scan.positions_px, **given)
+
+
+def test_the_object_is_interpolated_where_the_file_shows_that_it_was(scan: ScanData) -> None:
+    simulated = interpolated(scan)
+    auto = refine_object(simulated, "flat", 12)
+    other = refine_object(simulated, "flat", 12, placement="probe")
+    assert auto.placement == "object"
+    assert score(simulated, auto.object).nrmse < score(simulated, other.object).nrmse
+
+
+def test_without_an_object_that_shows_it_the_probe_is_moved(scan: ScanData) -> None:
+    assert refine.choose_placement(scan) == "probe"
+    assert refine.choose_placement(replace(interpolated(scan), report={})) == "probe"
+
+
+def test_a_probe_that_drifts_is_brought_back_with_its_object(
+    scan: ScanData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scan.probe is not None
+    off = np.roll(scan.probe, 10, axis=-1)
+    options = RefineOptions(refine_probe=True)
+    result = refine_object(scan, "flat", 30, probe=off, options=options)
+    assert abs(float(probe_gauge.center_px(torch.from_numpy(result.probe))[1])) < 4.6
+    assert result.losses[-1] < 0.002
+    monkeypatch.setattr(probe_gauge, "OFF_CENTER", 1.0)
+    assert (
+        float(
+            probe_gauge.center_px(
+                torch.from_numpy(refine_object(scan, "flat", 3, probe=off, options=options).probe)
+            )[1]
+        )
+        > 9
+    )
+
+
+def test_the_probe_keeps_its_power(scan: ScanData) -> None:
+    assert scan.probe is not None
+    result = refine_object(scan, "flat", 8, probe=1.2 * scan.probe, options=RefineOptions(refine_probe=True))
+    np.testing.assert_allclose(np.linalg.norm(result.probe), 1.2 * np.linalg.norm(scan.probe), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_modes_that_are_not_given_are_found(scan: ScanData) -> None:
+    coherent = refine_object(scan, "flat", 1, options=RefineOptions(probe_modes=2))
+    assert coherent.probe.shape == (2, 32, 32)
+    blurred = simulate_scan(n=32, patterns=144, photons=1e7, seed=4, modes=2)
+    assert blurred.probe is not None
+    single, double = (
+        refine_object(
+            blurred,
+            "flat",
+            40,
+            probe=blurred.probe[:1],
+            options=RefineOptions(refine_probe=True, probe_modes=count),
+        )
+        for count in (1, 2)
+    )
+    assert double.losses[-1] < 0.5 * single.losses[-1]
+    assert score(blurred, double.object).nrmse < 0.7 * score(blurred, single.object).nrmse
+    assert single.mode_powers == (1.0,)
+    first, second = double.mode_powers
+    assert first > second > 0.1
+    assert abs(np.vdot(double.probe[0], double.probe[1])) < 1e-3 * np.linalg.norm(double.probe) ** 2
+
+
+def displaced(scan: ScanData, rms_px: float, linear: NDArray[np.float64] | None = None) -> ScanData:
+    moves = np.random.default_rng(0).normal(size=(len(scan), 2)) * rms_px / np.sqrt(2)
+    if linear is not None:
+        moves += (scan.positions_px - scan.positions_px.mean(axis=0)) @ linear.T
+    return replace(scan, positions_px=scan.positions_px + moves)
+
+
+def rms_error(positions_px: Any, scan: ScanData) -> float:
+    error = positions_px - scan.positions_px
+    return float(np.sqrt(np.square(error - error.mean(axis=0)).sum(axis=1).mean()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regions", [1, 3])
+def test_positions_come_back(regions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = simulate_scan(n=64, patterns=100, photons=1e6, seed=3)
+    wrong = displaced(truth, 2.0)
+    monkeypatch.setattr(engine, "REGION_PATTERNS", 100 // regions + 1)
+    options = RefineOptions(refine_positions=True)
+    result = refine_object(wrong, "flat", 25, options=options)
+    plain = refine_object(wrong, "flat", 25)
+    assert plain.positions_px is None
+    assert result.positions_px is not None
+    assert rms_error(result.positions_px, truth) < rms_error(wrong.positions_px, truth) / 5
+    assert result.losses[-1] < 0.3 * plain.losses[-1]
+    np.testing.assert_allclose((result.positions_px - wrong.positions_px).mean(axis=0), 0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_scan_of_another_scale_and_rotation_is_corrected_and_the_map_reported() -> None:
+    truth = simulate_scan(n=32, patterns=196, photons=1e6, seed=3)
+    linear = np.array([[0.03, 0.02], [-0.02, -0.02]])
+    wrong = displaced(truth, 0.3, linear)
+    result = refine_object(wrong, "flat", 20, options=RefineOptions(refine_positions=True))
+    assert result.position_affine is not None
+    assert rms_error(result.positions_px, truth) < rms_error(wrong.positions_px, truth) / 5
+    expected = np.linalg.inv(np.eye(2) + linear) - np.eye(2)
+    np.testing.assert_allclose(result.position_affine, expected, atol=0.008)
+
+
+@pytest.mark.slow
+def test_an_interpolated_object_corrects_positions_too_and_a_limit_holds(scan: ScanData) -> None:
+    simulated = interpolated(scan)
+    wrong = displaced(simulated, 0.7)
+    options = RefineOptions(refine_positions=True)
+    result = refine_object(wrong, "flat", 15, options=options, placement="object")
+    assert rms_error(result.positions_px, simulated) < 0.4 * rms_error(wrong.positions_px, simulated)
+    bound = replace(options, position_limit_px=0.2)
+    bounded = refine_object(wrong, "flat", 15, options=bound, placement="object")
+    assert bounded.positions_px is not None
+    assert bounded.position_affine is not None
+    at = wrong.positions_px - wrong.positions_px.mean(axis=0)
+    alone = bounded.positions_px - wrong.positions_px - at @ bounded.position_affine.T
+    assert np.linalg.norm(alone - np.median(alone, axis=0), axis=1).max() < 0.5
+
+
+@pytest.mark.slow
+def test_a_background_is_told_from_the_object(scan: ScanData) -> None:
+    counts = np.asarray(scan.patterns).astype(np.int64)
+    added = np.random.default_rng(1).poisson(20.0, counts.shape)
+    dim = replace(scan, patterns=(counts + added).astype(np.uint32))
+    plain = refine_object(dim, "flat", 30)
+    result = refine_object(dim, "flat", 30, options=RefineOptions(background=True))
+    assert plain.background is None
+    assert result.background is not None
+    assert abs(float(np.median(result.background)) - 20) < 3
+    assert score(scan, result.object).nrmse < 0.5 * score(scan, plain.object).nrmse
+
+
+def test_patterns_that_are_held_out_are_judged_and_take_no_part(scan: ScanData) -> None:
+    result = refine_object(scan, "flat", 8, options=RefineOptions(held_out=0.05))
+    rows = result.held_out
+    assert rows is not None
+    assert len(rows) == len(set(rows.tolist())) == 7
+    assert len(result.held_out_losses) == 8
+    assert result.held_out_losses[-1] < 0.2 * result.held_out_losses[0]
+    patterns = np.asarray(scan.patterns).copy()
+    patterns[rows] = 1
+    other = refine_object(replace(scan, patterns=patterns), "flat", 8, options=RefineOptions(held_out=0.05))
+    assert np.array_equal(result.object, other.object)
+    assert refine_object(scan, "flat", 1).held_out is None
+    spread = scan.positions_px[rows]
+    assert (np.ptp(spread, axis=0) > 0.4 * np.ptp(scan.positions_px, axis=0)).all()
+
+
+def test_a_probe_that_explains_the_patterns_is_kept_and_a_poor_one_is_refined(scan: ScanData) -> None:
+    assert scan.probe is not None
+    auto = RefineOptions(refine_probe="auto")
+    kept = refine_object(scan, "flat", 12, options=auto)
+    assert kept.probe_decision is not None
+    assert not kept.probe_decision.refined
+    assert kept.notices == ()
+    assert np.array_equal(kept.object, refine_object(scan, "flat", 12).object)
+    poor = np.abs(scan.probe).astype(np.complex64)
+    moved = refine_object(scan, "flat", 12, probe=poor, options=auto)
+    assert moved.probe_decision is not None
+    assert moved.probe_decision.refined
+    assert "the probe is refined: the given one explains the patterns poorly" in moved.notices[0]
+    assert not np.array_equal(moved.probe, poor)

@@ -6,9 +6,11 @@ import inspect
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -25,6 +27,7 @@ from ptycho_torch.factory import create_training_payload
 from ptycho_torch.model import load_model
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows import components, runs
+from ptycho_torch.workflows.artifacts import read_reconstruction
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=1", "--num-threads=1"]
 NO_BATCH = ["--limit-train-batches=0.01", "--batch-size=64", "--accum-steps=9"]
@@ -224,3 +227,42 @@ def test_training_steps_can_end_a_run(scan_file: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("--epochs")]
     assert main(["train", str(scan_file), "--out", "run", *tiny, "--epochs=9", "--max-steps=3"]) == 0
     assert manifest(Path("run"))["trained"]["epochs"] < 9
+
+
+def test_what_a_refinement_found_is_written_and_recorded(tmp_path: Path) -> None:
+    scan = simulate_scan(n=32, patterns=40, photons=1e5, seed=0)
+    scan_file = save(scan, tmp_path / "scan.npz")
+    flags = ["--probe-modes=2", "--refine-positions", "--refine-background", "--num-threads=1"]
+    command = ["infer", str(scan_file), "--start=flat", "--refine=5", "--out", "out", *flags]
+    assert main([*command, "--x-bounds=0,0.8"]) == 0
+    arrays = read_reconstruction("out")
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    found = manifest["refinement"]
+    used = len(arrays["positions_px"])
+    assert used < 40
+    assert arrays["probe"].shape == (2, 32, 32)
+    assert arrays["background"].shape == (32, 32)
+    assert found["mode_powers"] == arrays["mode_powers"].tolist()
+    assert found["position_affine"] == arrays["position_affine"].tolist()
+    assert found["placement"] == "probe"
+    assert {"out/positions.png", "out/product.h5"} <= {str(path) for path in Path("out").iterdir()}
+
+
+@pytest.mark.parametrize("poor", [False, True])
+def test_the_decision_on_the_probe_is_recorded_and_a_refined_one_is_a_note(
+    poor: bool, tmp_path: Path
+) -> None:
+    scan = simulate_scan(n=32, patterns=40, photons=1e6, seed=0)
+    assert scan.probe is not None
+    if poor:
+        scan = replace(scan, probe=np.abs(scan.probe).astype(np.complex64))
+    scan_file = save(scan, tmp_path / "scan.npz")
+    assert (
+        main(["infer", str(scan_file), "--start=flat", "--refine=20", "--out", "out", "--num-threads=1"]) == 0
+    )
+    manifest = json.loads(Path("out/manifest.json").read_text())
+    decision = manifest["refinement"]["probe_decision"]
+    assert decision["refined"] is poor
+    assert (decision["unexplained"] > 0.4) is poor
+    assert any("the probe is refined" in line for line in manifest["warnings"]) is poor
+    assert np.array_equal(read_reconstruction("out")["probe"], scan.probe) is not poor

@@ -123,7 +123,9 @@ def test_negative_values_at_masked_pixels_are_no_problem(scan: ScanData, tmp_pat
 def test_petra_file() -> None:
     if not PETRA.exists():
         pytest.skip("needs the PETRA III file of the shared test data (../shared/data)")
-    read = read_scan(PETRA)
+    with pytest.raises(DataError, match="this is a near-field scan"):
+        read_scan(PETRA)
+    read = read_scan(PETRA, DataConfig(propagation="far"))
     assert (len(read), read.n_pixels, read.report["bad_pixels"]) == (200, 100, 5)
     assert read.wavelength_m == pytest.approx(9.794912e-11, rel=1e-6)
     assert read.pixel_size_m == pytest.approx(9.794912e-11 * 1.12 / (100 * 55e-6), rel=1e-5)

@@ -1,0 +1,26 @@
+"""The engine's plan: regions, minibatches, and how steps settle."""
+
+from __future__ import annotations
+
+import torch
+
+from ptycho_torch.reconstruction import engine
+
+
+def test_a_minibatch_lights_a_quarter_of_the_field_within_bounds() -> None:
+    probe = torch.zeros(2, 32, 32, dtype=torch.complex64)
+    probe[0, 10:20, 10:20] = 1 + 1j  # lights 100 pixels
+    counts = [engine.default_batch_size(probe, 22 + side, 22 + side) for side in (10, 60, 80, 400)]
+    assert counts == [8, 10, 18, 32]
+    assert engine.default_batch_size(probe / 7, 82, 82) == 10
+
+
+def test_regions_are_compact_and_hold_every_pattern_once() -> None:
+    corners = torch.randint(0, 2000, (5000, 2), generator=torch.Generator().manual_seed(0))
+    regions = engine.split_scan(corners)
+    assert torch.equal(torch.sort(torch.cat(regions)).values, torch.arange(5000))
+    spans = torch.stack([corners[rows].amax(dim=0) - corners[rows].amin(dim=0) for rows in regions])
+    assert int(spans.max()) <= engine.REGION_SIDE_PX
+    assert max(len(rows) for rows in regions) <= engine.REGION_PATTERNS
+    same_place = torch.zeros(5000, 2, dtype=torch.long)
+    assert len(engine.split_scan(same_place)) == 1
