@@ -117,3 +117,21 @@ def test_the_suite_names_scripts_that_exist() -> None:
 
     assert all((BENCHMARKS / f"{name}.py").is_file() for name in suite.SUITE)
     assert set(suite.WITH_PEER) <= suite.SUITE.keys()
+
+
+def test_unknown_probe() -> None:
+    import unknown_probe
+
+    for number in range(10):
+        scan, facts = unknown_probe.make_scan(number, 16)
+        again, _ = unknown_probe.make_scan(number, 16)
+        assert (scan.patterns[:] == again.patterns[:]).all()
+        assert scan.probe is not None
+        assert len(scan.probe) == (1 if facts["probe"] != "modes" else len(scan.probe))
+        per_pattern = scan.patterns[:].sum(axis=(1, 2)).max()
+        assert 0.1 * facts["photons"] < per_pattern < 1.1 * facts["photons"]
+    assert scan.object_guess is not None
+    assert unknown_probe.agreement(scan.object_guess, scan) == pytest.approx(1, abs=1e-6)
+    row = unknown_probe.probe_row(0, patterns=25, epochs=2, jobs=1)
+    assert 0 <= row.agreement <= 1
+    assert row.search_s > 0
