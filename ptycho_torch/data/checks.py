@@ -243,10 +243,8 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             values = values.astype(np.float32)
         # The minimum of an array with a NaN is NaN, which is not >= 0.
         with np.errstate(invalid="ignore"):
-            low, top = (
-                values.min(initial=np.inf if values.dtype.kind == "f" else 0),
-                float(values.max(initial=0)),
-            )
+            low = 0 if values.dtype.kind == "u" else values.min(initial=np.inf if not whole else 0)
+            top = float(values.max(initial=0))
         if not (low >= 0 and top <= _LARGEST):
             where_wrong = is_wrong(values)
             places = np.argwhere(where_wrong)
