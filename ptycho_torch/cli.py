@@ -338,7 +338,11 @@ def _scored(finished: Run[InferenceResult], scan_file: Path) -> Sequence[Path]:
     data = finished.results.science.data.model_copy(update={"canvas": "auto"})
     if not is_rank_zero() or not runs.has_truth(scan_file, data):
         return ()
-    result, written = runs.score(finished.folder, scan_file, data)
+    try:
+        result, written = runs.score(finished.folder, scan_file, data)
+    except DataError as error:  # the reconstruction is there; only its score is not
+        print(f"note: it is not scored against the object in {scan_file}: {error.findings[0].what}")
+        return ()
     _print_metrics({"reconstruction": result.to_json()})
     return written
 

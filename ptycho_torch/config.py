@@ -12,7 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval, Lt
-from pydantic import BeforeValidator, ConfigDict, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    PrivateAttr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table
 from ptycho_exec.fields.model import (
@@ -206,23 +213,24 @@ def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
 DROP_WORDS = ("far", "dark", "broken")
 
 
-def read_drop(text: str) -> tuple[list[str], list[int]]:
-    """Return the words and the indices of "far, dark, 3, 17, 20-24".
+_DROP = rf"({'|'.join(DROP_WORDS)}|[0-9]+(-[0-9]+)?)"
+_Dropped = Annotated[
+    str,
+    f"of {', '.join(DROP_WORDS)}, an index, or a range such as 3-7, separated by commas",
+    StringConstraints(pattern=rf"^ *{_DROP}( *, *{_DROP})* *$"),
+]
 
-    Raises:
-        ValueError: anything else.
-    """
+
+def read_drop(text: str) -> tuple[list[str], list[int]]:
+    """Return the words and the indices of "far, dark, 3, 17, 20-24"."""
     words: list[str] = []
     indices: list[int] = []
     for part in (part.strip() for part in text.split(",")):
-        first, dash, last = part.partition("-")
+        first, _, last = part.partition("-")
         if part in DROP_WORDS:
             words.append(part)
-        elif first.isdecimal() and (last.isdecimal() or not dash):
-            indices += range(int(first), int(last or first) + 1)
         else:
-            expected = f"{', '.join(DROP_WORDS)}, an index, or a range such as 3-7"
-            raise ValueError(f"got {part!r}; {expected} is expected, separated by commas")
+            indices += range(int(first), int(last or first) + 1)
     return words, indices
 
 
@@ -270,18 +278,11 @@ class DataConfig(Preprocessing):
 
     allow_links: bool = False
     """Read HDF5 data that lie in other files, which the file names. Only for files that you trust."""
-    drop: Annotated[Line | None, NoneWord] = None
+    drop: Annotated[_Dropped | None, NoneWord] = None
     """Patterns to leave out: `far` from all others, `dark`, `broken` (values that are no counts), or indices.
 
     Several are separated by commas, and a range of indices is written 3-7; none keeps all patterns.
     """
-
-    @field_validator("drop")
-    @classmethod
-    def _readable_drop(cls, text: str | None) -> str | None:
-        if text is not None:
-            read_drop(text)
-        return text
 
     @field_validator("x_bounds", "y_bounds")
     @classmethod

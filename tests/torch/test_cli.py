@@ -229,9 +229,9 @@ def broken(scan_file: Path, target: Path, **changes: object) -> Path:
 
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "missing file": (["train", "nothere.npz", "--out", "new"], 1, "not found"),
-    "missing key": (["train", "no_probe.npz", "--out", "new"], 1, "no probe"),
+    "missing key": (["train", "no_probe.npz", "--probe", "file", "--out", "new"], 1, "no probe"),
     "no probe to start from": (
-        ["infer", "no_probe.npz", "--start=flat", "--refine=2", "--out", "new"],
+        ["infer", "no_probe.npz", "--probe=file", "--start=flat", "--refine=2", "--out", "new"],
         1,
         "--probe FILE",
     ),

@@ -38,6 +38,7 @@ SAMPLES: dict[str, Any] = {
     "bin": 2,
     "position_affine": [1.0, 0.5, 0.0, 1.0],
     "probe": "estimate",
+    "drop": "far,3-7",
     "N": 32,
     "gridsize": 2,
     "neighbor_count": 9,
