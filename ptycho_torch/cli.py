@@ -35,12 +35,12 @@ from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.record import names_of, settings_from_manifest
+from ptycho_exec.record import names_of, read_manifest, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.discovery import Request
 from ptycho_exec.sources.explain import rows_of, table
 from ptycho_exec.sources.origins import Kind
-from ptycho_exec.sources.resolve import resolve_together
+from ptycho_exec.sources.resolve import Factory, resolve_together
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_torch.config import (
     DataConfig,
@@ -374,12 +374,23 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if args.picture is not None and args.picture.exists():
         raise UserError(f"{args.picture} exists already", expected="a new file", fix="choose another name")
-    science = science_settings_of(args).config
+    science = _read_as_before(science_settings_of(args), args.outs)
     results, written = compare(args.outs, args.truth, args.picture, data=science.data)
     _print_metrics({name: result.to_json() for name, result in results.items()})
     for folder in dict.fromkeys(path.parent for path in written):
         _print_written([path for path in written if path.parent == folder])
     return 0
+
+
+def _read_as_before(asked: ScienceSettings, outs: Sequence[Path]) -> ScienceConfig:
+    """Return the science that was asked for; what nobody set of reading a scan is as in the first output."""
+    if not (outs[0] / "manifest.json").is_file():
+        return asked.config
+    before = read_manifest(outs[0])["science"]["data"]
+    names = [name for name in Preprocessing.model_fields if name in before and name != "probe"]
+    return asked.with_factory_defaults(
+        **{name: Factory(before[name], f"as in {outs[0]}") for name in names}
+    ).config
 
 
 # --- tune, rerun, demo --------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ def write_report(
     settings: Sequence[Mapping[str, object]] = (),
     facts: Mapping[str, object] | None = None,
     notices: Sequence[str] = (),
+    verdict: str = "",
+    decisions: Sequence[Mapping[str, object]] = (),
 ) -> Path:
     """Write the page into `run_dir`, to a temporary file that is renamed, and return its path.
 
@@ -44,6 +46,8 @@ def write_report(
         the first become the table's head.
     facts: what else is worth knowing about the run, name -> value.
     notices: sentences for the reader, shown on top.
+    verdict: one sentence on whether the result can be trusted, above them.
+    decisions: what was decided from the data, one mapping each, as for settings.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -59,9 +63,11 @@ def write_report(
         title=title,
         subtitle=subtitle,
         notices=notices,
+        verdict=verdict,
         scores={label: known[name] for name, label in _LABELS.items() if name in known},
         images=[_image(caption, Path(path)) for caption, path in (images or {}).items()],
         tables={
+            "Decided from the data": decisions,
             "More numbers": _flat_rows({name: known[name] for name in known if name not in _LABELS}),
             "About this run": _flat_rows(facts or {}),
             "Settings and where they came from": settings,

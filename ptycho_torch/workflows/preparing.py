@@ -52,13 +52,10 @@ def prepared(
     """
     if not isinstance(scan, ScanData):
         return scan
+    if data.orient == AUTO:  # needs no probe; to find one takes the right orientation
+        scan, _ = with_found_orientation(scan, seed=seed, say=say)
     if probe and (data.probe == ESTIMATE or (data.probe == AUTO and scan.probe is None)):
         scan, _ = with_estimated_probe(scan, seed=seed, say=say)
-    if data.orient == AUTO:
-        scan, found = with_found_orientation(scan, seed=seed, say=say)
-        estimated = any(row["field"] == "probe" for row in decisions_of(scan))
-        if found.clear and found.chosen != AS_STORED and estimated:
-            scan, _ = with_estimated_probe(replace(scan, probe=None), seed=seed, say=say)
     return scan
 
 

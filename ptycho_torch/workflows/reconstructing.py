@@ -1,8 +1,8 @@
 """From a file that nobody looked into to a judged object: what nobody sets is decided from the data.
 
 Every decision is the value of a science field, with its evidence; it counts as a default of this workflow, so
-whoever sets the field decides instead. First comes the reading, then the probe, the orientation of the
-positions, and what refinement has to adapt, each tried on a compact part of the scan. When all is decided,
+whoever sets the field decides instead. First comes the reading, then the orientation of the positions, the
+probe, and what refinement has to adapt, each tried on a compact part of the scan. When all is decided,
 the work is that of `ptycho-torch infer --start flat` with the same fields, so that a rerun repeats it.
 """
 
@@ -20,7 +20,6 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.data.judge import line
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.refine import RefineResult, refine_object
@@ -56,6 +55,19 @@ BETTER = 0.9
 """An extension is taken that leaves less than this part of what was unexplained in patterns held back."""
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A short refinement of some patterns, and how well it predicts those that took no part."""
+
+    refined: RefineResult
+    verdict: Verdict
+
+    @property
+    def unexplained(self) -> float:
+        q = self.verdict.q if self.verdict.held_out_q is None else self.verdict.held_out_q
+        return float("inf") if q is None else q
+
+
 @dataclass
 class Decisions:
     """What was asked for, and the fields that the data decide because nobody did."""
@@ -63,6 +75,8 @@ class Decisions:
     asked: ScienceSettings
     say: Say
     made: dict[str, Factory] = field(default_factory=dict)
+    trial: Trial | None = None
+    """A trial of all that is decided so far, if there is one."""
 
     @property
     def science(self) -> ScienceConfig:
@@ -76,7 +90,7 @@ class Decisions:
         """Decide a field and say so, unless somebody set it or it is so; return whether it changes."""
         if not self.open(name) or getattr(self.asked.with_factory_defaults(**self.made), name) == value:
             return False
-        self.made[name] = Factory(value, evidence)
+        self.made[name], self.trial = Factory(value, evidence), None
         self.say(Decision(name, value, evidence).line())
         return True
 
@@ -118,10 +132,8 @@ def plan_reconstruction(
     }
     with clock.phase("read"):
         scan = _read(scan_file, decisions)
-    for text in dict.fromkeys(line(finding) for finding in scan.findings):
-        say(f"warning: {text}")
     with clock.phase("decide"):
-        for decide in (_find_probe, _find_orientation, _adapt):
+        for decide in (_find_orientation, _find_probe, _adapt):
             scan = decide(scan, decisions, settings.seed)
     rows = [asdict(Decision(name, made.value, made.reason)) for name, made in decisions.made.items()]
     rows += [row for row in decisions_of(scan) if row["field"] not in decisions.made]
@@ -143,15 +155,25 @@ def _read(scan_file: Path, decisions: Decisions) -> ScanData:
     return read_scan(scan_file, decisions.science.data)
 
 
-# --- probe and orientation ---------------------------------------------------------------------------------
+# --- orientation and probe ---------------------------------------------------------------------------------
+
+
+def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
+    """Turn and mirror the positions where another orientation explains the patterns clearly better."""
+    if not decisions.open("orient") and decisions.asked.orient != AUTO:
+        return scan
+    scan, found = with_found_orientation(scan, seed=seed, say=decisions.say)
+    decisions.made["orient"] = Factory(found.chosen if found.clear else AS_STORED, found.line())
+    return scan
 
 
 def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
-    """Keep a probe that explains the patterns in a trial, or find one."""
+    """Keep a probe that explains the patterns in a trial, or find one; the right orientation comes first."""
     asked = decisions.asked.probe
     if scan.probe is not None and asked != ESTIMATE:
         tried = _try(scan, decisions.science, seed)
         if tried.verdict.status == "good" or not decisions.open("probe"):
+            decisions.trial = tried
             evidence = f"refined with the object, in a trial {tried.verdict.line()}"
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
         decisions.say(f"the probe that is given, in a trial: {tried.verdict.line()}")
@@ -161,33 +183,7 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     return scan
 
 
-def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
-    """Turn and mirror the positions where another orientation explains the patterns clearly better."""
-    if not decisions.open("orient") and decisions.asked.orient != AUTO:
-        return scan
-    scan, found = with_found_orientation(scan, seed=seed, say=decisions.say)
-    chosen = found.chosen if found.clear else AS_STORED
-    decisions.made["orient"] = Factory(chosen, found.line())
-    if chosen != AS_STORED and "probe" in decisions.made:
-        scan, again = with_estimated_probe(replace(scan, probe=None), seed=seed, say=decisions.say)
-        decisions.made["probe"] = Factory(ESTIMATE, again.line())
-    return scan
-
-
 # --- what refinement has to adapt --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A short refinement of some patterns, and how well it predicts those that took no part."""
-
-    refined: RefineResult
-    verdict: Verdict
-
-    @property
-    def unexplained(self) -> float:
-        q = self.verdict.q if self.verdict.held_out_q is None else self.verdict.held_out_q
-        return float("inf") if q is None else q
 
 
 def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
@@ -212,7 +208,7 @@ def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
 
 def _adapt(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     """Let refinement move more than object and probe, as far as patterns held out speak for it."""
-    plain = _try(scan, decisions.science, seed)
+    plain = decisions.trial or _try(scan, decisions.science, seed)
     if plain.verdict.status in ("good", "cannot-judge"):
         return scan
     decisions.say(f"object and probe alone do not do: in a trial {plain.verdict.line()}")

@@ -481,10 +481,13 @@ def write_run_report(folder: Path) -> Path:
         "loss.png": "Loss",
     }
     effective, origins = manifest["plan"]["effective"], manifest["origins"]
+    scan, verdict = manifest["data"].get("test") or manifest["data"]["train"], manifest.get("verdict") or {}
     return write_report(
         folder,
         title=f"ptycho-torch {manifest['task']}: {folder.name}",
-        subtitle=str(manifest["data"].get("test", manifest["data"].get("train"))["source"]),
+        subtitle=str(scan["source"]),
+        verdict=f"{verdict['status']}: {verdict['reason']}" if verdict else "",
+        decisions=scan["report"].get("decisions", ()),
         images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
         metrics=manifest.get("metrics"),
         settings=[
@@ -492,7 +495,7 @@ def write_run_report(folder: Path) -> Path:
             for name, row in effective.items()
         ],
         facts={
-            **_figures(manifest.get("verdict") or {}),
+            **_figures(verdict),
             **{f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
         },
         notices=manifest.get("warnings", ()),
