@@ -15,13 +15,14 @@ from annotated_types import Ge, Gt, Interval, Lt
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     PrivateAttr,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
-from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table
+from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table, read_sentences
 from ptycho_exec.fields.model import (
     Contradiction,
     Line,
@@ -37,9 +38,7 @@ from ptycho_exec.fields.model import (
 class _Science(FrozenModel):
     """Frozen, strict about names, every default stated once."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -56,7 +55,7 @@ class KeyMap(FrozenModel):
     Another file is written FILE, or FILE:NAME where it holds several arrays: NPY, NPZ, HDF5 or text.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     patterns: Annotated[Line | None, NoneWord] = None
     """(M, ky, kx), (ky, kx, M) or (ny, nx, ky, kx); of a group, all stacks in the order of their names."""
@@ -414,10 +413,10 @@ def refuse_unseen_probe(probe_trainable: bool, loss: str) -> None:
 class ScienceConfig(_Science):
     """The four science configs of one run, and where their values came from if they were resolved."""
 
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    inference: InferenceConfig = InferenceConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
 
     _origins: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -437,3 +436,6 @@ class ScienceConfig(_Science):
     def origins(self) -> Mapping[str, Any]:
         """The origin of each field's value, by its name; empty for configs that were written in code."""
         return self._origins
+
+
+read_sentences(KeyMap, Preprocessing, DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
