@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.config import Orientation as Name
+from ptycho_torch.data.sampling import orientation_matrix
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.probe_estimate import (
     CLEAR_MARGIN,
@@ -34,16 +36,7 @@ from ptycho_torch.reconstruction.probe_estimate import (
     step_px,
 )
 
-ORIENTATIONS = (
-    "none",
-    "flip-y",
-    "flip-x",
-    "flip-yx",
-    "transpose",
-    "transpose-flip-y",
-    "transpose-flip-x",
-    "transpose-flip-yx",
-)
+ORIENTATIONS: tuple[str, ...] = get_args(Name)
 """What is done to stored positions; y and x are swapped first, then negated."""
 CLASSES = (
     ("none", "flip-yx"),
@@ -61,12 +54,7 @@ def orient_positions(positions_yx: NDArray[np.float64], name: str) -> NDArray[np
     """Return positions (M, 2), [y, x], in the orientation `name`: swapped first, then negated."""
     if name not in ORIENTATIONS:
         raise ValueError(f"unknown orientation {name!r}; choose one of {', '.join(ORIENTATIONS)}")
-    points = np.asarray(positions_yx, dtype=np.float64)
-    if name.startswith("transpose"):
-        points = points[:, ::-1]
-    flipped = name.rpartition("flip-")[2] if "flip-" in name else ""
-    signs = np.array([-1.0 if axis in flipped else 1.0 for axis in "yx"])
-    return np.asarray(points * signs)
+    return np.asarray(np.asarray(positions_yx, dtype=np.float64) @ orientation_matrix(name).T)
 
 
 @dataclass(frozen=True)
