@@ -41,7 +41,7 @@ PLAIN = frozenset({int, float, bool, str, tuple, type(None), Literal})
 
 
 def read_sentences(*models: type[BaseModel]) -> None:
-    """Give each field of `models`, all of one module as their bases, the sentence below it as its description.
+    """Give each field of `models`, which stand in one module, the sentence below it as its description.
 
     `use_attribute_docstrings` does the same for any class by asking `inspect` about every loaded module: a
     third of what importing the settings would cost at each start.

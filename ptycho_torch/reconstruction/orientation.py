@@ -21,19 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_torch.config import Orientation as Name
+from ptycho_torch.data.judge import neighbor_distance
 from ptycho_torch.data.sampling import orientation_matrix
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.probe_estimate import (
+from ptycho_torch.reconstruction.probe_estimate import curved_probes, mean_amplitude
+from ptycho_torch.reconstruction.trials import (
     CLEAR_MARGIN,
     EXPLAINED,
     Start,
     Trial,
     compact_part,
-    compare,
-    curved_probes,
+    compare_starts,
     explained,
-    mean_amplitude,
-    step_px,
 )
 
 ORIENTATIONS: tuple[str, ...] = get_args(Name)
@@ -147,19 +146,19 @@ def find_orientation(
         given = np.asarray(probe, dtype=np.complex64)
         given = given[None] if given.ndim == 2 else given
         starts = [Start(name, part, given) for name, part in parts.items()]
-        trials, _ = compare(
+        trials, _ = compare_starts(
             starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
         )
         preferred = [trial.start.name for trial in trials]
         found = judged(trials, preferred)
         if found.clear or not refine_probe:
             return found
-    curved = curved_probes(amplitude, step_px(scan.positions_px), RATIO)
+    curved = curved_probes(amplitude, neighbor_distance(scan.positions_px), RATIO)
     starts = [Start(pair[0], parts[pair[0]], made, k) for pair in CLASSES for _, made, k in curved]
     if probe is not None:
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
-    trials, _ = compare(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
+    trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
     return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials], preferred)
 
 

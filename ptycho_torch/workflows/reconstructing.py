@@ -188,8 +188,7 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
 
 def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     """Refine the patterns in the middle of a scan from a flat object, as the science asks, with the probe."""
-    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
-    middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
+    middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
     found = refine_object(middle, "flat", TRIAL_EPOCHS, options=options, seed=seed)
