@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
 from ptycho_torch.data.checks import PatternStatistics
-from ptycho_torch.data.pixels import PixelFaults, center_of_mass
+from ptycho_torch.data.pixels import PixelFaults, far_field_center, is_in_corners
 from ptycho_torch.data.scan import ScanData
 
 _DIM = 0.05
@@ -164,10 +164,7 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
 
 def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
     mean, n = faults.mean_intensity, scan.n_pixels
-    quarter = n // 4
-    middle = (slice(quarter, n - quarter),) * 2
-    # An unshifted FFT has its zero frequency in the corners.
-    if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
+    if is_in_corners(mean):
         yield _odd(
             "the patterns are bright in the corners: their zero frequency is not at N/2",
             "--zero-frequency corner moves it there",
@@ -177,8 +174,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         return
     expected = [np.array([n // 2, n // 2])]
     if scan.probe is not None:
-        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe.astype(np.complex128)), axes=(1, 2))) ** 2
-        expected.append(np.array(center_of_mass(spectrum.sum(axis=0))))
+        expected.append(np.array(far_field_center(scan.probe)))
     found = np.array(report["brightest_px"])
     off = min((found - place for place in expected), key=lambda apart: float(np.linalg.norm(apart)))
     if np.linalg.norm(off) > max(1.5, _OFF_CENTER * n):

@@ -291,3 +291,15 @@ def center_of_mass(image: NDArray[np.float64]) -> list[float]:
     if total <= 0:
         return [len(image) // 2] * 2
     return [float(image.sum(axis=axis) @ index / total) for axis in (1, 0)]
+
+
+def far_field_center(probe: NDArray[np.complex64]) -> list[float]:
+    """Return [y, x] in pixels, the center of mass of the far field of a probe (P, N, N)."""
+    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(1, 2))) ** 2
+    return center_of_mass(spectrum.sum(axis=0))
+
+
+def is_in_corners(mean: NDArray[np.float64]) -> bool:
+    """Return whether a mean pattern (h, w) has its zero frequency in the corners, as an unshifted FFT has."""
+    inner = tuple(slice(n // 4, n - n // 4) for n in mean.shape)
+    return min(mean.shape) >= 4 and bool(np.fft.fftshift(mean)[inner].sum() > 4 * mean[inner].sum())

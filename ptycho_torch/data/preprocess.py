@@ -24,7 +24,7 @@ from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
-from ptycho_torch.data.pixels import center_of_mass, find_faults
+from ptycho_torch.data.pixels import far_field_center, find_faults, is_in_corners
 from ptycho_torch.data.storage.array_file import file_of, read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
@@ -433,16 +433,14 @@ def find_center(mean: NDArray[np.float64], where: str) -> tuple[float, float]:
     Raises:
         DataError: the beam is in the corners.
     """
-    height, width = mean.shape
-    quarter = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
-    if np.fft.fftshift(mean)[quarter].sum() > 4 * mean[quarter].sum():
+    if is_in_corners(mean):
         raise DataError(
             "center = auto finds the beam in the corners of the patterns",
             where=where,
             expected="the zero frequency near the middle",
             fix="--zero-frequency corner",
         )
-    center = np.array([height // 2, width // 2], dtype=float)
+    center = np.array([n // 2 for n in mean.shape], dtype=float)
     y, x = np.indices(mean.shape)
     for step in range(20):
         whole = np.round(center)
@@ -462,8 +460,7 @@ def _off_center(probe: NDArray[np.complex64] | None, shape: tuple[int, int]) -> 
     """Return [y, x] by which the far field of a probe of that size lies beside N/2; 0 without one."""
     if probe is None or probe.shape[1:] != shape:
         return 0.0, 0.0
-    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(1, 2))) ** 2
-    y, x = center_of_mass(spectrum.sum(axis=0))
+    y, x = far_field_center(probe)
     return y - shape[0] // 2, x - shape[1] // 2
 
 
