@@ -210,27 +210,12 @@ def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
 
 
 DROP_WORDS = ("far", "dark", "broken")
-
-
 _DROP = rf"({'|'.join(DROP_WORDS)}|[0-9]+(-[0-9]+)?)"
 _Dropped = Annotated[
     str,
     f"of {', '.join(DROP_WORDS)}, an index, or a range such as 3-7, separated by commas",
     StringConstraints(pattern=rf"^ *{_DROP}( *, *{_DROP})* *$"),
 ]
-
-
-def read_drop(text: str) -> tuple[list[str], list[int]]:
-    """Return the words and the indices of "far, dark, 3, 17, 20-24"."""
-    words: list[str] = []
-    indices: list[int] = []
-    for part in (part.strip() for part in text.split(",")):
-        first, _, last = part.partition("-")
-        if part in DROP_WORDS:
-            words.append(part)
-        else:
-            indices += range(int(first), int(last or first) + 1)
-    return words, indices
 
 
 class DataConfig(Preprocessing):
