@@ -417,7 +417,7 @@ def _suspects(
     wrong = _with_wrong_values(stored, corrected, good)
     good = good & ~wrong
     statistics = checks.scan_patterns(corrected, good, where)
-    rows = np.unique(np.linspace(0, len(stored) - 1, checks.SAMPLE_FRAMES).astype(np.int64))
+    rows = checks.sample_rows(len(stored))
     sample = np.where(good, np.asarray(corrected[rows], dtype=np.float64), 0.0)
     intensity = sample if domain == "intensity" else sample * sample
     quantum = find_quantum(intensity[:, good])
