@@ -103,8 +103,7 @@ def by_hand(scan: Any, science: Any, settings: Any) -> float:
                 start = time.perf_counter()
             else:
                 samples += len(batch["index"]) * int(os.environ["WORLD_SIZE"])
-    rate = samples / (time.perf_counter() - start)
-    return rate
+    return samples / (time.perf_counter() - start)
 
 
 def rate(kind: str, world: int, batch: int, steps: int) -> float:
