@@ -53,6 +53,7 @@ def convert(
         # A new pixel size makes the stored detector pixel wrong; it is worked out again.
         detector_pixel_size_m=None if pixel_size_m else scan.detector_pixel_size_m,
     )
+    target.parent.mkdir(parents=True, exist_ok=True)
     return WRITERS[format](complete_geometry(scan), target)
 
 
