@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, Finding
-from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
 from ptycho_torch.data.pixels import center_of_mass, find_faults
-from ptycho_torch.data.storage.array_file import file_of, read_array
+from ptycho_torch.data.storage.array_file import read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
 _OF_VALUES = ("dark_file", "pedestal", "gain", "clip_negative", "threshold")
@@ -269,7 +268,6 @@ def prepare(
             expected="a mask that is not 0 only where a pixel is bad, and a center within the patterns",
             fix="invert the mask if it marks good pixels; check center, crop and bin",
         )
-    report |= _hashes(config, path)
     # The middle of the bin around the zero frequency is rarely the pixel that has it.
     b, n = config.bin, len(frame.rows)
     offset = (b * (n // b // 2) + (b - 1) / 2 - n // 2) / b
@@ -514,10 +512,3 @@ def _resized(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
     at = np.arange(size) + len(index) // 2 - size // 2
     inside = (at >= 0) & (at < len(index))
     return np.where(inside, index[at % len(index)], -1)
-
-
-def _hashes(config: Preprocessing, path: Path | None) -> dict[str, Any]:
-    """Return the SHA-256 of the files that took part, by option."""
-    named = {name: str(getattr(config, name)) for name in changed_options(config, ("dark_file", "mask_file"))}
-    found = {name: file_of(text, path) for name, text in named.items()}
-    return {f"{name}_sha256": file_sha256(place[0]) for name, place in found.items() if place}
