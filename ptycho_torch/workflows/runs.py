@@ -374,7 +374,7 @@ def infer(
             warnings=notices,
             patterns=len(scan),
             refinement=None if refined is None else refined.record(),
-            verdict=result.verdict.to_json(),
+            verdict={"line": result.verdict.line(), **result.verdict.to_json()},
             content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
@@ -482,6 +482,7 @@ def write_run_report(folder: Path) -> Path:
         "comparison.png": "Truth and reconstruction",
         "amplitude.png": "Amplitude",
         "phase.png": "Phase",
+        "probe.png": "Probe, its modes by their power",
         "positions.png": "Positions, given and corrected",
         "loss.png": "Loss",
     }
@@ -491,7 +492,7 @@ def write_run_report(folder: Path) -> Path:
         folder,
         title=f"ptycho-torch {manifest['task']}: {folder.name}",
         subtitle=str(scan["source"]),
-        verdict=f"{verdict['status']}: {verdict['reason']}" if verdict else "",
+        verdict=verdict.get("line", ""),
         decisions=scan["report"].get("decisions", ()),
         images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
         metrics=manifest.get("metrics"),
@@ -512,7 +513,7 @@ def _figures(verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"verdict: {name}": value
         for name, value in verdict.items()
-        if name != "causes" and value is not None and value != ""
+        if name not in ("line", "causes") and value is not None and value != ""
     }
 
 
