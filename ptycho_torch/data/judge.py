@@ -284,20 +284,6 @@ def line(finding: Finding) -> str:
     return "; ".join(part for part in (finding.what, finding.fix) if part)
 
 
-def line_for_programs(finding: Finding) -> str:
-    """Return a finding in one line for a program that reads the file itself and takes no options of ours."""
-    if not finding.options:
-        return line(finding)
-    flags = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in finding.options.items())
-    return f"{finding.what}; `ptycho-torch convert FILE NEW --to FORMAT {flags}` writes one without it"
-
-
-def _word(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-    )
-
-
 def lines(*scans: Any) -> list[str]:
     """Return the findings of some scans as lines, each once; other containers have none."""
     found = (finding for scan in scans if isinstance(scan, ScanData) for finding in scan.findings)
