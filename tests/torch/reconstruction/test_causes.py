@@ -83,3 +83,11 @@ def test_what_was_found_on_reading_counts(scan: ScanData) -> None:
 def test_every_cause_has_an_option() -> None:
     assert all(options and options[0].startswith("--") for _, options, _ in FINDINGS.values())
     assert all(cause.options for cause in UNKNOWN)
+
+
+@pytest.mark.parametrize("along", [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)])
+def test_positions_on_a_line_are_judged(scan: ScanData, along: tuple[float, float]) -> None:
+    place = np.linspace(0, 20, len(scan))[:, None] * np.array(along)
+    verdict = judged(scan, positions_px=place + 18)
+    assert verdict.status == "poor"
+    assert "orientation" not in [cause.name for cause in verdict.causes]
