@@ -117,6 +117,12 @@ def _judge_patterns(
             code="dark-patterns",
             drop="dark",
         )
+    if len(sums) >= _FEWEST and np.ptp(sums) == 0 and _all_the_same(scan):
+        yield _odd(
+            f"all {len(sums)} patterns are the same, so that they tell nothing of the object",
+            "check the program that wrote the file, and export it again",
+            code="same-patterns",
+        )
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
@@ -124,6 +130,11 @@ def _judge_patterns(
             code="saturated",
             mask_suspects=True,
         )
+
+
+def _all_the_same(scan: ScanData) -> bool:
+    some = scan.patterns[np.unique(np.linspace(0, len(scan) - 1, num=24).astype(int))][:, scan.good_pixels]
+    return bool((some == some[0]).all())
 
 
 def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
@@ -189,8 +200,12 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
 
 
 def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the indices of patterns with less than 5 % of the usual intensity above the background."""
-    return np.flatnonzero(above < _DIM * np.median(above))
+    """Return the indices of patterns with less than 5 % of the usual intensity above the background.
+
+    Usual is the median of those that are lit, so that it does not matter how many are not.
+    """
+    lit = above[above >= _DIM * np.quantile(above, 0.98)]
+    return np.flatnonzero((above <= 0) | (above < _DIM * np.median(lit)))
 
 
 def far_from_others(
