@@ -27,6 +27,7 @@ from ptycho_torch.data.judge import (
     neighbor_distance,
 )
 from ptycho_torch.data.near_field import refuse_near_field
+from ptycho_torch.data.other_files import other_files
 from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
 from ptycho_torch.data.probe_file import WORDS, Target, probe_from_file
@@ -160,6 +161,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         "patch_center": {"value": center, "why": center_why},
         "probe": probe_why,
         **({"preprocessing": chosen} if (chosen := _what_was_done(ready, config)) else {}),
+        **({"other_files": others} if (others := other_files(config, raw.path)) else {}),
     }
     forward_fit = half if center == "half-pixel" else pixel
     masked = [masked_gaps(int(gaps.sum()), held)] if held else []

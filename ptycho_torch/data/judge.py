@@ -118,6 +118,12 @@ def _judge_patterns(
             code="dark-patterns",
             drop="dark",
         )
+    if len(sums) >= _FEWEST and np.ptp(sums) == 0 and _all_the_same(scan):
+        yield _odd(
+            f"all {len(sums)} patterns are the same, so that they tell nothing of the object",
+            "check the program that wrote the file, and export it again",
+            code="same-patterns",
+        )
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
@@ -125,6 +131,11 @@ def _judge_patterns(
             code="saturated",
             mask_suspects=True,
         )
+
+
+def _all_the_same(scan: ScanData) -> bool:
+    some = scan.patterns[np.unique(np.linspace(0, len(scan) - 1, num=24).astype(int))][:, scan.good_pixels]
+    return bool((some == some[0]).all())
 
 
 def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
@@ -190,8 +201,12 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
 
 
 def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the indices of patterns with less than 5 % of the usual intensity above the background."""
-    return np.flatnonzero(above < _DIM * np.median(above))
+    """Return the indices of patterns with less than 5 % of the usual intensity above the background.
+
+    Usual is the median of those that are lit, so that it does not matter how many are not.
+    """
+    lit = above[above >= _DIM * np.quantile(above, 0.98)]
+    return np.flatnonzero((above <= 0) | (above < _DIM * np.median(lit)))
 
 
 def far_from_others(
@@ -281,20 +296,6 @@ def _listed(indices: NDArray[np.intp]) -> str:
 def line(finding: Finding) -> str:
     """Return a finding of a scan in one line."""
     return "; ".join(part for part in (finding.what, finding.fix) if part)
-
-
-def line_for_programs(finding: Finding) -> str:
-    """Return a finding in one line for a program that reads the file itself and takes no options of ours."""
-    if not finding.options:
-        return line(finding)
-    flags = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in finding.options.items())
-    return f"{finding.what}; `ptycho-torch convert FILE NEW --to FORMAT {flags}` writes one without it"
-
-
-def _word(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-    )
 
 
 def lines(*scans: Any) -> list[str]:

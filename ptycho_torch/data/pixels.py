@@ -253,6 +253,8 @@ def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[
         good: (N, N) pixels that are not masked.
     """
     pixels = np.flatnonzero(good)
+    if not len(pixels):
+        return None, 0.0
     flat = intensity.reshape(len(intensity), -1)
     mean = flat.mean(axis=0)[pixels]
     order = pixels[np.argpartition(mean, [len(mean) // 5, len(mean) // 2])]
@@ -266,13 +268,13 @@ def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[
     if exact is not None and abs(exact - 1) > 0.02:
         return exact, pedestal
     variance = above.var(axis=0, ddof=1).sum() / max(float(above.mean(axis=0).sum()), 1e-300)
-    for _ in range(3):
+    for _ in range(3 if variance > 0 else 0):
         share = counts / variance
         first = counts[(share > 0.6) & (share < 1.4)]
         if first.size < _MANY or np.count_nonzero((share > 0.28) & (share < 0.72)) > 0.2 * first.size:
             return None, pedestal
         variance = float(np.median(first))
-    return variance, pedestal
+    return variance or None, pedestal
 
 
 def _most_frequent(values: NDArray[np.float64]) -> float:

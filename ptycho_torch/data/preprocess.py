@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, Finding
-from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
 from ptycho_torch.data.frames import Compute, Frame, Values, resized, shifted, turned
 from ptycho_torch.data.pixels import far_field_center, find_faults, is_in_corners
-from ptycho_torch.data.storage.array_file import file_of, read_array
+from ptycho_torch.data.storage.array_file import read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
 _OF_VALUES = ("dark_file", "pedestal", "gain", "clip_negative", "threshold")
@@ -121,7 +120,6 @@ def prepare(
             expected="a mask that is not 0 only where a pixel is bad, and a center within the patterns",
             fix="invert the mask if it marks good pixels; check center, crop and bin",
         )
-    report |= _hashes(config, path)
     # The middle of the bin around the zero frequency is rarely the pixel that has it.
     b, n = config.bin, len(frame.rows)
     offset = (b * (n // b // 2) + (b - 1) / 2 - n // 2) / b
@@ -325,10 +323,3 @@ def _sized(
     for size in (config.crop, config.pad):
         indices = [resized(index, size) for index in indices] if size else indices
     return replace(frame, rows=indices[0], columns=indices[1], bin=config.bin), side, ratio
-
-
-def _hashes(config: Preprocessing, path: Path | None) -> dict[str, Any]:
-    """Return the SHA-256 of the files that took part, by option."""
-    named = {name: str(getattr(config, name)) for name in changed_options(config, ("dark_file", "mask_file"))}
-    found = {name: file_of(text, path) for name, text in named.items()}
-    return {f"{name}_sha256": file_sha256(place[0]) for name, place in found.items() if place}

@@ -102,10 +102,12 @@ def sample_patterns(path: str | Path, config: DataConfig | None = None) -> NDArr
 
 
 def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
-    """Add the SHA-256 of the file; of a pair, that of the two files' names and hashes."""
+    """Add the SHA-256 of the file; where several take part, that of their names and hashes."""
     hashes = {file.name: file_sha256(file) for file in dict.fromkeys(files)}
-    lines = "".join(f"{name}:{value}\n" for name, value in sorted(hashes.items()))
-    whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    others = {option: row["sha256"] for option, row in scan.report.get("other_files", {}).items()}
+    every = {**hashes, **others}
+    lines = "".join(f"{name}:{value}\n" for name, value in sorted(every.items()))
+    whole = next(iter(every.values())) if len(every) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
 
 

@@ -219,7 +219,7 @@ def _orientation(scan: ScanData) -> Iterator[Cause]:
     the sum around each triangle of neighbors is small against the flow out of it. With mirrored or exchanged
     axes it is not. Both axes negated are the same.
     """
-    if len(scan) < 50:
+    if len(scan) < 50 or on_a_line(scan.positions_px):
         return
     now, *others = (curl_of(scan, axes) for axes in (((1, 0), (0, 1)), *_OTHER_AXES))
     best = int(np.argmin(others))
@@ -230,6 +230,12 @@ def _orientation(scan: ScanData) -> Iterator[Cause]:
             f"{others[best]:.2f} with the positions {what}"
         )
         yield Cause("orientation", evidence, _ORIENTATION, 1 - others[best] / now)
+
+
+def on_a_line(positions_px: NDArray[np.float64]) -> bool:
+    """Return whether positions (M, 2) lie on one line, to a part of a pixel: no area lies between them."""
+    across = np.linalg.svd(positions_px - positions_px.mean(axis=0), compute_uv=False)[-1]
+    return bool(across < 0.1 * np.sqrt(len(positions_px)))
 
 
 def curl_of(scan: ScanData, axes: Axes) -> float:

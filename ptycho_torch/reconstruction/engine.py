@@ -218,7 +218,7 @@ class Engine:
             amplitude = self.data[part]
             error += float(self._compare(amplitude, *self._place(part)).error)
             power += float((amplitude * self.data.good).square().sum())
-        return error / power
+        return error / max(power, 1e-30)
 
     def batches(self) -> Iterator[tuple[Tensor, Region]]:
         """Yield minibatches of pattern numbers, the regions and the patterns in them in random order.

@@ -12,6 +12,7 @@ one in `CLASSES` is taken, by convention. The sign of the phase comes with that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -45,6 +46,8 @@ CLASSES = (
 )
 """Pairs that differ by negating both axes."""
 PATTERNS = 64
+TOLD = 1.1
+"""A given probe chooses within a class where the other one leaves so many times its misfit, noise apart."""
 RATIO = 1.6
 """Neighboring curvatures differ by this factor: coarser than where a probe is wanted."""
 
@@ -86,7 +89,7 @@ class Orientation:
         why = (
             "by the curvature of the given probe"
             if self.by_probe
-            else "by convention, the probe being unknown"
+            else "by convention, for want of a probe that tells"
         )
         doubt = "" if self.clear else " (not clear: better left as stored, or declared)"
         return (
@@ -123,7 +126,14 @@ def find_orientation(
     }
     mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
 
-    def judged(trials: Sequence[Trial], preferred: Sequence[str]) -> Orientation:
+    def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
+        """Return which of a class it is, and whether the given probe tells; one without curvature does not."""
+        better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
+        if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
+            return better, True
+        return pair[0], False
+
+    def judged(trials: Sequence[Trial]) -> Orientation:
         own = {name: [t.loss for t in trials if t.start.name == name] for name in ORIENTATIONS}
         pairs = {pair: min(own[pair[0]] + own[pair[1]]) for pair in CLASSES}
         best = min(pairs, key=lambda pair: pairs[pair])
@@ -135,13 +145,13 @@ def find_orientation(
                 for pair in CLASSES
                 if name in pair
             ),
-            chosen=next(name for name in preferred if name in best),
+            chosen=of_class(best)[0],
             margin=second / max(pairs[best], 1e-30) - 1,
-            by_probe=probe is not None,
+            by_probe=of_class(best)[1],
             explained=explained(pairs[best], mean_loss, noise_loss),
         )
 
-    preferred: Sequence[str] = ORIENTATIONS
+    with_given: dict[str, float] = {}
     if probe is not None:
         given = np.asarray(probe, dtype=np.complex64)
         given = given[None] if given.ndim == 2 else given
@@ -149,8 +159,8 @@ def find_orientation(
         trials, _ = compare_starts(
             starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
         )
-        preferred = [trial.start.name for trial in trials]
-        found = judged(trials, preferred)
+        with_given |= {trial.start.name: trial.loss for trial in trials}
+        found = judged(trials)
         if found.clear or not refine_probe:
             return found
     curved = curved_probes(amplitude, neighbor_distance(scan.positions_px), RATIO)
@@ -159,7 +169,7 @@ def find_orientation(
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
     trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
-    return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials], preferred)
+    return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials])
 
 
 def _first(name: str) -> str:

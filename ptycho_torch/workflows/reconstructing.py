@@ -44,7 +44,8 @@ EPOCHS = 30
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
 TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
-"""A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them."""
+"""A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them; with
+fewer patterns it is as much longer, up to `EPOCHS`."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -173,8 +174,9 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     if scan.probe is not None and asked != ESTIMATE:
         tried = _try(scan, decisions.science, seed)
         if tried.verdict.status == "good" or not decisions.open("probe"):
-            decisions.trial = tried
             evidence = f"refined with the object, in a trial {tried.verdict.line()}"
+            decisions.make("refine_probe", True, "so it was in the trial")
+            decisions.trial = tried
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
         decisions.say(f"the probe that is given, in a trial: {tried.verdict.line()}")
     scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
@@ -191,7 +193,8 @@ def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
-    found = refine_object(middle, "flat", TRIAL_EPOCHS, options=options, seed=seed)
+    epochs = min(EPOCHS, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
+    found = refine_object(middle, "flat", epochs, options=options, seed=seed)
     if found.positions_px is not None:
         middle = replace(middle, positions_px=found.positions_px)
     verdict = judge_object(

@@ -98,3 +98,11 @@ def test_a_cause_has_the_values_that_reading_found(scan: ScanData) -> None:
     verdict = judged(scan, patterns=np.asarray(scan.patterns) + 37, report=report)
     (cause,) = (cause for cause in verdict.causes if cause.name == "units")
     assert cause.line() == "units: probes lie close; try --positions-unit nm"
+
+
+@pytest.mark.parametrize("along", [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)])
+def test_positions_on_a_line_are_judged(scan: ScanData, along: tuple[float, float]) -> None:
+    place = np.linspace(0, 20, len(scan))[:, None] * np.array(along)
+    verdict = judged(scan, positions_px=place + 18)
+    assert verdict.status == "poor"
+    assert "orientation" not in [cause.name for cause in verdict.causes]

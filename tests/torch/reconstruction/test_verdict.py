@@ -225,3 +225,9 @@ def test_the_siemens_star_is_good_with_a_good_probe_only(right: bool) -> None:
     assert verdict.status == ("good" if right else "poor")
     if not right:
         assert verdict.causes[0].options[0] == {"refine_probe": True}
+
+
+def test_no_object_of_patterns_that_are_all_the_same_is_good(scan: ScanData) -> None:
+    same = replace(scan, patterns=np.repeat(np.asarray(scan.patterns[:1]), len(scan), axis=0))
+    assert refined(same, refine_probe=True).status == "cannot-judge"
+    assert judge_object(same, truth(scan)).status == "cannot-judge"
