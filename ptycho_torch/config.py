@@ -74,6 +74,8 @@ class KeyMap(FrozenModel):
 
 
 Unit = Literal["auto", "px", "m", "mm", "um", "nm", "angstrom"]
+UNITS_M: Mapping[str, float] = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10}
+"""Meters in each unit of length of `Unit`."""
 Orientation = Literal[
     "none",
     "flip-y",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
+from ptycho_torch.config import UNITS_M
 from ptycho_torch.data.checks import PatternStatistics
 from ptycho_torch.data.pixels import PixelFaults, far_field_center, is_in_corners
 from ptycho_torch.data.scan import ScanData
@@ -244,9 +245,6 @@ def _touching(cells: list[complex]) -> NDArray[np.intp]:
     return np.unique(list(group.values()), return_inverse=True)[1]
 
 
-_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
-
-
 def likely_unit(
     apart: float | None, pixel_size_m: float | None, diameter_px: float
 ) -> tuple[str | None, str]:
@@ -258,12 +256,13 @@ def likely_unit(
         diameter_px: of the probe.
     """
     if pixel_size_m and apart:
-        spacing = {unit: apart * size / pixel_size_m for unit, size in _UNITS.items()}
+        spacing = {unit: apart * size / pixel_size_m for unit, size in UNITS_M.items()}
         for unit, px in spacing.items():
             if 0.02 * diameter_px < px < 0.6 * diameter_px:
                 return unit, f"--positions-unit {unit} takes them as {unit}: neighbors {px:.3g} pixels apart"
     known = "" if pixel_size_m else " --pixel-size-m METERS"
-    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: m, mm, um or nm"
+    units = ", ".join(UNITS_M)
+    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: {units}"
 
 
 def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ptycho_exec.errors import Finding, UserError
+from ptycho_exec.fields.spec import as_flags
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.ptychodus.keywords import LOGGER
 from ptycho_torch.reconstruction.verdict import Verdict
@@ -100,7 +101,7 @@ def _lines(findings: Iterable[Finding], source: Path | None, format: str) -> lis
 
 def _command(options: Mapping[str, Any], source: Path | None, format: str) -> str:
     """Return the command that writes a scan anew with some options, and what to do with the result."""
-    flags = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in options.items())
+    flags = as_flags(options)
     if source is None:
         command = f"ptycho-torch convert SCAN NEW --to ptychodus-npz {flags}"
         return f"{_SAVED}; `{command}` mends this; open the files in NEW"
@@ -108,9 +109,3 @@ def _command(options: Mapping[str, Any], source: Path | None, format: str) -> st
     target = new / source.name if format in _TARGETS else new
     words = ["ptycho-torch", "convert", str(source), str(target), "--to", _TARGETS.get(format, "ptychodus")]
     return f"`{shlex.join(words)} {flags}` mends this; train with {new} then"
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -42,7 +42,6 @@ DRAWN = 16
 _BINS, _DIM = 32, 20
 _ILL_FITTED, _STRUCTURED = 0.2, 0.2
 _NO_COUNTS = 2.0
-_MANY_COUNTS = 30.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,9 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
         return None
     pedestal, readout = max(-offset / gain, 0.0), float(np.sqrt(max(offset, 0.0)))
     return Noise(float(gain), "variance over mean", float(pedestal), readout)
+
+
+_MANY_COUNTS = 30.0
 
 
 def noise_of_amplitude(expected: Tensor) -> Tensor:
