@@ -127,7 +127,7 @@ def find_orientation(
     mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
 
     def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
-        """Return which of a class it is, and whether the given probe tells; one without curvature does not."""
+        """Return which of a class it is, and whether the given probe tells, as one with curvature does."""
         better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
         if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
             return better, True
