@@ -375,10 +375,14 @@ def main() -> None:
     given = parser.parse_args()
     common.print_machine()
     with tempfile.TemporaryDirectory(prefix="troubles_") as folder:
-        outcomes = [
-            judge(kind, arrays, Path(folder), reconstruct=given.reconstruct)
-            for kind, arrays in troubled(given.scans, given.good, given.seed, given.only)
-        ]
+        outcomes: list[Outcome] = []
+        for kind, arrays in troubled(given.scans, given.good, given.seed, given.only):
+            outcomes.append(judge(kind, arrays, Path(folder), reconstruct=given.reconstruct))
+            if given.reconstruct:
+                row = outcomes[-1]
+                print(
+                    f"{kind}: named {row.named}, agreement {row.agreement}, mended {row.mended}", flush=True
+                )
     head = ("trouble", "scans", "named", "as it is, least", "wrong in silence", "mended, median", "least")
     common.print_table(head, table(outcomes))
     shares = summary(outcomes)

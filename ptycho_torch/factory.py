@@ -33,6 +33,12 @@ INFERENCE_DEFAULTS: Mapping[str, Factory] = {
 }
 """Execution values that inference chooses where nobody did."""
 
+RECONSTRUCTION_DEFAULTS: Mapping[str, Factory] = {
+    "start": Factory("flat", "no trained network takes part"),
+    "refine": Factory(30, "a probe that moves as well needs so many epochs"),
+}
+"""Science values that a reconstruction without a network begins with where nobody chose."""
+
 ALIASES = {
     "nepochs": "epochs",
     "max_epochs": "epochs",

@@ -24,6 +24,7 @@ _HOT = 8.0
 _HOT_COUNTS, _DEAD_COUNTS = 30.0, 100.0
 _FLAT = 1.2
 _BACKGROUND_SHARE = 0.02
+_HARDLY_ANY = 1e-3
 
 
 def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], str]:
@@ -129,7 +130,8 @@ def find_faults(
     gain, pedestal = find_gain(intensity, known) if counts else (None, 0.0)
     if gain is not None and gain > 1.5 and pedestal > 0:
         # The pedestal is the lowest of the peaks that whole counts make.
-        background = pedestal if intensity[:, known].min() > pedestal - gain / 2 else background
+        below = np.mean(intensity[:, known] < pedestal - gain / 2)
+        background = pedestal if below < _HARDLY_ANY else background
     return PixelFaults(hot, dead, stuck, background, gain, mean)
 
 

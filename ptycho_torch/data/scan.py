@@ -93,8 +93,12 @@ class ScanData:
 
     @property
     def holds_counts(self) -> bool:
-        """True where the patterns are counts, whose noise is known: whole numbers of an intensity."""
-        return self.domain == "intensity" and np.issubdtype(self.patterns.dtype, np.integer)
+        """True where the patterns are counts, whose noise is known: whole numbers of an intensity.
+
+        Many files hold them as floats; then those that were looked at tell.
+        """
+        whole = np.issubdtype(self.patterns.dtype, np.integer) or self.report.get("whole_numbers", False)
+        return self.domain == "intensity" and bool(whole)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

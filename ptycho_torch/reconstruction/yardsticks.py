@@ -42,6 +42,7 @@ DRAWN = 16
 _BINS, _DIM = 32, 20
 _ILL_FITTED, _STRUCTURED = 0.2, 0.2
 _NO_COUNTS = 2.0
+_SMALL, _BELOW = 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
     """Fit variance = readout^2 + gain (mean - pedestal) + c mean^2 to dim pixels; None where noise is hidden.
 
     The last term is the object's. Where it is not small in the dimmest pixels, or the curve fits badly, the
-    variance does not tell the noise.
+    variance does not tell the noise. Nor does it where many values lie far below the pedestal that was found:
+    speckle looks like one.
     """
     if len(intensity) < 8:
         return None
@@ -120,6 +122,9 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
     if gain <= 0 or misfit > _ILL_FITTED or abs(contrast) * x[0] ** 2 > _STRUCTURED * y[0]:
         return None
     pedestal, readout = max(-offset / gain, 0.0), float(np.sqrt(max(offset, 0.0)))
+    dimmest = intensity[:, np.flatnonzero(seen)[bins[0]]]
+    if pedestal > _SMALL * gain and np.mean(dimmest < pedestal / 2) > _BELOW:
+        return None
     return Noise(float(gain), "variance over mean", float(pedestal), readout)
 
 

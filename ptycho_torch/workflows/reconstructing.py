@@ -22,6 +22,7 @@ from ptycho_exec.sources.resolve import Factory
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import RECONSTRUCTION_DEFAULTS
 from ptycho_torch.reconstruction.refine import RefineResult, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import ScienceSettings
@@ -39,8 +40,6 @@ from ptycho_torch.workflows.preparing import (
 )
 from ptycho_torch.workflows.times import Clock
 
-EPOCHS = 30
-"""Epochs of the refinement; one that moves the probe needs so many."""
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
 TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
@@ -126,11 +125,7 @@ def plan_reconstruction(
     Raises:
         SettingsError, DataError: as an inference does; a scan in which no probe can be found is one, too.
     """
-    clock, decisions = clock or Clock(), Decisions(asked, say)
-    decisions.made |= {
-        "start": Factory("flat", "no trained network takes part"),
-        "refine": Factory(EPOCHS, "a probe that moves as well needs so many epochs"),
-    }
+    clock, decisions = clock or Clock(), Decisions(asked, say, dict(RECONSTRUCTION_DEFAULTS))
     with clock.phase("read"):
         scan = _read(scan_file, decisions)
     with clock.phase("decide"):

@@ -99,6 +99,15 @@ def test_an_amplifier_with_readout_noise_is_no_counter() -> None:
     assert noise_of(scan, counts.astype(np.float32)).source == "counts"
 
 
+def test_speckle_that_is_stronger_in_dim_pixels_is_no_amplifier() -> None:
+    rng = np.random.default_rng(0)
+    mean = np.geomspace(3, 3000, 1024)
+    shape = np.sqrt(mean / 3)
+    counts = rng.poisson(rng.gamma(shape, mean / shape, size=(128, len(mean)))).astype(np.float32)
+    noise = noise_of(replace(simulated(), report={"count_quantum": 1.0}), counts)
+    assert (noise.gain, noise.source) == (1.0, "counts")
+
+
 def test_bright_counts_whose_noise_is_hidden_stay_counts() -> None:
     scan = replace(simulated(photons=1e8), report={})
     assert noise_of(scan, intensities(scan)).gain == 1

@@ -118,6 +118,16 @@ def test_flags_decide(tmp_path: Path) -> None:
     assert manifest["science_origins"]["orient"]["kind"] == "flag"
 
 
+def test_what_refinement_adapts_can_be_asked_for_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The epochs that these need are a default of this command."""
+    missing = str(tmp_path / "none.npz")
+    for flags in (["--probe-modes", "3"], ["--refine-positions", "true"], ["--refine-background", "true"]):
+        assert main(["reconstruct", missing, "--out", str(tmp_path / "out"), *flags]) == 1
+        assert "scan not found" in capsys.readouterr().err
+
+
 def test_a_directory_that_is_in_use_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
