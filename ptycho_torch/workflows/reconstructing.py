@@ -44,7 +44,7 @@ READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
 TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
 """A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them; with
-fewer patterns it is as much longer, up to `EPOCHS`."""
+fewer patterns it is as much longer, up to a whole refinement."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -188,7 +188,8 @@ def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
-    epochs = min(EPOCHS, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
+    whole = RECONSTRUCTION_DEFAULTS["refine"].value
+    epochs = min(whole, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
     found = refine_object(middle, "flat", epochs, options=options, seed=seed)
     if found.positions_px is not None:
         middle = replace(middle, positions_px=found.positions_px)
