@@ -25,6 +25,7 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.probe_estimate import (
     CLEAR_MARGIN,
     EXPLAINED,
+    FEW,
     Start,
     Trial,
     compact_part,
@@ -85,11 +86,13 @@ class Orientation:
     """True where the given probe chose within the class, False where it is the first one by convention."""
     explained: float
     """Part of the patterns' differences from their mean, noise apart, that is predicted."""
+    held_back: bool = True
+    """False where there are too few patterns to hold some back: a wrong orientation fits those as well."""
 
     @property
     def clear(self) -> bool:
         """True where the patterns are predicted, and no other class predicts them nearly as well."""
-        return self.margin >= CLEAR_MARGIN and self.explained >= EXPLAINED
+        return self.held_back and self.margin >= CLEAR_MARGIN and self.explained >= EXPLAINED
 
     @property
     def twin(self) -> str:
@@ -140,7 +143,7 @@ def find_orientation(
     mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
 
     def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
-        """Return which of a class it is, and whether the given probe tells; one without curvature does not."""
+        """Return which of a class it is, and whether the given probe tells it; a flat one does not."""
         better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
         if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
             return better, True
@@ -162,6 +165,7 @@ def find_orientation(
             margin=second / max(pairs[best], 1e-30) - 1,
             by_probe=of_class(best)[1],
             explained=explained(pairs[best], mean_loss, noise_loss),
+            held_back=min(len(scan), patterns) >= FEW,
         )
 
     with_given: dict[str, float] = {}

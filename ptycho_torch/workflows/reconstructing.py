@@ -133,6 +133,7 @@ def plan_reconstruction(
     }
     with clock.phase("read"):
         scan = _read(scan_file, decisions)
+        _refuse_apart(scan)
     with clock.phase("decide"):
         for decide in (_find_orientation, _find_probe, _adapt):
             scan = decide(scan, decisions, settings.seed)
@@ -154,6 +155,19 @@ def _read(scan_file: Path, decisions: Decisions) -> ScanData:
         if not decisions.follow(scan.findings):
             return scan
     return read_scan(scan_file, decisions.science.data)
+
+
+def _refuse_apart(scan: ScanData) -> None:
+    """Refuse patterns that share no part of the object, before a search on a huge canvas."""
+    apart = scan.report["neighbor_distance_px"]
+    for finding in scan.findings:
+        if finding.code == "little-overlap" and apart >= scan.n_pixels:
+            raise DataError(
+                f"{finding.what}, more than the {scan.n_pixels} of a pattern",
+                where=f"{scan.source}, positions",
+                expected="neighboring patterns that have a part of the object in common",
+                fix=finding.fix,
+            )
 
 
 # --- orientation and probe ---------------------------------------------------------------------------------
