@@ -2,8 +2,9 @@
 
 Simulated scans, each with one random trouble of a random strength, and scans without any. Stage 1 reads them:
 was the trouble named by a finding with a code that fits it, and were good scans left alone? Stage 2
-(`--reconstruct`) reconstructs each as it is and once more with the remedy that the finding names as options,
-and compares both with the true object: an agreement below 0.9 without a word is what must not happen.
+(`--reconstruct`) reconstructs each as it is, with a fixed probe; a cause of the verdict may name the trouble,
+too. It follows the options that are named and reconstructs once more. Both objects are compared with the true
+one: an agreement below 0.9 without a word is what must not happen.
 
     python benchmarks/troubles.py [--scans 200] [--good 50] [--reconstruct] [--only KIND ...]
 """
@@ -26,6 +27,7 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
+from ptycho_torch.workflows.components import InferenceResult
 
 Arrays = dict[str, Any]
 Rng = np.random.Generator
@@ -42,11 +44,13 @@ class Trouble:
         make: changes the arrays of a good scan, which it may alter in place.
         codes: of the findings that name it; one is enough.
         restores: whether following the remedy gives the object back.
+        cause: of a verdict that names it, if there is one.
     """
 
     make: Callable[[Arrays, Rng], None]
     codes: tuple[str, ...]
     restores: bool = True
+    cause: str = ""
 
 
 def _background(arrays: Arrays, rng: Rng) -> None:
@@ -143,21 +147,21 @@ def _broken_frames(arrays: Arrays, rng: Rng) -> None:
 
 
 KINDS: dict[str, Trouble] = {
-    "background": Trouble(_background, ("background",)),
+    "background": Trouble(_background, ("background",), cause="background"),
     "detector-units": Trouble(_units_of_detector, ("gain",)),
     "negative": Trouble(_noisy_units, ("bad-data", "gain")),
     "gap-largest": Trouble(_gap(2**32 - 1), ("gaps",)),
     "gap-nan": Trouble(_gap(np.nan), ("gaps",)),
-    "gap-zero": Trouble(_gap(0), ("dead-pixels",)),
-    "beam-stop": Trouble(_beam_stop, ("dead-pixels",)),
-    "hot-pixels": Trouble(_hot, ("hot-pixels", "stuck-pixels")),
-    "off-center": Trouble(_off_center, ("off-center",)),
+    "gap-zero": Trouble(_gap(0), ("dead-pixels",), cause="mask"),
+    "beam-stop": Trouble(_beam_stop, ("dead-pixels",), cause="mask"),
+    "hot-pixels": Trouble(_hot, ("hot-pixels", "stuck-pixels"), cause="mask"),
+    "off-center": Trouble(_off_center, ("off-center",), cause="center"),
     "corner": Trouble(_corner, ("corner-frequency",)),
     "meters": Trouble(_unit(1.0), ("bad-data",)),
     "millimeters": Trouble(_unit(1e-3), ("bad-data",)),
     "micrometers": Trouble(_unit(1e-6), ("bad-data", "much-overlap")),
     "nanometers": Trouble(_unit(1e-9), ("little-overlap",)),
-    "far-position": Trouble(_far, ("far-positions", "bad-data")),
+    "far-position": Trouble(_far, ("far-positions", "bad-data"), cause="positions"),
     "no-overlap": Trouble(_no_overlap, ("little-overlap",), restores=False),
     "dark": Trouble(_dark, ("dark-patterns",)),
     "half-precision": Trouble(_half_precision, ("bad-data", "gaps")),
@@ -201,8 +205,12 @@ class Outcome:
     said: list[Finding] = field(default_factory=list)
     named: bool = False
     agreement: float | None = None
-    warned: bool = False
+    verdict: str = ""
+    """Its line and those of its causes, where it warns."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The remedy that was followed."""
     mended: float | None = None
+    verdict_mended: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
@@ -246,20 +254,20 @@ def remedy(path: Path, rounds: int = 4) -> tuple[ScanData | None, dict[str, Any]
     return scan, options
 
 
-def agreement(scan: ScanData, truth: ScanData) -> tuple[float, bool]:
-    """Reconstruct a scan from a flat object; return its agreement with the truth and whether that warned.
-
-    Agreement is the correlation of both objects after alignment, 1 where they are the same.
-    """
-    from ptycho_torch.evaluation.metrics import evaluate
+def refined(scan: ScanData, science: Mapping[str, Any]) -> InferenceResult:
+    """Reconstruct a scan from a flat object, with its probe as it is."""
     from ptycho_torch.workflows.components import reconstruct
 
-    how = {"start": "flat", "refine": 20, "num_threads": 1, "enable_progress_bar": False}
+    how = {"start": "flat", "refine": 20, "refine_probe": False, "num_threads": 1, **science}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = reconstruct(None, scan, None, None, how)
-    verdict: Any = getattr(result, "verdict", None) or getattr(result, "consistency", None)
-    poor = bool(verdict is not None and getattr(verdict, "warns", getattr(verdict, "poor", False)))
+        return reconstruct(None, scan, None, None, {**how, "enable_progress_bar": False})
+
+
+def agreement(scan: ScanData, result: InferenceResult, truth: ScanData) -> float:
+    """Return the correlation of an object and the true one after alignment, 1 where they are the same."""
+    from ptycho_torch.evaluation.metrics import evaluate
+
     assert truth.object_guess is not None
     # Both canvases are whole pixels apart: a position is that of the truth plus the shift of its canvas.
     corner = -np.round(scan.position_shift_px).astype(int)
@@ -271,10 +279,21 @@ def agreement(scan: ScanData, truth: ScanData) -> tuple[float, bool]:
     try:
         found = evaluate(result.object[here], truth.object_guess[there], coverage=result.coverage[here])
     except DataError:  # nothing that could be compared
-        return 0.0, poor
+        return 0.0
     powers = [np.sum(np.abs(image) ** 2) for image in (found.truth, found.reconstruction)]
-    overlap = np.abs(np.vdot(found.truth, found.reconstruction))
-    return float(overlap / np.sqrt(powers[0] * powers[1])), poor
+    return float(np.abs(np.vdot(found.truth, found.reconstruction)) / np.sqrt(powers[0] * powers[1]))
+
+
+def warning(result: InferenceResult) -> str:
+    """Return the lines of a verdict that warns, else nothing."""
+    verdict = result.verdict
+    return "\n".join(verdict.lines()) if verdict is not None and verdict.warns else ""
+
+
+def options_of(cause: str, result: InferenceResult) -> dict[str, Any]:
+    """Return the option that a verdict names first for a cause, as a science field."""
+    causes = result.verdict.causes if result.verdict is not None else ()
+    return next((dict(row.options[0]) for row in causes if row.name == cause), {})
 
 
 def troubled(count: int, good: int, seed: int, only: list[str]) -> Iterator[tuple[str, Arrays]]:
@@ -296,12 +315,24 @@ def judge(kind: str, arrays: Arrays, folder: Path, *, reconstruct: bool) -> Outc
     scan, said = findings_of(path)
     codes = KINDS[kind].codes if kind in KINDS else ()
     outcome = Outcome(kind, said, named=any(row.code in codes for row in said))
-    if reconstruct:
-        if scan is not None:
-            outcome.agreement, outcome.warned = agreement(scan, arrays["truth"])
-        mended, _ = remedy(path)
-        if mended is not None and kind in KINDS and KINDS[kind].restores:
-            outcome.mended, _ = agreement(mended, arrays["truth"])
+    if not reconstruct:
+        return outcome
+    trouble, more = KINDS.get(kind), {}
+    if scan is not None:
+        found = refined(scan, {})
+        outcome.agreement, outcome.verdict = agreement(scan, found, arrays["truth"]), warning(found)
+        if trouble is not None and not outcome.named:
+            more = options_of(trouble.cause, found)
+            outcome.named = bool(more)
+    if trouble is not None and trouble.restores:
+        mended, options = remedy(path)
+        outcome.options = options | more
+        if mended is not None and outcome.options:
+            found = refined(mended, {name: value for name, value in more.items() if name not in options})
+            outcome.mended, outcome.verdict_mended = (
+                agreement(mended, found, arrays["truth"]),
+                warning(found),
+            )
     return outcome
 
 
@@ -310,12 +341,15 @@ def table(outcomes: list[Outcome]) -> Iterator[tuple[object, ...]]:
     for kind in dict.fromkeys(row.kind for row in outcomes):
         rows = [row for row in outcomes if row.kind == kind]
         silent = [row for row in rows if row.agreement is not None and row.agreement < WRONG]
-        silent = [row for row in silent if not (row.said or row.warned)]
+        silent = [row for row in silent if not (row.said or row.verdict)]
         mended = [row.mended for row in rows if row.mended is not None]
         yield (
             kind,
             len(rows),
-            sum(bool(row.said) if kind == "none" else row.named for row in rows),
+            sum(bool(row.said or row.verdict) if kind == "none" else row.named for row in rows),
+            f"{min(shown):.3f}"
+            if (shown := [row.agreement for row in rows if row.agreement is not None])
+            else "",
             len(silent),
             f"{np.median(mended):.3f}" if mended else "",
             f"{min(mended):.3f}" if mended else "",
@@ -323,11 +357,11 @@ def table(outcomes: list[Outcome]) -> Iterator[tuple[object, ...]]:
 
 
 def summary(outcomes: list[Outcome]) -> Mapping[str, float]:
-    """Return shares: troubles that were named, and good scans about which something was said."""
+    """Return shares: troubles that were named, and good scans about which something was said or judged."""
     bad, good = ([row for row in outcomes if (row.kind == "none") is none] for none in (False, True))
     return {
         "named": sum(row.named for row in bad) / max(1, len(bad)),
-        "false_alarms": sum(bool(row.said) for row in good) / max(1, len(good)),
+        "false_alarms": sum(bool(row.said or row.verdict) for row in good) / max(1, len(good)),
     }
 
 
@@ -341,17 +375,29 @@ def main() -> None:
     given = parser.parse_args()
     common.print_machine()
     with tempfile.TemporaryDirectory(prefix="troubles_") as folder:
-        outcomes = [
-            judge(kind, arrays, Path(folder), reconstruct=given.reconstruct)
-            for kind, arrays in troubled(given.scans, given.good, given.seed, given.only)
-        ]
-    head = ("trouble", "scans", "named", "wrong in silence", "mended, median", "least")
+        outcomes: list[Outcome] = []
+        for kind, arrays in troubled(given.scans, given.good, given.seed, given.only):
+            outcomes.append(judge(kind, arrays, Path(folder), reconstruct=given.reconstruct))
+            if given.reconstruct:
+                row = outcomes[-1]
+                print(
+                    f"{kind}: named {row.named}, agreement {row.agreement}, mended {row.mended}", flush=True
+                )
+    head = ("trouble", "scans", "named", "as it is, least", "wrong in silence", "mended, median", "least")
     common.print_table(head, table(outcomes))
     shares = summary(outcomes)
     print(f"named {shares['named']:.1%}, false alarms {shares['false_alarms']:.1%}")
     for row in outcomes:
-        if row.named != (row.kind != "none") or (row.kind == "none" and row.said):
-            print(f"  {row.kind}: {[finding.what for finding in row.said] or 'nothing is said'}")
+        if row.kind == "none" and (row.said or row.verdict):
+            print(f"  none: {[finding.what for finding in row.said]} {row.verdict}")
+        elif row.kind != "none" and not row.named:
+            print(
+                f"  {row.kind}: {[finding.what for finding in row.said] or row.verdict or 'nothing is said'}"
+            )
+        if row.mended is not None and row.mended < RESTORED:
+            print(
+                f"  {row.kind}: agreement {row.mended:.3f} with {row.options}; {row.verdict_mended or 'good'}"
+            )
     common.write_json("troubles", {**shares, "scans": [row.to_json() for row in outcomes]}, given.json)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ from ptycho_torch.config import (
 )
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
+    RECONSTRUCTION_DEFAULTS,
     TRAINING_DEFAULTS,
     InferencePayload,
     TrainingPayload,
@@ -90,9 +92,9 @@ def build_parser() -> Parser:
 
 
 def configs_of(
-    args: argparse.Namespace, defaults: Mapping[str, Any]
+    args: argparse.Namespace, defaults: Mapping[str, Any], science_defaults: Mapping[str, Any] | None = None
 ) -> tuple[ExecutionSettings, ScienceSettings]:
-    """Resolve how and what to run, together.
+    """Resolve how and what to run, together, with the values that the work chooses where nobody did.
 
     Raises:
         SettingsError: everything that is wrong in either, and flags that act in another stage only.
@@ -100,7 +102,12 @@ def configs_of(
     where = {"profile": args.profile, "settings_file": args.settings}
     how, what = resolve_together(
         Request(ExecutionSettings, flags=flags_given(args), factory_defaults=dict(defaults), **where),
-        Request(ScienceSettings, flags=flags_given(args, ScienceSettings), **where),
+        Request(
+            ScienceSettings,
+            flags=flags_given(args, ScienceSettings),
+            factory_defaults=dict(science_defaults or {}),
+            **where,
+        ),
     )
     findings = list(misplaced_flags(args))
     built: list[Any] = []
@@ -301,6 +308,8 @@ def train(args: argparse.Namespace) -> int:
     for name in ("train_loss", "val_loss"):
         if values := history.get(name):
             print(f"{name}: {values[0]:.4g} -> {values[-1]:.4g} in {len(values)} epochs")
+    words = shlex.join([str(finished.folder), str(payload.train_data_file)])
+    print(f"a loss does not judge; `ptycho-torch infer {words} --out OUT` reconstructs the scan and judges")
     _print_end(finished)
     return 0
 
@@ -349,7 +358,7 @@ def _scored(finished: Run[InferenceResult], scan_file: Path) -> Sequence[Path]:
 
 def reconstruct(args: argparse.Namespace) -> int:
     """Decide from the data what nobody set, refine, judge, and leave an output directory."""
-    settings, science = configs_of(args, INFERENCE_DEFAULTS)
+    settings, science = configs_of(args, INFERENCE_DEFAULTS, RECONSTRUCTION_DEFAULTS)
     commands.require_launch(settings)
     if not args.scan.exists():
         raise DataError(

@@ -202,6 +202,11 @@ def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(~((wide >= 0) & (wide <= _LARGEST)))
 
 
+def sample_rows(count: int) -> NDArray[np.int64]:
+    """Return the rows of some patterns, spread over the scan."""
+    return np.unique(np.linspace(0, count - 1, SAMPLE_FRAMES).astype(np.int64))
+
+
 def frame_figures(
     patterns: Patterns, good: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:

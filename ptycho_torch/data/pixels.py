@@ -24,6 +24,7 @@ _HOT = 8.0
 _HOT_COUNTS, _DEAD_COUNTS = 30.0, 100.0
 _FLAT = 1.2
 _BACKGROUND_SHARE = 0.02
+_HARDLY_ANY = 1e-3
 
 
 def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], str]:
@@ -129,7 +130,8 @@ def find_faults(
     gain, pedestal = find_gain(intensity, known) if counts else (None, 0.0)
     if gain is not None and gain > 1.5 and pedestal > 0:
         # The pedestal is the lowest of the peaks that whole counts make.
-        background = pedestal if intensity[:, known].min() > pedestal - gain / 2 else background
+        below = np.mean(intensity[:, known] < pedestal - gain / 2)
+        background = pedestal if below < _HARDLY_ANY else background
     return PixelFaults(hot, dead, stuck, background, gain, mean)
 
 
@@ -293,3 +295,15 @@ def center_of_mass(image: NDArray[np.float64]) -> list[float]:
     if total <= 0:
         return [len(image) // 2] * 2
     return [float(image.sum(axis=axis) @ index / total) for axis in (1, 0)]
+
+
+def far_field_center(probe: NDArray[np.complex64]) -> list[float]:
+    """Return [y, x] in pixels, the center of mass of the far field of a probe (P, N, N)."""
+    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(1, 2))) ** 2
+    return center_of_mass(spectrum.sum(axis=0))
+
+
+def is_in_corners(mean: NDArray[np.float64]) -> bool:
+    """Return whether a mean pattern (h, w) has its zero frequency in the corners, as an unshifted FFT has."""
+    inner = tuple(slice(n // 4, n - n // 4) for n in mean.shape)
+    return min(mean.shape) >= 4 and bool(np.fft.fftshift(mean)[inner].sum() > 4 * mean[inner].sum())

@@ -76,6 +76,11 @@ class ScanData:
         """Photon wavelength, from the photon energy."""
         return HC_EV_M / self.photon_energy_eV if self.photon_energy_eV else None
 
+    def middle_rows(self, count: int) -> NDArray[np.int64]:
+        """Return the rows of the patterns nearest the middle of the scan, nearest first."""
+        distance = np.linalg.norm(self.positions_px - np.median(self.positions_px, axis=0), axis=1)
+        return np.argsort(distance, kind="stable")[:count].astype(np.int64)
+
     @property
     def bad_flat(self) -> NDArray[np.intp]:
         """Flat indices of the bad pixels within a pattern."""
@@ -88,8 +93,12 @@ class ScanData:
 
     @property
     def holds_counts(self) -> bool:
-        """True where the patterns are counts, whose noise is known: whole numbers of an intensity."""
-        return self.domain == "intensity" and np.issubdtype(self.patterns.dtype, np.integer)
+        """True where the patterns are counts, whose noise is known: whole numbers of an intensity.
+
+        Many files hold them as floats; then those that were looked at tell.
+        """
+        whole = np.issubdtype(self.patterns.dtype, np.integer) or self.report.get("whole_numbers", False)
+        return self.domain == "intensity" and bool(whole)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

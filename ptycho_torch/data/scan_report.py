@@ -84,7 +84,7 @@ def describe_scan(
         **notes,
     }
     findings = [Finding(text, level="note", code="reading") for text in warnings]
-    findings += [*masked, *judge(scan, statistics, faults, report)]
+    findings += [*masked, *judge(replace(scan, report=report), statistics, faults, report)]
     report["warnings"] = [line(finding) for finding in findings]
     report["findings"] = [finding.to_json() for finding in findings]
     return replace(scan, report=report)
@@ -111,6 +111,7 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
     return {
         "mean_intensity_per_pattern": mean_sum,
         "max_intensity": peak,
+        "whole_numbers": bool((values == np.round(values)).all()),
         "count_quantum": quantum,
         "photons_per_pattern": None if quantum is None else mean_sum / quantum,
         "zero_patterns": int((statistics.frame_sum == 0).sum()),

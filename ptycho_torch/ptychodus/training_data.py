@@ -152,7 +152,8 @@ def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:
     Raises:
         DataError: patterns of different sizes, or different probes.
     """
-    first, counts = scans[0], all(scan.holds_counts for scan in scans)
+    first = scans[0]
+    counts = all(scan.holds_counts and scan.patterns.dtype.kind in "iu" for scan in scans)
     _check_alike(scans)
     gap = 2 * max(max(scan.canvas_shape) for scan in scans)
     tops = np.cumsum([0, *(scan.canvas_shape[0] + gap for scan in scans)])

@@ -16,36 +16,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.config import Orientation as Name
+from ptycho_torch.data.judge import neighbor_distance
+from ptycho_torch.data.sampling import orientation_matrix
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.probe_estimate import (
+from ptycho_torch.reconstruction.probe_estimate import curved_probes, mean_amplitude
+from ptycho_torch.reconstruction.trials import (
     CLEAR_MARGIN,
     EXPLAINED,
     FEW,
     Start,
     Trial,
     compact_part,
-    compare,
-    curved_probes,
+    compare_starts,
     explained,
-    mean_amplitude,
-    step_px,
 )
 
-ORIENTATIONS = (
-    "none",
-    "flip-y",
-    "flip-x",
-    "flip-yx",
-    "transpose",
-    "transpose-flip-y",
-    "transpose-flip-x",
-    "transpose-flip-yx",
-)
+ORIENTATIONS: tuple[str, ...] = get_args(Name)
 """What is done to stored positions; y and x are swapped first, then negated."""
 CLASSES = (
     ("none", "flip-yx"),
@@ -65,12 +57,7 @@ def orient_positions(positions_yx: NDArray[np.float64], name: str) -> NDArray[np
     """Return positions (M, 2), [y, x], in the orientation `name`: swapped first, then negated."""
     if name not in ORIENTATIONS:
         raise ValueError(f"unknown orientation {name!r}; choose one of {', '.join(ORIENTATIONS)}")
-    points = np.asarray(positions_yx, dtype=np.float64)
-    if name.startswith("transpose"):
-        points = points[:, ::-1]
-    flipped = name.rpartition("flip-")[2] if "flip-" in name else ""
-    signs = np.array([-1.0 if axis in flipped else 1.0 for axis in "yx"])
-    return np.asarray(points * signs)
+    return np.asarray(np.asarray(positions_yx, dtype=np.float64) @ orientation_matrix(name).T)
 
 
 @dataclass(frozen=True)
@@ -143,7 +130,7 @@ def find_orientation(
     mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
 
     def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
-        """Return which of a class it is, and whether the given probe tells it; a flat one does not."""
+        """Return which of a class it is, and whether the given probe decides; without curvature none does."""
         better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
         if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
             return better, True
@@ -173,19 +160,19 @@ def find_orientation(
         given = np.asarray(probe, dtype=np.complex64)
         given = given[None] if given.ndim == 2 else given
         starts = [Start(name, part, given) for name, part in parts.items()]
-        trials, _ = compare(
+        trials, _ = compare_starts(
             starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
         )
         with_given |= {trial.start.name: trial.loss for trial in trials}
         found = judged(trials)
         if found.clear or not refine_probe:
             return found
-    curved = curved_probes(amplitude, step_px(scan.positions_px), RATIO)
+    curved = curved_probes(amplitude, neighbor_distance(scan.positions_px), RATIO)
     starts = [Start(pair[0], parts[pair[0]], made, k) for pair in CLASSES for _, made, k in curved]
     if probe is not None:
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
-    trials, _ = compare(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
+    trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
     return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials])
 
 

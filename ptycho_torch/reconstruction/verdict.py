@@ -120,7 +120,7 @@ class Verdict:
         """Return all of it as plain data."""
         return {
             **asdict(self),
-            "causes": [{**asdict(cause), "options": list(cause.options)} for cause in self.causes],
+            "causes": [{**asdict(cause), "options": list(map(dict, cause.options))} for cause in self.causes],
         }
 
 

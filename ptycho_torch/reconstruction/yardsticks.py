@@ -42,6 +42,7 @@ DRAWN = 16
 _BINS, _DIM = 32, 20
 _ILL_FITTED, _STRUCTURED = 0.2, 0.2
 _NO_COUNTS = 2.0
+_SMALL, _BELOW = 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
     """Fit variance = readout^2 + gain (mean - pedestal) + c mean^2 to dim pixels; None where noise is hidden.
 
     The last term is the object's. Where it is not small in the dimmest pixels, or the curve fits badly, the
-    variance does not tell the noise.
+    variance does not tell the noise. Nor does it where many values lie far below the pedestal that was found:
+    speckle looks like one.
     """
     if len(intensity) < 8:
         return None
@@ -120,7 +122,28 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
     if gain <= 0 or misfit > _ILL_FITTED or abs(contrast) * x[0] ** 2 > _STRUCTURED * y[0]:
         return None
     pedestal, readout = max(-offset / gain, 0.0), float(np.sqrt(max(offset, 0.0)))
+    dimmest = intensity[:, np.flatnonzero(seen)[bins[0]]]
+    if pedestal > _SMALL * gain and np.mean(dimmest < pedestal / 2) > _BELOW:
+        return None
     return Noise(float(gain), "variance over mean", float(pedestal), readout)
+
+
+_MANY_COUNTS = 30.0
+
+
+def noise_of_amplitude(expected: Tensor) -> Tensor:
+    """Return the mean of (sqrt(n) - sqrt(k))^2 for Poisson counts n of expectation k, an array of any shape.
+
+    A fourth for many counts; less where hardly any arrive.
+    """
+    few = expected.double().clamp(0, _MANY_COUNTS)
+    term = torch.exp(-few)  # probability of n counts, n = 0, 1, ...
+    mean_root = torch.zeros_like(few)
+    for n in range(1, int(_MANY_COUNTS) * 3):
+        term = term * few / n
+        mean_root += term * n**0.5
+    exact = 2 * few - 2 * few.sqrt() * mean_root
+    return torch.where(expected > _MANY_COUNTS, 0.25, exact).to(expected.dtype)
 
 
 @dataclass(frozen=True)
@@ -204,9 +227,7 @@ def inside(scan: ScanData, shape: tuple[int, ...], rows: NDArray[np.int64]) -> N
 
 def in_the_middle(scan: ScanData, count: int) -> NDArray[np.int64]:
     """Return the rows of the patterns nearest the middle of a scan, sorted."""
-    apart = scan.positions_px - np.median(scan.positions_px, axis=0)
-    order = np.argsort(np.square(apart).sum(axis=1), kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+    return np.sort(scan.middle_rows(count))
 
 
 def spread(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from ptycho_exec.sources.resolve import Factory
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import RECONSTRUCTION_DEFAULTS
 from ptycho_torch.reconstruction.refine import RefineResult, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import ScienceSettings
@@ -39,13 +40,11 @@ from ptycho_torch.workflows.preparing import (
 )
 from ptycho_torch.workflows.times import Clock
 
-EPOCHS = 30
-"""Epochs of the refinement; one that moves the probe needs so many."""
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
-TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
+TRIAL_PATTERNS, TRIAL_EPOCHS, LONGEST, HELD_OUT = 250, 10, 30, 1 / 16
 """A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them; with
-fewer patterns it is as much longer, up to `EPOCHS`."""
+fewer patterns it is as much longer, up to `LONGEST` epochs."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -126,11 +125,7 @@ def plan_reconstruction(
     Raises:
         SettingsError, DataError: as an inference does; a scan in which no probe can be found is one, too.
     """
-    clock, decisions = clock or Clock(), Decisions(asked, say)
-    decisions.made |= {
-        "start": Factory("flat", "no trained network takes part"),
-        "refine": Factory(EPOCHS, "a probe that moves as well needs so many epochs"),
-    }
+    clock, decisions = clock or Clock(), Decisions(asked, say, dict(RECONSTRUCTION_DEFAULTS))
     with clock.phase("read"):
         scan = _read(scan_file, decisions)
         _refuse_apart(scan)
@@ -204,11 +199,10 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
 
 def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     """Refine the patterns in the middle of a scan from a flat object, as the science asks, with the probe."""
-    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
-    middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
+    middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
-    epochs = min(EPOCHS, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
+    epochs = min(LONGEST, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
     found = refine_object(middle, "flat", epochs, options=options, seed=seed)
     if found.positions_px is not None:
         middle = replace(middle, positions_px=found.positions_px)

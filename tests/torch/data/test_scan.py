@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import simulate_scan
 
@@ -56,4 +57,8 @@ def test_the_wavelength_is_that_of_the_photon_energy(scan: ScanData) -> None:
 def test_only_whole_numbers_of_an_intensity_are_counts(scan: ScanData) -> None:
     assert scan.holds_counts
     assert not replace(scan, domain="amplitude").holds_counts
-    assert not replace(scan, patterns=np.asarray(scan.patterns).astype(np.float32)).holds_counts
+    floats = np.asarray(scan.patterns).astype(np.float32)
+    for factor, counts in ((1.0, True), (37.0, True), (0.37, False)):
+        read = scan_from_arrays(floats * np.float32(factor), scan.positions_px, domain="intensity")
+        assert read.holds_counts is counts
+    assert not replace(scan, patterns=floats, report={}).holds_counts

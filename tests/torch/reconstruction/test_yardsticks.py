@@ -16,6 +16,7 @@ from ptycho_torch.reconstruction.yardsticks import (
     measured_intensity,
     misfits,
     noise_of,
+    noise_of_amplitude,
     predicted_intensity,
     r_factor,
     scaled,
@@ -98,6 +99,15 @@ def test_an_amplifier_with_readout_noise_is_no_counter() -> None:
     assert noise_of(scan, counts.astype(np.float32)).source == "counts"
 
 
+def test_speckle_that_is_stronger_in_dim_pixels_is_no_amplifier() -> None:
+    rng = np.random.default_rng(0)
+    mean = np.geomspace(3, 3000, 1024)
+    shape = np.sqrt(mean / 3)
+    counts = rng.poisson(rng.gamma(shape, mean / shape, size=(128, len(mean)))).astype(np.float32)
+    noise = noise_of(replace(simulated(), report={"count_quantum": 1.0}), counts)
+    assert (noise.gain, noise.source) == (1.0, "counts")
+
+
 def test_bright_counts_whose_noise_is_hidden_stay_counts() -> None:
     scan = replace(simulated(photons=1e8), report={})
     assert noise_of(scan, intensities(scan)).gain == 1
@@ -116,3 +126,10 @@ def test_nothing_to_hold_against() -> None:
     scan = simulated()
     assert yardstick_of(scan, intensities(scan)[:1]) is None
     assert yardstick_of(scan, np.zeros((5, 9), np.float32)) is None
+
+
+@pytest.mark.parametrize("expected", [0.01, 0.5, 3.0, 20.0, 200.0])
+def test_the_noise_of_an_amplitude_is_that_of_poisson_counts(expected: float) -> None:
+    counts = np.random.default_rng(0).poisson(expected, 400_000)
+    measured = np.square(np.sqrt(counts) - np.sqrt(expected)).mean()
+    assert float(noise_of_amplitude(torch.tensor([expected]))) == pytest.approx(measured, rel=0.03)

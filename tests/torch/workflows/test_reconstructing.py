@@ -118,6 +118,16 @@ def test_flags_decide(tmp_path: Path) -> None:
     assert manifest["science_origins"]["orient"]["kind"] == "flag"
 
 
+def test_what_refinement_adapts_can_be_asked_for_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The epochs that these need are a default of this command."""
+    missing = str(tmp_path / "none.npz")
+    for flags in (["--probe-modes", "3"], ["--refine-positions", "true"], ["--refine-background", "true"]):
+        assert main(["reconstruct", missing, "--out", str(tmp_path / "out"), *flags]) == 1
+        assert "scan not found" in capsys.readouterr().err
+
+
 def test_a_directory_that_is_in_use_is_refused_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +159,7 @@ def test_patterns_that_share_nothing_are_refused_before_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scan = simulate_scan(**SIMULATED)
-    apart = replace(scan, positions_px=scan.positions_px * 400, object_guess=None)
+    apart = replace(scan, positions_px=scan.positions_px * 60, object_guess=None, pixel_size_m=None)
     path = save(apart, tmp_path / "scan.npz")
     assert main(["reconstruct", str(path), "--out", str(tmp_path / "out")]) == 1
     text = capsys.readouterr().err
