@@ -143,9 +143,9 @@ def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
     around = "never count although those around them do (dead, or a gap)"
     yield from _suspect(faults.dead, around, code="dead-pixels")
     yield from _suspect(faults.stuck, "hold the same number in all patterns (stuck)", code="stuck-pixels")
-    if faults.background:
-        # Whole numbers stay whole numbers, whose noise is known.
-        level = float(round(faults.background)) if whole else float(f"{faults.background:.4g}")
+    # Whole numbers stay whole numbers, whose noise is known.
+    level = float(round(faults.background)) if whole else float(f"{faults.background:.4g}")
+    if level:
         yield _odd(
             f"a background of about {faults.background:.4g} lies under every pixel",
             f"--pedestal {level:g} --clip-negative true subtracts it",
@@ -205,7 +205,10 @@ def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
 
     Usual is the median of those that are lit, so that it does not matter how many are not.
     """
-    lit = above[above >= _DIM * np.quantile(above, 0.98)]
+    bright = np.quantile(above, 0.98)
+    if bright <= 0:
+        return np.empty(0, dtype=np.intp)
+    lit = above[above >= _DIM * bright]
     return np.flatnonzero((above <= 0) | (above < _DIM * np.median(lit)))
 
 

@@ -118,7 +118,7 @@ def prepare(
             "no good pixel is left",
             where=where,
             expected="a mask that is not 0 only where a pixel is bad, and a center within the patterns",
-            fix="invert the mask if it marks good pixels; check center, crop and bin",
+            fix="invert the mask if it marks good pixels; check mask_suspects, center, crop and bin",
         )
     # The middle of the bin around the zero frequency is rarely the pixel that has it.
     b, n = config.bin, len(frame.rows)

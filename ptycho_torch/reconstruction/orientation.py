@@ -29,6 +29,7 @@ from ptycho_torch.reconstruction.probe_estimate import curved_probes, mean_ampli
 from ptycho_torch.reconstruction.trials import (
     CLEAR_MARGIN,
     EXPLAINED,
+    FEW,
     Start,
     Trial,
     compact_part,
@@ -72,11 +73,13 @@ class Orientation:
     """True where the given probe chose within the class, False where it is the first one by convention."""
     explained: float
     """Part of the patterns' differences from their mean, noise apart, that is predicted."""
+    held_back: bool = True
+    """False where there are too few patterns to hold some back: a wrong orientation fits those as well."""
 
     @property
     def clear(self) -> bool:
         """True where the patterns are predicted, and no other class predicts them nearly as well."""
-        return self.margin >= CLEAR_MARGIN and self.explained >= EXPLAINED
+        return self.held_back and self.margin >= CLEAR_MARGIN and self.explained >= EXPLAINED
 
     @property
     def twin(self) -> str:
@@ -149,6 +152,7 @@ def find_orientation(
             margin=second / max(pairs[best], 1e-30) - 1,
             by_probe=of_class(best)[1],
             explained=explained(pairs[best], mean_loss, noise_loss),
+            held_back=min(len(scan), patterns) >= FEW,
         )
 
     with_given: dict[str, float] = {}

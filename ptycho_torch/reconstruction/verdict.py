@@ -167,6 +167,10 @@ def judge_object(
     out = spread(inside(scan, obj.shape, out), scan.n_pixels) if len(out) else out
     verdict = _with_held_out(_figures(compared, yardstick, beneath), compared, yardstick, out, beneath)
     verdict = _judged(verdict, compared, yardstick)
+    unknown = 2 * (obj.size + (modes.numel() if probe_refined else 0))
+    if verdict.status == "good" and verdict.by == "misfit" and len(used) * scan.good_pixels.sum() < unknown:
+        reason = "the patterns have fewer values than the object has, and none were held out"
+        return replace(verdict, status="cannot-judge", by="nothing", reason=reason)
     if verdict.status in ("doubtful", "poor"):
         start = scan.probe if probe_refined else None
         return replace(verdict, causes=find_causes(compared, probe_refined=probe_refined, start_probe=start))

@@ -42,9 +42,9 @@ from ptycho_torch.workflows.times import Clock
 
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
-TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
+TRIAL_PATTERNS, TRIAL_EPOCHS, LONGEST, HELD_OUT = 250, 10, 30, 1 / 16
 """A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them; with
-fewer patterns it is as much longer, up to a whole refinement."""
+fewer patterns it is as much longer, up to `LONGEST` epochs."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -128,6 +128,7 @@ def plan_reconstruction(
     clock, decisions = clock or Clock(), Decisions(asked, say, dict(RECONSTRUCTION_DEFAULTS))
     with clock.phase("read"):
         scan = _read(scan_file, decisions)
+        _refuse_apart(scan)
     with clock.phase("decide"):
         for decide in (_find_orientation, _find_probe, _adapt):
             scan = decide(scan, decisions, settings.seed)
@@ -149,6 +150,19 @@ def _read(scan_file: Path, decisions: Decisions) -> ScanData:
         if not decisions.follow(scan.findings):
             return scan
     return read_scan(scan_file, decisions.science.data)
+
+
+def _refuse_apart(scan: ScanData) -> None:
+    """Refuse patterns that share no part of the object, before a search on a huge canvas."""
+    apart = scan.report["neighbor_distance_px"]
+    for finding in scan.findings:
+        if finding.code == "little-overlap" and apart >= scan.n_pixels:
+            raise DataError(
+                f"{finding.what}, more than the {scan.n_pixels} of a pattern",
+                where=f"{scan.source}, positions",
+                expected="neighboring patterns that have a part of the object in common",
+                fix=finding.fix,
+            )
 
 
 # --- orientation and probe ---------------------------------------------------------------------------------
@@ -188,8 +202,7 @@ def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
-    whole = RECONSTRUCTION_DEFAULTS["refine"].value
-    epochs = min(whole, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
+    epochs = min(LONGEST, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
     found = refine_object(middle, "flat", epochs, options=options, seed=seed)
     if found.positions_px is not None:
         middle = replace(middle, positions_px=found.positions_px)

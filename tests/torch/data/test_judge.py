@@ -258,3 +258,7 @@ def test_closed_shutters_are_dark_however_many(part: float, dim: float) -> None:
     above = np.random.default_rng(0).uniform(0.6, 1.4, size=60)
     above[: round(part * 60)] *= dim
     assert dark_patterns(above).tolist() == list(range(round(part * 60)))
+
+
+def test_where_nothing_is_lit_nothing_is_dark() -> None:
+    assert len(dark_patterns(np.full(8, -3.0))) == 0

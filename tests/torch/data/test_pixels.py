@@ -202,3 +202,8 @@ def test_a_probe_that_is_none_is_left_out_as_its_message_says(fault: float) -> N
     with pytest.raises(DataError, match="--probe estimate leaves it out"):
         scan_of(COUNTS, probe=probe)
     assert scan_of(COUNTS, probe=probe, config=DataConfig(probe="estimate")).probe is None
+
+
+def test_a_level_below_one_count_is_no_background_of_whole_counts() -> None:
+    few = np.random.default_rng(0).poisson(COUNTS * 1e-4).astype(np.uint8)
+    assert "background" not in codes(scan_of(few))

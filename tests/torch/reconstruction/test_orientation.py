@@ -135,3 +135,8 @@ def test_a_real_scan_at_low_dose(name: str) -> None:
     found = find_orientation(turned(read_scan(REAL / "cryo4dstem_ptychojl.npz"), name))
     assert found.clear
     assert INVERSE[name] in (found.chosen, found.twin)
+
+
+def test_patterns_of_which_none_is_held_back_are_never_clear(scan: ScanData) -> None:
+    few = scan.subset(np.arange(3))
+    assert not find_orientation(few, probe=scan.probe).clear

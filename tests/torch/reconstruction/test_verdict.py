@@ -231,3 +231,11 @@ def test_no_object_of_patterns_that_are_all_the_same_is_good(scan: ScanData) -> 
     same = replace(scan, patterns=np.repeat(np.asarray(scan.patterns[:1]), len(scan), axis=0))
     assert refined(same, refine_probe=True).status == "cannot-judge"
     assert judge_object(same, truth(scan)).status == "cannot-judge"
+
+
+def test_two_patterns_do_not_make_an_object_good(scan: ScanData) -> None:
+    two = simulated(photons=1e6).subset([0, 1])
+    result = refine_object(two, "flat", 60, options=RefineOptions(refine_probe=True))
+    verdict = judge_object(two, result.object, result.probe, probe_refined=True)
+    assert verdict.status == "cannot-judge"
+    assert verdict.by == "nothing"

@@ -153,3 +153,15 @@ def test_a_right_probe_is_kept_and_the_result_no_worse_than_that_of_the_plain_co
     assert main([*plain, "--refine-probe", "true", "--out", str(tmp_path / "plain")]) == 0
     other = json.loads((tmp_path / "plain" / "manifest.json").read_text())
     assert manifest["verdict"]["r_factor"] <= 1.05 * other["verdict"]["r_factor"]
+
+
+def test_patterns_that_share_nothing_are_refused_before_the_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = simulate_scan(**SIMULATED)
+    apart = replace(scan, positions_px=scan.positions_px * 60, object_guess=None, pixel_size_m=None)
+    path = save(apart, tmp_path / "scan.npz")
+    assert main(["reconstruct", str(path), "--out", str(tmp_path / "out")]) == 1
+    text = capsys.readouterr().err
+    assert "pixels apart, more than the 32 of a pattern" in text
+    assert "--positions-unit" in text
