@@ -293,10 +293,7 @@ def warning(result: InferenceResult) -> str:
 def options_of(cause: str, result: InferenceResult) -> dict[str, Any]:
     """Return the option that a verdict names first for a cause, as a science field."""
     causes = result.verdict.causes if result.verdict is not None else ()
-    for flag in (row.options[0] for row in causes if row.name == cause):
-        name, _, value = flag.removeprefix("--").partition(" ")
-        return {name.replace("-", "_"): {"true": True}.get(value, value)}
-    return {}
+    return next((dict(row.options[0]) for row in causes if row.name == cause), {})
 
 
 def troubled(count: int, good: int, seed: int, only: list[str]) -> Iterator[tuple[str, Arrays]]:

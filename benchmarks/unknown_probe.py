@@ -30,7 +30,7 @@ from ptycho_torch.data.assemble import fit_canvas, scan_from_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction.orientation import ORIENTATIONS, find_orientation, orient_positions
-from ptycho_torch.reconstruction.probe_estimate import estimate_probe, with_modes
+from ptycho_torch.reconstruction.probe_estimate import estimate_probe
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import diffract, make_object, make_probe, scan_positions
@@ -134,6 +134,27 @@ def make_scan(number: int, patterns: int, photons: float | None = None) -> tuple
     scan = scan_from_arrays(counts, centers + shift, probe=probe, object_guess=truth, domain="intensity")
     facts = {"probe": kind, "geometry": geometry, "photons": photons or drawn, "step_px": step}
     return scan, facts
+
+
+def with_modes(probe: NDArray[np.complex64], modes: int) -> NDArray[np.complex64]:
+    """Return a probe of `modes` modes (P, N, N); further ones are the first times y, x, y^2, yx ..."""
+    if len(probe) >= modes:
+        return probe[:modes]
+    n = probe.shape[-1]
+    first = probe[0].astype(np.complex128)
+    weight = np.square(np.abs(first))
+    y, x = np.mgrid[:n, :n] - (n - 1) / 2
+    y, x = (axis - (weight * axis).sum() / weight.sum() for axis in (y, x))
+    radius = math.sqrt(float((weight * (y**2 + x**2)).sum() / weight.sum()))
+    orders = sorted((i + j, j, i) for i in range(modes) for j in range(modes))[len(probe) : modes]
+    made = [mode.astype(np.complex128).ravel() for mode in probe]
+    for _, j, i in orders:
+        mode = (first * (y / radius) ** i * (x / radius) ** j).ravel()
+        for other in made:
+            mode -= other * (np.vdot(other, mode) / max(float(np.vdot(other, other).real), 1e-300))
+        power = 0.1 * float(np.linalg.norm(made[-1])) ** 2
+        made.append(mode * (math.sqrt(power) / max(float(np.linalg.norm(mode)), 1e-150)))
+    return np.stack(made).reshape(modes, n, n).astype(np.complex64)
 
 
 def radius_px(probe: NDArray[np.complex64]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -307,6 +308,8 @@ def train(args: argparse.Namespace) -> int:
     for name in ("train_loss", "val_loss"):
         if values := history.get(name):
             print(f"{name}: {values[0]:.4g} -> {values[-1]:.4g} in {len(values)} epochs")
+    words = shlex.join([str(finished.folder), str(payload.train_data_file)])
+    print(f"a loss does not judge; `ptycho-torch infer {words} --out OUT` reconstructs the scan and judges")
     _print_end(finished)
     return 0
 

@@ -15,13 +15,14 @@ from annotated_types import Ge, Gt, Interval, Lt
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    Field,
     PrivateAttr,
     StringConstraints,
     field_validator,
     model_validator,
 )
 
-from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table
+from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table, read_sentences
 from ptycho_exec.fields.model import (
     Contradiction,
     Line,
@@ -37,9 +38,7 @@ from ptycho_exec.fields.model import (
 class _Science(FrozenModel):
     """Frozen, strict about names, every default stated once."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -56,7 +55,7 @@ class KeyMap(FrozenModel):
     Another file is written FILE, or FILE:NAME where it holds several arrays: NPY, NPZ, HDF5 or text.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     patterns: Annotated[Line | None, NoneWord] = None
     """(M, ky, kx), (ky, kx, M) or (ny, nx, ky, kx); of a group, all stacks in the order of their names."""
@@ -75,6 +74,8 @@ class KeyMap(FrozenModel):
 
 
 Unit = Literal["auto", "px", "m", "mm", "um", "nm", "angstrom"]
+UNITS_M: Mapping[str, float] = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10}
+"""Meters in each unit of length of `Unit`."""
 Orientation = Literal[
     "none",
     "flip-y",
@@ -211,27 +212,12 @@ def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
 
 
 DROP_WORDS = ("far", "dark", "broken")
-
-
 _DROP = rf"({'|'.join(DROP_WORDS)}|[0-9]+(-[0-9]+)?)"
 _Dropped = Annotated[
     str,
     f"of {', '.join(DROP_WORDS)}, an index, or a range such as 3-7, separated by commas",
     StringConstraints(pattern=rf"^ *{_DROP}( *, *{_DROP})* *$"),
 ]
-
-
-def read_drop(text: str) -> tuple[list[str], list[int]]:
-    """Return the words and the indices of "far, dark, 3, 17, 20-24"."""
-    words: list[str] = []
-    indices: list[int] = []
-    for part in (part.strip() for part in text.split(",")):
-        first, _, last = part.partition("-")
-        if part in DROP_WORDS:
-            words.append(part)
-        else:
-            indices += range(int(first), int(last or first) + 1)
-    return words, indices
 
 
 class DataConfig(Preprocessing):
@@ -414,10 +400,10 @@ def refuse_unseen_probe(probe_trainable: bool, loss: str) -> None:
 class ScienceConfig(_Science):
     """The four science configs of one run, and where their values came from if they were resolved."""
 
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    inference: InferenceConfig = InferenceConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    inference: InferenceConfig = Field(default_factory=InferenceConfig)
 
     _origins: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -437,3 +423,6 @@ class ScienceConfig(_Science):
     def origins(self) -> Mapping[str, Any]:
         """The origin of each field's value, by its name; empty for configs that were written in code."""
         return self._origins
+
+
+read_sentences(KeyMap, Preprocessing, DataConfig, ModelConfig, TrainingConfig, InferenceConfig)

@@ -100,12 +100,14 @@ def create_training_payload(
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
         DataError: a data file that is not there, or whose probe does not match `N`.
     """
+    from ptycho_torch.data.other_files import from_here
+
     given = dict(overrides or {})
     test = given.pop("test_data_file", None)
     science, execution = split_overrides(given, science)
     settings = execution_settings(execution_config, execution, TRAINING_DEFAULTS)
     train = _existing(train_data_file, "training scan")
-    science = with_size(science, train)
+    science = from_here(with_size(science, train))
     applied = _applied(given, science, settings)
     if test is not None:
         applied["test_data_file"] = str(test)
@@ -133,6 +135,7 @@ def create_inference_payload(
         SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
         DataError: a model or scan that is not there or cannot be read.
     """
+    from ptycho_torch.data.other_files import from_here
     from ptycho_torch.network.checkpoint import find_model, read_science
 
     given = dict(overrides or {})
@@ -147,6 +150,7 @@ def create_inference_payload(
             expected="a run directory or model file, or a reconstruction without a network",
             fix="name the --out directory of a training, or give --start flat --refine N",
         )
+    whole = from_here(whole)
     settings = execution_settings(execution_config, execution, INFERENCE_DEFAULTS)
     scan = _existing(test_data_file, "scan")
     return InferencePayload(model, scan, Path(output_dir), whole, settings, _applied(given, whole, settings))

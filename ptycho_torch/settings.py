@@ -43,7 +43,10 @@ class ScienceSettings(InferenceConfig, TrainingConfig, ModelConfig, DataConfig, 
     program: ClassVar[str] = "ptycho_torch"
     explained_by: ClassVar[str] = "ptycho-torch explain"
 
-    model_config = SettingsConfigDict(env_prefix="PTYCHO_TORCH_")
+    model_config = SettingsConfigDict(
+        env_prefix="PTYCHO_TORCH_",
+        use_attribute_docstrings=False,  # nothing to read here; looking takes a while
+    )
 
     @model_validator(mode="after")
     def _probe_is_seen(self) -> ScienceSettings:

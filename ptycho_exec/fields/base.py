@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, PrivateAttr, TypeAdapter, ValidationError
@@ -41,7 +41,7 @@ PLAIN = frozenset({int, float, bool, str, tuple, type(None), Literal})
 
 
 def read_sentences(*models: type[BaseModel]) -> None:
-    """Give each field of `models`, all of one module, the sentence below it as its description.
+    """Give each field of `models`, which stand in one module, the sentence below it as its description.
 
     `use_attribute_docstrings` does the same for any class by asking `inspect` about every loaded module: a
     third of what importing the settings would cost at each start.
@@ -50,7 +50,8 @@ def read_sentences(*models: type[BaseModel]) -> None:
         source = ast.parse(inspect.getsource(sys.modules[models[0].__module__]))
         classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
         for model in models:
-            for row, below in pairwise(classes[model.__name__].body):
+            own = [classes[base.__name__].body for base in model.__mro__ if base.__name__ in classes]
+            for row, below in chain.from_iterable(map(pairwise, own)):
                 match row, below:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(
                         value=ast.Constant(value=str(text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import shlex
 import typing
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -238,6 +239,14 @@ def format_value(value: Any) -> str:
         rows = (f"{name}={format_value(item)}" for name, item in value.items())
         return f"{{{', '.join(rows)}}}" if flat else _SHORT.repr(value)
     return repr(value) if isinstance(value, float) else str(value)
+
+
+def as_flags(options: Mapping[str, Any]) -> str:
+    """Write values of settings, by the names of their fields, as flags of a command line."""
+    words = (
+        (f"--{name.replace('_', '-')}", shlex.quote(format_value(value))) for name, value in options.items()
+    )
+    return " ".join(f"{flag} {value}" for flag, value in words)
 
 
 def _is_plain_row(name: Any, value: Any) -> bool:

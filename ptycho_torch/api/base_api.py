@@ -32,7 +32,6 @@ from ptycho_exec.record import read_manifest, write_manifest
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
-from ptycho_torch.data.judge import line_for_programs
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TrainingPayload, whole_scan
 from ptycho_torch.ptychodus import translation
@@ -46,6 +45,7 @@ from ptycho_torch.ptychodus.keywords import (
     ModelConfig,
     TrainingConfig,
 )
+from ptycho_torch.ptychodus.remedies import finding_lines, shown_in_the_window, verdict_lines
 from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.ptychodus.translation import Configs, Translation
 from ptycho_torch.workflows import components, runs
@@ -143,12 +143,13 @@ class PtychoDataLoader:
         self.data_format = DataloaderFormats(data_format)
         self.config_manager = config_manager
         asked = config_manager.configs
-        self.scan = read_training_data(
-            Path(data_dir),
-            translation.to_science(asked).data,
-            labeled=asked.supervised,
-            phase_free=bool(asked.data.phase_subtraction),
-        )
+        with shown_in_the_window():
+            self.scan = read_training_data(
+                Path(data_dir),
+                translation.to_science(asked).data,
+                labeled=asked.supervised,
+                phase_free=bool(asked.data.phase_subtraction),
+            )
         self.asked_n = int(asked.data.N)
         self.bounds_applied = "scans" in self.scan.report
         self.object_shape: tuple[int, ...] = self.scan.canvas_shape
@@ -184,20 +185,27 @@ class PtychoDataLoader:
         loader.data_format = DataloaderFormats.LIGHTNING_ONLY_MODULE
         loader.config_manager = config_manager
         points = np.asarray(positions, dtype=np.float64)
-        scan = scan_from_arrays(
-            np.asarray(diff_patterns),
-            points,
-            probe=np.asarray(probe),
-            domain="intensity",
-            format="Ptychodus",
-        )
+        with shown_in_the_window():
+            scan = scan_from_arrays(
+                np.asarray(diff_patterns),
+                points,
+                probe=np.asarray(probe),
+                domain="intensity",
+                format="Ptychodus",
+            )
         shape = _object_shape_of_caller() if object_shape is None else object_shape
         if shape is None:
             shape = _shape_around(points, scan.n_pixels)
         loader.object_shape = _checked_shape(shape, scan.n_pixels)
         height, width = loader.object_shape[-2:]
+        # Ptychodus sends no mask, and 0 where its own mask is.
+        findings = [row for row in scan.report["findings"] if row["code"] != "dead-pixels"]
         loader.scan = replace(
-            scan, positions_px=points, canvas_shape=(height, width), position_shift_px=(0.0, 0.0)
+            scan,
+            positions_px=points,
+            canvas_shape=(height, width),
+            position_shift_px=(0.0, 0.0),
+            report={**scan.report, "findings": findings},
         )
         loader.asked_n = scan.n_pixels
         loader.bounds_applied = True
@@ -348,6 +356,7 @@ class Trainer:
         _require_lightning(orchestration)
         return cls(model, dataloader, config_manager)
 
+    @shown_in_the_window()
     def train(self, orchestration: str = LIGHTNING, experiment_name: str = "") -> None:
         """Train, leave a complete run directory at `dataloader.output_dir`, put the network into `model`.
 
@@ -365,7 +374,7 @@ class Trainer:
         if experiment_name:
             meant = replace(meant, execution={**meant.execution, "experiment_name": experiment_name})
         settings = translation.settings_for(meant.execution, "train")
-        training = components.plan_training(scan, None, meant.science, settings, facts=facts)
+        training = components.plan_training(scan, None, meant.science, settings, facts=facts, say=_log)
         notes = (*meant.notes, *_adapted(training.plan), *translation.shadowed(settings))
         warning = warn_user("training", notes)
         about = {KEYWORDS_KEY: plain_keywords(configs)}
@@ -384,6 +393,7 @@ class Trainer:
                 callbacks=[SelfDescription(meant.science, about), *following],
                 about=about,
                 say=_log,
+                odd_lines=finding_lines,
             )
             if several:
                 replay(record.path, own)
@@ -420,6 +430,7 @@ class InferenceEngine:
         self.config_manager = config_manager
         self.ptycho_model = ptycho_model
 
+    @shown_in_the_window()
     def predict_and_stitch(self, loader: PtychoDataLoader) -> NDArray[np.complex64]:
         """Return the object, of the shape and on the pixels of the one that positions count in.
 
@@ -457,12 +468,15 @@ class InferenceEngine:
         if distance > PROBES_DIFFER:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
             notes.append(f"the product's probe differs {apart} from that of the training, which is used")
-        # Ptychodus sends no mask, and 0 where its own mask is.
-        notes += [line_for_programs(row) for row in scan.findings if row.code != "dead-pixels"]
+        notes += finding_lines(scan)
         result = components.run_inference(inference)
-        warn_user("reconstruction", (*notes, *result.notices))
-        if not result.verdict.warns:  # what warns is among the notices
-            logger.info("%s", result.verdict.line())
+        verdict = result.verdict
+        notes += [text for text in result.notices if text != "\n".join(verdict.lines())]
+        if verdict.warns:
+            notes.append("\n".join(verdict_lines(verdict, scan)))
+        else:
+            logger.info("%s", verdict.line())
+        warn_user("reconstruction", notes)
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object

@@ -27,6 +27,7 @@ from ptycho_torch.data.judge import (
     neighbor_distance,
 )
 from ptycho_torch.data.near_field import refuse_near_field
+from ptycho_torch.data.other_files import other_files
 from ptycho_torch.data.pixels import find_gaps
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
 from ptycho_torch.data.probe_file import WORDS, Target, probe_from_file
@@ -90,12 +91,11 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
     good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"))
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
-    rows = sample_rows(len(positions))
+    rows = checks.sample_rows(len(positions))
     frames = stored[rows]
     gaps, held = find_gaps(frames, good)
     good &= ~gaps
-    sample = frames.astype(np.float64)
-    sample[:, ~good] = 0.0
+    sample = _masked(frames, good)
     N, side, _ = side_after(shape, config, where)
     _check_size(N, config, where)
     probe, probe_why = _own_probe(raw, config, side, N)
@@ -120,9 +120,8 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     if config.drop is not None:
         kept, gone = rows_kept(config.drop, positions, stored, good, domain, where)
         raw, positions, stored = _only(raw, kept), positions[kept], select_rows(stored, kept)
-        rows = sample_rows(len(positions))
-        sample = stored[rows].astype(np.float64)
-        sample[:, ~good] = 0.0
+        rows = checks.sample_rows(len(positions))
+        sample = _masked(stored[rows], good)
         left_out = [_dropped(gone)]
     ready = prepare(stored, good, domain, config, raw.path, where, probe)
     patterns, good = ready.patterns, ready.good
@@ -130,16 +129,9 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     if raw.may_be_near_field and config.propagation == "auto":
         refuse_near_field(patterns, positions / ready.ratio, good, where)
     if patterns is not stored:
-        sample = patterns[rows].astype(np.float64)
-        sample[:, ~good] = 0.0
+        sample = _masked(patterns[rows], good)
     raw, positions, canvas, notes = _follow(raw, positions, canvas, ready, N, config)
-    if probe is not None:
-        probe, cut = _on_new_pixels(probe, ready, side, N)
-        notes += cut
-    elif config.probe not in WORDS:
-        target = Target(N, raw.geometry.get("pixel_size_m"), ready.side, ready.ratio, ready.offset_px)
-        probe, probe_why = probe_from_file(config.probe, target, raw.path)
-        notes += _cut_by_bin(1 - probe_why.get("power_kept", 1.0), N) if config.bin > 1 else []
+    probe, probe_why, cut = _follow_with_probe(raw, config, probe, probe_why, ready, side, N)
     step = -0.5 / ready.ratio
     half, pixel = fit(domain), fit(domain, step)
     declared = config.patch_center if config.patch_center != "auto" else raw.center
@@ -169,13 +161,21 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         "patch_center": {"value": center, "why": center_why},
         "probe": probe_why,
         **({"preprocessing": chosen} if (chosen := _what_was_done(ready, config)) else {}),
+        **({"other_files": others} if (others := other_files(config, raw.path)) else {}),
     }
     forward_fit = half if center == "half-pixel" else pixel
     masked = [masked_gaps(int(gaps.sum()), held)] if held else []
     masked += left_out
     return describe_scan(
-        scan, statistics, sample, decisions, forward_fit, raw.warnings, [*masked, *notes], raw.notes
+        scan, statistics, sample, decisions, forward_fit, raw.warnings, [*masked, *notes, *cut], raw.notes
     )
+
+
+def _masked(frames: NDArray[Any], good: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return (K, h, w) values with bad pixels 0."""
+    values = frames.astype(np.float64)
+    values[:, ~good] = 0.0
+    return values
 
 
 def _only(raw: RawScan, rows: NDArray[np.int64]) -> RawScan:
@@ -214,6 +214,26 @@ def _own_probe(
         "value": "file",
         "why": "the file has it",
     }
+
+
+def _follow_with_probe(
+    raw: RawScan,
+    config: DataConfig,
+    own: NDArray[np.complex64] | None,
+    why: dict[str, Any],
+    ready: Prepared,
+    side: int,
+    N: int,
+) -> tuple[NDArray[np.complex64] | None, dict[str, Any], list[Finding]]:
+    """Return the probe on the pixels of prepared patterns, where it comes from, and what to say of it."""
+    if own is not None:
+        probe, notes = _on_new_pixels(own, ready, side, N)
+        return probe, why, notes
+    if config.probe in WORDS:
+        return None, why, []
+    target = Target(N, raw.geometry.get("pixel_size_m"), ready.side, ready.ratio, ready.offset_px)
+    probe, why = probe_from_file(config.probe, target, raw.path)
+    return probe, why, _cut_by_bin(1 - why.get("power_kept", 1.0), N) if config.bin > 1 else []
 
 
 def _on_new_pixels(
@@ -346,11 +366,6 @@ def scan_from_arrays(
         geometry=geometry or {},
     )
     return assemble(raw, config or DataConfig())
-
-
-def sample_rows(count: int) -> NDArray[np.int64]:
-    """Return the rows of some patterns, spread over the scan."""
-    return np.unique(np.linspace(0, count - 1, checks.SAMPLE_FRAMES).astype(np.int64))
 
 
 def frame_size(raw: RawScan, count: int, config: DataConfig) -> int:

@@ -102,7 +102,7 @@ def check_probe(probe: NDArray[Any], N: int, where: str) -> NDArray[np.complex64
             expected=f"({N}, {N}), or (P, {N}, {N}) with P incoherent modes",
             fix=_probe_remedy(modes.shape[-1] if modes.ndim == 3 else 0, N),
         )  # fmt: skip
-    return _finite_complex(modes, "the probe", where)
+    return _finite_complex(modes, "the probe", where, "--probe estimate leaves it out")
 
 
 def _probe_remedy(n: int, N: int) -> str:
@@ -130,21 +130,20 @@ def check_object(canvas: NDArray[Any], where: str) -> NDArray[np.complex64]:
             f"the object has shape {canvas.shape}", where=where, expected="(H, W)",
             fix="store one object layer, or leave the object out",
         )  # fmt: skip
-    return _finite_complex(flat, "the object", where)
+    return _finite_complex(flat, "the object", where, "replace them, or leave the array out")
 
 
-def _finite_complex(values: NDArray[Any], what: str, where: str) -> NDArray[np.complex64]:
+def _finite_complex(values: NDArray[Any], what: str, where: str, fix: str) -> NDArray[np.complex64]:
     with np.errstate(over="ignore", invalid="ignore"):
         out = np.ascontiguousarray(values, dtype=np.complex64)
     count = int((~np.isfinite(out)).sum())
     if count:
         raise DataError(
-            f"{what} has {count} NaN or infinite values", where=where, expected="finite numbers",
-            fix="replace them, or leave the array out",
+            f"{what} has {count} NaN or infinite values", where=where, expected="finite numbers", fix=fix
         )  # fmt: skip
     if not out.any():
         raise DataError(
-            f"{what} is zero everywhere", where=where, expected="a wave that is not zero", fix=_EXPORT_FIX
+            f"{what} is zero everywhere", where=where, expected="a wave that is not zero", fix=fix
         )
     return out
 
@@ -201,6 +200,11 @@ def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return where values are negative, no number, or larger than any count."""
     wide = values.astype(np.float32) if values.dtype == np.float16 else values
     return np.asarray(~((wide >= 0) & (wide <= _LARGEST)))
+
+
+def sample_rows(count: int) -> NDArray[np.int64]:
+    """Return the rows of some patterns, spread over the scan."""
+    return np.unique(np.linspace(0, count - 1, SAMPLE_FRAMES).astype(np.int64))
 
 
 def frame_figures(

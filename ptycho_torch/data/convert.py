@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def convert(
         # A new pixel size makes the stored detector pixel wrong; it is worked out again.
         detector_pixel_size_m=None if pixel_size_m else scan.detector_pixel_size_m,
     )
+    with suppress(OSError):  # whoever writes says what is wrong with the place
+        target.parent.mkdir(exist_ok=True)
     return WRITERS[format](complete_geometry(scan), target)
 
 

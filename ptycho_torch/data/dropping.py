@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.config import read_drop
+from ptycho_torch.config import DROP_WORDS
 from ptycho_torch.data import checks
 from ptycho_torch.data.judge import dark_patterns, far_from_others
 from ptycho_torch.data.pixels import background_of
@@ -67,3 +67,16 @@ def rows_kept(
             + ", ".join(f"{word} takes {int(rows.sum())}" for word, rows in gone.items()),
         )
     return np.flatnonzero(left), {word: int(rows.sum()) for word, rows in gone.items() if rows.any()}
+
+
+def read_drop(text: str) -> tuple[list[str], list[int]]:
+    """Return the words and the indices of "far, dark, 3, 17, 20-24"."""
+    words: list[str] = []
+    indices: list[int] = []
+    for part in (part.strip() for part in text.split(",")):
+        first, _, last = part.partition("-")
+        if part in DROP_WORDS:
+            words.append(part)
+        else:
+            indices += range(int(first), int(last or first) + 1)
+    return words, indices

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataWarning, Finding
+from ptycho_torch.config import UNITS_M
 from ptycho_torch.data.checks import PatternStatistics
-from ptycho_torch.data.pixels import PixelFaults, center_of_mass
+from ptycho_torch.data.pixels import PixelFaults, far_field_center, is_in_corners
 from ptycho_torch.data.scan import ScanData
 
 _DIM = 0.05
@@ -117,6 +118,12 @@ def _judge_patterns(
             code="dark-patterns",
             drop="dark",
         )
+    if len(sums) >= _FEWEST and np.ptp(sums) == 0 and _all_the_same(scan):
+        yield _odd(
+            f"all {len(sums)} patterns are the same, so that they tell nothing of the object",
+            "check the program that wrote the file, and export it again",
+            code="same-patterns",
+        )
     if report["saturated_values"]:
         yield _odd(
             f"{report['saturated_values']} values are at the largest number of {report['dtype']}",
@@ -124,6 +131,11 @@ def _judge_patterns(
             code="saturated",
             mask_suspects=True,
         )
+
+
+def _all_the_same(scan: ScanData) -> bool:
+    some = scan.patterns[np.unique(np.linspace(0, len(scan) - 1, num=24).astype(int))][:, scan.good_pixels]
+    return bool((some == some[0]).all())
 
 
 def _judge_pixels(faults: PixelFaults, *, whole: bool) -> Iterator[Finding]:
@@ -164,10 +176,7 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
 
 def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
     mean, n = faults.mean_intensity, scan.n_pixels
-    quarter = n // 4
-    middle = (slice(quarter, n - quarter),) * 2
-    # An unshifted FFT has its zero frequency in the corners.
-    if quarter and np.fft.fftshift(mean)[middle].sum() > 4 * mean[middle].sum():
+    if is_in_corners(mean):
         yield _odd(
             "the patterns are bright in the corners: their zero frequency is not at N/2",
             "--zero-frequency corner moves it there",
@@ -177,8 +186,7 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
         return
     expected = [np.array([n // 2, n // 2])]
     if scan.probe is not None:
-        spectrum = np.abs(np.fft.fftshift(np.fft.fft2(scan.probe.astype(np.complex128)), axes=(1, 2))) ** 2
-        expected.append(np.array(center_of_mass(spectrum.sum(axis=0))))
+        expected.append(np.array(far_field_center(scan.probe)))
     found = np.array(report["brightest_px"])
     off = min((found - place for place in expected), key=lambda apart: float(np.linalg.norm(apart)))
     if np.linalg.norm(off) > max(1.5, _OFF_CENTER * n):
@@ -193,8 +201,12 @@ def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -
 
 
 def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Return the indices of patterns with less than 5 % of the usual intensity above the background."""
-    return np.flatnonzero(above < _DIM * np.median(above))
+    """Return the indices of patterns with less than 5 % of the usual intensity above the background.
+
+    Usual is the median of those that are lit, so that it does not matter how many are not.
+    """
+    lit = above[above >= _DIM * np.quantile(above, 0.98)]
+    return np.flatnonzero((above <= 0) | (above < _DIM * np.median(lit)))
 
 
 def far_from_others(
@@ -233,9 +245,6 @@ def _touching(cells: list[complex]) -> NDArray[np.intp]:
     return np.unique(list(group.values()), return_inverse=True)[1]
 
 
-_UNITS = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
-
-
 def likely_unit(
     apart: float | None, pixel_size_m: float | None, diameter_px: float
 ) -> tuple[str | None, str]:
@@ -247,12 +256,13 @@ def likely_unit(
         diameter_px: of the probe.
     """
     if pixel_size_m and apart:
-        spacing = {unit: apart * size / pixel_size_m for unit, size in _UNITS.items()}
+        spacing = {unit: apart * size / pixel_size_m for unit, size in UNITS_M.items()}
         for unit, px in spacing.items():
             if 0.02 * diameter_px < px < 0.6 * diameter_px:
                 return unit, f"--positions-unit {unit} takes them as {unit}: neighbors {px:.3g} pixels apart"
     known = "" if pixel_size_m else " --pixel-size-m METERS"
-    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: m, mm, um or nm"
+    units = ", ".join(UNITS_M)
+    return None, f"check the unit of the positions; --positions-unit UNIT{known} names it: {units}"
 
 
 def neighbor_distance(positions_px: NDArray[np.float64]) -> float | None:
@@ -286,20 +296,6 @@ def _listed(indices: NDArray[np.intp]) -> str:
 def line(finding: Finding) -> str:
     """Return a finding of a scan in one line."""
     return "; ".join(part for part in (finding.what, finding.fix) if part)
-
-
-def line_for_programs(finding: Finding) -> str:
-    """Return a finding in one line for a program that reads the file itself and takes no options of ours."""
-    if not finding.options:
-        return line(finding)
-    flags = " ".join(f"--{name.replace('_', '-')} {_word(value)}" for name, value in finding.options.items())
-    return f"{finding.what}; `ptycho-torch convert FILE NEW --to FORMAT {flags}` writes one without it"
-
-
-def _word(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else value
-    )
 
 
 def lines(*scans: Any) -> list[str]:

@@ -255,6 +255,8 @@ def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[
         good: (N, N) pixels that are not masked.
     """
     pixels = np.flatnonzero(good)
+    if not len(pixels):
+        return None, 0.0
     flat = intensity.reshape(len(intensity), -1)
     mean = flat.mean(axis=0)[pixels]
     order = pixels[np.argpartition(mean, [len(mean) // 5, len(mean) // 2])]
@@ -268,13 +270,13 @@ def find_gain(intensity: NDArray[np.float64], good: NDArray[np.bool_]) -> tuple[
     if exact is not None and abs(exact - 1) > 0.02:
         return exact, pedestal
     variance = above.var(axis=0, ddof=1).sum() / max(float(above.mean(axis=0).sum()), 1e-300)
-    for _ in range(3):
+    for _ in range(3 if variance > 0 else 0):
         share = counts / variance
         first = counts[(share > 0.6) & (share < 1.4)]
         if first.size < _MANY or np.count_nonzero((share > 0.28) & (share < 0.72)) > 0.2 * first.size:
             return None, pedestal
         variance = float(np.median(first))
-    return variance, pedestal
+    return variance or None, pedestal
 
 
 def _most_frequent(values: NDArray[np.float64]) -> float:
@@ -293,3 +295,15 @@ def center_of_mass(image: NDArray[np.float64]) -> list[float]:
     if total <= 0:
         return [len(image) // 2] * 2
     return [float(image.sum(axis=axis) @ index / total) for axis in (1, 0)]
+
+
+def far_field_center(probe: NDArray[np.complex64]) -> list[float]:
+    """Return [y, x] in pixels, the center of mass of the far field of a probe (P, N, N)."""
+    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(1, 2))) ** 2
+    return center_of_mass(spectrum.sum(axis=0))
+
+
+def is_in_corners(mean: NDArray[np.float64]) -> bool:
+    """Return whether a mean pattern (h, w) has its zero frequency in the corners, as an unshifted FFT has."""
+    inner = tuple(slice(n // 4, n - n // 4) for n in mean.shape)
+    return min(mean.shape) >= 4 and bool(np.fft.fftshift(mean)[inner].sum() > 4 * mean[inner].sum())

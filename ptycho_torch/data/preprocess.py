@@ -20,165 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, Finding
-from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
-from ptycho_torch.data.pixels import center_of_mass, find_faults
-from ptycho_torch.data.storage.array_file import file_of, read_array
+from ptycho_torch.data.frames import Compute, Frame, Values, resized, shifted, turned
+from ptycho_torch.data.pixels import far_field_center, find_faults, is_in_corners
+from ptycho_torch.data.storage.array_file import read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
 _OF_VALUES = ("dark_file", "pedestal", "gain", "clip_negative", "threshold")
 _OF_MASK = ("mask_file", "mask_suspects")
 _OF_FRAME = ("zero_frequency", "flip_patterns", "transpose_patterns", "center", "crop", "pad", "bin")
-
-
-@dataclass(frozen=True, eq=False)
-class Values:
-    """The arithmetic on stored values; called with (B, h, w) of them."""
-
-    dark: NDArray[Any] | None = None
-    pedestal: float = 0.0
-    gain: float = 1.0
-    clip_negative: bool = False
-    threshold: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is asked for."""
-        return not (self._shifts or self.clip_negative or self.threshold)
-
-    @property
-    def _shifts(self) -> bool:
-        return self.dark is not None or self.pedestal != 0 or self.gain != 1
-
-    def dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype of the results: whole numbers stay such, so that counts remain counts."""
-        if self._stays_whole(stored):
-            return stored if not self._shifts or self.clip_negative else np.promote_types(stored, np.int8)
-        return _working(stored)
-
-    def _stays_whole(self, stored: np.dtype[Any]) -> bool:
-        whole = self.dark is None or bool(np.all(self.dark == np.round(self.dark)))
-        return stored.kind in "iu" and self.gain == 1 and self.pedestal.is_integer() and whole
-
-    def shifted(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Return values after dark frame, pedestal and gain."""
-        if not self._shifts:
-            return block
-        values = block.astype(_working(block.dtype))
-        if self.dark is not None:
-            values -= self.dark.astype(values.dtype)
-        if self.pedestal:
-            values -= self.pedestal
-        if self.gain != 1:
-            values /= self.gain
-        return values
-
-    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        values = self.shifted(block)
-        if self.clip_negative and values.dtype.kind != "u":
-            values = np.maximum(values, 0)
-        if self.threshold:
-            values = np.where(values < self.threshold, 0, values)
-        return values.astype(self.dtype(block.dtype), copy=False)
-
-
-def _working(stored: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the floating-point dtype that holds the stored numbers."""
-    wide = stored.itemsize > 4 or (stored.kind in "iu" and stored.itemsize == 4)
-    return np.dtype(np.float64 if wide else np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Frame:
-    """Where the pixels of a prepared pattern come from.
-
-    Attributes:
-        rows, columns: (n,) indices into the stored frame, once transposed; -1 where nothing was measured.
-        transpose: whether rows and columns are exchanged first.
-        bin: side of the squares that are added up.
-    """
-
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
-    transpose: bool = False
-    bin: int = 1
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, N) of a prepared pattern."""
-        return len(self.rows) // self.bin, len(self.columns) // self.bin
-
-    def is_whole(self, stored: Sequence[int]) -> bool:
-        """Return whether a frame of that (h, w) is left as it is."""
-        same = [
-            np.array_equal(i, np.arange(n)) for i, n in zip((self.rows, self.columns), stored, strict=True)
-        ]
-        return all(same) and not self.transpose and self.bin == 1
-
-    def dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype of sums over a bin: the smallest of its kind that holds them."""
-        if self.bin == 1:
-            return stored
-        if stored.kind == "f":
-            return _working(stored) if stored.itemsize < 4 else stored
-        most = int(np.iinfo(stored).max) * self.bin**2
-        types = [np.dtype(f"{stored.kind}{size}") for size in (1, 2, 4, 8)]
-        return next((dtype for dtype in types if np.iinfo(dtype).max >= most), types[-1])
-
-    def place(self, block: NDArray[Any], fill: Any = 0) -> NDArray[Any]:
-        """Return (B, n, n) pixels of (B, h, w) frames at their new places, not binned."""
-        if _are_neighbors(self.rows) and _are_neighbors(self.columns):
-            turned = block.swapaxes(1, 2) if self.transpose else block
-            return turned[:, self.rows[0] : self.rows[-1] + 1, self.columns[0] : self.columns[-1] + 1]
-        width = block.shape[2]
-        down, right = (1, width) if self.transpose else (width, 1)
-        index = self.rows[:, None] * down + self.columns[None, :] * right
-        out = np.take(block.reshape(len(block), -1), index, axis=1, mode="clip")
-        outside: NDArray[np.bool_] = (self.rows < 0)[:, None] | (self.columns < 0)[None, :]
-        if outside.any():
-            out[:, outside] = fill
-        return out
-
-    def squares(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Return (B, N, bin, N, bin) of (B, n, n)."""
-        height, width = self.shape
-        return block.reshape(len(block), height, self.bin, width, self.bin)
-
-    def good(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the (N, N) good pixels: where all that make them up are good and measured."""
-        placed = self.place(mask[None], fill=False)
-        whole: NDArray[np.bool_] = np.asarray(self.squares(placed).all(axis=(2, 4)))
-        first: NDArray[np.bool_] = whole[0]
-        return first
-
-
-def _are_neighbors(index: NDArray[np.intp]) -> bool:
-    return bool(index[0] >= 0 and (np.diff(index) == 1).all())
-
-
-@dataclass(frozen=True, eq=False)
-class Compute:
-    """From stored to prepared patterns; sums of a bin are sums of intensity."""
-
-    values: Values
-    frame: Frame
-    domain: Domain
-
-    def dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
-        """Return the dtype of prepared patterns."""
-        return self.frame.dtype(self.values.dtype(stored))
-
-    def __call__(self, block: NDArray[Any]) -> NDArray[Any]:
-        placed = self.frame.place(self.values(block))
-        if self.frame.bin == 1:
-            return placed
-        dtype = self.dtype(block.dtype)
-        squares = self.frame.squares(placed.astype(dtype, copy=False))
-        if self.domain == "intensity":
-            return np.asarray(squares.sum(axis=(2, 4), dtype=dtype))
-        return np.asarray(np.sqrt((squares * squares).sum(axis=(2, 4), dtype=dtype)))
 
 
 @dataclass
@@ -245,21 +97,20 @@ def prepare(
         good = good & ~_mask(str(config.mask_file), shape, path)
     if config.clip_negative or config.threshold:
         report |= _counted(stored, values, good)
-    turned = _turned(shape, config)
+    frame = turned(shape, config)
     if config.mask_suspects or config.center == "auto":
         bad, mean = _suspects(stored, values, good, domain, where)
         if config.mask_suspects:
             good = good & ~bad
             report["suspect_pixels_masked"] = int(bad.sum())
         if config.center == "auto":
-            centered = replace(turned, bin=1)
-            found = find_center(centered.place(mean[None])[0], where)
+            found = find_center(frame.place(mean[None])[0], where)
             report["center"] = list(found)
-            y, x = _off_center(probe, (len(turned.rows), len(turned.columns)))
-            turned = _shifted(turned, (found[0] - y, found[1] - x))
+            y, x = _off_center(probe, frame.shape)
+            frame = shifted(frame, (found[0] - y, found[1] - x))
     if isinstance(config.center, tuple):
-        turned = _shifted(turned, config.center)
-    frame, side, ratio = _sized(turned, shape, config, where)
+        frame = shifted(frame, config.center)
+    frame, side, ratio = _sized(frame, shape, config, where)
     compute = Compute(values, frame, domain)
     good = frame.good(good)
     if not good.any():
@@ -269,7 +120,6 @@ def prepare(
             expected="a mask that is not 0 only where a pixel is bad, and a center within the patterns",
             fix="invert the mask if it marks good pixels; check center, crop and bin",
         )
-    report |= _hashes(config, path)
     # The middle of the bin around the zero frequency is rarely the pixel that has it.
     b, n = config.bin, len(frame.rows)
     offset = (b * (n // b // 2) + (b - 1) / 2 - n // 2) / b
@@ -391,9 +241,9 @@ def _counted(stored: Patterns, values: Values, good: NDArray[np.bool_]) -> dict[
     """Count the values at good pixels that are set to 0."""
     negative = below = 0
     for _, block in blocks(stored):
-        shifted = values.shifted(block)[:, good]
-        negative += int((shifted < 0).sum())
-        below += int(((shifted >= 0) & (shifted < values.threshold)).sum())
+        found = values.shifted(block)[:, good]
+        negative += int((found < 0).sum())
+        below += int(((found >= 0) & (found < values.threshold)).sum())
     return {"negative_values_set_to_0": negative, "values_below_threshold": below}
 
 
@@ -417,7 +267,7 @@ def _suspects(
     wrong = _with_wrong_values(stored, corrected, good)
     good = good & ~wrong
     statistics = checks.scan_patterns(corrected, good, where)
-    rows = np.unique(np.linspace(0, len(stored) - 1, checks.SAMPLE_FRAMES).astype(np.int64))
+    rows = checks.sample_rows(len(stored))
     sample = np.where(good, np.asarray(corrected[rows], dtype=np.float64), 0.0)
     intensity = sample if domain == "intensity" else sample * sample
     quantum = find_quantum(intensity[:, good])
@@ -433,16 +283,14 @@ def find_center(mean: NDArray[np.float64], where: str) -> tuple[float, float]:
     Raises:
         DataError: the beam is in the corners.
     """
-    height, width = mean.shape
-    quarter = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
-    if np.fft.fftshift(mean)[quarter].sum() > 4 * mean[quarter].sum():
+    if is_in_corners(mean):
         raise DataError(
             "center = auto finds the beam in the corners of the patterns",
             where=where,
             expected="the zero frequency near the middle",
             fix="--zero-frequency corner",
         )
-    center = np.array([height // 2, width // 2], dtype=float)
+    center = np.array([n // 2 for n in mean.shape], dtype=float)
     y, x = np.indices(mean.shape)
     for step in range(20):
         whole = np.round(center)
@@ -462,40 +310,8 @@ def _off_center(probe: NDArray[np.complex64] | None, shape: tuple[int, int]) -> 
     """Return [y, x] by which the far field of a probe of that size lies beside N/2; 0 without one."""
     if probe is None or probe.shape[1:] != shape:
         return 0.0, 0.0
-    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(1, 2))) ** 2
-    y, x = center_of_mass(spectrum.sum(axis=0))
+    y, x = far_field_center(probe)
     return y - shape[0] // 2, x - shape[1] // 2
-
-
-def _turned(shape: tuple[int, int], config: Preprocessing) -> Frame:
-    """Return the frame with its zero frequency at N/2, flipped and transposed."""
-    rows, columns = (np.arange(length) for length in shape)
-    if config.zero_frequency == "corner":
-        rows, columns = np.fft.fftshift(rows), np.fft.fftshift(columns)
-    if "y" in config.flip_patterns:
-        rows = _mirrored(rows)
-    if "x" in config.flip_patterns:
-        columns = _mirrored(columns)
-    if config.transpose_patterns:
-        rows, columns = columns, rows
-    return Frame(rows, columns, config.transpose_patterns)
-
-
-def _mirrored(index: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the index in reverse about n // 2, which stays; the far side of an even length comes from 0."""
-    n = len(index)
-    return index[(2 * (n // 2) - np.arange(n)) % n]
-
-
-def _shifted(frame: Frame, center: tuple[float, float]) -> Frame:
-    """Return the frame moved by whole pixels, so that `center` comes to N/2; nothing is there at its edge."""
-    moved = []
-    for index, at in zip((frame.rows, frame.columns), center, strict=True):
-        n = len(index)
-        source = np.arange(n) + round(at) - n // 2
-        inside = (source >= 0) & (source < n)
-        moved.append(np.where(inside, index[source % n], -1))
-    return replace(frame, rows=moved[0], columns=moved[1])
 
 
 def _sized(
@@ -505,19 +321,5 @@ def _sized(
     _, side, ratio = side_after(stored, config, where)
     indices = [frame.rows, frame.columns]
     for size in (config.crop, config.pad):
-        indices = [_resized(index, size) for index in indices] if size else indices
+        indices = [resized(index, size) for index in indices] if size else indices
     return replace(frame, rows=indices[0], columns=indices[1], bin=config.bin), side, ratio
-
-
-def _resized(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
-    """Return `size` entries about the center n // 2; -1 beyond the ends."""
-    at = np.arange(size) + len(index) // 2 - size // 2
-    inside = (at >= 0) & (at < len(index))
-    return np.where(inside, index[at % len(index)], -1)
-
-
-def _hashes(config: Preprocessing, path: Path | None) -> dict[str, Any]:
-    """Return the SHA-256 of the files that took part, by option."""
-    named = {name: str(getattr(config, name)) for name in changed_options(config, ("dark_file", "mask_file"))}
-    found = {name: file_of(text, path) for name, text in named.items()}
-    return {f"{name}_sha256": file_sha256(place[0]) for name, place in found.items() if place}

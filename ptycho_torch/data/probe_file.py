@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_exec.files import file_sha256
 from ptycho_torch.data import checks
 from ptycho_torch.data.sampling import resample_wave
 from ptycho_torch.data.storage.archive import Archive
@@ -66,7 +65,7 @@ def probe_from_file(
     """
     found = read_probe(text, beside)
     n, N = found.wave.shape[-1], target.N
-    report = {"value": "path", "why": str(found.path), "sha256": file_sha256(found.path)}
+    report = {"value": "path", "why": str(found.path)}
     offset = 0.0 if n == N else target.offset_px  # one of N pixels comes from patterns that are binned alike
     if found.pixel_size_m and target.pixel_size_m:
         ratio = target.pixel_size_m / found.pixel_size_m
@@ -109,19 +108,16 @@ def read_probe(text: str, beside: Path | None = None) -> StoredProbe:
     Raises:
         DataError: no such path, or no probe there.
     """
-    folders = (Path(text), *([beside.parent / text] if beside else []))
-    folder = next((path for path in folders if path.is_dir()), None)
-    if folder is not None:
-        inside = next((folder / name for name in _RESULTS if (folder / name).is_file()), None)
-        if inside is None:
-            raise DataError(
-                "this directory holds no probe",
-                where=str(folder),
-                expected=f"one of {', '.join(_RESULTS)}",
-                fix="name a result of `ptycho-torch infer --refine-probe true`, or a file",
-            )
-        text = str(inside)
-    place = file_of(text, beside)
+    folder = _directory(text, beside)
+    inside = result_with_probe(text, beside)
+    if folder is not None and inside is None:
+        raise DataError(
+            "this directory holds no probe",
+            where=str(folder),
+            expected=f"one of {', '.join(_RESULTS)}",
+            fix="name a result of `ptycho-torch reconstruct`, or a file",
+        )
+    place = file_of(text if inside is None else str(inside), beside)
     if place is None:
         raise DataError(
             "there is no such probe",
@@ -150,6 +146,18 @@ def read_probe(text: str, beside: Path | None = None) -> StoredProbe:
             fix="reconstruct with --refine-probe true",
         )
     return _checked(read_array(text, "the probe", beside=beside), None, path)
+
+
+def result_with_probe(text: str, beside: Path | None = None) -> Path | None:
+    """Return the file with the probe in a result directory; None where there is none."""
+    folder = _directory(text, beside)
+    names = () if folder is None else (folder / name for name in _RESULTS)
+    return next((path for path in names if path.is_file()), None)
+
+
+def _directory(text: str, beside: Path | None) -> Path | None:
+    folders = (Path(text), *([beside.parent / text] if beside else []))
+    return next((path for path in folders if path.is_dir()), None)
 
 
 def _checked(probe: NDArray[Any], pixel_size_m: float | None, path: Path) -> StoredProbe:

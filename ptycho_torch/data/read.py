@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import file_sha256
 from ptycho_torch.config import DataConfig
-from ptycho_torch.data.assemble import RawScan, assemble, frame_size, read_patterns, sample_rows
+from ptycho_torch.data import checks
+from ptycho_torch.data.assemble import RawScan, assemble, frame_size, read_patterns
 from ptycho_torch.data.formats.contents import contents, hint
 from ptycho_torch.data.formats.mapped import is_asked, with_images
 from ptycho_torch.data.formats.paired import pair
@@ -97,14 +98,16 @@ def sample_patterns(path: str | Path, config: DataConfig | None = None) -> NDArr
     with open_scan(Path(path), settings) as files:
         raw = _read_raw(files, settings)
         stored, *_ = read_patterns(raw, len(raw.positions_px), settings)
-        return np.asarray(stored[sample_rows(len(stored))])
+        return np.asarray(stored[checks.sample_rows(len(stored))])
 
 
 def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
-    """Add the SHA-256 of the file; of a pair, that of the two files' names and hashes."""
+    """Add the SHA-256 of the file; where several take part, that of their names and hashes."""
     hashes = {file.name: file_sha256(file) for file in dict.fromkeys(files)}
-    lines = "".join(f"{name}:{value}\n" for name, value in sorted(hashes.items()))
-    whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    others = {option: row["sha256"] for option, row in scan.report.get("other_files", {}).items()}
+    every = {**hashes, **others}
+    lines = "".join(f"{name}:{value}\n" for name, value in sorted(every.items()))
+    whole = next(iter(every.values())) if len(every) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
 
 

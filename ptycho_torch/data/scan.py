@@ -76,6 +76,11 @@ class ScanData:
         """Photon wavelength, from the photon energy."""
         return HC_EV_M / self.photon_energy_eV if self.photon_energy_eV else None
 
+    def middle_rows(self, count: int) -> NDArray[np.int64]:
+        """Return the rows of the patterns nearest the middle of the scan, nearest first."""
+        distance = np.linalg.norm(self.positions_px - np.median(self.positions_px, axis=0), axis=1)
+        return np.argsort(distance, kind="stable")[:count].astype(np.int64)
+
     @property
     def bad_flat(self) -> NDArray[np.intp]:
         """Flat indices of the bad pixels within a pattern."""

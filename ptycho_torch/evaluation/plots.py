@@ -36,6 +36,10 @@ INK = "#1d2733"
 FAINT = "#8a94a0"
 COLORS = ("#0b6fb8", "#d1495b", "#2a9d6f", "#8a5cb8", "#c98a12", "#4b5d6b")
 """Line colors, distinguished also by people with color blindness when printed in gray."""
+MOST_MODES = 6
+"""Modes of a probe that are shown, the strongest."""
+SHOWN_FROM = 0.05
+"""Part of a mode's largest amplitude from which on its phase is shown."""
 
 
 def save_amplitude(
@@ -92,6 +96,29 @@ def save_comparison(evaluations: Mapping[str, Evaluation], path: str | Path) -> 
                 axes.set_ylabel(("amplitude", "phase")[row], color=INK, fontsize=10)
     rings = {name: evaluation.rings for name, evaluation in evaluations.items()}
     _plot_rings(figure.add_subplot(grid[2, :]), rings, first.pixel_size_m)
+    return _save(figure, path)
+
+
+def save_probe(probe: NDArray[Any], path: str | Path) -> Path:
+    """Render amplitude and phase of the modes of a probe, complex (P, N, N), with their parts of the power.
+
+    The phase is shown where the amplitude is more than a few percent of the mode's largest.
+    """
+    powers = np.square(np.abs(probe)).sum(axis=(1, 2))
+    order = np.argsort(-powers, kind="stable")[:MOST_MODES]
+    figure = _figure((2.7 * len(order) + 0.9, 5.6))
+    panels = figure.subplots(2, len(order), squeeze=False, gridspec_kw={"wspace": 0.08, "hspace": 0.08})
+    for column, mode in enumerate(order):
+        amplitude = np.abs(probe[mode])
+        top = float(amplitude.max()) or 1.0
+        title = f"mode {column + 1}: {powers[mode] / max(powers.sum(), 1e-30):.1%}"
+        bar = column == len(order) - 1
+        relative = amplitude / top
+        _show(panels[0, column], relative, "gray", (0.0, 1.0), title, "of the largest", None, bar=bar)
+        phase = np.ma.masked_array(centered_phase(probe[mode]), amplitude < SHOWN_FROM * top)
+        _show(panels[1, column], phase, "twilight", (-np.pi, np.pi), "", "radians", None, bar=bar)
+    for axes, name in zip(panels[:, 0], ("amplitude", "phase"), strict=True):
+        axes.set_ylabel(name, color=INK, fontsize=10)
     return _save(figure, path)
 
 

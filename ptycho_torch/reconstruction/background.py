@@ -25,7 +25,7 @@ SAMPLE = 256
 
 
 class Background:
-    """The background (N, N) and what an epoch has seen of it so far."""
+    """The background (N, N) and what an epoch has collected so far."""
 
     def __init__(self, data: Amplitudes) -> None:
         count = len(data.scan)
@@ -48,7 +48,7 @@ class Background:
         self.missing = torch.zeros_like(self.good)
         self.weight = torch.zeros_like(self.good)
 
-    def look(self, seen: Comparison) -> None:
+    def collect(self, seen: Comparison) -> None:
         """Take a minibatch into account."""
         model = seen.model + seen.floor
         weight = model.square().reciprocal()

@@ -9,8 +9,9 @@ Shape legend: K patterns, G good pixels of the detector, N x N pixels, P probe m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_exec.errors import UserError
+from ptycho_exec.fields.spec import as_flags
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.yardsticks import (
@@ -54,14 +56,17 @@ _OTHER_AXES: dict[Axes, str] = {
     ((0, 1), (-1, 0)): "turned by 90 degrees",
 }
 
-_PROBE = ("--refine-probe true", "--probe estimate")
-_MASK = ("--mask-suspects true", "--mask-file FILE")
-_BACKGROUND = ("--refine-background true", "--pedestal VALUE")
-_POSITIONS = ("--refine-positions true",)
-_UNITS = ("--positions-unit UNIT",)
-_CENTER = ("--center auto",)
-_ORIENTATION = ("--orient auto",)
-FINDINGS: dict[str, tuple[str, tuple[str, ...], float]] = {
+Remedies = tuple[Mapping[str, Any], ...]
+"""Values of fields, by their names, the likeliest first; what the data do not tell is a word in capitals."""
+_PROBE: Remedies = ({"refine_probe": True}, {"probe": "estimate"})
+_MASK: Remedies = ({"mask_suspects": True}, {"mask_file": "FILE"})
+_BACKGROUND: Remedies = ({"refine_background": True}, {"pedestal": "VALUE"})
+_POSITIONS: Remedies = ({"refine_positions": True},)
+_UNITS: Remedies = ({"positions_unit": "UNIT"},)
+_CENTER: Remedies = ({"center": "auto"},)
+_ORIENTATION: Remedies = ({"orient": "auto"},)
+_MODES: Remedies = ({"probe_modes": 3},)
+FINDINGS: dict[str, tuple[str, Remedies, float]] = {
     "off-center": ("center", _CENTER, FOUND),
     "corner-frequency": ("center", _CENTER, 1.0),
     "hot-pixels": ("mask", _MASK, FOUND),
@@ -78,17 +83,17 @@ FINDINGS: dict[str, tuple[str, tuple[str, ...], float]] = {
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause, the evidence for it, and the options that remedy it, the likeliest first."""
+    """A likely cause, the evidence for it, and the values of fields that remedy it."""
 
     name: str
     evidence: str
-    options: tuple[str, ...]
+    options: Remedies
     weight: float
     """Part of the misfit that it may stand for, 0 to 1."""
 
     def line(self) -> str:
         """One line for the user."""
-        return f"{self.name}: {self.evidence}; try {' or '.join(self.options)}"
+        return f"{self.name}: {self.evidence}; try {' or '.join(map(as_flags, self.options))}"
 
 
 _NO_FIGURE = "no figure points to a cause, and this is a frequent one"
@@ -151,7 +156,9 @@ def _read(scan: ScanData) -> Iterator[Cause]:
     for finding in scan.findings:
         if finding.code in FINDINGS:
             name, options, weight = FINDINGS[finding.code]
-            yield Cause(name, finding.what, options, weight)
+            found = finding.options  # with the values that this scan asks for
+            others = tuple(remedy for remedy in options if not found.keys() & remedy.keys())
+            yield Cause(name, finding.what, (found, *others) if found else options, weight)
 
 
 def _pixels(compared: Compared) -> Iterator[Cause]:
@@ -212,7 +219,7 @@ def _orientation(scan: ScanData) -> Iterator[Cause]:
     the sum around each triangle of neighbors is small against the flow out of it. With mirrored or exchanged
     axes it is not. Both axes negated are the same.
     """
-    if len(scan) < 50:
+    if len(scan) < 50 or on_a_line(scan.positions_px):
         return
     now, *others = (curl_of(scan, axes) for axes in (((1, 0), (0, 1)), *_OTHER_AXES))
     best = int(np.argmin(others))
@@ -223,6 +230,12 @@ def _orientation(scan: ScanData) -> Iterator[Cause]:
             f"{others[best]:.2f} with the positions {what}"
         )
         yield Cause("orientation", evidence, _ORIENTATION, 1 - others[best] / now)
+
+
+def on_a_line(positions_px: NDArray[np.float64]) -> bool:
+    """Return whether positions (M, 2) lie on one line, to a part of a pixel: no area lies between them."""
+    across = np.linalg.svd(positions_px - positions_px.mean(axis=0), compute_uv=False)[-1]
+    return bool(across < 0.1 * np.sqrt(len(positions_px)))
 
 
 def curl_of(scan: ScanData, axes: Axes) -> float:
@@ -259,9 +272,7 @@ def _probe(compared: Compared, refined: bool, start_probe: NDArray[np.complex64]
     if refined:
         changed = 0.0 if start_probe is None else _apart(start_probe, compared.probe.numpy())
         evidence = f"refinement changed it by {changed:.0%}, and may have begun too far from the true one"
-        yield Cause(
-            "probe", evidence, ("--probe estimate", "--probe-modes 3"), min(max(changed, BEGAN), 2 * BEGAN)
-        )
+        yield Cause("probe", evidence, ({"probe": "estimate"}, *_MODES), min(max(changed, BEGAN), 2 * BEGAN))
         return
     scan = compared.scan
     middle = scan.subset(in_the_middle(scan, TRIAL_PATTERNS))
@@ -299,4 +310,4 @@ def _modes(compared: Compared) -> Iterator[Cause]:
     weight = compared.removed((compared.predicted + blurred) / 2)
     if weight > FEWEST:
         evidence = f"patterns half blurred over 3 pixels would remove {weight:.0%} of the misfit"
-        yield Cause("coherence", evidence, ("--probe-modes 3",), weight)
+        yield Cause("coherence", evidence, _MODES, weight)

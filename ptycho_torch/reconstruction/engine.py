@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Placement = Literal["object", "probe"]
 """Which of the two is moved by the sub-pixel part of a position: the object, by linear interpolation, or
-the probe, by the Fourier shift theorem. Simulators differ; measured data want the probe."""
+the probe, by the Fourier shift theorem. Simulators differ; for measured data it is the probe."""
 
 REGION_PATTERNS = 1200
 REGION_SIDE_PX = 320
@@ -147,7 +147,7 @@ class Engine:
         margin = math.ceil(limit_px) + 1 if options.refine_positions else 0
         low = (whole.amin(dim=0) - margin).clamp(max=0)
         high = torch.maximum(whole.amax(dim=0) + self.side + margin, torch.tensor(scan.canvas_shape))
-        self.low, self.room = low, high - low - self.side
+        self.low, self.last_corner = low, high - low - self.side
         self.corners, self.offset = whole - low, (-low).tolist()
         self.frame = torch.ones(*(high - low).tolist(), dtype=torch.complex64, device=data.device)
         if not isinstance(start, str):
@@ -218,7 +218,7 @@ class Engine:
             amplitude = self.data[part]
             error += float(self._compare(amplitude, *self._place(part)).error)
             power += float((amplitude * self.data.good).square().sum())
-        return error / power
+        return error / max(power, 1e-30)
 
     def batches(self) -> Iterator[tuple[Tensor, Region]]:
         """Yield minibatches of pattern numbers, the regions and the patterns in them in random order.
@@ -245,21 +245,22 @@ class Engine:
         if self.placement == "object":
             toward = lerp_adjoint(toward, self.fraction[rows.to(self.frame.device)])
         if self.background is not None:
-            self.background.look(seen)
+            self.background.collect(seen)
         if self._moves_positions(len(self.losses)):
-            self._feel_positions(rows, patches, probes, update, seen)
+            self._collect_position_derivatives(rows, patches, probes, update, seen)
         if self.moves_probe and len(self.losses) >= self.options.probe_delay:
             self._step_probe(rows, patches, update, size)
         total = torch.zeros_like(region.of(self.frame))
-        lit = torch.zeros(total.shape, device=total.device)
+        illuminated = torch.zeros(total.shape, device=total.device)
         corners = (self.corners[rows] - torch.tensor([region.top, region.left])).tolist()
         add(total, corners, toward)
         # The illumination only scales the step: the unshifted probe at the nearest pixel is exact enough.
         illumination = self.probe.abs().square().sum(dim=0)
-        add(lit, corners, illumination.expand(len(corners), *illumination.shape))
+        add(illuminated, corners, illumination.expand(len(corners), *illumination.shape))
         damping = self.options.damping
         velocity = region.of(self.velocity)
-        velocity.mul_(self.options.momentum).add_(total / ((1 - damping) * lit + damping * lit.max()))
+        weight = (1 - damping) * illuminated + damping * illuminated.max()
+        velocity.mul_(self.options.momentum).add_(total / weight)
         region.of(self.frame).add_(velocity, alpha=size)
         return seen.error, (amplitude * self.data.good).square().sum()
 
@@ -308,7 +309,7 @@ class Engine:
     def _moves_positions(self, epoch: int) -> bool:
         return self.correction is not None and epoch >= self.options.position_delay
 
-    def _feel_positions(
+    def _collect_position_derivatives(
         self, rows: Tensor, patches: Tensor, probes: Tensor, update: Tensor, seen: Comparison
     ) -> None:
         """Keep how the loss of these patterns changes with their positions."""
@@ -334,7 +335,7 @@ class Engine:
     def _move_to(self, positions_px: NDArray[np.float64]) -> None:
         """Take patches from these positions from now on; none leaves the frame."""
         corners = self._split(positions_px) - self.low
-        self.corners = torch.minimum(corners.clamp(min=0), self.room)
+        self.corners = torch.minimum(corners.clamp(min=0), self.last_corner)
         for region in self.regions:
             region.enclose(self.corners, self.side)
 

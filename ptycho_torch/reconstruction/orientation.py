@@ -12,38 +12,31 @@ one in `CLASSES` is taken, by convention. The sign of the phase comes with that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_torch.config import Orientation as Name
+from ptycho_torch.data.judge import neighbor_distance
+from ptycho_torch.data.sampling import orientation_matrix
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.probe_estimate import (
+from ptycho_torch.reconstruction.probe_estimate import curved_probes, mean_amplitude
+from ptycho_torch.reconstruction.trials import (
     CLEAR_MARGIN,
     EXPLAINED,
     Start,
     Trial,
     compact_part,
-    compare,
-    curved_probes,
+    compare_starts,
     explained,
-    mean_amplitude,
-    step_px,
 )
 
-ORIENTATIONS = (
-    "none",
-    "flip-y",
-    "flip-x",
-    "flip-yx",
-    "transpose",
-    "transpose-flip-y",
-    "transpose-flip-x",
-    "transpose-flip-yx",
-)
+ORIENTATIONS: tuple[str, ...] = get_args(Name)
 """What is done to stored positions; y and x are swapped first, then negated."""
 CLASSES = (
     ("none", "flip-yx"),
@@ -53,6 +46,8 @@ CLASSES = (
 )
 """Pairs that differ by negating both axes."""
 PATTERNS = 64
+TOLD = 1.1
+"""A given probe chooses within a class where the other one leaves so many times its misfit, noise apart."""
 RATIO = 1.6
 """Neighboring curvatures differ by this factor: coarser than where a probe is wanted."""
 
@@ -61,12 +56,7 @@ def orient_positions(positions_yx: NDArray[np.float64], name: str) -> NDArray[np
     """Return positions (M, 2), [y, x], in the orientation `name`: swapped first, then negated."""
     if name not in ORIENTATIONS:
         raise ValueError(f"unknown orientation {name!r}; choose one of {', '.join(ORIENTATIONS)}")
-    points = np.asarray(positions_yx, dtype=np.float64)
-    if name.startswith("transpose"):
-        points = points[:, ::-1]
-    flipped = name.rpartition("flip-")[2] if "flip-" in name else ""
-    signs = np.array([-1.0 if axis in flipped else 1.0 for axis in "yx"])
-    return np.asarray(points * signs)
+    return np.asarray(np.asarray(positions_yx, dtype=np.float64) @ orientation_matrix(name).T)
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,7 @@ class Orientation:
         why = (
             "by the curvature of the given probe"
             if self.by_probe
-            else "by convention, the probe being unknown"
+            else "by convention, for want of a probe that tells"
         )
         doubt = "" if self.clear else " (not clear: better left as stored, or declared)"
         return (
@@ -136,7 +126,14 @@ def find_orientation(
     }
     mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
 
-    def judged(trials: Sequence[Trial], preferred: Sequence[str]) -> Orientation:
+    def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
+        """Return which of a class it is, and whether the given probe decides; without curvature none does."""
+        better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
+        if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
+            return better, True
+        return pair[0], False
+
+    def judged(trials: Sequence[Trial]) -> Orientation:
         own = {name: [t.loss for t in trials if t.start.name == name] for name in ORIENTATIONS}
         pairs = {pair: min(own[pair[0]] + own[pair[1]]) for pair in CLASSES}
         best = min(pairs, key=lambda pair: pairs[pair])
@@ -148,31 +145,31 @@ def find_orientation(
                 for pair in CLASSES
                 if name in pair
             ),
-            chosen=next(name for name in preferred if name in best),
+            chosen=of_class(best)[0],
             margin=second / max(pairs[best], 1e-30) - 1,
-            by_probe=probe is not None,
+            by_probe=of_class(best)[1],
             explained=explained(pairs[best], mean_loss, noise_loss),
         )
 
-    preferred: Sequence[str] = ORIENTATIONS
+    with_given: dict[str, float] = {}
     if probe is not None:
         given = np.asarray(probe, dtype=np.complex64)
         given = given[None] if given.ndim == 2 else given
         starts = [Start(name, part, given) for name, part in parts.items()]
-        trials, _ = compare(
+        trials, _ = compare_starts(
             starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
         )
-        preferred = [trial.start.name for trial in trials]
-        found = judged(trials, preferred)
+        with_given |= {trial.start.name: trial.loss for trial in trials}
+        found = judged(trials)
         if found.clear or not refine_probe:
             return found
-    curved = curved_probes(amplitude, step_px(scan.positions_px), RATIO)
+    curved = curved_probes(amplitude, neighbor_distance(scan.positions_px), RATIO)
     starts = [Start(pair[0], parts[pair[0]], made, k) for pair in CLASSES for _, made, k in curved]
     if probe is not None:
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
-    trials, _ = compare(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
-    return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials], preferred)
+    trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
+    return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials])
 
 
 def _first(name: str) -> str:

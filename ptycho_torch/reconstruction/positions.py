@@ -1,4 +1,4 @@
-"""Correct scan positions: how far each pattern wants to move, and which of it is believed.
+"""Correct scan positions: the step that the loss asks of each pattern, split into a smooth part and the rest.
 
 Each epoch of a refinement gives, for every pattern, the derivative g (2,) of half the amplitude loss
 sum (|Psi| - A)^2 with respect to its position, with the sign of descent, and its curvature H (2, 2). The
@@ -26,9 +26,9 @@ LARGEST_STEP_PX = 1.0
 """How far a position moves in one epoch at most."""
 DAMPING = 0.05
 """Curvature that is added to that of each pattern, as a part of the median pattern's."""
-TOGETHER = 3.0
+SMOOTH_FACTOR = 3.0
 """The smooth part of a step is taken so many times."""
-HEAVY = 0.5
+MOMENTUM = 0.5
 """Part of the last step that is repeated."""
 
 
@@ -92,14 +92,14 @@ class PositionCorrection:
         g, h = self.descent[rows].double().numpy(), self.curvature[rows].double().numpy()
         weight = np.trace(h, axis1=1, axis2=2) / 2
         ridge = DAMPING * np.median(weight) + 1e-30
-        wanted = np.linalg.solve(h + ridge * np.eye(2), g[:, :, None])[:, :, 0]
-        wanted *= np.minimum(1, LARGEST_STEP_PX / np.maximum(np.linalg.norm(wanted, axis=1), 1e-12))[:, None]
-        self.velocity[rows] = HEAVY * self.velocity[rows] + part * wanted
+        asked = np.linalg.solve(h + ridge * np.eye(2), g[:, :, None])[:, :, 0]
+        asked *= np.minimum(1, LARGEST_STEP_PX / np.maximum(np.linalg.norm(asked, axis=1), 1e-12))[:, None]
+        self.velocity[rows] = MOMENTUM * self.velocity[rows] + part * asked
         # A pattern at its limit is wrong for a reason of its own, and takes no part in what is common.
         weight = np.where(self.at_limit, 0, weight) + ridge
         # The object follows a common move of the patterns, so that each epoch shows little of it.
         together = self._smooth(self.velocity[rows], weight)[rows]
-        moved = self.shift_px[rows] + self.velocity[rows] + (TOGETHER - 1) * together
+        moved = self.shift_px[rows] + self.velocity[rows] + (SMOOTH_FACTOR - 1) * together
         smooth = self._smooth(moved, weight)
         alone = moved - smooth[rows]
         far = self.limit_px / np.maximum(np.linalg.norm(alone, axis=1), 1e-12)

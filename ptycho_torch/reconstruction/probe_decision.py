@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ptycho_torch.reconstruction.waves import Amplitudes
+from ptycho_torch.reconstruction.yardsticks import noise_of_amplitude
 
 UNEXPLAINED = 0.4
 """With more than this left, the probe is refined."""
@@ -29,7 +29,6 @@ STEPS = 48
 """Epochs, and minibatches, with the probe fixed before it is decided; half of the run, if that is less."""
 LEAST = 2
 """A run of which half is fewer epochs keeps the probe."""
-_MANY_COUNTS = 30.0
 
 
 @dataclass(frozen=True)
@@ -81,18 +80,3 @@ def decide(data: Amplitudes, loss: float, epoch: int) -> ProbeDecision:
         noise = float((noise_of_amplitude(counts / len(rows)) * data.good).sum()) * len(rows) / float(power)
     judged = ProbeDecision(False, epoch, loss, missed, min(noise, loss))
     return ProbeDecision(judged.unexplained > UNEXPLAINED, epoch, loss, missed, judged.noise_loss)
-
-
-def noise_of_amplitude(expected: Tensor) -> Tensor:
-    """Return the mean of (sqrt(n) - sqrt(k))^2 for Poisson counts n of expectation k, an array of any shape.
-
-    A fourth for many counts; less where hardly any arrive.
-    """
-    few = expected.double().clamp(0, _MANY_COUNTS)
-    term = torch.exp(-few)  # probability of n counts, n = 0, 1, ...
-    mean_root = torch.zeros_like(few)
-    for n in range(1, int(_MANY_COUNTS) * 3):
-        term = term * few / n
-        mean_root += term * n**0.5
-    exact = 2 * few - 2 * few.sqrt() * mean_root
-    return torch.where(expected > _MANY_COUNTS, 0.25, exact).to(expected.dtype)

@@ -120,7 +120,7 @@ class Verdict:
         """Return all of it as plain data."""
         return {
             **asdict(self),
-            "causes": [{**asdict(cause), "options": list(cause.options)} for cause in self.causes],
+            "causes": [{**asdict(cause), "options": list(map(dict, cause.options))} for cause in self.causes],
         }
 
 
@@ -237,7 +237,7 @@ def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick) -> Verdi
     """Add the status, and what it was judged by."""
     q: float = max(verdict.q or 0.0, 0.0)
     by: By = "misfit"
-    worse = (q - 1) * yardstick.contrast > WORSE
+    worse = yardstick.contrast > 0 and (q - 1) * yardstick.contrast > WORSE
     if yardstick.contrast < WITHIN_NOISE and not worse:
         return _by_patterns_held_out(verdict, compared)
     if verdict.held_out_q is not None:

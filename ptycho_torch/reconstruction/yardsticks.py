@@ -129,6 +129,24 @@ def _variance_over_mean(intensity: Real) -> Noise | None:
     return Noise(float(gain), "variance over mean", float(pedestal), readout)
 
 
+_MANY_COUNTS = 30.0
+
+
+def noise_of_amplitude(expected: Tensor) -> Tensor:
+    """Return the mean of (sqrt(n) - sqrt(k))^2 for Poisson counts n of expectation k, an array of any shape.
+
+    A fourth for many counts; less where hardly any arrive.
+    """
+    few = expected.double().clamp(0, _MANY_COUNTS)
+    term = torch.exp(-few)  # probability of n counts, n = 0, 1, ...
+    mean_root = torch.zeros_like(few)
+    for n in range(1, int(_MANY_COUNTS) * 3):
+        term = term * few / n
+        mean_root += term * n**0.5
+    exact = 2 * few - 2 * few.sqrt() * mean_root
+    return torch.where(expected > _MANY_COUNTS, 0.25, exact).to(expected.dtype)
+
+
 @dataclass(frozen=True)
 class Yardstick:
     """What the mean pattern and noise alone leave of some patterns, and how the noise was found."""
@@ -210,9 +228,7 @@ def inside(scan: ScanData, shape: tuple[int, ...], rows: NDArray[np.int64]) -> N
 
 def in_the_middle(scan: ScanData, count: int) -> NDArray[np.int64]:
     """Return the rows of the patterns nearest the middle of a scan, sorted."""
-    apart = scan.positions_px - np.median(scan.positions_px, axis=0)
-    order = np.argsort(np.square(apart).sum(axis=1), kind="stable")
-    return np.sort(order[:count]).astype(np.int64)
+    return np.sort(scan.middle_rows(count))
 
 
 def spread(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:

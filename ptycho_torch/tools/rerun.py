@@ -119,26 +119,31 @@ def new_name(run: Path) -> Path:
 
 
 def same_data(record: Mapping[str, Any], moved_to: Path | None, flag: str) -> Path:
-    """Return where a scan is, if it is still the one that the manifest describes.
+    """Return where a scan is, if it is still the one that the manifest describes, with its mask, probe ...
 
     Raises:
-        DataError: it is not there, or a file of it has another hash.
+        DataError: it is not there, or a file of it or beside it has another hash.
     """
     place = Path(record["source"]) if moved_to is None else moved_to
     hashes: Mapping[str, str] = record["report"]["files"]
     for name, wanted in hashes.items():
         file = place / name if place.is_dir() else place if len(hashes) == 1 else place.parent / name
-        _require(file, wanted, "the data of this run", flag)
+        _require(file, wanted, "the data of this run", f"say where it is now: {flag} FILE")
+    for option, other in record["report"].get("other_files", {}).items():
+        file = Path(other["path"])
+        if moved_to is not None and file.parent == Path(record["source"]).parent:  # it goes with the scan
+            file = (place if place.is_dir() else place.parent) / file.name
+        _require(file, other["sha256"], f"the contents of {option}", "bring the file back here")
     return place
 
 
-def _require(file: Path, wanted: str, what: str, flag: str) -> None:
+def _require(file: Path, wanted: str, what: str, remedy: str) -> None:
     if not file.is_file():
         raise DataError(
             f"{what} are not where they were",
             where=str(file),
             expected=f"the file with SHA-256 {wanted}",
-            fix=f"say where it is now: {flag} FILE",
+            fix=remedy,
         )
     found = file_sha256(file)
     if found != wanted:
@@ -146,7 +151,7 @@ def _require(file: Path, wanted: str, what: str, flag: str) -> None:
             f"{what} have changed: SHA-256 {found}",
             where=str(file),
             expected=f"SHA-256 {wanted}",
-            fix=f"bring the original file back, or say where it is: {flag} FILE",
+            fix=f"bring the original file back; or {remedy}",
         )
 
 
@@ -155,7 +160,8 @@ def _same_checkpoint(manifest: Mapping[str, Any], moved_to: Path | None) -> Path
     if place is None:
         return None
     file = Path(place) if moved_to is None else runs.find_checkpoint(moved_to)
-    _require(file, manifest["resumed_sha256"], "the checkpoint and its contents", "--resume")
+    moved = "say where it is now: --resume FILE"
+    _require(file, manifest["resumed_sha256"], "the checkpoint and its contents", moved)
     return file
 
 

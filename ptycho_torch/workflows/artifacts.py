@@ -33,7 +33,7 @@ def write_reconstruction(
     refinement: RefineResult | None = None,
 ) -> list[Path]:
     """Write `reconstruction.npz`, the images of amplitude and phase, and, where the geometry is known,
-    a `product.h5` that Ptychodus opens; where positions were refined, `positions.png`.
+    a `product.h5` that Ptychodus opens; with a probe `probe.png`, with refined positions `positions.png`.
 
     Args:
         folder: an existing directory.
@@ -59,6 +59,8 @@ def write_reconstruction(
         plots.save_amplitude(obj, folder / "amplitude.png", **shown),
         plots.save_phase(obj, folder / "phase.png", **shown),
     ]
+    if probe is not None:
+        written.append(plots.save_probe(probe, folder / "probe.png"))
     if refinement is not None and refinement.positions_px is not None:
         at = scan.positions_px
         written.append(plots.save_positions(at, refinement.positions_px, folder / "positions.png"))

@@ -47,6 +47,7 @@ from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selecte
 from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
 from ptycho_torch.data.grouping import inference_groups
 from ptycho_torch.data.judge import announce_scans
+from ptycho_torch.data.other_files import from_here
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
@@ -82,7 +83,7 @@ def _configs(
     """Return complete configs; those that are complete already are returned as they are."""
     science, carried = science_of(config)
     science, execution = split_overrides(overrides or {}, science)
-    return science, execution_settings(execution_config, execution, {**defaults, **carried})
+    return from_here(science), execution_settings(execution_config, execution, {**defaults, **carried})
 
 
 def _applied(overrides: Mapping[str, Any], plan: Plan, drift: DriftReport) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ptycho_exec.fields.spec import as_flags
+from ptycho_exec.machine.facts import affinity_cpus
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.scan import ScanData
@@ -35,7 +37,7 @@ class Decision:
 
     def line(self) -> str:
         """One line for the user, with the flag that decides otherwise."""
-        return f"--{self.field.replace('_', '-')} {self.value}: {self.evidence}"
+        return f"{as_flags({self.field: self.value})}: {self.evidence}"
 
 
 def prepared(
@@ -117,4 +119,4 @@ def reoriented(scan: ScanData, name: str) -> ScanData:
 
 def processors() -> int:
     """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return affinity_cpus() or os.cpu_count() or 1

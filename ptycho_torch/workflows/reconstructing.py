@@ -43,7 +43,8 @@ from ptycho_torch.workflows.times import Clock
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""
 TRIAL_PATTERNS, TRIAL_EPOCHS, HELD_OUT = 250, 10, 1 / 16
-"""A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them."""
+"""A trial refines so many patterns in the middle of the scan for so long, and holds out a part of them; with
+fewer patterns it is as much longer, up to a whole refinement."""
 EXTENSIONS: tuple[tuple[str, Any, str], ...] = (
     ("refine_positions", True, "positions that move"),
     ("probe_modes", 3, "three probe modes"),
@@ -168,8 +169,9 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     if scan.probe is not None and asked != ESTIMATE:
         tried = _try(scan, decisions.science, seed)
         if tried.verdict.status == "good" or not decisions.open("probe"):
-            decisions.trial = tried
             evidence = f"refined with the object, in a trial {tried.verdict.line()}"
+            decisions.make("refine_probe", True, "so it was in the trial")
+            decisions.trial = tried
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
         decisions.say(f"the probe that is given, in a trial: {tried.verdict.line()}")
     scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
@@ -183,11 +185,12 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
 
 def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
     """Refine the patterns in the middle of a scan from a flat object, as the science asks, with the probe."""
-    distance = np.linalg.norm(scan.positions_px - np.median(scan.positions_px, axis=0), axis=1)
-    middle = scan.subset(np.sort(np.argsort(distance, kind="stable")[:TRIAL_PATTERNS]))
+    middle = scan.subset(np.sort(scan.middle_rows(TRIAL_PATTERNS)))
     moves = science.inference.refine_probe is not False
     options = replace(components.refine_options(science.inference), refine_probe=moves, held_out=HELD_OUT)
-    found = refine_object(middle, "flat", TRIAL_EPOCHS, options=options, seed=seed)
+    whole = RECONSTRUCTION_DEFAULTS["refine"].value
+    epochs = min(whole, max(TRIAL_EPOCHS, TRIAL_PATTERNS * TRIAL_EPOCHS // len(middle)))
+    found = refine_object(middle, "flat", epochs, options=options, seed=seed)
     if found.positions_px is not None:
         middle = replace(middle, positions_px=found.positions_px)
     verdict = judge_object(

@@ -92,6 +92,7 @@ def train(
     training: components.Training | None = None,
     callbacks: Sequence[Callback] = (),
     about: Mapping[str, Any] | None = None,
+    odd_lines: Callable[..., list[str]] = lines,
 ) -> Run[TrainingResult]:
     """Train on the payload's scan and leave a complete run directory.
 
@@ -102,6 +103,7 @@ def train(
         training: the payload's training, where the caller has read and planned it.
         callbacks: the caller's own, for the Trainer.
         about: more that the model file should hold about its origin, as plain data.
+        odd_lines: what is odd about scans, in lines for this user.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
@@ -113,7 +115,9 @@ def train(
             training = _planned(payload, training)
             held.push(planning.pop_all())
         how = Begun(checkpoint)
-        return _train(folder, payload, training, how, False, say, callbacks=callbacks, about=about)
+        return _train(
+            folder, payload, training, how, False, say, callbacks=callbacks, about=about, odd_lines=odd_lines
+        )
 
 
 def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) -> Run[TrainingResult] | None:
@@ -171,11 +175,12 @@ def _train(
     *,
     callbacks: Sequence[Callback] = (),
     about: Mapping[str, Any] | None = None,
+    odd_lines: Callable[..., list[str]] = lines,
 ) -> Run[TrainingResult]:
     """Run what was planned, and record it."""
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
     say(_scan_line(scan))
-    odd = _say_what_is_odd(say, scan, training.test_container)
+    odd = _say_what_is_odd(say, odd_lines(scan, training.test_container))
     say(f"effective batch: {plan.totals}")
     parts = {
         **manifest_parts(payload.settings, plan=plan),
@@ -337,7 +342,7 @@ def infer(
         inference.plan.raise_if_blocked()
     scan, clock, payload = inference.scan, inference.clock, replace(payload, science=inference.science)
     say(_scan_line(scan))
-    odd = _say_what_is_odd(say, scan)
+    odd = _say_what_is_odd(say, lines(scan))
     parts = {
         **manifest_parts(payload.settings, plan=inference.plan),
         **_asked("infer", payload),
@@ -369,7 +374,7 @@ def infer(
             warnings=notices,
             patterns=len(scan),
             refinement=None if refined is None else refined.record(),
-            verdict=result.verdict.to_json(),
+            verdict={"line": result.verdict.line(), **result.verdict.to_json()},
             content={name: content_sha256({name: array}) for name, array in arrays.items()},
         )
         written.append(write_run_report(folder))
@@ -477,6 +482,7 @@ def write_run_report(folder: Path) -> Path:
         "comparison.png": "Truth and reconstruction",
         "amplitude.png": "Amplitude",
         "phase.png": "Phase",
+        "probe.png": "Probe, its modes by their power",
         "positions.png": "Positions, given and corrected",
         "loss.png": "Loss",
     }
@@ -486,7 +492,7 @@ def write_run_report(folder: Path) -> Path:
         folder,
         title=f"ptycho-torch {manifest['task']}: {folder.name}",
         subtitle=str(scan["source"]),
-        verdict=f"{verdict['status']}: {verdict['reason']}" if verdict else "",
+        verdict=verdict.get("line", ""),
         decisions=scan["report"].get("decisions", ()),
         images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
         metrics=manifest.get("metrics"),
@@ -507,12 +513,11 @@ def _figures(verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {
         f"verdict: {name}": value
         for name, value in verdict.items()
-        if name != "causes" and value is not None and value != ""
+        if name not in ("line", "causes") and value is not None and value != ""
     }
 
 
-def _say_what_is_odd(say: Say, *scans: ScanData | None) -> list[str]:
-    odd = lines(*scans)
+def _say_what_is_odd(say: Say, odd: list[str]) -> list[str]:
     for text in odd:
         say(f"{WARNING}{text}")
     return odd

@@ -5,13 +5,21 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.config import (
+    UNITS_M,
+    DataConfig,
+    InferenceConfig,
+    ModelConfig,
+    ScienceConfig,
+    TrainingConfig,
+    Unit,
+)
 
 PARTS = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
 
@@ -64,3 +72,7 @@ def test_building_science_loads_no_torch_and_no_numpy() -> None:
     code = "import sys, ptycho_torch.config as c; c.DataConfig(); print({'torch', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_every_unit_of_length_has_its_meters() -> None:
+    assert {*UNITS_M, "auto", "px"} == set(get_args(Unit))

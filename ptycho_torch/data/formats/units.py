@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.config import DataConfig
+from ptycho_torch.config import UNITS_M, DataConfig
 from ptycho_torch.data.storage.archive import Archive
 
 JOULE_PER_EV = 1.602176634e-19
@@ -41,16 +41,13 @@ def position_m(archive: Archive, name: str) -> float | None:
     return None if word is None or word in _PIXELS else length_m(archive, name)
 
 
-_POSITION_UNITS_M = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9, "angstrom": 1e-10}
-
-
 def position_unit_m(archive: Archive | None, name: str, config: DataConfig) -> float | None:
     """Return the meters in the unit of positions that the config names, else in that which the file states.
 
     None where that is a pixel, or not stated.
     """
     if config.positions_unit != "auto":
-        return _POSITION_UNITS_M.get(config.positions_unit)
+        return UNITS_M.get(config.positions_unit)
     return position_m(archive, name) if archive is not None and name in archive else None
 
 

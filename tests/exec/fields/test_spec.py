@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shlex
 from typing import Any, ClassVar, Literal, get_args
 
 import pytest
@@ -13,7 +14,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.model import Effect, malformed
-from ptycho_exec.fields.spec import decode_text, format_value
+from ptycho_exec.fields.spec import as_flags, decode_text, format_value
 from ptycho_exec.settings import ExecutionSettings
 from tests.exec.fields.specs import SPECS
 
@@ -157,3 +158,10 @@ def test_texts_for_fields_of_a_subclass(
 ) -> None:
     monkeypatch.setenv(f"OWN_{name.upper()}", text)
     assert getattr(Own(), name) == value
+
+
+def test_values_are_written_as_flags() -> None:
+    options = {"mask_suspects": True, "center": (3.0, 4.0), "probe": "my probe.npz", "crop": None}
+    words = shlex.split(as_flags(options))
+    assert words[::2] == ["--mask-suspects", "--center", "--probe", "--crop"]
+    assert words[1::2] == ["true", "[3.0, 4.0]", "my probe.npz", "none"]

@@ -603,6 +603,36 @@ def test_another_probe_than_the_trained_one_is_told(unsupervised: Session) -> No
     assert "the product's probe differs" not in told[1]
 
 
+def test_an_object_that_is_not_good_is_a_warning_with_what_to_do_about_it(unsupervised: Session) -> None:
+    """A wrong probe, and patterns off center: causes, findings, and the two commands, but no options."""
+    scan, model = unsupervised.scan, loaded(unsupervised.checkpoint)
+    noise = np.random.default_rng(0).normal(size=(2, N, N))
+    model.model.probe.data = torch.from_numpy(noise[0] + 1j * noise[1]).to(torch.complex64)[None]
+    engine = InferenceEngine(ConfigManager.from_loaded_model(model), model)
+    moved = replace(scan, patterns=np.roll(scan.patterns[:], (3, 4), axis=(1, 2)))
+    with logged() as log:
+        engine.predict_and_stitch(loader_of(moved, model, object_shape=scan.canvas_shape))
+    (told,) = [r.getMessage() for r in log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING]
+    assert "- the beam lies " in told
+    assert "`ptycho-torch convert SCAN NEW --to ptychodus-npz --center auto` mends this" in told
+    assert re.search(r"- the object is (poor|doubtful): ", told), told
+    assert re.search(r"likely cause - \w+: ", told)
+    assert "`ptycho-torch reconstruct SCAN --out RESULT` looks into all of this" in told
+    assert "; try --" not in told
+
+
+@pytest.mark.slow
+def test_a_probe_is_found_where_the_training_data_have_none(scan: ScanData, tmp_path: Path) -> None:
+    trainer, _, loader, _ = session_of(replace(scan, probe=None), tmp_path / "in", epochs=1)
+    with logged() as log:
+        trainer.train()
+    told = "\n".join(r.getMessage() for r in log if r.name == "ptychopinn-torch")
+    assert "looking for the probe in the patterns" in told
+    assert "probe from the patterns: " in told
+    decided = json.loads((loader.output_dir / "manifest.json").read_text())["data"]["train"]["report"]
+    assert decided["decisions"][0]["value"] == "estimate"
+
+
 def test_one_warning_tells_lost_variables_and_cut_patches(
     unsupervised: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

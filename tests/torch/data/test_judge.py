@@ -19,7 +19,7 @@ from ptycho_torch.cli import main
 from ptycho_torch.data import assemble
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.convert import convert
-from ptycho_torch.data.judge import lines
+from ptycho_torch.data.judge import dark_patterns, lines
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.tools.probe_run import run_trial
@@ -250,3 +250,11 @@ def test_good_scans_raise_no_alarm() -> None:
         if found:
             alarms.append((how, [finding.what for finding in found]))
     assert len(alarms) <= 2, alarms
+
+
+@pytest.mark.parametrize("dim", [0, 0.001])
+@pytest.mark.parametrize("part", [0.05, 0.5, 0.95])
+def test_closed_shutters_are_dark_however_many(part: float, dim: float) -> None:
+    above = np.random.default_rng(0).uniform(0.6, 1.4, size=60)
+    above[: round(part * 60)] *= dim
+    assert dark_patterns(above).tolist() == list(range(round(part * 60)))

@@ -179,3 +179,26 @@ def test_what_masking_suspects_covers_is_read() -> None:
         scan_of(patterns)
     assert caught.value.findings[0].options == {"drop": "broken"}
     assert len(scan_of(patterns, config=DataConfig(drop="broken"))) == 62
+
+
+def test_patterns_that_are_all_the_same_are_named() -> None:
+    scan = SCAN
+    same = scan_of(np.repeat(COUNTS[:1], len(COUNTS), axis=0))
+    assert "same-patterns" in codes(same)
+    assert "gain" not in codes(same)
+    assert "same-patterns" not in codes(scan)
+
+
+@pytest.mark.parametrize("photons", [0, 1000])
+def test_patterns_of_one_bright_pixel_are_read(photons: int) -> None:
+    patterns = np.zeros_like(COUNTS)
+    patterns[:, 16, 16] = 1000 + np.random.default_rng(0).poisson(photons, len(COUNTS))
+    assert scan_of(patterns, domain="intensity").report["zero_patterns"] == 0
+
+
+@pytest.mark.parametrize("fault", [np.nan, 0.0])
+def test_a_probe_that_is_none_is_left_out_as_its_message_says(fault: float) -> None:
+    probe = SCAN.probe * np.complex64(fault)
+    with pytest.raises(DataError, match="--probe estimate leaves it out"):
+        scan_of(COUNTS, probe=probe)
+    assert scan_of(COUNTS, probe=probe, config=DataConfig(probe="estimate")).probe is None

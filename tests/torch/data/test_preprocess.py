@@ -81,7 +81,7 @@ def test_counts_come_back_from_detector_units_a_dark_frame_and_a_pedestal(tmp_pa
     adu = COUNTS.astype(np.float32) * 37 + dark + 100
     scan = prepared(adu, dark_file=str(tmp_path / "dark.npy"), pedestal=100.0, gain=37.0)
     np.testing.assert_allclose(values(scan), COUNTS, atol=1e-3)
-    assert len(scan.report["preprocessing"]["dark_file_sha256"]) == 64
+    assert len(scan.report["other_files"]["dark_file"]["sha256"]) == 64
     whole = prepared((COUNTS + dark + 100).astype(np.uint16), clip_negative=True, pedestal=100.0,
                      dark_file=str(tmp_path / "dark.npy"))  # fmt: skip
     assert whole.holds_counts

@@ -83,7 +83,7 @@ def test_a_probe_is_taken_from_every_kind_of_file(kind: str, scan_file: Path, tm
     scan = read_scan(scan_file, DataConfig(probe=FILES[kind](tmp_path)))
     np.testing.assert_array_equal(scan.probe, PROBE)
     assert scan.report["probe"]["value"] == "path"
-    assert len(scan.report["probe"]["sha256"]) == 64
+    assert len(scan.report["other_files"]["probe"]["sha256"]) == 64
 
 
 @pytest.mark.parametrize("options", [{"crop": 24}, {"pad": 48}, {"bin": 2}], ids=str)

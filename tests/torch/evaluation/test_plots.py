@@ -114,6 +114,16 @@ def test_curves_are_plotted(tmp_path: Path) -> None:
         assert pixels(plots.save_loss_curve(losses, tmp_path / "loss.png")).std() > 5
 
 
+def test_a_probe_shows_its_modes_the_strongest_first(tmp_path: Path) -> None:
+    disk = (np.hypot(*np.mgrid[-16:16, -16:16]) < 9) * np.exp(1j * np.arange(32) / 3)
+    one = pixels(plots.save_probe(disk[None], tmp_path / "one.png"))
+    both = [np.stack(modes) for modes in ((disk, disk[::-1] / 2), (disk[::-1] / 2, disk))]
+    first, second = (pixels(plots.save_probe(modes, tmp_path / "two.png")) for modes in both)
+    np.testing.assert_array_equal(first, second)
+    assert first.shape[1] > 1.4 * one.shape[1]
+    assert pixels(plots.save_probe(np.zeros((1, 8, 8)), tmp_path / "none.png")).std() > 0
+
+
 def test_positions_are_shown_where_they_were_and_where_they_went(tmp_path: Path) -> None:
     given = np.random.default_rng(0).uniform(0, 50, (30, 2))
     still = pixels(plots.save_positions(given, given, tmp_path / "still.png"))

@@ -31,7 +31,7 @@ def test_with_the_true_object_and_probe_the_background_is_found_smooth_and_past_
     patches = torch.stack([canvas[a : a + 32, b : b + 32] for a, b in origin])
     probe = torch.from_numpy(scan.probe)[None]
     for _ in range(6):
-        background.look(compare(patches, probe, data[torch.arange(64)], data.good, background.intensity))
+        background.collect(compare(patches, probe, data[torch.arange(64)], data.good, background.intensity))
         background.step()
     found = torch.fft.fftshift(background.intensity).numpy()
     assert np.abs(found - under)[::31, ::31].max() < 1

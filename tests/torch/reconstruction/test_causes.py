@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ptycho_exec.errors import Finding
+from ptycho_exec.fields.spec import as_flags
 from ptycho_torch import simulate_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.causes import FINDINGS, UNKNOWN, curl_of
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
+from ptycho_torch.settings import ScienceSettings
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def with_patterns(scan: ScanData, change: np.ndarray) -> Verdict:
 
 
 def first(verdict: Verdict) -> tuple[str, str]:
-    return verdict.causes[0].name, verdict.causes[0].options[0]
+    return verdict.causes[0].name, as_flags(verdict.causes[0].options[0])
 
 
 def test_hot_pixels(scan: ScanData) -> None:
@@ -81,5 +84,25 @@ def test_what_was_found_on_reading_counts(scan: ScanData) -> None:
 
 
 def test_every_cause_has_an_option() -> None:
-    assert all(options and options[0].startswith("--") for _, options, _ in FINDINGS.values())
-    assert all(cause.options for cause in UNKNOWN)
+    options = [*(options for _, options, _ in FINDINGS.values()), *(cause.options for cause in UNKNOWN)]
+    assert all(options)
+    names = {name for remedies in options for remedy in remedies for name in remedy}
+    assert names <= ScienceSettings.model_fields.keys()
+
+
+def test_a_cause_has_the_values_that_reading_found(scan: ScanData) -> None:
+    close = Finding(
+        "probes lie close", level="adapted", code="much-overlap", options={"positions_unit": "nm"}
+    )
+    report = {**scan.report, "findings": [close.to_json()]}
+    verdict = judged(scan, patterns=np.asarray(scan.patterns) + 37, report=report)
+    (cause,) = (cause for cause in verdict.causes if cause.name == "units")
+    assert cause.line() == "units: probes lie close; try --positions-unit nm"
+
+
+@pytest.mark.parametrize("along", [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)])
+def test_positions_on_a_line_are_judged(scan: ScanData, along: tuple[float, float]) -> None:
+    place = np.linspace(0, 20, len(scan))[:, None] * np.array(along)
+    verdict = judged(scan, positions_px=place + 18)
+    assert verdict.status == "poor"
+    assert "orientation" not in [cause.name for cause in verdict.causes]

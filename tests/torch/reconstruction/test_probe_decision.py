@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.reconstruction.probe_decision import decide, epoch_of_decision, noise_of_amplitude
+from ptycho_torch.reconstruction.probe_decision import decide, epoch_of_decision
 from ptycho_torch.reconstruction.waves import Amplitudes
 from ptycho_torch.simulate import simulate_scan
-
-
-@pytest.mark.parametrize("expected", [0.01, 0.5, 3.0, 20.0, 200.0])
-def test_the_noise_of_an_amplitude_is_that_of_poisson_counts(expected: float) -> None:
-    counts = np.random.default_rng(0).poisson(expected, 400_000)
-    measured = np.square(np.sqrt(counts) - np.sqrt(expected)).mean()
-    assert float(noise_of_amplitude(torch.tensor([expected]))) == pytest.approx(measured, rel=0.03)
 
 
 def test_the_mean_pattern_explains_nothing_and_noise_is_no_fault() -> None:

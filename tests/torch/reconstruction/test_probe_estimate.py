@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.data.judge import neighbor_distance
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction import probe_estimate
@@ -19,7 +20,6 @@ from ptycho_torch.reconstruction.probe_estimate import (
     curved_probes,
     estimate_probe,
     mean_amplitude,
-    with_modes,
 )
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.simulate import make_probe, simulate_scan
@@ -82,7 +82,7 @@ def test_starts_are_listed_best_first_and_rounds_are_told(scan: ScanData) -> Non
     told: list[str] = []
     found = estimate_probe(scan, patterns=30, epochs=2, say=told.append)
     assert found.candidates[0].name == found.chosen
-    starts = curved_probes(mean_amplitude(scan), probe_estimate.step_px(scan.positions_px))
+    starts = curved_probes(mean_amplitude(scan), neighbor_distance(scan.positions_px))
     assert {row.name for row in found.candidates} == {name for name, _, _ in starts}
     assert len(told) == len(probe_estimate.ROUNDS) + 1
     assert all(row.seconds > 0 for row in found.candidates)
@@ -116,13 +116,6 @@ def test_further_modes_join(scan: ScanData) -> None:
     assert powers.min() > 0
 
 
-def test_new_modes_are_orthogonal_and_weaker() -> None:
-    made = with_modes(make_probe(32, 1e5), 4).reshape(4, -1)
-    gram = np.abs(made.conj() @ made.T)
-    assert gram[0, 0] > gram[1, 1] > gram[2, 2] > gram[3, 3] > 0
-    assert (gram - np.diag(np.diag(gram))).max() < 1e-4 * gram[0, 0]
-
-
 def test_a_scan_without_overlap_is_not_certain() -> None:
     apart = make_scan(step_px=30.0, patterns=36)
     found = estimate_probe(apart, epochs=2)
@@ -153,7 +146,7 @@ def test_a_probe_cut_by_the_edge_is_centered_whole() -> None:
 def test_curvatures_fit_the_window_and_the_step() -> None:
     amplitude = np.abs(np.fft.fftshift(np.fft.fft2(make_probe(64, 1.0, radius_px=3.0)[0])))
     radii = []
-    for _, probe, k in curved_probes(amplitude, step=8.0):
+    for _, probe, k in curved_probes(amplitude, step_px=8.0):
         weight = np.square(np.abs(np.asarray(probe[0], np.complex128)))
         y, x = np.mgrid[:64, :64] - 32
         radii.append((k, math.sqrt((weight * (y**2 + x**2)).sum() / weight.sum())))

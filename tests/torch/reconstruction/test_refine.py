@@ -408,3 +408,10 @@ def test_a_probe_that_explains_the_patterns_is_kept_and_a_poor_one_is_refined(sc
     assert moved.probe_decision.refined
     assert "the probe is refined: the given one explains the patterns poorly" in moved.notices[0]
     assert not np.array_equal(moved.probe, poor)
+
+
+def test_patterns_held_out_may_be_dark(scan: ScanData) -> None:
+    patterns = np.array(scan.patterns)
+    patterns[8:] = 0
+    found = refine_object(replace(scan, patterns=patterns), "flat", 1, options=RefineOptions(held_out=1 / 16))
+    assert np.isfinite(found.object).all()

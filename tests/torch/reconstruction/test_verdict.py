@@ -187,7 +187,7 @@ def test_a_verdict_is_plain_data(scan: ScanData) -> None:
     verdict = judge_object(scan, np.ones(scan.canvas_shape, np.complex64))
     plain = json.loads(json.dumps(verdict.to_json()))
     assert plain["status"] == "poor"
-    assert plain["causes"][0]["options"][0].startswith("--")
+    assert all(cause["options"][0] for cause in plain["causes"])
 
 
 CRYO = Path(__file__).parents[4] / "shared" / "data" / "real" / "cryo4dstem_ptychojl.npz"
@@ -224,4 +224,10 @@ def test_the_siemens_star_is_good_with_a_good_probe_only(right: bool) -> None:
     verdict = refined(scan, 8)
     assert verdict.status == ("good" if right else "poor")
     if not right:
-        assert verdict.causes[0].options[0] == "--refine-probe true"
+        assert verdict.causes[0].options[0] == {"refine_probe": True}
+
+
+def test_no_object_of_patterns_that_are_all_the_same_is_good(scan: ScanData) -> None:
+    same = replace(scan, patterns=np.repeat(np.asarray(scan.patterns[:1]), len(scan), axis=0))
+    assert refined(same, refine_probe=True).status == "cannot-judge"
+    assert judge_object(same, truth(scan)).status == "cannot-judge"

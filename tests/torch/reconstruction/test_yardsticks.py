@@ -17,6 +17,7 @@ from ptycho_torch.reconstruction.yardsticks import (
     measured_intensity,
     misfits,
     noise_of,
+    noise_of_amplitude,
     predicted_intensity,
     r_factor,
     scaled,
@@ -137,3 +138,10 @@ def test_nothing_to_hold_against() -> None:
     scan = simulated()
     assert yardstick_of(scan, intensities(scan)[:1]) is None
     assert yardstick_of(scan, np.zeros((5, 9), np.float32)) is None
+
+
+@pytest.mark.parametrize("expected", [0.01, 0.5, 3.0, 20.0, 200.0])
+def test_the_noise_of_an_amplitude_is_that_of_poisson_counts(expected: float) -> None:
+    counts = np.random.default_rng(0).poisson(expected, 400_000)
+    measured = np.square(np.sqrt(counts) - np.sqrt(expected)).mean()
+    assert float(noise_of_amplitude(torch.tensor([expected]))) == pytest.approx(measured, rel=0.03)

@@ -49,7 +49,7 @@ def test_a_reconstruction_comes_back_as_it_was_written(scan: Any, tmp_path: Path
     written = write_reconstruction(tmp_path, obj, coverage, scan, scan.probe)
     assert {path.name for path in written} == {path.name for path in tmp_path.iterdir()}
     assert {path.name for path in written} == {
-        *("reconstruction.npz", "amplitude.png", "phase.png", "product.h5"),
+        *("reconstruction.npz", "amplitude.png", "phase.png", "probe.png", "product.h5"),
     }
     for place in (tmp_path, tmp_path / "reconstruction.npz"):
         arrays = read_reconstruction(place)

@@ -139,3 +139,17 @@ def test_a_directory_that_is_in_use_is_refused_before_the_work(
     assert main(["reconstruct", str(tmp_path / "none.npz"), "--out", str(tmp_path / "new")]) == 1
     assert "scan not found" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patterns", [16, 64])
+def test_a_right_probe_is_kept_and_the_result_no_worse_than_that_of_the_plain_command(
+    tmp_path: Path, patterns: int
+) -> None:
+    scan = replace(simulate_scan(n=32, patterns=patterns, photons=1e6, seed=1), object_guess=None)
+    manifest, _ = _reconstructed(scan, tmp_path)
+    assert manifest["science"]["data"]["probe"] == "auto"
+    plain = ["infer", str(tmp_path / "scan.npz"), "--start", "flat", "--refine", "30"]
+    assert main([*plain, "--refine-probe", "true", "--out", str(tmp_path / "plain")]) == 0
+    other = json.loads((tmp_path / "plain" / "manifest.json").read_text())
+    assert manifest["verdict"]["r_factor"] <= 1.05 * other["verdict"]["r_factor"]

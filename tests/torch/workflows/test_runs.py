@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import json
 import re
@@ -90,7 +91,9 @@ def test_a_command_resolves_once_and_plans_once_and_the_value_reaches_the_loader
     assert main(["infer", "run", str(scan_file), "--out", "out", "--inference-batch-size=16"]) == 0
     assert counted == once
     assert manifest(Path("out"))["verdict"]["status"] in ("good", "doubtful", "poor", "cannot-judge")
-    assert "verdict: status" in Path("out/report.html").read_text()
+    page = html.unescape(Path("out/report.html").read_text())
+    assert "verdict: status" in page
+    assert f'<p class="verdict">{manifest(Path("out"))["verdict"]["line"]}</p>' in page
     assert batch_sizes[:2] == [8, 16]  # Lightning builds a third one out of the second
 
 
