@@ -75,6 +75,7 @@ def describe_scan(
         "overlap_ratio": overlap,
         "duplicate_positions": len(scan) - len(different_positions(scan.positions_px)),
         **counts,
+        "units_per_count": faults.gain,
         "background": faults.background,
         "suspect_pixels": np.argwhere(faults.suspect)[:MOST_LISTED].tolist(),
         "geometry": {name: getattr(scan, name) for name in _GEOMETRY},

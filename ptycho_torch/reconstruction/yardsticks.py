@@ -89,6 +89,7 @@ def noise_of(scan: ScanData, intensity: Real) -> Noise:
     their mean, it tells.
     """
     quantum = scan.report.get("count_quantum", 1.0 if scan.holds_counts else None)
+    quantum = scan.report.get("units_per_count") or quantum  # with read-out noise, no step is that of a count
     estimated = _variance_over_mean(intensity)
     gain = None if estimated is None else estimated.gain
     if quantum is None and scan.holds_counts and gain is not None:

@@ -135,3 +135,20 @@ def test_unknown_probe() -> None:
     row = unknown_probe.probe_row(0, patterns=25, epochs=2, jobs=1)
     assert 0 <= row.agreement <= 1
     assert row.search_s > 0
+
+
+def test_options_of_star_troubles_are_those_that_are_printed(tmp_path: Path) -> None:
+    import numpy as np
+    import star_troubles
+
+    scan = simulate_scan(n=32, patterns=64, seed=0)
+    arrays = star_troubles.part_of(save(scan, tmp_path / "scan.npz"), 36)
+    assert arrays["diff3d"].shape == (36, 32, 32)
+    beside = star_troubles.write(tmp_path / "off.npz", arrays, star_troubles.TROUBLES["beam 6 and 9 px off"])
+    with np.load(beside) as held:
+        assert held["diff3d"].dtype == np.float32
+    printed = star_troubles.said(["inspect", str(beside)])
+    lines = star_troubles.lines_naming(printed, "off the center")
+    assert star_troubles.options_in(lines) == {"--center": "auto"}
+    causes = ["  likely cause - background: beneath; try --refine-background true or --pedestal VALUE"]
+    assert star_troubles.options_in(causes) == {"--refine-background": "true"}

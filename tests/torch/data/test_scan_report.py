@@ -11,6 +11,7 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan_report import probe_diameter_px
+from ptycho_torch.simulate import simulate_scan
 from tests.torch.data.scan_files import (
     SCAN,
     P,
@@ -68,3 +69,15 @@ def test_the_numbers_of_a_regular_scan_are_reported() -> None:
     assert report["brightest_px"] == pytest.approx([8.5, 7.5])
     assert (report["N"], report["patterns"], report["duplicate_positions"]) == (16, 30, 0)
     assert [row["code"] for row in report["findings"]] == ["background"]
+
+
+def test_a_value_far_below_the_pedestal_does_not_hide_it() -> None:
+    rng = np.random.default_rng(0)
+    made = simulate_scan(n=32, patterns=100, photons=6e3)
+    counts = np.asarray(made.patterns, np.float64)
+    units = np.round(37 * counts + 100 + rng.normal(0, 4, counts.shape)).astype(np.float32)
+    units[3, 4, 5] = 60
+    scan = scan_from_arrays(units, made.positions_px, probe=made.probe, domain="intensity")
+    assert scan.report["background"] in range(97, 104)  # a value that was measured, not a mean
+    options = {name: value for finding in scan.findings for name, value in finding.options.items()}
+    assert (options["pedestal"], options["gain"]) == pytest.approx((100, 37), rel=0.06)

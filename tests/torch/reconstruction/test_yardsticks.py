@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ptycho_torch import simulate_scan
+from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.yardsticks import (
     Yardstick,
@@ -97,6 +98,17 @@ def test_an_amplifier_with_readout_noise_is_no_counter() -> None:
     assert noise.source == "variance over mean"
     assert noise.gain == pytest.approx(37, rel=0.3)
     assert noise_of(scan, counts.astype(np.float32)).source == "counts"
+
+
+def test_peaks_of_an_amplifier_tell_its_gain_where_variance_does_not() -> None:
+    rng = np.random.default_rng(0)
+    scan = simulated()
+    counts = np.asarray(scan.patterns, np.float64)
+    units = np.clip(np.round(37 * counts + rng.normal(0, 4, counts.shape)), 0, None).astype(np.float32)
+    read = scan_from_arrays(units, scan.positions_px, probe=scan.probe, domain="intensity")
+    assert read.report["units_per_count"] == pytest.approx(37, rel=0.03)
+    too_few_for_a_variance = intensities(read)[:7]
+    assert noise_of(read, too_few_for_a_variance).gain == pytest.approx(37, rel=0.03)
 
 
 def test_speckle_that_is_stronger_in_dim_pixels_is_no_amplifier() -> None:
