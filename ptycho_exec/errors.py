@@ -200,6 +200,7 @@ CODES: Mapping[str, str] = {
     "gain": "detector units instead of counts",
     "reading": "what the reader of a format took for granted, averaged or left out",
     "repeated-positions": "positions that are exactly the same",
+    "same-patterns": "patterns that are all the same",
     "dark-patterns": "patterns that are zero, or nearly so",
     "gaps": "pixels that hold no measurement in nearly every pattern",
     "hot-pixels": "pixels much brighter than all around them",
