@@ -42,7 +42,7 @@ $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
 test-lowest: $(LOWEST)/.installed   ## test settings and facade on the lowest supported versions
 	$(LOWEST)/bin/python -m pytest --quiet -n auto tests/exec/trainer tests/exec/test_settings.py \
 		tests/exec/sources/test_resolve.py tests/test_settings_act.py tests/test_silent.py \
-		--ignore tests/exec/trainer/test_loggers.py --ignore tests/exec/trainer/test_images.py -k 'not compiled'
+		--ignore tests/exec/trainer/test_loggers.py --ignore tests/exec/trainer/test_images.py -k 'not compiled' -m 'not slow'
 
 mutation: $(DEV)   ## give every setting its default on the way to its consumer, in turn: a test must go red
 	$(BIN)/python -m pytest --cut
