@@ -132,12 +132,22 @@ def bytes_per_step() -> tuple[int, int]:
         done.set_result(bucket.buffer())
         return done
 
+    class Touched(torch.nn.Module):
+        """Gives each weight a gradient, at no cost."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self) -> Any:
+            return torch.stack([weight.sum() for weight in self.parameters() if weight.requires_grad]).sum()
+
+    count.__annotations__.clear()  # torch compares them with its own classes, not with their names
     with tempfile.NamedTemporaryFile() as file:
         dist.init_process_group("gloo", init_method=f"file://{file.name}x", rank=0, world_size=1)
-        network = DistributedDataParallel(module.network)
+        network = DistributedDataParallel(Touched())
         network.register_comm_hook(None, count)
-        patches = network(torch.rand(2, 1, PATTERNS_PER_SIDE, PATTERNS_PER_SIDE))
-        torch.view_as_real(patches).square().mean().backward()
+        network().backward()
         dist.destroy_process_group()
     return sum(weight.numel() * weight.element_size() for weight in weights), reduced[0]
 
