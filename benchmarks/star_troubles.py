@@ -165,13 +165,13 @@ def lines_naming(printed: str, words: str) -> list[str]:
     """Return what is printed of a trouble: warnings and likely causes, and all of an error."""
     lines = printed.splitlines()
     error = next((row for row, line in enumerate(lines) if line.startswith("ptycho-torch:")), None)
-    told = (
+    relevant = (
         lines[error:]
         if error is not None
         else [line for line in lines if re.match(r"warning|  likely", line)]
     )
-    named = [line for line in told if words and re.search(words, line)]
-    return told if error is not None and named else named
+    named = [line for line in relevant if words and re.search(words, line)]
+    return relevant if error is not None and named else named
 
 
 def options_in(lines: list[str]) -> dict[str, str]:
@@ -240,8 +240,8 @@ def judge(name: str, scan: Path, folder: Path, epochs: int, clean: Object | None
 
 def verdict_in(printed: str) -> str:
     """Return the verdict on an object, with its likely causes."""
-    told = r"(note: )?the object (is (good|doubtful|poor)|cannot)|  likely cause"
-    return "\n".join(line for line in printed.splitlines() if re.match(told, line))
+    verdict = r"(note: )?the object (is (good|doubtful|poor)|cannot)|  likely cause"
+    return "\n".join(line for line in printed.splitlines() if re.match(verdict, line))
 
 
 def read_only(options: dict[str, str]) -> list[str]:

@@ -319,9 +319,9 @@ def recorded(
     except BaseException as error:
         status = "failed" if isinstance(error, Exception) else "interrupted"
         ended = {"status": status, "error": f"{type(error).__name__}: {error}"}
-        told = getattr(error, "signal", None)
-        if told is not None:
-            ended["signal"] = told.name
+        received = getattr(error, "signal", None)
+        if received is not None:
+            ended["signal"] = received.name
         write_manifest(folder, **ended)
         end(**ended)
         raise

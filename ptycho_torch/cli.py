@@ -242,8 +242,8 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(scan.report, indent=2))
         return 0
-    told = ("warnings", "findings")
-    rows = [(name, _plain_text(value)) for name, value in scan.report.items() if name not in told]
+    below = ("warnings", "findings")
+    rows = [(name, _plain_text(value)) for name, value in scan.report.items() if name not in below]
     print("\n".join(table(rows)))
     for line in lines(scan):
         print(f"warning: {line}")
@@ -453,9 +453,9 @@ def rerun(args: argparse.Namespace) -> int:
     from ptycho_torch.tools import rerun as again
 
     if args.out is None:
-        told = decided_by_first(lambda: {"out": str(again.new_name(args.run))}, settings.start_timeout)
-        args.out = Path(told["out"])
-        sys.argv += ["--out", told["out"]]  # for the processes that Lightning starts by this command
+        found = decided_by_first(lambda: {"out": str(again.new_name(args.run))}, settings.start_timeout)
+        args.out = Path(found["out"])
+        sys.argv += ["--out", found["out"]]  # for the processes that Lightning starts by this command
     places = again.Places(args.data, args.test, args.model, args.resume)
     finished = again.rerun(args.run, args.out, places=places, overrides=given, say=print)
     _print_end(finished)

@@ -190,6 +190,12 @@ class Preprocessing(_Science):
 def _positions_in_two_ways(chosen: Preprocessing) -> Iterator[Contradiction]:
     """Yield what is said twice about the positions, and what has nothing to act on."""
     whole, mapped = "positions" in chosen.map, not chosen.map.keys().isdisjoint(_POSITIONS)
+    if chosen.orient == "auto" and chosen.position_affine != (1.0, 0.0, 0.0, 1.0):
+        why = (
+            "position_affine multiplies positions whose orientation is known, and orient = auto looks for it"
+        )
+        fix = "choose orient = auto first, then the orientation that it finds beside position_affine"
+        yield Contradiction(("orient", "position_affine"), why, fix)
     if chosen.scan_step is None:
         angle = math.radians(chosen.scan_rotation_deg)
         c, s = round(math.cos(angle), 6) + 0.0, round(math.sin(angle), 6) + 0.0

@@ -48,11 +48,11 @@ class ResumePoint(StopAtStep, Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not self.stepped(trainer):
             return
-        due, told = self._due(trainer), self.signalled(trainer)
-        if due or told:
+        due, received = self._due(trainer), self.signalled(trainer)
+        if due or received:
             self._write(trainer)
-        if told:
-            self.stop(trainer, told)
+        if received:
+            self.stop(trainer, received)
 
     def _due(self, trainer: Trainer) -> bool:
         due = bool(self.every_n_steps and trainer.global_step % self.every_n_steps == 0)

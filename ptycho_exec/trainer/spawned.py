@@ -84,8 +84,8 @@ def brought_back(trainer: Any) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            for told in sorted(spawned.folder.glob(f"{ERROR}-*"))[:1]:
-                raise pickle.loads(told.read_bytes()) from error
+            for file in sorted(spawned.folder.glob(f"{ERROR}-*"))[:1]:
+                raise pickle.loads(file.read_bytes()) from error
             raise
         finally:
             states, spawned.folder = spawned.folder / STATES, None

@@ -1,6 +1,6 @@
 """Leaving a run when a scheduler or a person asks for it, without losing a step.
 
-A signal only leaves word. After each optimizer step all processes look together whether one of them was told,
+A signal only leaves word. After each optimizer step all processes look together whether one of them got one,
 so that all leave after the same step; the checkpoint of that step is written first. Before the first step
 there is nothing to save, and a process leaves at once.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("SIGTERM", "SIGUSR2", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))  # Windows has one of them
-"""What tells a run to stop; where processes were told differently, the later one here counts."""
+"""What ends a run; where processes got different ones, the later one here counts."""
 REQUEUED = SIGNALS[1:]
 """What a scheduler sends ahead of its time limit, as `#SBATCH --signal=USR1@120` asks; ends as requeued."""
 SCONTROL_LIMIT_S = 30
@@ -43,22 +43,22 @@ class Stopped(SystemExit):
     """A run that was asked to stop; its exit code is that of a program which the signal ended.
 
     Attributes:
-        signal: what told it.
+        signal: what ended it.
         together: all processes of the run leave after the same step.
         requeues: how often a job may be requeued in all.
     """
 
     def __init__(
         self,
-        told: signal.Signals,
+        received: signal.Signals,
         *,
         step: int | None = None,
         saved: Path | None = None,
         together: bool = False,
         requeues: int = 0,
     ) -> None:
-        super().__init__(128 + told)
-        self.signal, self.together, self.requeues = told, together, requeues
+        super().__init__(128 + received)
+        self.signal, self.together, self.requeues = received, together, requeues
         self._step, self._saved = step, saved
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class _Watch:
     Attributes:
         signalled: by which signal, if by any.
         waits: the training loop runs, and looks for itself.
-        trainer: whose processes are told too, where it started them by itself and waits for them.
+        trainer: whose processes get it too, where it started them by itself and waits for them.
     """
 
     def __init__(self) -> None:
@@ -161,19 +161,19 @@ def stoppable(trainer: Any) -> Iterator[None]:
         try:
             yield
         except (ProcessExitedException, ProcessRaisedException) as error:
-            told = watch.signalled or _told_by(error)
-            if told is None:
+            received = watch.signalled or _signal_of(error)
+            if received is None:
                 raise
             stops = [row for row in getattr(trainer, "callbacks", ()) if isinstance(row, StopAtStep)]
             path = next((row.path for row in stops if row.path is not None), None)
             saved = path if path is not None and path.exists() else None
-            raise Stopped(told, saved=saved, requeues=stops[0].requeues if stops else 0) from error
+            raise Stopped(received, saved=saved, requeues=stops[0].requeues if stops else 0) from error
         finally:
             watch.trainer = None
 
 
-def _told_by(error: Exception) -> signal.Signals | None:
-    """Return what told a process to stop that ended in the way of `Stopped`."""
+def _signal_of(error: Exception) -> signal.Signals | None:
+    """Return the signal of a process that ended in the way of `Stopped`."""
     codes = {128 + number: number for number in SIGNALS}
     return codes.get(getattr(error, "exit_code", 0))
 
@@ -231,7 +231,7 @@ def requeue_job(environ: Mapping[str, str], allowed: int | None) -> str:
 
 
 class StopAtStep(Callback):
-    """Leave after an optimizer step when any process of the run was told to.
+    """Leave after an optimizer step when any process of the run got a signal.
 
     Attributes:
         path: the checkpoint that is written first; None for a run that writes none.
@@ -263,12 +263,12 @@ class StopAtStep(Callback):
             _watch.waits = True
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.stepped(trainer) and (told := self.signalled(trainer)):
-            self.stop(trainer, told)
+        if self.stepped(trainer) and (received := self.signalled(trainer)):
+            self.stop(trainer, received)
 
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not self.ends(trainer) and (told := self.signalled(trainer, epoch_ended=True)):
-            self.stop(trainer, told)
+        if not self.ends(trainer) and (received := self.signalled(trainer, epoch_ended=True)):
+            self.stop(trainer, received)
 
     def stepped(self, trainer: Trainer) -> bool:
         """Return whether the run can stop here: an optimizer step ended, and the epoch goes on after it.
@@ -285,27 +285,29 @@ class StopAtStep(Callback):
         return last or trainer.should_stop or 0 <= steps <= trainer.global_step
 
     def signalled(self, trainer: Trainer, *, epoch_ended: bool = False) -> signal.Signals | None:
-        """Return what any process was told by, the same on all of them; not ahead of a validation.
+        """Return the signal that any process got, the same on all of them; not ahead of a validation.
 
         A run that goes on after the step ahead of a validation leaves that out.
         """
         loop: Any = trainer.fit_loop
         validates = not epoch_ended and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        told = None if _watch is None else _watch.signalled
-        number = 0 if told is None else 1 + SIGNALS.index(told)
+        received = None if _watch is None else _watch.signalled
+        number = 0 if received is None else 1 + SIGNALS.index(received)
         if trainer.world_size > 1 and dist.is_initialized():
             agreed = torch.tensor(number)
             dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
             number = int(agreed)
         return SIGNALS[number - 1] if number and not validates else None
 
-    def stop(self, trainer: Trainer, told: signal.Signals) -> None:
+    def stop(self, trainer: Trainer, received: signal.Signals) -> None:
         """Leave the run.
 
         Raises:
             Stopped: always.
         """
-        raise Stopped(told, step=trainer.global_step, saved=self.path, together=True, requeues=self.requeues)
+        raise Stopped(
+            received, step=trainer.global_step, saved=self.path, together=True, requeues=self.requeues
+        )
 
     def on_train_end(self, *_: Any) -> None:
         if _watch is not None:

@@ -2,7 +2,7 @@
 
 Lightning is given a cluster environment of ours, so that `ptycho_exec.machine.ranks` alone decides who a
 process is. Before the process group is made, all processes meet at a key-value store, whose wait has a limit
-and a message, and compare what they were given. The store stays: what ended a process is told there.
+and a message, and compare what they were given. The store stays: what ended a process stands there.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Company:
         try:
             found = self._known() or self._silent()
             self.store.set(self.key("lost"), json.dumps(found))
-        except Exception:
+        except RuntimeError:  # of which torch's errors of a store are
             # Without the store only the process that hosted it, or the only other one, is known.
             others = [rank for rank in range(self.world_size) if rank != self.rank]
             hosted = self.rank and not _has_agent()
@@ -404,7 +404,7 @@ def _awaited(found: Company, what: str, limit_s: float) -> bytes:
     try:
         found.store.wait([found.key(what)], timedelta(seconds=limit_s + GRACE_S))
         return bytes(found.store.get(found.key(what)))
-    except Exception:
+    except RuntimeError:  # of which torch's errors of a store are, its time limit among them
         raise UserError(
             f"rank 0 did not answer rank {found.rank} within {limit_s:g} s",
             where=found.where,

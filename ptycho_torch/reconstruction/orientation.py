@@ -13,7 +13,7 @@ one in `CLASSES` is taken, by convention. The sign of the phase comes with that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, get_args
@@ -47,7 +47,7 @@ CLASSES = (
 )
 """Pairs that differ by negating both axes."""
 PATTERNS = 64
-TOLD = 1.1
+DECIDES = 1.1
 """A given probe chooses within a class where the other one leaves so many times its misfit, noise apart."""
 RATIO = 1.6
 """Neighboring curvatures differ by this factor: coarser than where a probe is wanted."""
@@ -127,34 +127,8 @@ def find_orientation(
         name: compact_part(scan, patterns, seed, partial(orient_positions, name=name))
         for name in ORIENTATIONS
     }
-    mean_loss, noise_loss = parts["none"].yardsticks(amplitude)
-
-    def of_class(pair: tuple[str, str]) -> tuple[str, bool]:
-        """Return which of a class it is, and whether the given probe decides; without curvature none does."""
-        better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
-        if better in with_given and with_given[worse] - noise_loss > TOLD * (with_given[better] - noise_loss):
-            return better, True
-        return pair[0], False
-
-    def judged(trials: Sequence[Trial]) -> Orientation:
-        own = {name: [t.loss for t in trials if t.start.name == name] for name in ORIENTATIONS}
-        pairs = {pair: min(own[pair[0]] + own[pair[1]]) for pair in CLASSES}
-        best = min(pairs, key=lambda pair: pairs[pair])
-        second = min(loss for pair, loss in pairs.items() if pair != best)
-        return Orientation(
-            rows=tuple(
-                (name, min(own[name], default=pairs[pair]))
-                for name in ORIENTATIONS
-                for pair in CLASSES
-                if name in pair
-            ),
-            chosen=of_class(best)[0],
-            margin=second / max(pairs[best], 1e-30) - 1,
-            by_probe=of_class(best)[1],
-            explained=explained(pairs[best], mean_loss, noise_loss),
-            held_back=min(len(scan), patterns) >= FEW,
-        )
-
+    yardsticks = parts["none"].yardsticks(amplitude)
+    held_back = min(len(scan), patterns) >= FEW
     with_given: dict[str, float] = {}
     if probe is not None:
         given = np.asarray(probe, dtype=np.complex64)
@@ -164,7 +138,7 @@ def find_orientation(
             starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
         )
         with_given |= {trial.start.name: trial.loss for trial in trials}
-        found = judged(trials)
+        found = _judged(trials, with_given, yardsticks, held_back)
         if found.clear or not refine_probe:
             return found
     curved = curved_probes(amplitude, neighbor_distance(scan.positions_px), RATIO)
@@ -173,7 +147,37 @@ def find_orientation(
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
     trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
-    return judged([replace(t, start=replace(t.start, name=_first(t.start.name))) for t in trials])
+    trials = [replace(trial, start=replace(trial.start, name=_first(trial.start.name))) for trial in trials]
+    return _judged(trials, with_given, yardsticks, held_back)
+
+
+def _judged(
+    trials: Sequence[Trial], with_given: Mapping[str, float], yardsticks: tuple[float, float], held_back: bool
+) -> Orientation:
+    """Return the best orientation of some trials; `with_given` has the losses from the given probe."""
+    mean_loss, noise_loss = yardsticks
+    own = {name: [t.loss for t in trials if t.start.name == name] for name in ORIENTATIONS}
+    pairs = {pair: min(own[pair[0]] + own[pair[1]]) for pair in CLASSES}
+    best = min(pairs, key=lambda pair: pairs[pair])
+    second = min(loss for pair, loss in pairs.items() if pair != best)
+    chosen, by_probe = _of_class(best, with_given, noise_loss)
+    rows = ((name, min(own[name], default=pairs[pair])) for pair in CLASSES for name in pair)
+    return Orientation(
+        rows=tuple(sorted(rows, key=lambda row: ORIENTATIONS.index(row[0]))),
+        chosen=chosen,
+        margin=second / max(pairs[best], 1e-30) - 1,
+        by_probe=by_probe,
+        explained=explained(pairs[best], mean_loss, noise_loss),
+        held_back=held_back,
+    )
+
+
+def _of_class(pair: tuple[str, str], with_given: Mapping[str, float], noise_loss: float) -> tuple[str, bool]:
+    """Return which of a class it is, and whether the given probe decides; without curvature none does."""
+    better, worse = sorted(pair, key=lambda name: with_given.get(name, math.inf))
+    if better in with_given and with_given[worse] - noise_loss > DECIDES * (with_given[better] - noise_loss):
+        return better, True
+    return pair[0], False
 
 
 def _first(name: str) -> str:

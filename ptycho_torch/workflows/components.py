@@ -64,7 +64,7 @@ from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import changed, flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.images import image_callbacks
-from ptycho_torch.workflows.preparing import AUTO, Say, orientation_of, prepared
+from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock, PartTimes
 
@@ -160,7 +160,9 @@ def plan_training(
     with clock.phase("prepare"):
         train = prepared(train, data, seed=settings.seed, say=say)
         if data.orient == AUTO and isinstance(train, ScanData):
-            found = orientation_of(train)  # what the network learned with holds for the scans it will see
+            found = decision_on(
+                train, "orient"
+            )  # what the network learned with holds for the scans it will see
             science = changed(science, "data", {"orient": found.value}, found.evidence)
             data = science.data
         test = prepared(test, data, probe=False, seed=settings.seed, say=say)
@@ -614,7 +616,7 @@ def reconstruct(
     if trained is None or not any(
         scan is inference.scan for scan in (trained.train_container, trained.test_container)
     ):
-        announce_scans((inference.scan,))  # those of the training were told when it began
+        announce_scans((inference.scan,))  # those of the training were said when it began
     return run_inference(inference)
 
 

@@ -18,8 +18,8 @@ from ptycho_exec.machine.facts import affinity_cpus
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.orientation import Orientation, find_orientation, orient_positions
-from ptycho_torch.reconstruction.probe_estimate import ProbeEstimate, estimate_probe
+from ptycho_torch.reconstruction.orientation import find_orientation, orient_positions
+from ptycho_torch.reconstruction.probe_estimate import estimate_probe
 
 Say = Callable[[str], None]
 ESTIMATE = "estimate"
@@ -55,29 +55,25 @@ def prepared(
     if not isinstance(scan, ScanData):
         return scan
     if data.orient == AUTO:  # needs no probe; to find one takes the right orientation
-        scan, _ = with_found_orientation(scan, seed=seed, say=say)
+        scan = with_found_orientation(scan, seed=seed, say=say)
     if probe and (data.probe == ESTIMATE or (data.probe == AUTO and scan.probe is None)):
-        scan, _ = with_estimated_probe(scan, seed=seed, say=say)
+        scan = with_estimated_probe(scan, seed=seed, say=say)
     return scan
 
 
-def with_estimated_probe(
-    scan: ScanData, *, seed: int = 0, say: Say = lambda _: None
-) -> tuple[ScanData, ProbeEstimate]:
+def with_estimated_probe(scan: ScanData, *, seed: int = 0, say: Say = lambda _: None) -> ScanData:
     """Return the scan with a probe from its patterns; one that it has takes part in the search."""
     say("looking for the probe in the patterns ...")
     found = estimate_probe(scan, guess=scan.probe, seed=seed, jobs=processors())
-    return decided(replace(scan, probe=found.probe), Decision("probe", ESTIMATE, found.line()), say), found
+    return decided(replace(scan, probe=found.probe), Decision("probe", ESTIMATE, found.line()), say)
 
 
-def with_found_orientation(
-    scan: ScanData, *, seed: int = 0, say: Say = lambda _: None
-) -> tuple[ScanData, Orientation]:
+def with_found_orientation(scan: ScanData, *, seed: int = 0, say: Say = lambda _: None) -> ScanData:
     """Return the scan with its positions turned and mirrored as explains the patterns clearly best."""
     say("comparing the orientations of the positions ...")
     found = find_orientation(scan, probe=scan.probe, seed=seed, jobs=processors())
     chosen = found.chosen if found.clear else AS_STORED
-    return decided(reoriented(scan, chosen), Decision("orient", chosen, found.line()), say), found
+    return decided(reoriented(scan, chosen), Decision("orient", chosen, found.line()), say)
 
 
 def decided(scan: ScanData, decision: Decision, say: Say) -> ScanData:
@@ -92,9 +88,9 @@ def decisions_of(scan: ScanData) -> list[dict[str, Any]]:
     return list(scan.report.get("decisions", ()))
 
 
-def orientation_of(scan: ScanData) -> Decision:
-    """Return what was found of the orientation of a scan that was prepared with orient = auto."""
-    return next(Decision(**row) for row in decisions_of(scan) if row["field"] == "orient")
+def decision_on(scan: ScanData, name: str) -> Decision:
+    """Return what was decided on one field, which must have been."""
+    return next(Decision(**row) for row in decisions_of(scan) if row["field"] == name)
 
 
 def reoriented(scan: ScanData, name: str) -> ScanData:

@@ -28,12 +28,12 @@ from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.preparing import (
-    AS_STORED,
     AUTO,
     ESTIMATE,
     Decision,
     Say,
     decided,
+    decision_on,
     decisions_of,
     with_estimated_probe,
     with_found_orientation,
@@ -101,6 +101,8 @@ class Decisions:
             for name, value in finding.options.items():
                 if name == "drop" and name in self.made:  # each finding names what it would leave out
                     value = ",".join(dict.fromkeys([*self.made[name].value.split(","), *value.split(",")]))
+                elif name in self.made:  # what is left of it after that, a second pedestal say, is no news
+                    continue
                 changed |= self.make(name, value, finding.what)
         return changed
 
@@ -170,10 +172,12 @@ def _refuse_apart(scan: ScanData) -> None:
 
 def _find_orientation(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
     """Turn and mirror the positions where another orientation explains the patterns clearly better."""
-    if not decisions.open("orient") and decisions.asked.orient != AUTO:
+    asked = decisions.asked
+    if asked.orient != AUTO and not (decisions.open("orient") and decisions.open("position_affine")):
         return scan
-    scan, found = with_found_orientation(scan, seed=seed, say=decisions.say)
-    decisions.made["orient"] = Factory(found.chosen if found.clear else AS_STORED, found.line())
+    scan = with_found_orientation(scan, seed=seed, say=decisions.say)
+    found = decision_on(scan, "orient")
+    decisions.made["orient"] = Factory(found.value, found.evidence)
     return scan
 
 
@@ -188,8 +192,8 @@ def _find_probe(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:
             decisions.trial = tried
             return decided(scan, Decision("probe", asked, evidence), decisions.say)
         decisions.say(f"the probe that is given, in a trial: {tried.verdict.line()}")
-    scan, found = with_estimated_probe(scan, seed=seed, say=decisions.say)
-    decisions.made["probe"] = Factory(ESTIMATE, found.line())
+    scan = with_estimated_probe(scan, seed=seed, say=decisions.say)
+    decisions.made["probe"] = Factory(ESTIMATE, decision_on(scan, "probe").evidence)
     decisions.make("refine_probe", True, "the probe is an estimate")
     return scan
 

@@ -112,7 +112,8 @@ def train(
     with ExitStack() as held:
         with reserved_dir(payload.output_dir) as folder, ExitStack() as planning:
             planning.enter_context(locked(folder))
-            training = _planned(payload, training)
+            training = training or _planned(payload, say)
+            training.plan.raise_if_blocked()
             held.push(planning.pop_all())
         how = Begun(checkpoint)
         return _train(
@@ -148,7 +149,8 @@ def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) ->
             if begun.completed:
                 say(f"{folder} is complete already; nothing is done")
                 return None
-            training = _planned(payload, None)
+            training = _planned(payload, say)
+            training.plan.raise_if_blocked()
             if begun.manifest is not None:
                 require_same_job(folder, begun.manifest, {**now, **_known(training)})
                 say(continues_line(folder, begun))
@@ -156,13 +158,9 @@ def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) ->
         return _train(folder, payload, training, begun, True, say)
 
 
-def _planned(payload: TrainingPayload, training: components.Training | None) -> components.Training:
-    """Read and plan, unless the caller has."""
-    if training is None:
-        scans = payload.train_data_file, payload.test_data_file
-        training = components.plan_training(*scans, payload.science, payload.settings)
-    training.plan.raise_if_blocked()
-    return training
+def _planned(payload: TrainingPayload, say: Say) -> components.Training:
+    scans = payload.train_data_file, payload.test_data_file
+    return components.plan_training(*scans, payload.science, payload.settings, say=say)
 
 
 def _train(

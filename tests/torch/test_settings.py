@@ -146,6 +146,7 @@ def test_its_fields_are_those_of_the_four_configs_in_their_order() -> None:
         {"scan_shape": (3, 4)},
         {"scan_step": 3.0, "map": {"positions": "scan"}},
         {"positions_order": "xy"},
+        {"orient": "auto", "position_affine": (1.0, 0.1, 0.0, 1.0)},
         {"start": "flat"},
         {"refine_probe": True},
         {"probe_modes": 2},

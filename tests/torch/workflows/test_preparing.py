@@ -8,12 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptycho_exec.record import read_manifest
 from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.factory import create_training_payload
 from ptycho_torch.reconstruction.orientation import orient_positions
 from ptycho_torch.simulate import save, simulate_scan
-from ptycho_torch.workflows import components
-from ptycho_torch.workflows.preparing import Decision, decided, decisions_of, prepared, reoriented
+from ptycho_torch.workflows import components, runs
+from ptycho_torch.workflows.preparing import (
+    Decision,
+    decided,
+    decision_on,
+    decisions_of,
+    prepared,
+    reoriented,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,7 @@ def test_a_later_decision_takes_the_place_of_an_earlier_one(scan: ScanData) -> N
     first = decided(scan, Decision("orient", "none", "as stored"), said.append)
     second = decided(first, Decision("orient", "flip-y", "half the loss"), said.append)
     assert decisions_of(second) == [{"field": "orient", "value": "flip-y", "evidence": "half the loss"}]
+    assert decision_on(second, "orient").value == "flip-y"
     assert said == ["--orient none: as stored", "--orient flip-y: half the loss"]
 
 
@@ -65,6 +75,18 @@ def test_a_training_finds_what_its_scan_lacks(scan: ScanData, tmp_path: Path) ->
     assert training.science.data.orient in ("transpose-flip-y", "transpose-flip-x")
     assert any(line.startswith("--probe estimate: ") for line in said)
     assert {row["field"] for row in training.container.report["decisions"]} == {"probe", "orient"}
+
+
+@pytest.mark.slow
+def test_a_training_says_and_records_what_it_found(scan: ScanData, tmp_path: Path) -> None:
+    path = save(replace(scan, probe=None), tmp_path / "scan.npz")
+    said: list[str] = []
+    settings = {"enable_progress_bar": False, "accelerator": "cpu"}
+    payload = create_training_payload(path, tmp_path / "run", {"epochs": 1}, settings)
+    runs.train(payload, say=said.append)
+    (line,) = (text for text in said if text.startswith("--probe estimate: "))
+    (row,) = read_manifest(tmp_path / "run")["data"]["train"]["report"]["decisions"]
+    assert line == Decision(**row).line()
 
 
 @pytest.mark.slow

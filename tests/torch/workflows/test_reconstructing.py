@@ -42,6 +42,13 @@ def test_what_somebody_set_is_not_decided(said: list[str]) -> None:
     assert said == []
 
 
+def test_what_a_later_reading_shows_does_not_undo_what_an_earlier_one_did(said: list[str]) -> None:
+    decisions = Decisions(ScienceSettings(), said.append)
+    assert decisions.follow([Finding("a background of 100", options={"pedestal": 100.0})])
+    assert not decisions.follow([Finding("a background of 0.6 is left", options={"pedestal": 0.6})])
+    assert decisions.science.data.pedestal == 100.0
+
+
 def test_all_that_is_to_be_left_out_is(said: list[str]) -> None:
     decisions = Decisions(ScienceSettings(), said.append)
     findings = [Finding("far", options={"drop": "far"}), Finding("dark", options={"drop": "dark"})]
@@ -106,6 +113,15 @@ def test_what_is_wrong_is_mended_and_the_run_can_be_repeated(
     assert manifest["science_origins"]["center"]["reason"].startswith("the beam lies")
     capsys.readouterr()
     assert main(["rerun", str(tmp_path / "out"), "--verify"]) == 0
+
+
+@pytest.mark.slow
+def test_the_orientation_beside_a_matrix_for_the_positions_is_taken_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, _ = _reconstructed(simulate_scan(**SIMULATED), tmp_path, "--position-affine", "1,0.01,0,1")
+    assert manifest["science"]["data"]["orient"] == "none"
+    assert "--orient" not in capsys.readouterr().out
 
 
 @pytest.mark.slow
