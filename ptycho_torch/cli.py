@@ -65,6 +65,7 @@ from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.settings import ScienceSettings, flat
 
 if TYPE_CHECKING:
+    from ptycho_torch.data.scan import ScanData
     from ptycho_torch.tools.rerun import Compared
     from ptycho_torch.workflows.results import InferenceResult
     from ptycho_torch.workflows.runs import Run
@@ -234,7 +235,7 @@ def inspect(args: argparse.Namespace) -> int:
     science = science_settings_of(args).config
     if args.plot is not None and args.plot.exists():
         raise UserError(f"{args.plot} exists already", expected="a new file", fix="choose another name")
-    scan = read_scan(args.file, science.data)
+    scan = _with_searches(read_scan(args.file, science.data), science.data)
     if args.plot is not None:
         from ptycho_torch.evaluation.plots import save_scan
 
@@ -274,9 +275,23 @@ def convert(args: argparse.Namespace) -> int:
         science.data,
         photon_energy_eV=args.photon_energy_ev,
         detector_distance_m=args.detector_distance_m,
+        prepare=lambda scan: _with_searches(scan, science.data),
     )
     print(f"wrote {path}")
     return 0
+
+
+def _with_searches(scan: ScanData, data: DataConfig) -> ScanData:
+    """Return the scan with the probe and orientation that fields ask to be found; what is found is said."""
+    if data.orient != "auto" and data.probe != "estimate":
+        return scan
+    from ptycho_torch.workflows.preparing import prepared
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    found: ScanData = prepared(scan, data, probe=data.probe == "estimate", say=say)
+    return found
 
 
 # --- train, infer, evaluate ------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ def convert(
     photon_energy_eV: float | None = None,
     detector_distance_m: float | None = None,
     pixel_size_m: float | None = None,
+    prepare: Callable[[ScanData], ScanData] = lambda scan: scan,
 ) -> Path:
     """Read a scan and write it in another format; patterns, positions, probe and object stay the same.
 
@@ -33,6 +35,7 @@ def convert(
         photon_energy_eV: of the beam, where the source does not have it.
         detector_distance_m: from sample to detector, where the source does not have it.
         pixel_size_m: side of an object pixel, where the source does not have it.
+        prepare: what to do to the scan in between, such as to find its orientation; reading does not.
 
     Raises:
         DataError: unknown format, unreadable source, geometry that the target needs, target exists or
@@ -45,7 +48,7 @@ def convert(
     target = Path(dst)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise DataError("the target exists", where=str(target), fix="choose another name, or remove it first")
-    scan = read_scan(src, config)
+    scan = prepare(read_scan(src, config))
     scan = replace(
         scan,
         photon_energy_eV=photon_energy_eV or scan.photon_energy_eV,

@@ -357,26 +357,31 @@ def infer(
         notices += result.notices
         if not result.verdict.warns:  # what warns is among the notices
             say(result.verdict.line())
-        with clock.phase("write"):
-            refined = result.refinement
-            used = scan if refined is None or refined.positions_px is None else result.scan
-            written = write_reconstruction(
-                folder, result.object, result.coverage, used, result.probe, refined
-            )
-        arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
-        _complete(
-            folder,
-            result,
-            clock,
-            written,
-            warnings=notices,
-            patterns=len(scan),
-            refinement=None if refined is None else refined.record(),
-            verdict={"line": result.verdict.line(), **result.verdict.to_json()},
-            content={name: content_sha256({name: array}) for name, array in arrays.items()},
-        )
-        written.append(write_run_report(folder))
+        written = _write_inference(folder, scan, result, clock, notices)
     return _run(folder, written, result, clock, notices, scan, said=odd)
+
+
+def _write_inference(
+    folder: Path, scan: ScanData, result: InferenceResult, clock: Clock, notices: list[str]
+) -> list[Path]:
+    """Write what was reconstructed, the manifest and the report."""
+    refined = result.refinement
+    with clock.phase("write"):
+        used = scan if refined is None or refined.positions_px is None else result.scan
+        written = write_reconstruction(folder, result.object, result.coverage, used, result.probe, refined)
+    arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
+    _complete(
+        folder,
+        result,
+        clock,
+        written,
+        warnings=notices,
+        patterns=len(scan),
+        refinement=None if refined is None else refined.record(),
+        verdict={"line": result.verdict.line(), **result.verdict.to_json()},
+        content={name: content_sha256({name: array}) for name, array in arrays.items()},
+    )
+    return [*written, write_run_report(folder)]
 
 
 def reconstruct(

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.record import settings_from_manifest
 from ptycho_exec.sources.resolve import Request, resolve
 from ptycho_torch.cli import main
+from ptycho_torch.data.read import read_scan
+from ptycho_torch.reconstruction.orientation import orient_positions
 from ptycho_torch.settings import ScienceSettings
+from ptycho_torch.simulate import save, simulate_scan
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -192,6 +196,27 @@ def test_a_strangers_scan_is_trained_on_reconstructed_and_scored(
     with np.load("out/reconstruction.npz") as made:
         assert made["pixel_size_m"] == pytest.approx(2e-8 * 32 / 30)
     assert main(["evaluate", "out", "--truth", "s.npz", *OF_STRANGER]) == 0
+
+
+@pytest.mark.slow
+def test_inspect_and_convert_find_what_they_are_asked_to_find(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scan = simulate_scan(n=32, patterns=100, photons=1e6, step_px=2.5, seed=1)
+    stored = orient_positions(scan.positions_px - np.asarray(scan.position_shift_px), "transpose")
+    save(replace(scan, positions_px=stored, object_guess=None), Path("turned.npz"))
+    assert main(["inspect", "turned.npz", "--orient", "auto", "--json"]) == 0
+    seen = capsys.readouterr()
+    (row,) = json.loads(seen.out)["decisions"]
+    assert row["value"] == "transpose"
+    assert f"--orient transpose: {row['evidence']}" in seen.err
+    words = ["convert", "turned.npz", "back.npz", "--to", "npz", "--orient", "auto", "--probe", "estimate"]
+    assert main(words) == 0
+    back = read_scan("back.npz")
+    apart = back.positions_px - scan.positions_px
+    assert np.allclose(apart, apart[0])
+    assert back.probe is not None
 
 
 def test_inspect_draws_what_preprocessing_does_and_convert_writes_it(
