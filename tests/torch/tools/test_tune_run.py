@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch.config import ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.tools import tune_run
@@ -26,9 +27,10 @@ def scan() -> ScanData:
     return simulate_scan(n=32, patterns=48, seed=0)
 
 
-def request(folder: Path, scan: Path, task: str, **values: Any) -> str:
+def request(folder: Path, scan: Path, task: str, data: DataConfig | None = None, **values: Any) -> str:
     """Describe a trial in a file, as `tune` does, and return the file."""
     science, file = SCIENCE.model_dump(mode="json"), folder / "request.json"
+    science["data"] |= {} if data is None else data.model_dump(mode="json")
     asked = {"task": task, "scan": str(scan), "settings": {**QUIET, **values}, "science": science}
     file.write_text(json.dumps(asked))
     return str(file)
@@ -53,9 +55,28 @@ def test_a_real_trial_measures_speed_and_memory(
     words = [sys.executable, "-m", "ptycho_torch.tools.tune_run", file]
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
     found = answer(done.stdout)
-    assert found.keys() == {"patterns_per_s", "peak_mib", "gpu_peak_mib"}
+    assert found.keys() == {"odd", "patterns_per_s", "peak_mib", "gpu_peak_mib"}
     assert found["patterns_per_s"] > 0
     assert 100 < found["peak_mib"] < 20_000
+
+
+@pytest.mark.parametrize("task", ["train", "infer"])
+def test_a_trial_looks_for_no_probe_and_no_orientation(
+    task: str,
+    scan: ScanData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found(*_: Any, **__: Any) -> None:
+        pytest.fail("a trial takes seconds, which a search would use up")
+
+    monkeypatch.setattr("ptycho_torch.workflows.preparing.estimate_probe", found)
+    monkeypatch.setattr("ptycho_torch.workflows.preparing.find_orientation", found)
+    path = save(replace(scan, probe=None), tmp_path / "scan.npz")
+    data = DataConfig(orient="auto", probe="estimate")
+    assert tune_run.main([request(tmp_path, path, task, data, max_steps=3)]) == 0
+    assert answer(capsys.readouterr().out)["patterns_per_s"] > 0
 
 
 def test_a_scan_that_cannot_be_read_is_the_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
