@@ -356,6 +356,8 @@ class InferenceConfig(_Science):
     """Epochs of iterative refinement of the stitched object through the forward model; 0 refines nothing."""
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
+    likelihood: Literal["auto", "counts", "amplitude"] = "auto"
+    """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts where there are any."""
     refine_probe: Literal["auto"] | bool = "auto"
     """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
     probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
@@ -371,6 +373,7 @@ class InferenceConfig(_Science):
     def _refine_when_asked(self) -> InferenceConfig:
         asked = {
             "start": self.start == "flat",
+            "likelihood": self.likelihood != "auto",
             "refine_probe": self.refine_probe is True,
             "probe_modes": self.probe_modes > 1,
             "refine_positions": self.refine_positions,

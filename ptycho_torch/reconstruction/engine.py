@@ -10,6 +10,10 @@ illumination that each object pixel got:
 
     Psi = F(P O),  dpsi = F*((A / |Psi| - 1) Psi),  dO = sum P* dpsi / ((1 - a) sum |P|^2 + a max sum |P|^2)
 
+Where patterns are counts k = A^2, the factor is (k / |Psi|^2 - 1) / 2: half the gradient of their likelihood
+(Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012)). Both agree for many counts. For few, the mean
+of a root is below the root of the mean, and amplitudes lead to an object that is wrong.
+
 What changes once per epoch, where it is asked for: the probe's gauge, the positions, the background.
 """
 
@@ -56,6 +60,10 @@ REGION_SIDE_PX = 320
 PART_PER_STEP = 0.28
 """Part of a region that one minibatch illuminates. With more, the patterns of a step repeat each other; with
 less, momentum carries pixels on that no pattern of the next steps corrects."""
+SETTLE, SETTLE_LOW = 0.4, 0.7
+"""Last part of a run in which steps shrink; and the same at low dose."""
+LOW_DOSE, DOSE_PATTERNS = 1000, 32
+"""Photons per pixel of the canvas below which the dose is low, and patterns that show it."""
 CURVATURE_EPOCHS = 4
 """The curvature of the loss in the positions, which only scales their steps, is taken anew after so many."""
 
@@ -72,8 +80,12 @@ class RefineOptions:
     """Part of the last step that is repeated; 0 turns momentum off."""
     damping: float = 0.2
     """Regularization a of weakly illuminated pixels, 0 to 1; more is slower and less noisy."""
-    settle: float = 0.4
-    """Last part of the run in which steps shrink to nothing, which averages the noise of minibatches."""
+    settle: float | None = None
+    """Last part of the run in which steps shrink to nothing, which averages the noise of minibatches; none
+    takes more of it where few photons fell on a pixel of the object."""
+    likelihood: Literal["auto", "counts", "amplitude"] = "auto"
+    """What the steps follow: counts with their Poisson noise, or amplitudes with noise that is the same
+    everywhere; auto: counts where the patterns hold them."""
     refine_probe: bool | Literal["auto"] = False
     """Refine the probe together with the object; auto: where the given one explains the patterns poorly."""
     probe_delay: int = 1
@@ -125,8 +137,10 @@ class Engine:
         options: RefineOptions,
         seed: int = 0,
         held_out: NDArray[np.int64] | None = None,
+        unit: float | None = None,
     ) -> None:
-        self.data, self.placement, self.options = data, placement, options
+        self.data, self.placement, self.options, self.unit = data, placement, options, unit
+        self.settle = settle_part(scan, unit) if options.settle is None else options.settle
         self.canvas_shape, self.n = scan.canvas_shape, scan.n_pixels
         self.probe = probe.to(data.device)
         self.probe_velocity = torch.zeros_like(self.probe)
@@ -176,7 +190,7 @@ class Engine:
 
     def epoch(self, of: int) -> None:
         """Use every pattern once, in random order; halve the steps that follow when the error rises."""
-        size = self.options.step_size * self.step_scale * settling(len(self.losses), of, self.options.settle)
+        size = self.options.step_size * self.step_scale * settling(len(self.losses), of, self.settle)
         error = torch.zeros((), device=self.frame.device)
         power = torch.zeros_like(error)
         for rows, region in self.batches():
@@ -203,7 +217,7 @@ class Engine:
         if self.background is not None and done < of:
             self.background.step()
         if self._moves_positions(done - 1) and done < of and self.correction is not None:
-            self.correction.step(settling(done, of, self.options.settle))
+            self.correction.step(settling(done, of, self.settle))
             self._move_to(self.correction.positions_px)
         if self.options.refine_probe == "auto" and done == epoch_of_decision(of, self.steps_per_epoch):
             self.decision = decide(self.data, self.losses[-1], done)
@@ -266,7 +280,7 @@ class Engine:
 
     def _compare(self, amplitude: Tensor, patches: Tensor, probes: Tensor) -> Comparison:
         background = None if self.background is None else self.background.intensity
-        return compare(patches, probes, amplitude, self.data.good, background)
+        return compare(patches, probes, amplitude, self.data.good, background, self.unit)
 
     def _step_probe(self, rows: Tensor, patches: Tensor, update: Tensor, size: float) -> None:
         toward = update * patches.conj()[:, None]
@@ -378,6 +392,18 @@ def split_scan(corners: Tensor, rows: Tensor | None = None) -> list[Tensor]:
         return split(rows[order[:half]]) + split(rows[order[half:]])
 
     return split(torch.arange(len(corners)) if rows is None else rows)
+
+
+def settle_part(scan: ScanData, unit: float | None) -> float:
+    """Return in which last part of a run the steps shrink: more of it where noise is most of what they see.
+
+    unit: intensity of one count; None where it is not known.
+    """
+    if unit is None:
+        return SETTLE
+    rows = np.linspace(0, len(scan) - 1, num=min(len(scan), DOSE_PATTERNS)).astype(int)
+    photons = np.square(scan.amplitude(rows), dtype=np.float64).sum() / (len(rows) * unit) * len(scan)
+    return SETTLE_LOW if photons < LOW_DOSE * math.prod(scan.canvas_shape) else SETTLE
 
 
 def settling(epoch: int, of: int, part: float) -> float:

@@ -26,6 +26,7 @@ from ptycho_torch.reconstruction.engine import Engine, Placement, RefineOptions
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
 from ptycho_torch.reconstruction.probe_gauge import mode_powers, with_modes
 from ptycho_torch.reconstruction.waves import Amplitudes
+from ptycho_torch.reconstruction.yardsticks import Noise, measured_intensity, noise_of, spread
 
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
@@ -70,6 +71,8 @@ class RefineResult:
     held_out_losses: tuple[float, ...] = ()
     """Their loss after each epoch."""
     notices: tuple[str, ...] = ()
+    unit: float | None = None
+    """Intensity of one count, if the steps followed the likelihood of counts."""
 
     def more_arrays(self) -> dict[str, NDArray[Any]]:
         """Return by name what was found besides object and probe, for a file."""
@@ -87,6 +90,7 @@ class RefineResult:
         return {
             "placement": self.placement,
             "loss": self.losses[-1],
+            "likelihood": "amplitude" if self.unit is None else "counts",
             "mode_powers": list(self.mode_powers),
             "probe_decision": None
             if decision is None
@@ -131,7 +135,8 @@ def refine_object(
     held_out = held_out_rows(scan.positions_px, options.held_out, seed)
     kind = choose_placement(scan) if placement == "auto" else placement
     with _few_threads(scan.n_pixels, data.device):
-        engine = Engine(scan, data, start, modes, kind, options, seed, held_out)
+        unit = count_unit(scan, options.likelihood)
+        engine = Engine(scan, data, start, modes, kind, options, seed, held_out, unit)
         for done in range(1, steps + 1):
             engine.epoch(steps)
             if progress:
@@ -150,11 +155,34 @@ def refine_object(
         probe_decision=decision,
         positions_px=None if correction is None else correction.positions_px,
         position_affine=None if correction is None else correction.linear,
+        unit=engine.unit,
         background=None if background is None else torch.fft.fftshift(background.intensity).cpu().numpy(),
         held_out=held_out,
         held_out_losses=tuple(engine.held_out_losses),
         notices=notices,
     )
+
+
+def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"]) -> float | None:
+    """Return the intensity of one count, for steps that follow the likelihood of counts; else None.
+
+    Raises:
+        DataError: counts are asked for, and the patterns hold none.
+    """
+    if likelihood == "amplitude":
+        return None
+    measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
+    noise = noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
+    if noise.source == "counts":
+        return noise.gain
+    if likelihood == "counts":
+        raise DataError(
+            "the likelihood of counts is asked for, and the patterns hold none",
+            where=str(scan.source or "the patterns"),
+            expected="whole numbers of photons, or a known number of detector units for each",
+            fix="--likelihood amplitude; or --gain VALUE, with the detector units of one photon",
+        )
+    return None
 
 
 @contextmanager

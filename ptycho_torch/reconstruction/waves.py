@@ -42,6 +42,12 @@ class Amplitudes:
         return shifted
 
 
+BARE = 0.1
+"""Counts that are added to the expected ones where they divide: few are expected, and some came."""
+MOST = 8.0
+"""Largest step of a wave, as a part of it, towards counts."""
+
+
 class Comparison(NamedTuple):
     """Waves on the detector beside the measured amplitudes."""
 
@@ -53,6 +59,8 @@ class Comparison(NamedTuple):
     """(b, N, N): measured less model amplitude, 0 at bad pixels."""
     floor: Tensor
     """The smallest amplitude to divide by."""
+    unit: float | None = None
+    """Intensity of one count, where the likelihood of the counts is followed; None for amplitudes."""
 
     @property
     def error(self) -> Tensor:
@@ -61,29 +69,40 @@ class Comparison(NamedTuple):
 
     @property
     def update(self) -> Tensor:
-        """The change of each exit wave, complex (b, P, N, N), that brings it to the measured amplitude.
+        """The change of each exit wave, complex (b, P, N, N), that brings it to what was measured.
 
-        Minus half the gradient, in the sense of autograd, of the error with respect to the exit wave.
+        Minus half the gradient, in the sense of autograd, of the error with respect to the exit wave. For
+        counts, minus a fourth of that of sum I - k log I: where many are expected, both are the same.
         """
-        ratio = self.excess / (self.model + self.floor)
+        if self.unit is None:
+            ratio = self.excess / (self.model + self.floor)
+        else:  # (k - I) / 2 I, with k - I as a product, which is 0 at bad pixels
+            missing = self.excess * (self.model + self.excess / 2)
+            ratio = (missing / (self.model.square() + BARE * self.unit)).clamp_(max=MOST)
         update: Tensor = torch.fft.ifft2(self.detector * ratio[:, None], norm="ortho")
         return update
 
 
 def compare(
-    patches: Tensor, probes: Tensor, amplitude: Tensor, good: Tensor, background: Tensor | None = None
+    patches: Tensor,
+    probes: Tensor,
+    amplitude: Tensor,
+    good: Tensor,
+    background: Tensor | None = None,
+    unit: float | None = None,
 ) -> Comparison:
     """Propagate the exit waves of patches under probes and compare them with measured amplitudes.
 
     patches: complex (b, N, N). probes: complex (b or 1, P, N, N). amplitude: (b, N, N) with zero frequency
     at index 0. good: (N, N), 1 where the detector can be trusted and 0 elsewhere, likewise.
     background: (N, N) intensity that is added to that of the waves, likewise.
+    unit: intensity of one count, to follow the likelihood of counts.
     """
     detector = torch.fft.fft2(patches[:, None] * probes, norm="ortho")
     counts = intensity(detector)
     model = (counts if background is None else counts + background).sqrt()
     floor = torch.finfo(model.dtype).eps * model.amax()
-    return Comparison(detector, model, (amplitude - model) * good, floor)
+    return Comparison(detector, model, (amplitude - model) * good, floor, unit)
 
 
 def cut(canvas: Tensor, corners: Tensor, side: int) -> Tensor:

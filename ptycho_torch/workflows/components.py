@@ -565,6 +565,7 @@ def _refine(inference: Inference, predicted: Predicted | None) -> RefineResult:
 def refine_options(inference: InferenceConfig) -> RefineOptions:
     """Return how the science asks to refine."""
     return RefineOptions(
+        likelihood=inference.likelihood,
         refine_probe=inference.refine_probe,
         probe_modes=inference.probe_modes,
         refine_positions=inference.refine_positions,

@@ -179,6 +179,40 @@ def test_a_probe_of_another_power_is_scaled_with_a_notice(scan: ScanData) -> Non
     assert scaled.losses[-1] < 2 * plain.losses[-1]
 
 
+@pytest.mark.parametrize("photons", [1e3, 1e4, 1e6])
+def test_at_low_dose_the_likelihood_of_counts_is_right_and_amplitudes_are_not(photons: float) -> None:
+    noisy = simulate_scan(n=32, patterns=100, photons=photons, seed=1)
+    counts, amplitude = (
+        refine_object(noisy, "flat", 20, options=RefineOptions(likelihood=likelihood))
+        for likelihood in ("counts", "amplitude")
+    )
+    assert (counts.unit, amplitude.unit) == (1.0, None)
+    ratio = score(noisy, counts.object).nrmse / score(noisy, amplitude.object).nrmse
+    assert ratio < (0.85 if photons < 1e5 else 1.05)
+    np.testing.assert_array_equal(refine_object(noisy, "flat", 20).object, counts.object)
+
+
+def test_detector_units_and_amplitudes() -> None:
+    """The unit of a count is found, so that units change nothing; what holds no counts has no unit."""
+    noisy = simulate_scan(n=32, patterns=100, photons=1e5, seed=1)
+    assert noisy.probe is not None
+    few = refine_object(noisy, "flat", 3)
+    units = replace(
+        noisy,
+        patterns=np.asarray(noisy.patterns).astype(np.uint32) * 16,
+        probe=4 * noisy.probe,
+        report={**noisy.report, "count_quantum": 16.0},
+    )
+    np.testing.assert_allclose(refine_object(units, "flat", 3).object, few.object, atol=1e-5)
+    roots = np.sqrt(np.asarray(noisy.patterns, np.float32))
+    smooth = replace(
+        noisy, patterns=roots, domain="amplitude", report={**noisy.report, "count_quantum": None}
+    )
+    assert refine_object(smooth, "flat", 1).unit is None
+    with pytest.raises(DataError, match="the patterns hold none"):
+        refine_object(smooth, "flat", 1, options=RefineOptions(likelihood="counts"))
+
+
 def test_the_last_steps_shrink_and_average_the_noise() -> None:
     noisy = simulate_scan(n=32, patterns=144, photons=3e4, seed=3)
     rough = refine_object(noisy, "flat", 20, options=RefineOptions(settle=0))

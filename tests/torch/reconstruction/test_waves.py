@@ -13,6 +13,28 @@ def random_complex(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(seed))
 
 
+def test_the_update_towards_counts_is_the_gradient_of_their_likelihood() -> None:
+    patches = random_complex(4, 16, 16, seed=1).requires_grad_()
+    probe = random_complex(2, 16, 16, seed=2)
+    good = torch.ones(16, 16, dtype=torch.bool)
+    good[3, 5] = False
+    counts = physics.forward_intensity(patches[:, None], probe)[:, 0].detach()
+    counts = counts * (0.5 + torch.rand(counts.shape, dtype=torch.float64))
+    model = physics.forward_intensity(patches[:, None], probe)[:, 0] + waves.BARE
+    (good * (model - (counts + waves.BARE) * model.log())).sum().backward()  # (k - I) / (I + BARE)
+    ours, mask = (torch.fft.ifftshift(x, dim=(-2, -1)) for x in (counts.sqrt(), good.double()))
+    with torch.no_grad():
+        seen = waves.compare(patches, probe[None], ours, mask, unit=1.0)
+        toward = (seen.update * probe.conj()).sum(dim=1)
+    torch.testing.assert_close(-4 * toward, patches.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_one_count_where_none_is_expected_moves_no_further_than_the_limit() -> None:
+    dark = torch.full((1, 8, 8), 1e-6, dtype=torch.complex64)
+    seen = waves.compare(dark, dark[None], torch.full((1, 8, 8), 100.0), torch.ones(8, 8), unit=1.0)
+    assert float(seen.update.abs().max()) <= 1.01 * waves.MOST * float(seen.detector.abs().max())
+
+
 @pytest.mark.parametrize(("modes", "background"), [(1, 0.0), (3, 0.0), (2, 5.0)])
 def test_the_hand_written_gradient_is_that_of_the_forward_model(modes: int, background: float) -> None:
     patches = random_complex(4, 16, 16, seed=1).requires_grad_()
