@@ -87,6 +87,8 @@ class RefineResult:
         return {
             "placement": self.placement,
             "loss": self.losses[-1],
+            "losses": list(self.losses),
+            "held_out_losses": list(self.held_out_losses),
             "mode_powers": list(self.mode_powers),
             "probe_decision": None
             if decision is None
