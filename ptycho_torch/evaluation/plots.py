@@ -206,7 +206,7 @@ def save_positions(given_px: NDArray[Any], corrected_px: NDArray[Any], path: str
     rms = math.sqrt(float(np.square(corrected_px - given_px).sum(axis=1).mean()))
     axes.set_title(f"Positions, moved by {rms:.3g} px (root mean square)", color=INK, fontsize=10)
     _style_axes(axes, "x, pixels", "y, pixels")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")  # the best place is slow to find
     return _save(figure, path)
 
 

@@ -5,6 +5,8 @@ Shape legend: H x W object canvas, h x w the covered part of it, P probe modes, 
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_exec.errors import UserError
 from ptycho_exec.fields.spec import as_data, as_flags, field_specs
 from ptycho_exec.record import read_manifest
 from ptycho_torch.evaluation.registration import alike, shifted
@@ -27,7 +30,7 @@ from ptycho_torch.evaluation.report.images import (
     phase_quantity,
     points_of,
 )
-from ptycho_torch.evaluation.report.page import Figure, Page, Section, Table, write_page
+from ptycho_torch.evaluation.report.page import Figure, Page, Row, Section, Table, plain, write_page
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows.artifacts import RECONSTRUCTION, REPORT_DATA, read_arrays
 
@@ -135,12 +138,13 @@ def write_run_report(folder: Path) -> Path:
         status=str(verdict.get("status", "")),
         verdict=str(verdict.get("line", "")),
         causes=list(map(_cause_line, verdict.get("causes", ()))),
-        notices=[text for text in manifest.get("warnings", ()) if not text.startswith(verdict.get("line", "\n"))],
+        notices=[
+            text for text in manifest.get("warnings", ()) if not text.startswith(verdict.get("line", "\n"))
+        ],
         scores=scores,
         sections=[
             _object_section(run),
-            Section("Loss", figures=list(_loss_figures({"": run}))),
-            _truth_section(run),
+            Section("Curves", figures=[*_loss_figures({"": run}), *_ring_figures(run)]),
             _scan_section(run),
             _patterns_section(run),
             _probe_section(run),
@@ -183,10 +187,18 @@ def _object_section(run: RunFolder) -> Section:
     shown = _shown_objects(
         objects, run.result["coverage"], run.result.get("pixel_size_m"), panes, run.data.get("positions_px")
     )
-    alone = "" if len(objects) == 1 else (
-        f"Scale, phase and phase ramp, which patterns do not determine, are those of the {next(iter(objects))}. "
+    alone = (
+        ""
+        if len(objects) == 1
+        else (
+            f"Scale, phase and phase ramp, which patterns do not determine, are those of the {next(iter(objects))}. "
+        )
     )
-    return Section("Object", [Figure(shown)], text=f"{alone}Drag to move, double the zoom with + and -.")
+    text = (
+        f"{alone}Drag to move, + and - zoom. Of an image "
+        "that has the focus, arrow keys move the cursor (with Shift by 10), + and - zoom, 0 shows all."
+    )
+    return Section("Object", [Figure(shown)], text=text)
 
 
 def _shown_objects(
@@ -209,7 +221,8 @@ def _shown_objects(
         own = obj[part] if obj is next(iter(objects.values())) else alike(obj[part], reference, weights)
         own, known = averaged(own * turn, side), averaged(covered, side) > 0.5
         images[name] = [np.where(known, np.abs(own), np.nan), np.where(known, np.angle(own), np.nan)]
-    amplitudes, phases = zip(*images.values(), strict=True)
+    well = averaged(weights, side) > 0.25 * weights.max()
+    amplitudes, phases = ([pair[k][well] for pair in images.values()] for k in (0, 1))
     return Shown(
         things=images,
         quantities=[Quantity("amplitude", "gray", limits_of(*amplitudes)), phase_quantity(*phases)],
@@ -227,16 +240,15 @@ def _shown_objects(
 
 
 def _loss_figures(runs: Mapping[str, RunFolder]) -> Iterator[Figure]:
-    """Yield charts of losses, of learning rates, and of what else was logged, of one or several runs."""
+    """Yield charts of losses, learning rates and what else was logged; of several runs one for each."""
     lines: dict[str, list[Line]] = {}
     for label, run in runs.items():
         for name, values in run.curves.items():
             if name.endswith(("_step", "_epoch")):
                 continue
-            kind = "learning rate" if name.startswith("lr-") else _kind_of(name)
-            shown = " ".join(part for part in (label, name.removeprefix("lr-")) if part)
-            first = 1
-            lines.setdefault(kind, []).append(Line(shown, range(first, first + len(values)), values))
+            kind = name if label else "learning rate" if name.startswith("lr-") else _kind_of(name)
+            line = Line(label or name.removeprefix("lr-"), range(1, len(values) + 1), values)
+            lines.setdefault(kind, []).append(line)
     for kind, group in lines.items():
         yield Figure(chart(group, "epoch", kind, logarithmic=True))
 
@@ -248,18 +260,17 @@ def _kind_of(name: str) -> str:
     return "loss" if "loss" in name else name.replace("_", " ")
 
 
-def _truth_section(run: RunFolder) -> Section:
-    """Return the ring correlation with the truth."""
+def _ring_figures(run: RunFolder) -> Iterator[Figure]:
+    """Yield the ring correlation with the truth."""
     rings = run.comparison
-    if "correlation" not in rings:
-        return Section("Agreement with the truth")
-    x = rings["frequency_per_px"]
-    lines = [Line("correlation", x, rings["correlation"]), Line("half-bit threshold", x, rings["half_bit"])]
-    levels = ((0.5, "0.5"), (1 / 7, "1/7"))
-    names = "spatial frequency (cycles per pixel)", "Fourier ring correlation"
-    drawn = chart(lines, *names, levels=levels, x_limits=(0, 0.5))
-    others = {name: value for name, value in run.metrics.items() if name not in SCORES and value is not None}
-    return Section("Agreement with the truth", [Figure(drawn)], [Table(list(_flat_rows(others)))])
+    if "correlation" in rings:
+        x = rings["frequency_per_px"]
+        lines = [
+            Line("with the truth", x, rings["correlation"]),
+            Line("half-bit threshold", x, rings["half_bit"]),
+        ]
+        names = "spatial frequency (cycles per pixel)", "Fourier ring correlation"
+        yield Figure(chart(lines, *names, levels=((0.5, "0.5"), (1 / 7, "1/7")), x_limits=(0, 0.5)))
 
 
 # --- scan, patterns, probe -------------------------------------------------------------------------------
@@ -297,7 +308,7 @@ def _scan_section(run: RunFolder) -> Section:
     mean = data["mean_pattern"].astype(np.float64)
     pattern = Shown(
         things={"mean pattern": [mean]},
-        quantities=[_intensity("intensity", mean)],
+        quantities=[_intensity("mean intensity", mean)],
         panes=[(0, None)],
         label="mean pattern",
     )
@@ -344,7 +355,7 @@ def _intensity(name: str, *images: NDArray[Any]) -> Quantity:
     top = float(bright.max()) if bright.size else 1.0
     seen = bright[bright > 0]
     low = max(top * 1e-5, float(np.quantile(seen, 0.02)) if seen.size else 0.0)
-    return Quantity(name, "viridis", (low, max(top, low * 1.001)), logarithmic=True)
+    return Quantity(name, "viridis", (low, max(top, low * 1.001)), intensity=True)
 
 
 def _patterns_section(run: RunFolder) -> Section:
@@ -356,14 +367,17 @@ def _patterns_section(run: RunFolder) -> Section:
     name = _misfit_name(data)
     side = bin_for(4 * data["measured"].size)
     things = {
-        f"pattern {row}, {name} {misfit[row]:.3g}": [averaged(m.astype(float), side), averaged(p.astype(float), side)]
+        f"pattern {row}, {name} {misfit[row]:.3g}": [
+            averaged(m.astype(float), side),
+            averaged(p.astype(float), side),
+        ]
         for row, m, p in zip(data["worst"].tolist(), data["measured"], data["predicted"], strict=True)
     }
     measured = [images[0] for images in things.values()]
-    one = _intensity("measured", *measured)
+    one = _intensity("measured intensity", *measured)
     shown = Shown(
         things=things,
-        quantities=[one, Quantity("predicted", one.colors, one.limits, one.unit, one.logarithmic)],
+        quantities=[one, Quantity("predicted intensity", one.colors, one.limits, intensity=True)],
         panes=[(0, None), (1, None)],
         label="pattern",
         binned=side,
@@ -384,13 +398,13 @@ def _probe_section(run: RunFolder) -> Section:
         turned = np.angle(probe[mode] * np.exp(-1j * np.angle(np.sum(probe[mode]))))
         dark = amplitude < 0.05 * amplitude.max()
         part = powers[mode] / max(float(powers.sum()), 1e-30)
-        things[f"mode {number} ({part:.1%})"] = [amplitude, np.where(dark, np.nan, turned)]
-    top = max(float(images[0].max()) for images in things.values())
+        largest = float(amplitude.max()) or 1.0
+        things[f"mode {number} ({part:.1%})"] = [amplitude / largest, np.where(dark, np.nan, turned)]
     panes = [(quantity, mode) for mode in range(len(things)) for quantity in (0, 1)]
     shown = Shown(
         things=things,
         quantities=[
-            Quantity("amplitude", "gray", (0.0, top or 1.0)),
+            Quantity("amplitude", "gray", (0.0, 1.0), "of its largest"),
             Quantity("phase", "phase", (-float(np.pi), float(np.pi)), "rad"),
         ],
         panes=panes,
@@ -427,8 +441,12 @@ def _record_sections(run: RunFolder) -> Iterator[Section]:
     ]
     yield Section("Settings", tables=[Table(settings, "show what is the default")])
     yield Section("Times", bars=list(_bars(manifest)))
-    about = {name: manifest[name] for name in ("command", "created", "host", "versions", "git") if manifest.get(name)}
-    about["scan SHA-256"] = run.scan.get("sha256")
+    about = {
+        "command": shlex.join(manifest["command"]),
+        **{name: manifest[name] for name in ("created", "host", "versions", "git") if manifest.get(name)},
+        "scan SHA-256": run.scan.get("sha256"),
+        "scores": {name: value for name, value in run.metrics.items() if name not in SCORES},
+    }
     yield Section("About this run", tables=[Table(list(_flat_rows(about)))])
 
 
@@ -448,6 +466,139 @@ def _bars(manifest: Mapping[str, Any]) -> Iterator[tuple[str, float, float]]:
     shares = manifest.get("shares") or {name: value / whole for name, value in seconds.items() if whole}
     for name, part in shares.items():
         yield name, seconds.get(name, part * whole), part
+
+
+# --- several runs ------------------------------------------------------------------------------------------
+
+
+def write_comparison(folders: Sequence[Path], target: Path) -> Path:
+    """Write one page about several run directories, trainings or results.
+
+    Raises:
+        UserError: a directory is no run, or the file exists.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already", expected="a new file", fix="choose another --out")
+    runs = {label: RunFolder(folder) for label, folder in zip(labels_of(folders), folders, strict=True)}
+    for run in runs.values():
+        if not run.data and not run.result and not run.curves:
+            raise UserError(
+                "the run holds nothing to compare yet",
+                where=str(run.path),
+                expected="a finished training or result",
+                fix=f"its status is {run.manifest.get('status')}; finish it, or leave it out",
+            )
+    page = Page(
+        title=f"{len(runs)} runs compared",
+        subtitle=" · ".join(str(folder) for folder in folders),
+        sections=[
+            Section("Figures", tables=[Table(list(_figures_compared(runs)))]),
+            Section("Objects", list(_objects_compared(runs)), text=_OBJECTS_TEXT),
+            Section("Curves", [*_loss_figures(runs), *_rings_compared(runs)]),
+            Section(
+                "Differences",
+                tables=[Table(list(_differences(runs)))],
+                text="Science and settings that differ, each with where its value comes from.",
+            ),
+        ],
+    )
+    return write_page(page, target)
+
+
+_OBJECTS_TEXT = (
+    "All are shown at the same place and zoom, with the scale, phase and phase ramp of the first. Drag to move, "
+    "+ and - zoom. Of an image that has the focus, arrow keys move the cursor (with Shift by 10), + and - "
+    "zoom, 0 shows all."
+)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Return a different label for each directory: its name, or its path where names repeat."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _figures_compared(runs: Mapping[str, RunFolder]) -> Iterator[Row]:
+    """Yield a row for each figure that a run has."""
+    columns = {label: _figures(run) for label, run in runs.items()}
+    for name in dict.fromkeys(name for figures in columns.values() for name in figures):
+        cells = {label: figures.get(name) for label, figures in columns.items()}
+        if any(cell is not None for cell in cells.values()):
+            yield {"figure": name, **{label: "" if cell is None else cell for label, cell in cells.items()}}
+
+
+def _figures(run: RunFolder) -> dict[str, Any]:
+    """Return verdict, scores, last values and seconds of a run, by what they are."""
+    manifest, verdict = run.manifest, run.verdict
+    trained = manifest.get("trained") or {}
+    last = {f"last {name}": values[-1] for name, values in run.curves.items() if _is_loss(name) and values}
+    seconds = manifest.get("timings") or {}
+    return {
+        "task": manifest["task"],
+        "verdict": verdict.get("status"),
+        **{text: verdict.get(name) for name, text in FIGURES.items()},
+        **{text: run.metrics.get(name) for name, text in SCORES.items()},
+        **{name.replace("_", " "): trained.get(name) for name in _TRAINED},
+        **last,
+        "seconds in all": sum(seconds.values()),
+        **{f"seconds: {name}": value for name, value in seconds.items()},
+    }
+
+
+def _is_loss(name: str) -> bool:
+    return not name.endswith(("_step", "_epoch")) and _kind_of(name).startswith("loss")
+
+
+def _objects_compared(runs: Mapping[str, RunFolder]) -> Iterator[Figure]:
+    """Yield the objects of the runs on each canvas, beside each other and divided by a line."""
+    canvases: dict[tuple[int, ...], dict[str, RunFolder]] = {}
+    for label, run in runs.items():
+        if "object" in run.result:
+            canvases.setdefault(run.result["object"].shape, {})[label] = run
+    for members in canvases.values():
+        objects = {label: _objects(run)[run.result_name] for label, run in members.items()}
+        truth = next((run.comparison["truth"] for run in members.values() if run.comparison), None)
+        objects = objects if truth is None else {"truth": truth, **objects}
+        first = next(iter(members.values()))
+        coverage = np.minimum.reduce([run.result["coverage"] for run in members.values()])
+        if not (coverage > 0).any():
+            coverage = first.result["coverage"]
+        side_by_side: list[tuple[int | None, int | None]] = [(None, number) for number in range(len(objects))]
+        panes = [(0, None), (1, None), *(side_by_side if len(objects) > 1 else ())]
+        yield Figure(_shown_objects(objects, coverage, first.result.get("pixel_size_m"), panes))
+
+
+def _rings_compared(runs: Mapping[str, RunFolder]) -> Iterator[Figure]:
+    lines = [
+        Line(label, run.comparison["frequency_per_px"], run.comparison["correlation"])
+        for label, run in runs.items()
+        if "correlation" in run.comparison
+    ]
+    if lines:
+        names = "spatial frequency (cycles per pixel)", "ring correlation with the truth"
+        yield Figure(chart(lines, *names, levels=((0.5, "0.5"), (1 / 7, "1/7")), x_limits=(0, 0.5)))
+
+
+def _differences(runs: Mapping[str, RunFolder]) -> Iterator[Row]:
+    """Yield the science and the settings that are not the same in all runs, with their origins."""
+    columns = {label: _values(run.manifest) for label, run in runs.items()}
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        cells = {label: values.get(name, (None, "not known to it")) for label, values in columns.items()}
+        if len({json.dumps(value, sort_keys=True) for value, _ in cells.values()}) > 1:
+            yield {
+                "name": name,
+                **{label: f"{plain(value)} ({origin})" for label, (value, origin) in cells.items()},
+            }
+
+
+def _values(manifest: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Return value and origin of each science field and setting."""
+    science = {name: (value, origin["place"]) for name, value, origin, _ in _science_rows(manifest)}
+    origins = manifest["origins"]
+    settings = {
+        name: (row["value"], origins[name]["place"]) for name, row in manifest["plan"]["effective"].items()
+    }
+    return {**science, **settings}
 
 
 def _flat_rows(values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -63,7 +63,7 @@ from ptycho_torch.workflows.continuing import (
     require_same_job,
 )
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
-from ptycho_torch.workflows.reports import COMPARISON, write_run_report
+from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock
 
@@ -466,10 +466,10 @@ def compare(
             expected="objectGuess, the object to compare with",
             fix="name a scan with a known object",
         )
-    names = [folder.name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     results, written = {}, []
-    for label, arrays in zip(labels, [read_reconstruction(folder) for folder in folders], strict=True):
+    for label, arrays in zip(
+        labels_of(folders), [read_reconstruction(folder) for folder in folders], strict=True
+    ):
         results[label] = evaluate(
             arrays["object"],
             scan.object_guess,
@@ -484,7 +484,8 @@ def compare(
                 {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
             ),
             write_arrays(
-                folder / COMPARISON, {"truth": scan.object_guess.astype(np.complex64), **result.rings.arrays()}
+                folder / COMPARISON,
+                {"truth": scan.object_guess.astype(np.complex64), **result.rings.arrays()},
             ),
         ]
         if (folder / "manifest.json").is_file():

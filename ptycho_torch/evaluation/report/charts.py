@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 WIDTH, HEIGHT = 460, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 68, 14, 12, 44
 MOST_POINTS = 600
 """Points of a line; longer ones are thinned out evenly."""
 MOST_LABELED = 60
 """Points of a line up to which each shows its value under the pointer."""
-MOST_LINES = 8
-"""As many as there are colors and dashes."""
+COLORS = 8
+"""Colors of lines, with which they begin anew after the last."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def chart(
     """
     from markupsafe import Markup
 
-    drawn = [line for line in lines if line.known][:MOST_LINES]
+    drawn = [line for line in lines if line.known]
     every = [point for line in drawn for point in line.known]
     if not every:
         return Markup()
@@ -68,25 +68,32 @@ def chart(
     for number, line in enumerate(drawn):
         points = [(x_axis.at(x), y_axis.at(y)) for x, y in line.known]
         path = "".join(f"{'L' if i else 'M'}{x} {y}" for i, (x, y) in enumerate(points))
-        parts.append(f'<path class="line s{number}" d="{path}{"h0" if len(points) == 1 else ""}"/>')
+        parts.append(f'<path class="line s{number % COLORS}" d="{path}{"h0" if len(points) == 1 else ""}"/>')
         if len(points) <= MOST_LABELED:
             parts += [
-                Markup('<circle class="s{}" cx="{}" cy="{}" r="6"><title>{}, {} {}: {}</title></circle>').format(
-                    number, *place, line.name, x_name, short(x), short(y)
-                )
+                Markup(
+                    '<circle class="s{}" cx="{}" cy="{}" r="6"><title>{}, {} {}: {}</title></circle>'
+                ).format(number % COLORS, *place, line.name, x_name, short(x), short(y))
                 for place, (x, y) in zip(points, line.known, strict=True)
             ]
-    says = "; ".join(f"{line.name} from {short(line.known[0][1])} to {short(line.known[-1][1])}" for line in drawn)
+    says = "; ".join(
+        f"{line.name} from {short(line.known[0][1])} to {short(line.known[-1][1])}" for line in drawn
+    )
     legend = Markup("").join(
-        Markup('<span><i class="s{}"></i>{} <b>{}</b></span>').format(number, line.name, short(line.known[-1][1]))
+        Markup('<span><i class="s{}"></i>{} <b>{}</b></span>').format(
+            number % COLORS, line.name, short(line.known[-1][1])
+        )
         for number, line in enumerate(drawn)
     )
     head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
         WIDTH, HEIGHT, f"{y_name} over {x_name}: {says}"
     )
-    return head + Markup("").join(Markup(part) for part in parts) + Markup("</svg>") + Markup(
-        '<div class="legend">{}</div>'
-    ).format(legend)
+    return (
+        head
+        + Markup("").join(Markup(part) for part in parts)
+        + Markup("</svg>")
+        + Markup('<div class="legend">{}</div>').format(legend)
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def _grid(x_axis: Axis, y_axis: Axis, x_name: str, y_name: str) -> list[str]:
         parts.append(f'<text class="y" x="{LEFT - 6}" y="{y + 4}">{short(value)}</text>')
     whole = all(float(value).is_integer() for value in (x_axis.low, x_axis.high))
     for value in x_axis.ticks(6):
-        if not (whole and not value.is_integer() and x_axis.high > 2):
+        if value.is_integer() or not whole:
             x = x_axis.at(value)
             parts.append(f'<path class="tick" d="M{x} {bottom}v4"/>')
             parts.append(f'<text class="x" x="{x}" y="{bottom + 17}">{short(value)}</text>')

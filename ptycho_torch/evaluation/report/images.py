@@ -1,7 +1,8 @@
 """Images as data of a page: quantised, compressed, with what is needed to show them and to read values.
 
-A value is `low + step * (code - 1)`; code 0 is a pixel of which nothing is known. Where `clipped`, the first
-and the last code also stand for what lies beyond.
+A value is `low + step * (code - 1)`, squared where `squared`: of intensities the root is kept, whose noise is
+the same everywhere. Code 0 is a pixel of which nothing is known. Where `clipped`, the first and the last code
+also stand for what lies beyond.
 
 Shape legend: H x W pixels of an image, M positions.
 """
@@ -29,6 +30,10 @@ SHOWN = 0.003
 """Part of the values on either side that has the color of the next."""
 
 
+SMALL_PX = 256
+"""Sides of images up to this are not shown in the whole width."""
+
+
 @dataclass(frozen=True)
 class Quantity:
     """What the numbers of images are, and how they are shown."""
@@ -38,7 +43,14 @@ class Quantity:
     """`gray`, `phase` for values on a circle, `diverging` or `viridis`."""
     limits: tuple[float, float]
     unit: str = ""
-    logarithmic: bool = False
+    intensity: bool = False
+    """Not below 0, shown on a logarithmic scale."""
+
+    def said_precision(self, images: Sequence[Mapping[str, Any]]) -> str:
+        """Return by how much a value of packed images may be wrong at most."""
+        half = max(image["step"] for image in images) / 2
+        root = f" times the root of the {self.name}" if self.intensity else ""
+        return f"± {2 * half if root else half:.1g} {self.unit}".rstrip() + (root or f" ({self.name})")
 
 
 @dataclass(frozen=True)
@@ -65,15 +77,29 @@ class Shown:
     always_points: bool = False
     """Whether the positions are shown from the start."""
 
+    @property
+    def small(self) -> bool:
+        """Whether the images are too small to be shown large."""
+        first = next(iter(self.things.values()))[0]
+        return max(first.shape) <= SMALL_PX and not self.divided
+
     def data(self, bits: int = BITS) -> dict[str, Any]:
         """Return what the page's script needs, and by how much a value may be wrong at most."""
         things = [
-            {"name": name, "images": [packed(image, bits) for image in images]}
+            {
+                "name": name,
+                "images": [
+                    packed(image, bits, squared=quantity.intensity)
+                    for image, quantity in zip(images, self.quantities, strict=True)
+                ],
+            }
             for name, images in self.things.items()
         ]
+        columns = zip(*(thing["images"] for thing in things), strict=True)
+        said = [quantity.said_precision(row) for quantity, row in zip(self.quantities, columns, strict=True)]
         return {
             "things": things,
-            "precision": [max(image["step"] for image in images) / 2 for images in zip(*(thing["images"] for thing in things), strict=True)],
+            "precision": ", ".join(said),
             "quantities": [vars(quantity) for quantity in self.quantities],
             "panes": self.panes,
             "origin": self.origin_px,
@@ -104,9 +130,10 @@ def averaged(image: NDArray[Any], side: int) -> NDArray[Any]:
     return np.asarray(squares.mean(axis=(1, 3)))
 
 
-def packed(image: Real, bits: int = BITS) -> dict[str, Any]:
+def packed(image: Real, bits: int = BITS, *, squared: bool = False) -> dict[str, Any]:
     """Return an image as codes, low bytes before high bytes, compressed, in base64."""
     values = np.asarray(image, np.float32)
+    values = np.sqrt(np.maximum(values, 0)) if squared else values
     known = np.isfinite(values)
     low, high, clipped = _range(values[known])
     most = 2**bits - 2
@@ -120,6 +147,7 @@ def packed(image: Real, bits: int = BITS) -> dict[str, Any]:
         "step": step,
         "bits": bits,
         "clipped": clipped,
+        "squared": squared,
         "codes": text_of(pairs.T.tobytes()),
     }
 
@@ -128,7 +156,8 @@ def unpacked(image: Mapping[str, Any]) -> Real:
     """Return the image (H, W) that `packed` made data of, NaN where nothing is known."""
     raw = np.frombuffer(zlib.decompress(base64.b64decode(image["codes"])), np.uint8)
     codes = raw.reshape(2, -1).T.copy().view("<u2").reshape(image["shape"])
-    return np.where(codes > 0, image["low"] + image["step"] * (codes.astype(np.float64) - 1), np.nan)
+    values = image["low"] + image["step"] * (codes.astype(np.float64) - 1)
+    return np.where(codes > 0, values**2 if image["squared"] else values, np.nan)
 
 
 def text_of(data: bytes) -> str:

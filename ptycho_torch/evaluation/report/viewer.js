@@ -36,7 +36,12 @@ async function unpacked(image) {
   return { ...image, codes, height, width };
 }
 
-const valueOf = (image, code) => image.low + image.step * (code - 1);
+function valueOf(image, code) {
+  const kept = image.low + image.step * (code - 1);
+  return image.squared ? kept * kept : kept;
+}
+
+const short = (value) => (Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3) ? value.toExponential(1) : String(+value.toPrecision(3)));
 
 /** The number under the pointer, with as many digits as its step is worth. */
 function written(image, code) {
@@ -44,7 +49,8 @@ function written(image, code) {
   const value = valueOf(image, code);
   const last = (1 << image.bits) - 1;
   const beyond = !image.clipped ? "" : code === 1 ? "≤ " : code === last ? "≥ " : "";
-  const digits = Math.max(0, Math.min(8, Math.ceil(-Math.log10(image.step || 1))));
+  const step = image.squared ? 2 * Math.sqrt(value) * image.step : image.step;
+  const digits = Math.max(0, Math.min(8, Math.ceil(-Math.log10(step || 1))));
   const size = Math.abs(value);
   return beyond + (size && (size >= 1e6 || size < 1e-4) ? value.toExponential(3) : value.toFixed(digits));
 }
@@ -52,7 +58,7 @@ function written(image, code) {
 /** A canvas with an image in its colors, one pixel for each. */
 function painted(image, quantity) {
   let [low, high] = quantity.limits;
-  const scaled = quantity.logarithmic ? (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low) : (v) => (v - low) / (high - low);
+  const scaled = quantity.intensity ? (v) => Math.log(Math.max(v, low) / low) / Math.log(high / low) : (v) => (v - low) / (high - low);
   const palette = new Uint32Array(1 << image.bits);
   for (let code = 1; code < palette.length; code++) {
     const [r, g, b] = colorAt(COLORS[quantity.colors], scaled(valueOf(image, code)));
@@ -135,7 +141,7 @@ class Viewer {
       pane.shown = pane.quantity ?? quantity;
       const { limits, colors, unit } = this.data.quantities[pane.shown];
       const [low, bar, high, name] = pane.figure.querySelector(".scale").children;
-      [low.textContent, high.textContent, name.textContent] = [...limits.map((v) => +v.toPrecision(3)), unit];
+      [low.textContent, high.textContent, name.textContent] = [...limits.map(short), unit];
       bar.style.background = `linear-gradient(to right, ${COLORS[colors].join(", ")})`;
     }
     this.redraw();
@@ -250,9 +256,9 @@ class Viewer {
     for (let i = 0; 2 * i < at.length; i++) {
       const [x, y] = place(at, i);
       const value = values && !Number.isNaN(values[i]) ? (values[i] - low) / (high - low || 1) : null;
-      const outer = value === null ? size * 0.7 : size + 1;
-      context.fillStyle = "rgba(0, 0, 0, 0.7)";
-      context.fillRect(x - outer / 2 - 0.7, y - outer / 2 - 0.7, outer + 1.4, outer + 1.4);
+      const outer = value === null ? size : size + 2;
+      context.fillStyle = "rgba(0, 0, 0, 0.6)";
+      context.fillRect(x - outer / 2 - 0.5, y - outer / 2 - 0.5, outer + 1, outer + 1);
       context.fillStyle = value === null ? "#ffffff" : `rgb(${colorAt(["#ffe08a", "#ff8c3a", "#d7191c"], value).map(Math.round)})`;
       context.fillRect(x - outer / 2, y - outer / 2, outer, outer);
       if (moved) {
