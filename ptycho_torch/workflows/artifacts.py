@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path, file_sha256, write_atomically
-from ptycho_torch.data.judge import far_from_others
 from ptycho_torch.data.formats.ptychodus import write_product
+from ptycho_torch.data.judge import far_from_others
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.network.checkpoint import read_model

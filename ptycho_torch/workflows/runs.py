@@ -22,7 +22,6 @@ from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import (
     locked,
     manifest_parts,
-    read_manifest,
     recorded,
     reserved_dir,
     write_manifest,
@@ -51,8 +50,8 @@ from ptycho_torch.workflows.artifacts import (
     read_reconstruction,
     write_arrays,
     write_json,
-    write_report_data,
     write_reconstruction,
+    write_report_data,
 )
 from ptycho_torch.workflows.continuing import (
     Begun,
