@@ -167,7 +167,7 @@ def _cause_line(cause: Mapping[str, Any]) -> str:
 
 def _objects(run: RunFolder) -> Objects:
     """Return the truth, the network's object and the result, as far as they are there, all (H, W)."""
-    if "object" not in run.result:
+    if "object" not in run.result or not (run.result["coverage"] > 0).any():
         return {}
     found: Objects = {}
     if "truth" in run.comparison:
@@ -187,15 +187,10 @@ def _object_section(run: RunFolder) -> Section:
     shown = _shown_objects(
         objects, run.result["coverage"], run.result.get("pixel_size_m"), panes, run.data.get("positions_px")
     )
-    alone = (
-        ""
-        if len(objects) == 1
-        else (
-            f"Scale, phase and phase ramp, which patterns do not determine, are those of the {next(iter(objects))}. "
-        )
-    )
+    first = next(iter(objects))
+    gauge = f"Scale, phase and phase ramp, which patterns do not determine, are those of the {first}. "
     text = (
-        f"{alone}Drag to move, + and - zoom. Of an image "
+        f"{gauge if len(objects) > 1 else ''}Drag to move, + and - zoom. Of an image "
         "that has the focus, arrow keys move the cursor (with Shift by 10), + and - zoom, 0 shows all."
     )
     return Section("Object", [Figure(shown)], text=text)
@@ -326,7 +321,7 @@ def patterns_per_pixel(
     steps = np.zeros((canvas[0] + 1, canvas[1] + 1))
     first = np.rint(positions_px - (n - 1) / 2).astype(np.int64)
     for sign, y, x in ((1, 0, 0), (-1, n, 0), (-1, 0, n), (1, n, n)):
-        at = np.clip(first + (y, x), 0, canvas)
+        at = np.clip(first + np.array([y, x]), 0, canvas)
         np.add.at(steps, (at[:, 0], at[:, 1]), sign)
     return np.asarray(steps.cumsum(axis=0).cumsum(axis=1)[:-1, :-1])
 
@@ -506,8 +501,8 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
 
 
 _OBJECTS_TEXT = (
-    "All are shown at the same place and zoom, with the scale, phase and phase ramp of the first. Drag to move, "
-    "+ and - zoom. Of an image that has the focus, arrow keys move the cursor (with Shift by 10), + and - "
+    "All are shown at the same place and zoom, with the scale, phase and phase ramp of the first. Drag to "
+    "move, + and - zoom. Of an image that has the focus, arrow keys move the cursor (with Shift by 10), + and - "
     "zoom, 0 shows all."
 )
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -22,13 +23,16 @@ COLORS = 8
 """Colors of lines, with which they begin anew after the last."""
 
 
+Values = Sequence[float] | NDArray[Any]
+
+
 @dataclass(frozen=True)
 class Line:
     """Values over x."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Values
+    y: Values
 
     @property
     def known(self) -> list[tuple[float, float]]:

@@ -26,10 +26,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows with the same keys, which are the table's head.
-
-    `plain` counts the rows that are of little interest; they come with the key `hidden` and are shown when asked for.
-    """
+    """Rows with the same keys, which are the table's head; those with a true `hidden` wait to be asked."""
 
     rows: Sequence[Row]
     more: str = ""

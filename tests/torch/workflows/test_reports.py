@@ -1,4 +1,4 @@
-"""Reports of real runs: what is on them is what the runs left, and a browser shows it and lets it be looked into."""
+"""Reports of real runs: they show what the runs left, and in a browser one can look into it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def test_objects_on_the_page_are_those_in_the_files(runs: Path) -> None:
     inner = covered & (amplitude < np.nanquantile(amplitude, 0.99))
     ratio = amplitude[inner] / stored[inner]
     assert ratio.std() < 1e-2 * ratio.mean(), "the scale is that of the truth, all else as stored"
-    truth = read_arrays(runs / "refine" / "comparison.npz")["truth"][top : top + height, left : left + width]
+    whole = read_arrays(runs / "refine" / "comparison.npz")["truth"]
+    truth = whole[top : top + height, left : left + width]
     step = things["truth"][0]["step"]
     np.testing.assert_allclose(unpacked(things["truth"][0])[covered], np.abs(truth)[covered], atol=step)
 
@@ -135,7 +136,7 @@ def test_the_verdict_its_causes_and_scores_come_first(runs: Path) -> None:
 
 
 def test_a_report_of_an_earlier_run_shows_what_that_left(runs: Path, tmp_path: Path) -> None:
-    """A run directory without the file for the report, without losses in the manifest, and without a truth."""
+    """A directory without the file for the report, losses in the manifest, and a truth."""
     old = tmp_path / "old"
     shutil.copytree(runs / "refine", old)
     for name in ("report.npz", "comparison.npz"):
