@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ptycho_exec.errors import UserError
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.display import facts_html
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction.causes import Cause, Compared, find_causes
 from ptycho_torch.reconstruction.refine import refine_object
@@ -146,10 +147,28 @@ class Verdict:
         """Return the line, and one for each likely cause."""
         return [self.line(), *(f"  likely cause - {cause.line()}" for cause in self.causes)]
 
+    def _repr_html_(self) -> str:
+        return facts_html(
+            f"verdict: {self.status.replace('-', ' ')}",
+            {
+                "because": self.reason,
+                "judged by": self.by,
+                "R factor": self.r_factor,
+                "R of the mean pattern": self.r_mean,
+                "R of noise alone": self.noise,
+                f"R of {self.held_out} patterns held out": self.held_out_r,
+                "unexplained part": self.q,
+                "halves agree to (px)": self.frc_px,
+                **{f"likely cause {number}": cause.line() for number, cause in enumerate(self.causes, 1)},
+            },
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return all of it but the single patterns, as plain data."""
+        plain = asdict(replace(self, fits=None))
+        del plain["fits"]
         return {
-            **asdict(replace(self, fits=None)),
+            **plain,
             "causes": [{**asdict(cause), "options": list(map(dict, cause.options))} for cause in self.causes],
         }
 

@@ -502,8 +502,8 @@ def write_comparison(folders: Sequence[Path], target: Path) -> Path:
 
 _OBJECTS_TEXT = (
     "All are shown at the same place and zoom, with the scale, phase and phase ramp of the first. Drag to "
-    "move, + and - zoom. Of an image that has the focus, arrow keys move the cursor (with Shift by 10), + and - "
-    "zoom, 0 shows all."
+    "move, + and - zoom. Of an image that has the focus, arrow keys move the cursor (with Shift by 10), "
+    "+ and - zoom, 0 shows all."
 )
 
 

@@ -206,9 +206,6 @@ def _train(
             return Run(folder, (), result, clock.seconds)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
-        losses = {
-            name: values for name, values in result.history.items() if name in ("train_loss", "val_loss")
-        }
         with clock.phase("write"):
             model = folder / MODEL_NAME
             save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
@@ -216,7 +213,7 @@ def _train(
             shown = {} if probe is None else {"probe": probe.detach().cpu().numpy()}
             written = [
                 model,
-                plots.save_loss_curve(losses, folder / "loss.png"),
+                plots.save_loss_curve(result.curves(), folder / "loss.png"),
                 write_report_data(folder, scan, **shown),
             ]
         weights = model_weights_sha256(folder)

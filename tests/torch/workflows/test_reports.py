@@ -237,7 +237,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def look(browser: Any, runs: Path) -> Iterator[Any]:
-    """Opens a page of a run, with a width and a color scheme; at the end nothing may have gone wrong on it."""
+    """Opens a page of a run, in a width and a color scheme; at the end nothing may have gone wrong."""
     opened, wrong = [], []
 
     def open_page(name: str, *, width: int = 1200, scheme: str = "light") -> Any:
