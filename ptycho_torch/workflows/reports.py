@@ -292,7 +292,7 @@ def _scan_section(run: RunFolder) -> Section:
     )
     places = Shown(
         things={"scan": [coverage]},
-        quantities=[Quantity(name, "viridis", (0.0, limits_of(coverage)[1]))],
+        quantities=[Quantity(name, "gray", (0.0, limits_of(coverage)[1]))],
         panes=[(0, None)],
         label="scan positions",
         binned=side,
@@ -334,7 +334,7 @@ def _said_of_positions(
     if len(data["far"]):
         yield f"{len(data['far'])} far from all others, in red squares"
     if "rows" in data:
-        yield f"the {len(data['rows'])} that were compared in colors, red where they are explained worst"
+        yield f"the {len(data['rows'])} that were compared in colors, from blue to red where they are explained worst"
     if moved is not None:
         rms = float(np.sqrt(np.square(moved - positions).sum(axis=1).mean()))
         yield f"lines to where the correction moved each, by {rms:.3g} px (root mean square)"

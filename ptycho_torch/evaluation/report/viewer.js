@@ -259,7 +259,7 @@ class Viewer {
       const outer = value === null ? size : size + 2;
       context.fillStyle = "rgba(0, 0, 0, 0.6)";
       context.fillRect(x - outer / 2 - 0.5, y - outer / 2 - 0.5, outer + 1, outer + 1);
-      context.fillStyle = value === null ? "#ffffff" : `rgb(${colorAt(["#ffe08a", "#ff8c3a", "#d7191c"], value).map(Math.round)})`;
+      context.fillStyle = value === null ? "#ffffff" : `rgb(${colorAt(["#4fc3f7", "#ffd54f", "#e53935"], value).map(Math.round)})`;
       context.fillRect(x - outer / 2, y - outer / 2, outer, outer);
       if (moved) {
         const [toX, toY] = place(moved, i);
