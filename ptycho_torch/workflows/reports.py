@@ -159,7 +159,8 @@ _TRAINED = ("epochs", "optimizer_steps", "samples_per_second")
 
 def _cause_line(cause: Mapping[str, Any]) -> str:
     remedies = " or ".join(map(as_flags, cause["options"]))
-    return f"likely cause - {cause['name']}: {cause['evidence']}; try {remedies}"
+    says = f"try {remedies}" if remedies else "what remedies it is in use"
+    return f"likely cause - {cause['name']}: {cause['evidence']}; {says}"
 
 
 # --- objects ---------------------------------------------------------------------------------------------

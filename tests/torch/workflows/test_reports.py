@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from ptycho_exec.errors import UserError
 from ptycho_torch.cli import main
 from ptycho_torch.evaluation.report.images import unpacked
+from ptycho_torch.reconstruction.causes import Cause
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows.artifacts import read_arrays, read_reconstruction
 from ptycho_torch.workflows.reports import labels_of, patterns_per_pixel, write_comparison, write_run_report
@@ -133,6 +136,21 @@ def test_the_verdict_its_causes_and_scores_come_first(runs: Path) -> None:
     for cause in verdict["causes"]:
         assert f"likely cause - {cause['name']}" in head
     assert "amplitude SSIM" in head
+
+
+def test_a_cause_is_said_as_the_verdict_says_it(runs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "caused"
+    shutil.copytree(runs / "infer", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    causes = [
+        Cause("center", "off by <9> pixels", ({"center": "auto"}, {"zero_frequency": "corner"}), 0.5),
+        Cause("probe", "it changed", (), 0.1),
+    ]
+    manifest["verdict"]["causes"] = [asdict(cause) for cause in causes]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    page = html.unescape(write_run_report(folder).read_text())
+    for cause in causes:
+        assert f"<li>likely cause - {cause.line()}</li>" in page
 
 
 def test_a_report_of_an_earlier_run_shows_what_that_left(runs: Path, tmp_path: Path) -> None:
