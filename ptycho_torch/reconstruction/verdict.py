@@ -56,8 +56,8 @@ HALVES, HALVES_EPOCHS = 256, 8
 """Patterns of both halves of a scan together, and the epochs of either."""
 FINE_PX = 1 / 8
 """Halves agree when they do so down to a period of this part of a pattern's side."""
-WORST = 6
-"""Patterns that are kept beside their prediction, those explained worst."""
+WORST, WORST_VALUES = 6, 2**21
+"""Patterns that are kept beside their prediction, those explained worst; two where they are very large."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,8 @@ def judge_object(
 def _fits(compared: Compared) -> PatternFits:
     misfit = misfits(compared.noise, compared.measured, compared.predicted)
     in_noise = compared.misfit_noise > 0
-    worst = np.argsort(-misfit, kind="stable")[:WORST]
+    count = max(2, min(WORST, WORST_VALUES // compared.scan.n_pixels**2))
+    worst = np.argsort(-misfit, kind="stable")[:count]
     good = compared.scan.good_pixels
 
     def framed(intensity: Real) -> Real:

@@ -22,6 +22,7 @@ from ptycho_exec.record import read_manifest
 from ptycho_torch.evaluation.registration import alike, shifted
 from ptycho_torch.evaluation.report.charts import Line, chart
 from ptycho_torch.evaluation.report.images import (
+    MOST_POINTS,
     Quantity,
     Shown,
     averaged,
@@ -301,12 +302,14 @@ def _scan_section(run: RunFolder) -> Section:
         points=points,
         always_points=True,
     )
-    mean = data["mean_pattern"].astype(np.float64)
+    coarse = bin_for(4 * data["mean_pattern"].size)
+    mean = averaged(data["mean_pattern"].astype(np.float64), coarse)
     pattern = Shown(
         things={"mean pattern": [mean]},
         quantities=[_intensity("mean intensity", mean)],
         panes=[(0, None)],
         label="mean pattern",
+        binned=coarse,
     )
     figures = [
         Figure(places, "; ".join(_said_of_positions(positions, moved, data))),
@@ -334,8 +337,11 @@ def _said_of_positions(
     yield f"{len(positions)} positions"
     if len(data["far"]):
         yield f"{len(data['far'])} far from all others, in red squares"
+    if len(positions) > MOST_POINTS:
+        yield f"at most {MOST_POINTS} of them are shown"
     if "rows" in data:
-        yield f"the {len(data['rows'])} that were compared in colors, from blue to red where they are explained worst"
+        compared = f"the {len(data['rows'])} that were compared in colors"
+        yield f"{compared}, from blue to red where they are explained worst"
     if moved is not None:
         rms = float(np.sqrt(np.square(moved - positions).sum(axis=1).mean()))
         yield f"lines to where the correction moved each, by {rms:.3g} px (root mean square)"
@@ -388,10 +394,12 @@ def _probe_section(run: RunFolder) -> Section:
         return Section("Probe")
     powers = np.square(np.abs(probe)).sum(axis=(1, 2))
     order = np.argsort(-powers, kind="stable")[:MOST_MODES]
+    side = bin_for(8 * len(order) * probe[0].size)
     things = {}
     for number, mode in enumerate(order, start=1):
-        amplitude = np.abs(probe[mode]).astype(np.float64)
-        turned = np.angle(probe[mode] * np.exp(-1j * np.angle(np.sum(probe[mode]))))
+        wave = averaged(probe[mode], side)
+        amplitude = np.abs(wave).astype(np.float64)
+        turned = np.angle(wave * np.exp(-1j * np.angle(np.sum(wave))))
         dark = amplitude < 0.05 * amplitude.max()
         part = powers[mode] / max(float(powers.sum()), 1e-30)
         largest = float(amplitude.max()) or 1.0
@@ -405,10 +413,13 @@ def _probe_section(run: RunFolder) -> Section:
         ],
         panes=panes,
         label="probe",
+        binned=side,
     )
-    whose = "refined" if "probe" in run.result else "of the network"
+    whose = "after the refinement" if "probe" in run.result else "of the network"
     more = f"; {len(probe) - len(order)} weaker modes are not shown" if len(probe) > len(order) else ""
-    text = f"Probe {whose}. The phase is shown where the amplitude is above 5 % of the mode's largest{more}."
+    text = (
+        f"The probe {whose}. Its phase is shown where the amplitude is above 5 % of the mode's largest{more}."
+    )
     return Section("Probe", [Figure(shown)], text=text)
 
 

@@ -10,6 +10,7 @@ Shape legend: H x W pixels of an image, M positions.
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ SHOWN = 0.003
 """Part of the values on either side that has the color of the next."""
 
 
+MOST_POINTS = 20_000
+"""Positions that are shown at most, beside those that something is known of."""
 SMALL_PX = 256
 """Sides of images up to this are not shown in the whole width."""
 
@@ -176,18 +179,25 @@ def points_of(
     """Return positions (M, 2) [y, x] as data of a page.
 
     moved_px: (M, 2), where each one was corrected to. values: (M,), NaN where there is none. far: indices of
-    those that lie far from all others.
+    those that lie far from all others. Of very many, some are left out; `rows` says which are there.
     """
 
-    def numbers(array: Real) -> str:
-        return text_of(np.asarray(array, "<f4").tobytes())
+    far = np.empty(0, np.int64) if far is None else far
+    rows = np.arange(0, len(positions_px), max(1, math.ceil(len(positions_px) / MOST_POINTS)))
+    if values is not None:
+        rows = np.union1d(rows, np.flatnonzero(np.isfinite(values)))
+    rows = np.union1d(rows, far)
+
+    def numbers(array: Real | None) -> str | None:
+        return None if array is None else text_of(np.asarray(array[rows], "<f4").tobytes())
 
     return {
         "at": numbers(positions_px),
-        "moved": None if moved_px is None else numbers(moved_px),
-        "values": None if values is None else numbers(values),
+        "moved": numbers(moved_px),
+        "values": numbers(values),
         "value_name": value_name,
-        "far": [] if far is None else [int(index) for index in far],
+        "rows": None if len(rows) == len(positions_px) else text_of(rows.astype("<f4").tobytes()),
+        "far": np.flatnonzero(np.isin(rows, far)).tolist(),
     }
 
 

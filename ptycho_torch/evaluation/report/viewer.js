@@ -93,7 +93,7 @@ class Viewer {
     const data = this.data;
     this.images = await Promise.all(data.things.map((thing) => Promise.all(thing.images.map(unpacked))));
     if (data.points) {
-      for (const name of ["at", "moved", "values"]) data.points[name] = await numbers(data.points[name]);
+      for (const name of ["at", "moved", "values", "rows"]) data.points[name] = await numbers(data.points[name]);
     }
     this.painted = new Map();
     const { width, height } = this.images[0][0];
@@ -317,7 +317,7 @@ class Viewer {
     }
     const value = points.values?.[best];
     const says = value === undefined || Number.isNaN(value) ? "" : `, ${points.value_name} ${+value.toPrecision(3)}`;
-    return ` · nearest pattern ${best} at y ${points.at[2 * best].toFixed(1)}, x ${points.at[2 * best + 1].toFixed(1)}${says}`;
+    return ` · nearest pattern ${points.rows ? points.rows[best] : best} at y ${points.at[2 * best].toFixed(1)}, x ${points.at[2 * best + 1].toFixed(1)}${says}`;
   }
 
   zoomBy(factor, about) {

@@ -138,7 +138,7 @@ def test_the_verdict_its_causes_and_scores_come_first(runs: Path) -> None:
     assert "amplitude SSIM" in head
 
 
-def test_a_cause_is_said_as_the_verdict_says_it(runs: Path, tmp_path: Path) -> None:
+def test_causes_and_decisions_are_said_with_their_evidence(runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "caused"
     shutil.copytree(runs / "infer", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -147,10 +147,14 @@ def test_a_cause_is_said_as_the_verdict_says_it(runs: Path, tmp_path: Path) -> N
         Cause("probe", "it changed", (), 0.1),
     ]
     manifest["verdict"]["causes"] = [asdict(cause) for cause in causes]
+    decision = {"field": "orient", "value": "none", "evidence": "the others explain <less>"}
+    manifest["data"]["test"]["report"]["decisions"] = [decision]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     page = html.unescape(write_run_report(folder).read_text())
     for cause in causes:
         assert f"<li>likely cause - {cause.line()}</li>" in page
+    assert "Decided from the data" in headings(page)
+    assert f'<td class="evidence">{decision["evidence"]}</td>' in page
 
 
 def test_a_report_of_an_earlier_run_shows_what_that_left(runs: Path, tmp_path: Path) -> None:

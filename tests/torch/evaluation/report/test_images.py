@@ -96,6 +96,21 @@ def test_positions_keep_their_order() -> None:
         np.testing.assert_allclose(np.frombuffer(raw, "<f4").reshape(expected.shape), expected, rtol=1e-6)
 
 
+def test_of_very_many_positions_those_that_matter_are_kept() -> None:
+    at = np.stack([np.arange(100_001.0), np.zeros(100_001)], axis=1)
+    values = np.full(len(at), np.nan)
+    values[12_347] = 2.0
+    data = points_of(at, values=values, far=np.array([77_777]))
+    shown, rows, known = (
+        np.frombuffer(zlib.decompress(base64.b64decode(data[name])), "<f4")
+        for name in ("at", "rows", "values")
+    )
+    assert 10_000 < len(rows) <= 20_002
+    np.testing.assert_array_equal(shown[::2], rows)
+    assert rows[data["far"]] == [77_777]
+    assert rows[known == 2.0] == [12_347]
+
+
 def test_limits_ignore_a_few_extremes_and_exist_without_contrast() -> None:
     image = RNG.uniform(2, 3, size=(100, 100))
     image[0, :20] = 1e9
