@@ -1,4 +1,4 @@
-"""`ptycho-torch`: simulate, inspect, convert, train, infer, evaluate, tune, rerun, demo; show, explain ...
+"""`ptycho-torch`: simulate, inspect, train, infer, evaluate, compare, tune, rerun, demo; show, explain ...
 
 Every execution setting and every science field is a flag. Heavy packages are imported by the command that
 needs them, after its arguments and settings are known to be right.
@@ -406,6 +406,14 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Write one page about several runs."""
+    from ptycho_torch.workflows.reports import write_comparison
+
+    print(f"wrote {write_comparison(args.runs, args.out)}")
+    return 0
+
+
 def _read_as_before(asked: ScienceSettings, outs: Sequence[Path]) -> ScienceConfig:
     """Return the science that was asked for; what nobody set of reading a scan is as in the first output."""
     if not (outs[0] / "manifest.json").is_file():
@@ -494,19 +502,20 @@ def demo(args: argparse.Namespace) -> int:
     simulation = [
         f"--{name.replace('_', '-')}={value:g}" for name, value in given.items() if value is not None
     ]
-    image = folder / "comparison.png"
+    image, page = folder / "comparison.png", folder / "compare.html"
     for step in (
         ["simulate", "--out", scan, *simulation, "--object", args.object],
         ["train", scan, "--out", trained, "--epochs=20", *_typed(args)],
         ["infer", trained, scan, "--out", out],
         ["infer", trained, scan, "--out", refined, f"--refine={DEMO_REFINEMENT}"],
         ["evaluate", out, refined, "--truth", scan, "--picture", str(image)],
+        ["compare", trained, out, refined, "--out", str(page)],
     ):
         print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
         code = main(step)
         if code:
             return code
-    print(f"\nlook at {image} and {folder / 'infer' / 'report.html'}")
+    print(f"\nlook at {image}, {folder / 'refine' / 'report.html'} and {page}")
     return 0
 
 
@@ -717,6 +726,15 @@ COMMANDS = (
         ],
         usage="OUT [OUT ...] --truth SCAN",
         science=_science(DataConfig),
+    ),
+    Command(
+        compare,
+        "put several runs, trainings or results, on one page to look into",
+        [
+            _path("runs", "RUN", "run directories", nargs="+"),
+            _path("--out", "FILE", "page to write [compare.html]", default=Path("compare.html")),
+        ],
+        usage="RUN RUN [RUN ...] [--out FILE]",
     ),
     Command(
         tune,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 
+from ptycho_exec.notebook_bar import NotebookBar
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 
 class Throughput(Callback):
@@ -59,8 +61,8 @@ class TrainingProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._progress: Progress | NotebookBar | None = None
+        self._task: Any = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -117,7 +119,11 @@ class TrainingProgress(ProgressBar):
             self._progress = None
 
 
-def _bar() -> Progress:
+def _bar() -> Progress | NotebookBar:
+    from rich.console import Console
+
+    if Console().is_jupyter:
+        return NotebookBar()
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(

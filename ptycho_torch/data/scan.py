@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_exec.errors import Finding
 from ptycho_torch.data.storage.patterns import Domain, Patterns, select_rows, to_amplitude
+from ptycho_torch.display import facts_html, facts_text, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PLOTTED = 64
+"""At most so many patterns, spread over the scan, give the mean that is plotted."""
 
 # h * c in eV m (CODATA 2018, exact).
 HC_EV_M = 1.239841984332002e-06
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScanData:
     """Diffraction patterns with the positions, probe and object that belong to them.
 
@@ -132,3 +139,44 @@ class ScanData:
             scan_index=None if self.scan_index is None else self.scan_index[rows],
             report={**self.report, "patterns_used": len(rows)},
         )
+
+    def _facts(self) -> dict[str, Any]:
+        """Return what is to be known of the scan at a glance."""
+        n, (height, width) = self.n_pixels, self.canvas_shape
+        modes = None if self.probe is None else f"{len(self.probe)} mode{'s' if len(self.probe) > 1 else ''}"
+        return {
+            "patterns": f"{len(self)} of {n} x {n} ({self.domain}, {self.patterns.dtype})",
+            "canvas": f"{height} x {width}",
+            "probe": modes or "none",
+            "object": "none" if self.object_guess is None else "in the file",
+            "bad pixels": int((~self.good_pixels).sum()) or None,
+            "pixel size (nm)": None if self.pixel_size_m is None else self.pixel_size_m * 1e9,
+            "photon energy (keV)": None if self.photon_energy_eV is None else self.photon_energy_eV / 1e3,
+            "file": self.source,
+            **{f"warning {number}": finding.what for number, finding in enumerate(self.findings, 1)},
+        }
+
+    def __repr__(self) -> str:
+        return facts_text("ScanData", self._facts())
+
+    def _repr_html_(self) -> str:
+        return facts_html(f"scan {self.name}".rstrip(), self._facts())
+
+    def plot(self) -> Figure:
+        """Return a figure of the mean pattern, on a logarithmic scale, and of the positions."""
+        from matplotlib.colors import LogNorm
+
+        rows = np.unique(np.linspace(0, len(self) - 1, num=min(len(self), PLOTTED)).astype(np.int64))
+        mean = np.square(self.amplitude(rows)).mean(axis=0)
+        shown = np.ma.masked_array(mean, ~self.good_pixels)
+        top = float(shown.max()) or 1.0
+        figure = new_figure(9.0, 4.2)
+        pattern, places = figure.subplots(1, 2)
+        low = max(top * 1e-5, float(mean[mean > 0].min(initial=top)) / 2)
+        image = pattern.imshow(shown, norm=LogNorm(low, top, clip=True))
+        figure.colorbar(image, ax=pattern, shrink=0.8)
+        pattern.set_title(f"mean of {len(rows)} patterns")
+        places.plot(self.positions_px[:, 1], self.positions_px[:, 0], ".", markersize=3)
+        places.set(xlim=(0, self.canvas_shape[1]), ylim=(self.canvas_shape[0], 0), aspect="equal")
+        places.set(xlabel="x, pixels", ylabel="y, pixels", title=f"{len(self)} positions on the object")
+        return figure

@@ -53,6 +53,10 @@ class RingCorrelation:
     """The half-bit information threshold for each ring."""
     pixels: NDArray[np.int64]
 
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return frequencies, correlation and threshold by name, for a file."""
+        return {name: vars(self)[name] for name in ("frequency_per_px", "correlation", "half_bit")}
+
     def resolution_px(self, threshold: float | Real) -> float | None:
         """Return the full period, in pixels, at which the correlation first falls below a threshold.
 

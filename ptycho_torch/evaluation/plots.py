@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.display import new_figure
 from ptycho_torch.evaluation.registration import Field, centered_phase
 
 if TYPE_CHECKING:
@@ -66,6 +67,20 @@ def save_phase(
     image = _cropped(centered_phase(shown), coverage)
     color_map, limits = _phase_style(image.compressed())
     return _save_single(image, path, color_map, limits, "Phase", "radians", pixel_size_m)
+
+
+def object_figure(
+    obj: NDArray[Any], *, coverage: NDArray[Any] | None = None, pixel_size_m: float | None = None
+) -> Figure:
+    """Return amplitude and phase of an object, complex (H, W), side by side, cropped to its coverage."""
+    shown = np.asarray(obj) if coverage is None else np.where(np.asarray(coverage) > 0, obj, 0)
+    amplitude, phase = _cropped(np.abs(obj), coverage), _cropped(centered_phase(shown), coverage)
+    figure = _figure((9.4, 4.2 * amplitude.shape[0] / amplitude.shape[1] + 0.5))
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.3})
+    color_map, limits = _phase_style(phase.compressed())
+    _show(left, amplitude, "gray", _limits(amplitude.compressed()), "Amplitude", "", pixel_size_m)
+    _show(right, phase, color_map, limits, "Phase", "radians", pixel_size_m)
+    return figure
 
 
 def save_comparison(evaluations: Mapping[str, Evaluation], path: str | Path) -> Path:
@@ -172,6 +187,11 @@ def save_frc(
 
 def save_loss_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> Path:
     """Plot one or several loss curves over the epochs, on a logarithmic axis when all are positive."""
+    return _save(loss_figure(curves), path)
+
+
+def loss_figure(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """Return the figure of `save_loss_curve`."""
     figure = _figure((6.4, 3.4))
     axes = figure.add_subplot()
     for color, (name, values) in zip(cycle(COLORS), curves.items(), strict=False):
@@ -189,7 +209,7 @@ def save_loss_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> 
     _style_axes(axes, "epoch", "loss")
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=9)
-    return _save(figure, path)
+    return figure
 
 
 def save_positions(given_px: NDArray[Any], corrected_px: NDArray[Any], path: str | Path) -> Path:
@@ -206,7 +226,7 @@ def save_positions(given_px: NDArray[Any], corrected_px: NDArray[Any], path: str
     rms = math.sqrt(float(np.square(corrected_px - given_px).sum(axis=1).mean()))
     axes.set_title(f"Positions, moved by {rms:.3g} px (root mean square)", color=INK, fontsize=10)
     _style_axes(axes, "x, pixels", "y, pixels")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper right")  # the best place is slow to find
     return _save(figure, path)
 
 
@@ -357,12 +377,7 @@ def _style_axes(axes: Axes, x_label: str, y_label: str) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    return new_figure(*size)
 
 
 def _save(figure: Figure, path: str | Path, *, trim: bool = True) -> Path:

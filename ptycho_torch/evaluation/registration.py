@@ -90,6 +90,20 @@ def align(
     return model[inner], alignment, area.shrunk(margin)
 
 
+def alike(image: NDArray[Any], reference: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+    """Return an image (H, W), complex, times the factor and phase ramp that bring it near a reference (H, W).
+
+    For showing two side by side: quick, on the whole canvas, and without a translation. weights: (H, W), at
+    least 0, how much each pixel counts.
+    """
+    ratio = reference * image.conj() * weights
+    slope = [float(np.angle(np.sum(ratio[1:] * ratio[:-1].conj()))), 0.0]
+    slope[1] = float(np.angle(np.sum(ratio[:, 1:] * ratio[:, :-1].conj())))
+    turned = image * np.exp(1j * _ramp((image.shape[0], image.shape[1]), np.array(slope)))
+    power = float(np.vdot(turned, turned * weights).real)
+    return np.asarray(turned * (np.vdot(turned * weights, reference) / power) if power > 0 else image)
+
+
 def _model(image: Complex, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
     """Return the moved, deramped reconstruction times the best complex factor, and that factor."""
     moved = shifted(image, unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))

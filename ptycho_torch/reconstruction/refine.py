@@ -91,6 +91,8 @@ class RefineResult:
             "placement": self.placement,
             "loss": self.losses[-1],
             "likelihood": "amplitude" if self.unit is None else "counts",
+            "losses": list(self.losses),
+            "held_out_losses": list(self.held_out_losses),
             "mode_powers": list(self.mode_powers),
             "probe_decision": None
             if decision is None

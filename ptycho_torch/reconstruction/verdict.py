@@ -9,7 +9,7 @@ without them the verdict is that it cannot be judged.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from ptycho_exec.errors import UserError
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.display import facts_html
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction.causes import Cause, Compared, find_causes
 from ptycho_torch.reconstruction.refine import refine_object
 from ptycho_torch.reconstruction.yardsticks import (
+    Real,
     Yardstick,
     in_the_middle,
     inside,
@@ -54,6 +56,33 @@ HALVES, HALVES_EPOCHS = 256, 8
 """Patterns of both halves of a scan together, and the epochs of either."""
 FINE_PX = 1 / 8
 """Halves agree when they do so down to a period of this part of a pattern's side."""
+WORST, WORST_VALUES = 6, 2**21
+"""Patterns that are kept beside their prediction, those explained worst; two where they are very large."""
+
+
+@dataclass(frozen=True)
+class PatternFits:
+    """How well single patterns of a scan are explained; the worst of them, the worst first.
+
+    Shapes: K patterns that were compared, W of them kept, N x N pixels.
+    """
+
+    rows: NDArray[np.int64]
+    """(K,) of the scan."""
+    misfit: Real
+    """(K,): 1 is what noise alone leaves, where the noise is known; else in the units of the amplitudes."""
+    in_noise: bool
+    """Whether the misfit is in units of noise."""
+    worst: NDArray[np.int64]
+    """(W,) rows of the scan."""
+    measured: Real
+    """(W, N, N) intensity; NaN at bad pixels."""
+    predicted: Real
+    """(W, N, N), at the scale that fits best."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return all of it by name, for a file."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,8 @@ class Verdict:
     held_out: int = 0
     causes: tuple[Cause, ...] = ()
     """Likely causes, the strongest evidence first; none for a good object."""
+    fits: PatternFits | None = field(default=None, repr=False, compare=False)
+    """Single patterns; None where nothing was judged."""
 
     @property
     def warns(self) -> bool:
@@ -117,15 +148,33 @@ class Verdict:
         """Return the line, and one for each likely cause."""
         return [self.line(), *(f"  likely cause - {cause.line()}" for cause in self.causes)]
 
+    def _repr_html_(self) -> str:
+        return facts_html(
+            f"verdict: {self.status.replace('-', ' ')}",
+            {
+                "because": self.reason,
+                "judged by": self.by,
+                "R factor": self.r_factor,
+                "R of the mean pattern": self.r_mean,
+                "R of noise alone": self.noise,
+                f"R of {self.held_out} patterns held out": self.held_out_r,
+                "unexplained part": self.q,
+                "halves agree to (px)": self.frc_px,
+                **{f"likely cause {number}": cause.line() for number, cause in enumerate(self.causes, 1)},
+            },
+        )
+
     def beyond(self, used: Mapping[str, Any]) -> Verdict:
         """Return the verdict without the remedies that are in use; causes with others come first."""
         causes = [cause.beyond(used) for cause in self.causes]
         return replace(self, causes=tuple(sorted(causes, key=lambda cause: not cause.options)))
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
+        """Return all of it but the single patterns, as plain data."""
+        plain = asdict(replace(self, fits=None))
+        del plain["fits"]
         return {
-            **asdict(self),
+            **plain,
             "causes": [{**asdict(cause), "options": list(map(dict, cause.options))} for cause in self.causes],
         }
 
@@ -172,7 +221,7 @@ def judge_object(
     )
     out = spread(inside(scan, obj.shape, out), scan.n_pixels) if len(out) else out
     verdict = _with_held_out(_figures(compared, yardstick, beneath), compared, yardstick, out, beneath)
-    verdict = _judged(verdict, compared, yardstick)
+    verdict = replace(_judged(verdict, compared, yardstick), fits=_fits(compared))
     unknown = 2 * (obj.size + (modes.numel() if probe_refined else 0))
     if verdict.status == "good" and verdict.by == "misfit" and len(used) * scan.good_pixels.sum() < unknown:
         reason = "the patterns have fewer values than the object has, and none were held out"
@@ -181,6 +230,28 @@ def judge_object(
         start = scan.probe if probe_refined else None
         return replace(verdict, causes=find_causes(compared, probe_refined=probe_refined, start_probe=start))
     return verdict
+
+
+def _fits(compared: Compared) -> PatternFits:
+    misfit = misfits(compared.noise, compared.measured, compared.predicted)
+    in_noise = compared.misfit_noise > 0
+    count = max(2, min(WORST, WORST_VALUES // compared.scan.n_pixels**2))
+    worst = np.argsort(-misfit, kind="stable")[:count]
+    good = compared.scan.good_pixels
+
+    def framed(intensity: Real) -> Real:
+        frames = np.full((len(worst), *good.shape), np.nan, np.float32)
+        frames[:, good] = intensity[worst]
+        return frames
+
+    return PatternFits(
+        rows=compared.rows,
+        misfit=misfit / np.float32(compared.misfit_noise) if in_noise else misfit,
+        in_noise=in_noise,
+        worst=compared.rows[worst],
+        measured=framed(compared.measured),
+        predicted=framed(compared.predicted),
+    )
 
 
 def _not_judged(reason: str) -> Verdict:

@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path, file_sha256, write_atomically
 from ptycho_torch.data.formats.ptychodus import write_product
+from ptycho_torch.data.judge import far_from_others
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.network.checkpoint import read_model
 from ptycho_torch.reconstruction.refine import RefineResult
 
 RECONSTRUCTION = "reconstruction.npz"
+REPORT_DATA = "report.npz"
+"""What the report shows and no other file holds."""
+MEAN_OF = 64
+"""At most so many patterns, spread over the scan, give the mean pattern that is shown."""
 
 
 def write_reconstruction(
@@ -31,6 +36,7 @@ def write_reconstruction(
     scan: ScanData,
     probe: NDArray[np.complex64] | None = None,
     refinement: RefineResult | None = None,
+    network_object: NDArray[np.complex64] | None = None,
 ) -> list[Path]:
     """Write `reconstruction.npz`, the images of amplitude and phase, and, where the geometry is known,
     a `product.h5` that Ptychodus opens; with a probe `probe.png`, with refined positions `positions.png`.
@@ -42,20 +48,21 @@ def write_reconstruction(
         scan: what was reconstructed, for the pixel size.
         probe: complex64 (P, N, N), where it was reconstructed too.
         refinement: what it found besides: positions, background, powers of the probe modes.
+        network_object: complex64 (H, W), what a network gave before the refinement.
     """
     arrays: dict[str, Any] = {"object": obj.astype(np.complex64), "coverage": coverage.astype(np.float32)}
     if probe is not None:
         arrays["probe"] = probe
     if refinement is not None:
         arrays |= refinement.more_arrays()
+    if network_object is not None:
+        arrays["network_object"] = network_object
     if scan.pixel_size_m:
         arrays["pixel_size_m"] = np.float64(scan.pixel_size_m)
     target = folder / RECONSTRUCTION
     shown: dict[str, Any] = {"coverage": coverage, "pixel_size_m": scan.pixel_size_m}
-    with atomic_path(target) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
     written = [
-        target,
+        write_arrays(target, arrays),
         plots.save_amplitude(obj, folder / "amplitude.png", **shown),
         plots.save_phase(obj, folder / "phase.png", **shown),
     ]
@@ -68,6 +75,34 @@ def write_reconstruction(
     if scan.probe is not None and scan.pixel_size_m and scan.photon_energy_eV and scan.detector_distance_m:
         written.append(write_product(scan, folder / "product.h5", object_array=obj, probe=probe))
     return written
+
+
+def write_report_data(folder: Path, scan: ScanData, **more: NDArray[Any]) -> Path:
+    """Write `report.npz`: the scan's positions, those far from all others, its mean pattern, and `more`."""
+    rows = np.unique(np.linspace(0, len(scan) - 1, num=min(len(scan), MEAN_OF)).astype(np.int64))
+    mean = np.square(scan.amplitude(rows)).mean(axis=0)
+    arrays = {
+        "positions_px": scan.positions_px,
+        "far": far_from_others(scan.positions_px, scan.n_pixels),
+        "canvas_shape": np.array(scan.canvas_shape),
+        "mean_pattern": np.where(scan.good_pixels, mean, np.nan).astype(np.float32),
+    }
+    return write_arrays(folder / REPORT_DATA, {**arrays, **more})
+
+
+def write_arrays(target: Path, arrays: Mapping[str, NDArray[Any]]) -> Path:
+    """Write an NPZ file, whole or not at all."""
+    with atomic_path(target) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return target
+
+
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an NPZ file that a run wrote; none where it is not there."""
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def read_reconstruction(folder: str | Path) -> dict[str, NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,14 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import DriftReport
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.display import facts_html, facts_text
+from ptycho_torch.evaluation import plots
 from ptycho_torch.reconstruction.refine import RefineResult
 from ptycho_torch.reconstruction.verdict import Verdict
 from ptycho_torch.workflows.times import PartTimes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Result(MutableMapping[str, Any]):
@@ -37,8 +42,21 @@ class Result(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self.__dict__)
 
+    def _facts(self) -> dict[str, Any]:
+        """Return what is to be known of the result at a glance."""
+        return {}
 
-@dataclass(eq=False, kw_only=True)
+    def __repr__(self) -> str:
+        return facts_text(type(self).__name__, self._facts())
+
+    def _repr_html_(self) -> str:
+        return facts_html(type(self).__name__, self._facts())
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
+
+
+@dataclass(eq=False, kw_only=True, repr=False)
 class TrainingResult(Result):
     """A finished training.
 
@@ -75,6 +93,23 @@ class TrainingResult(Result):
         callbacks = self.models["trainer"].callbacks
         return next((cb.samples_per_second for cb in callbacks if hasattr(cb, "samples_per_second")), None)
 
+    def _facts(self) -> dict[str, Any]:
+        losses = {name: values[-1] for name, values in self.curves().items()}
+        return {
+            "epochs": self.models["trainer"].current_epoch,
+            "optimizer steps": self.models["trainer"].global_step,
+            **{f"last {name}": value for name, value in losses.items()},
+            "patterns per second": self.samples_per_second,
+        }
+
+    def curves(self) -> dict[str, list[float]]:
+        """Return the losses of training and, where there is one, validation, epoch by epoch."""
+        return {name: self.history[name] for name in ("train_loss", "val_loss") if self.history.get(name)}
+
+    def plot(self) -> Figure:
+        """Return a figure of the losses."""
+        return plots.loss_figure(self.curves())
+
     def summary(self) -> dict[str, Any]:
         """Return how long was trained, how fast, and the last value of each metric, as plain data."""
         return {
@@ -85,7 +120,7 @@ class TrainingResult(Result):
         }
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True, repr=False)
 class InferenceResult(Result):
     """A finished reconstruction; every process of a run has one, a refinement only the first.
 
@@ -127,3 +162,20 @@ class InferenceResult(Result):
 
     def __post_init__(self) -> None:
         self.amplitude, self.phase = np.abs(self.object), np.angle(self.object)
+
+    def _facts(self) -> dict[str, Any]:
+        height, width = self.object.shape
+        refined = self.refinement
+        return {
+            "object": f"{height} x {width}, from {self.n_patches} patterns",
+            "verdict": self.verdict.line(),
+            **{f"likely cause {number}": cause.line() for number, cause in enumerate(self.verdict.causes, 1)},
+            "refined": None
+            if refined is None
+            else f"{len(refined.losses)} epochs, loss {refined.losses[-1]:.4g}",
+            "probe modes": None if self.probe is None else len(self.probe),
+        }
+
+    def plot(self) -> Figure:
+        """Return a figure of amplitude and phase where the scan covers the object."""
+        return plots.object_figure(self.object, coverage=self.coverage, pixel_size_m=self.scan.pixel_size_m)

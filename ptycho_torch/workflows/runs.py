@@ -22,7 +22,6 @@ from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import (
     locked,
     manifest_parts,
-    read_manifest,
     recorded,
     reserved_dir,
     write_manifest,
@@ -38,7 +37,6 @@ from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
-from ptycho_torch.evaluation.html_report import write_report
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
 from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
@@ -50,8 +48,10 @@ from ptycho_torch.workflows.artifacts import (
     model_weights_sha256,
     output_hashes,
     read_reconstruction,
+    write_arrays,
     write_json,
     write_reconstruction,
+    write_report_data,
 )
 from ptycho_torch.workflows.continuing import (
     Begun,
@@ -62,6 +62,7 @@ from ptycho_torch.workflows.continuing import (
     require_same_job,
 )
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
+from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
 from ptycho_torch.workflows.times import Clock
 
@@ -205,15 +206,20 @@ def _train(
             return Run(folder, (), result, clock.seconds)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
-        losses = {
-            name: values for name, values in result.history.items() if name in ("train_loss", "val_loss")
-        }
         with clock.phase("write"):
             model = folder / MODEL_NAME
             save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
-            written = [model, plots.save_loss_curve(losses, folder / "loss.png")]
+            probe = getattr(result.module, "probe", None)
+            shown = {} if probe is None else {"probe": probe.detach().cpu().numpy()}
+            written = [
+                model,
+                plots.save_loss_curve(result.curves(), folder / "loss.png"),
+                write_report_data(folder, scan, **shown),
+            ]
         weights = model_weights_sha256(folder)
-        _complete(folder, result, clock, written, trained=trained, content={"weights": weights})
+        done = {"trained": trained, "history": result.history, "content": {"weights": weights}}
+        _complete(folder, result, clock, written, **done)
+        written.append(write_run_report(folder))
     return _run(folder, written, result, clock, notices, scan, said=odd)
 
 
@@ -368,7 +374,11 @@ def _write_inference(
     refined = result.refinement
     with clock.phase("write"):
         used = scan if refined is None or refined.positions_px is None else result.scan
-        written = write_reconstruction(folder, result.object, result.coverage, used, result.probe, refined)
+        written = write_reconstruction(
+            folder, result.object, result.coverage, used, result.probe, refined, result.network_object
+        )
+        fits = result.verdict.fits
+        written.append(write_report_data(folder, used, **({} if fits is None else fits.arrays())))
     arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
     _complete(
         folder,
@@ -452,10 +462,10 @@ def compare(
             expected="objectGuess, the object to compare with",
             fix="name a scan with a known object",
         )
-    names = [folder.name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     results, written = {}, []
-    for label, arrays in zip(labels, [read_reconstruction(folder) for folder in folders], strict=True):
+    for label, arrays in zip(
+        labels_of(folders), [read_reconstruction(folder) for folder in folders], strict=True
+    ):
         results[label] = evaluate(
             arrays["object"],
             scan.object_guess,
@@ -469,6 +479,10 @@ def compare(
             plots.save_frc(
                 {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
             ),
+            write_arrays(
+                folder / COMPARISON,
+                {"truth": scan.object_guess.astype(np.complex64), **result.rings.arrays()},
+            ),
         ]
         if (folder / "manifest.json").is_file():
             write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
@@ -476,48 +490,6 @@ def compare(
     if picture is not None:
         written.append(plots.save_comparison(results, picture))
     return results, written
-
-
-def write_run_report(folder: Path) -> Path:
-    """Write `report.html` from what lies in a run directory."""
-    manifest = read_manifest(folder)
-    captions = {
-        "comparison.png": "Truth and reconstruction",
-        "amplitude.png": "Amplitude",
-        "phase.png": "Phase",
-        "probe.png": "Probe, its modes by their power",
-        "positions.png": "Positions, given and corrected",
-        "loss.png": "Loss",
-    }
-    effective, origins = manifest["plan"]["effective"], manifest["origins"]
-    scan, verdict = manifest["data"].get("test") or manifest["data"]["train"], manifest.get("verdict") or {}
-    return write_report(
-        folder,
-        title=f"ptycho-torch {manifest['task']}: {folder.name}",
-        subtitle=str(scan["source"]),
-        verdict=verdict.get("line", ""),
-        decisions=scan["report"].get("decisions", ()),
-        images={text: folder / name for name, text in captions.items() if (folder / name).is_file()},
-        metrics=manifest.get("metrics"),
-        settings=[
-            {"name": name, "value": row["value"], "origin": origins[name]["place"], "reason": row["reason"]}
-            for name, row in effective.items()
-        ],
-        facts={
-            **_figures(verdict),
-            **{f"seconds: {phase}": round(value, 2) for phase, value in manifest.get("timings", {}).items()},
-        },
-        notices=manifest.get("warnings", ()),
-    )
-
-
-def _figures(verdict: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a manifest holds of a verdict, as rows of the report; earlier manifests hold none."""
-    return {
-        f"verdict: {name}": value
-        for name, value in verdict.items()
-        if name not in ("line", "causes") and value is not None and value != ""
-    }
 
 
 def _say_what_is_odd(say: Say, odd: list[str]) -> list[str]:

@@ -62,3 +62,26 @@ def test_only_whole_numbers_of_an_intensity_are_counts(scan: ScanData) -> None:
         read = scan_from_arrays(floats * np.float32(factor), scan.positions_px, domain="intensity")
         assert read.holds_counts is counts
     assert not replace(scan, patterns=floats, report={}).holds_counts
+
+
+def test_a_scan_shows_itself_in_a_few_lines(scan: ScanData) -> None:
+    strange = replace(scan, name="<scan>", source=None, pixel_size_m=2e-8)
+    html = strange._repr_html_()
+    for text in ("&lt;scan&gt;", "20 of 16 x 16", "1 mode", "bad pixels", "20"):
+        assert text in html
+    assert len(repr(strange)) < 300
+    without = replace(scan, probe=None, object_guess=None)
+    assert "probe: none" in repr(without)
+
+
+def test_a_plot_has_the_mean_pattern_and_every_position(scan: ScanData) -> None:
+    pattern, places, _ = scan.plot().axes
+    shown = pattern.images[0].get_array()
+    assert (shown.mask == ~scan.good_pixels).all()
+    counts = np.asarray(scan.patterns, float).mean(axis=0)
+    np.testing.assert_allclose(shown.compressed(), counts[scan.good_pixels], rtol=1e-5)
+    np.testing.assert_array_equal(places.lines[0].get_xydata()[:, ::-1], scan.positions_px)
+
+
+def test_a_dark_scan_is_plotted(scan: ScanData) -> None:
+    replace(scan, patterns=np.zeros_like(scan.patterns)).plot()._repr_png_()

@@ -239,3 +239,35 @@ def test_two_patterns_do_not_make_an_object_good(scan: ScanData) -> None:
     verdict = judge_object(two, result.object, result.probe, probe_refined=True)
     assert verdict.status == "cannot-judge"
     assert verdict.by == "nothing"
+
+
+def test_the_patterns_that_are_explained_worst_are_kept_beside_their_prediction(scan: ScanData) -> None:
+    wrong = np.array(truth(scan))
+    wrong[:24, :24] *= np.exp(0.9j * np.random.default_rng(0).normal(size=(24, 24)))
+    fits = judge_object(scan, wrong).fits
+    assert fits is not None
+    assert fits.in_noise
+    assert set(fits.worst) <= set(fits.rows)
+    ordered = dict(zip(fits.rows.tolist(), fits.misfit.tolist(), strict=True))
+    kept = [ordered[row] for row in fits.worst.tolist()]
+    assert kept == sorted(ordered.values(), reverse=True)[: len(kept)]
+    assert (scan.origins_px[fits.worst] < 24).all(), "they lie on what is wrong"
+    measured = np.square(scan.amplitude(fits.worst))
+    np.testing.assert_array_equal(np.isnan(fits.measured[0]), ~scan.good_pixels)
+    np.testing.assert_allclose(np.nan_to_num(fits.measured), measured, rtol=1e-6)
+    right = judge_object(scan, truth(scan)).fits
+    assert right is not None
+    assert np.median(right.misfit) == pytest.approx(1, abs=0.1), "in units of noise"
+    good = ~np.isnan(right.predicted[0])
+    ratio = right.predicted[:, good].sum() / right.measured[:, good].sum()
+    assert ratio == pytest.approx(1, abs=0.02)
+
+
+def test_a_verdict_shows_itself_escaped_and_without_arrays(scan: ScanData) -> None:
+    verdict = judge_object(scan, truth(scan))
+    html = replace(verdict, reason="<because>")._repr_html_()
+    assert "verdict: good" in html
+    assert "&lt;because&gt;" in html
+    assert "fits" not in verdict.to_json()
+    assert "array" not in repr(verdict)
+    assert verdict == replace(verdict, fits=None)

@@ -53,3 +53,18 @@ def test_a_summary_counts_epochs_and_steps_and_has_the_last_metrics(scan: Any) -
     assert summary["samples_per_second"] > 0
     result.history["empty"] = []
     assert "empty" not in result.summary()["last"]
+
+
+def test_results_show_themselves_in_a_few_lines_and_as_figures(scan: Any) -> None:
+    _, _, results = run_cdi_example_torch(scan, None, science(), execution_config=settings())
+    assert len(repr(results)) < 200
+    assert "last train_loss" in results._repr_html_()
+    (losses,) = results.plot().axes
+    assert list(losses.lines[0].get_ydata()) == results.history["train_loss"]
+    made = results.inference
+    assert f"{made.object.shape[0]} x {made.object.shape[1]}" in repr(made)
+    assert made.verdict.status in made._repr_html_()
+    amplitude, phase = made.plot().axes[:2]
+    assert (amplitude.get_title(), phase.get_title()) == ("Amplitude", "Phase")
+    assert {"plot", "summary", "history"} <= set(dir(results))
+    assert {"object", "phase", "verdict"} <= set(made._ipython_key_completions_())

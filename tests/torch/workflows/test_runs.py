@@ -92,8 +92,9 @@ def test_a_command_resolves_once_and_plans_once_and_the_value_reaches_the_loader
     assert counted == once
     assert manifest(Path("out"))["verdict"]["status"] in ("good", "doubtful", "poor", "cannot-judge")
     page = html.unescape(Path("out/report.html").read_text())
-    assert "verdict: status" in page
-    assert f'<p class="verdict">{manifest(Path("out"))["verdict"]["line"]}</p>' in page
+    verdict = manifest(Path("out"))["verdict"]
+    assert f'class="verdict {verdict["status"]}"' in page
+    assert f"<p>{verdict['line']}</p>" in page
     assert batch_sizes[:2] == [8, 16]  # Lightning builds a third one out of the second
 
 
