@@ -25,7 +25,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     *sorted(ROOT.glob("specs/*.md")),
-    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
 ]
 
 
@@ -85,7 +85,7 @@ def test_every_module_has_the_test_file_of_its_name() -> None:
 
 
 def test_every_silent_change_of_lightning_is_shown_by_a_test_that_exists() -> None:
-    rows = [row for row in (ROOT / "docs/lightning-in-silence.md").read_text().splitlines() if "::" in row]
+    rows = [row for row in (ROOT / "docs/reference/lightning-in-silence.md").read_text().splitlines() if "::" in row]
     assert len(rows) >= 44
     for file, test in {pair for row in rows for pair in re.findall(r"`([\w/]+\.py)::([\w:]+)`", row)}:
         assert f"def {test.split('::')[-1]}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
@@ -129,7 +129,7 @@ def test_documented_commands_parse(command: str) -> None:
 
 
 def test_switches_that_the_guide_names_act_as_typed_there() -> None:
-    guide = "\n".join(page.read_text() for page in ROOT.glob("docs/*.md"))
+    guide = "\n".join(page.read_text() for page in ROOT.glob("docs/**/*.md"))
     named = {flag for flag in re.findall(r"--[a-z-]+", guide) if flag[2:].replace("-", "_") in BOOLEANS}
     assert "--refine-probe" in named
     for flag in named:
