@@ -421,7 +421,8 @@ def settings_from_manifest(
     that class as `model`; without it, fields of its own are left out, and a warning and a notice name them.
 
     Raises:
-        UserError: there is no manifest. SettingsError: a credential in it was hidden.
+        UserError: there is no manifest.
+        SettingsError: a credential in it was hidden.
     """
     target = _manifest_path(path)
     found = intent_of(read_manifest(target))

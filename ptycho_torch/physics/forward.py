@@ -240,7 +240,7 @@ def modulus_update(
 
     The far field takes the measured modulus and keeps its phase; the change of the exit wave goes back to
     the object with the weight of the regularized ptychographic engine (rPIE; Maiden, Johnson and Li,
-    Optica 4, 736 (2017), eq. 7): P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2), summed over modes.
+    Optica 4, 736 (2017), eq. 7), summed over modes: `P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2)`.
 
     Args:
         patches: (B, C, N, N) complex.
