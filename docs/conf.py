@@ -23,9 +23,13 @@ from ptycho_exec import __version__  # noqa: E402
 
 # What the tutorials run is this environment's, under no settings of whoever builds the site.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-for name in [name for name in os.environ if name.startswith(("PTYCHO_", "SLURM_", "PL_", "MLFLOW_", "WANDB_"))]:
+for name in [
+    name for name in os.environ if name.startswith(("PTYCHO_", "SLURM_", "PL_", "MLFLOW_", "WANDB_"))
+]:
     del os.environ[name]
-os.environ.update(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"), COLUMNS="100", PYTHONWARNINGS="ignore")
+os.environ.update(
+    OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"), COLUMNS="100", PYTHONWARNINGS="ignore"
+)
 
 
 def sources_digest() -> str:
@@ -46,7 +50,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.doctest",
     "sphinx_copybutton",
     "sphinx_design",
     "commands",
@@ -76,12 +79,14 @@ myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 # DOCS_EXECUTE names the only pages that are executed, by a part of their path, or `none`; without it all are.
 NOTEBOOKS = [
-    str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")) if "{code-cell}" in path.read_text("utf-8")
+    str(path.relative_to(ROOT))
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if "{code-cell}" in path.read_text("utf-8")
 ]
 only = os.environ.get("DOCS_EXECUTE", "").split()
 nb_execution_mode = "cache"
 nb_execution_excludepatterns = [page for page in NOTEBOOKS if only and not any(part in page for part in only)]
-nb_execution_cache_path = str(ROOT / "docs" / "_build" / "cache" / sources_digest())
+nb_execution_cache_path = os.environ.get("DOCS_CACHE") or str(ROOT / "docs/_build/cache" / sources_digest())
 nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
@@ -134,7 +139,7 @@ PLACES = (
 )
 
 
-def name_no_machine(app: Sphinx, doctree: nodes.document) -> None:
+def name_no_machine(_: Sphinx, doctree: nodes.document) -> None:
     """Shorten paths of the building machine in what tutorials printed."""
     for node in doctree.findall(lambda node: isinstance(node, (nodes.literal_block, nodes.raw))):
         text = node.astext()

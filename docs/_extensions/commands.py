@@ -3,7 +3,7 @@
     ```{commands} ptycho_torch.cli
     ```
 
-Flags that settings and science fields become are not repeated under every command: they have pages of their own.
+Flags that fields become are not repeated under every command: they have pages of their own.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ class Commands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         parser = import_module(self.arguments[0]).build_parser()
-        (commands,) = (
-            action for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-        )
+        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
         helps = {choice.dest: choice.help for choice in commands._choices_actions}
         return [self.section(command, helps[name]) for name, command in commands.choices.items()]
 
@@ -63,7 +61,12 @@ class Commands(SphinxDirective):
         line = nodes.paragraph("", "Also, as flags: ")
         for number, title in enumerate(titles):
             link = pending_xref(
-                "", refdomain="std", reftype="doc", reftarget="/" + PAGES[title], refexplicit=True, refdoc=self.env.docname
+                "",
+                refdomain="std",
+                reftype="doc",
+                reftarget="/" + PAGES[title],
+                refexplicit=True,
+                refdoc=self.env.docname,
             )
             link += nodes.inline("", title)
             line += [nodes.Text(" and " if number else ""), link]
@@ -92,7 +95,10 @@ def arguments(command: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         words = ", ".join(action.option_strings) + value if action.option_strings else metavar(action)
         default = action.default if action.option_strings and action.nargs != 0 else None
         text = str(action.help or "") % {**vars(action), "prog": command.prog}
-        yield words, text if default in (None, argparse.SUPPRESS) or "default" in text else f"{text} [{default}]"
+        yield (
+            words,
+            text if default in (None, argparse.SUPPRESS) or "default" in text else f"{text} [{default}]",
+        )
 
 
 def metavar(action: argparse.Action) -> str:

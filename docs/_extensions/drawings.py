@@ -1,8 +1,7 @@
 """Directives that draw: `layers` of both packages, the `ladder` of places of a value, and the `plan-flow`.
 
-The first two are read from what the program itself uses: the contracts that `make lint` checks, with the imports of the modules,
-and the table of precedence that a test holds
-against the code. The pictures are SVG with the colors of the page, light or dark.
+Layers are read from the contracts that `make lint` checks and from the imports of the modules, the ladder
+from the table of precedence that a test holds against the code. The SVG has the colors of the page.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ import ast
 import re
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,65 +22,71 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
-STYLE = """
-.drawing text { fill: var(--pst-color-text-base); font: 13px system-ui, sans-serif; }
-.drawing .small { font-size: 11.5px; fill: var(--pst-color-text-muted); }
-.drawing .name { font-family: ui-monospace, monospace; font-weight: 600; }
-.drawing rect { fill: var(--pst-color-surface); stroke: var(--pst-color-border); }
-.drawing .ptycho_torch rect { stroke: var(--pst-color-primary); }
-.drawing .arrow { fill: none; stroke: var(--pst-color-text-muted); stroke-width: 1.5; }
-.drawing .tip { fill: var(--pst-color-text-muted); }
-"""
+PACKAGES = ("ptycho_torch", "ptycho_exec")
 WIDTH = 720
+LINE = 15
+"""Height of a line of small letters."""
+
+
+def box(x: float, y: float, wide: float, tall: float, name: str, lines: Sequence[str]) -> str:
+    """Return a box with a name and lines of small letters below it."""
+    rows = "".join(
+        f'<text class="small" x="{x + 10:.0f}" y="{y + 20 + LINE * (number + 1)}">{escape(line)}</text>'
+        for number, line in enumerate(lines)
+    )
+    frame = f'<rect x="{x + 1:.0f}" y="{y + 1}" width="{wide - 2:.0f}" height="{tall - 2}" rx="5"/>'
+    return f'{frame}<text class="name" x="{x + 10:.0f}" y="{y + 19}">{escape(name)}</text>{rows}'
+
+
+def picture(parts: Sequence[str], height: float, title: str) -> nodes.raw:
+    """Return SVG that scrolls sideways where the page is narrower."""
+    label = escape(title, quote=True)
+    svg = (
+        f'<div class="drawing" tabindex="0" role="group" aria-label="{label}">'
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img" aria-label="{label}"'
+        f' xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg></div>'
+    )
+    return nodes.raw("", svg, format="html")
 
 
 class Layers(SphinxDirective):
     """The layers of both packages, the upper above the lower, each with what it imports of those below."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(ROOT / "pyproject.toml"))
-        self.env.note_dependency(str(ROOT / "specs/layout.md"))
-        knows = layer_sentences()
+        for name in ("pyproject.toml", "specs/layout.md"):
+            self.env.note_dependency(str(ROOT / name))
         parts: list[str] = []
         y = 0
-        for package in ("ptycho_torch", "ptycho_exec"):
-            y += 24
-            parts.append(f'<text class="name" x="0" y="{y}" font-size="15">{package}</text>')
-            y += 10
+        for package in PACKAGES:
+            parts.append(f'<text class="name title" x="0" y="{y + 18}">{package}</text>')
+            y += 28
             for row in layers_of(package):
-                y = self.row(parts, package, row, knows, y)
+                texts = [layer_lines(package, name, WIDTH / len(row)) for name in row]
+                tall = 30 + LINE * max(map(len, texts))
+                for number, (name, lines) in enumerate(zip(row, texts, strict=True)):
+                    wide = WIDTH / len(row)
+                    drawn = box(number * wide, y, wide - 4, tall, name, lines)
+                    parts.append(f'<g class="{package}">{drawn}</g>')
+                y += tall + 4
             y += 14
-        title = "Layers of ptycho_torch above those of ptycho_exec; each imports only from those below it"
-        return [picture(parts, y, title)]
-
-    def row(
-        self, parts: list[str], package: str, row: list[str], knows: dict[tuple[str, str], str], y: int
-    ) -> int:
-        """Draw one layer, whose modules stand side by side, and return where the next one begins."""
-        wide = WIDTH / len(row)
-        tall = 44 if len(row) == 1 else 22 + 14 * max(len(wrapped(uses_text(package, n), wide)) for n in row) + 6
-        for number, name in enumerate(row):
-            x = number * wide
-            parts.append(
-                f'<g class="{package}"><rect x="{x + 1:.0f}" y="{y}" width="{wide - 6:.0f}" height="{tall}" rx="5"/>'
-            )
-            parts.append(f'<text class="name" x="{x + 10:.0f}" y="{y + 17}">{name}</text>')
-            if len(row) == 1:
-                sentence = plain_text(knows.get((package, name), ""))
-                parts.append(f'<text x="{x + 130:.0f}" y="{y + 17}">{escape(shortened(sentence, 86))}</text>')
-                parts.append(f'<text class="small" x="{x + 130:.0f}" y="{y + 35}">{escape(uses_text(package, name))}</text>')
-            else:
-                for line, text in enumerate(wrapped(uses_text(package, name), wide)):
-                    parts.append(f'<text class="small" x="{x + 10:.0f}" y="{y + 34 + 14 * line}">{escape(text)}</text>')
-            parts.append("</g>")
-        return y + tall + 5
+        return [picture(parts, y, "Layers of both packages; each imports only from those below it")]
 
 
+@cache
 def layers_of(package: str) -> list[list[str]]:
-    """Return the layers of a package from its contract, the highest first; names side by side share a layer."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
-    (contract,) = (row for row in contracts if row.get("containers") == [package])
+    """Return the layers of a package from its contract, highest first; those in one row are side by side."""
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    (contract,) = (row for row in tools["importlinter"]["contracts"] if row.get("containers") == [package])
     return [re.split(r"\s*[|:]\s*", row) for row in contract["layers"]]
+
+
+def layer_lines(package: str, layer: str, wide: float) -> list[str]:
+    """Return what a layer knows, and what it imports, as lines for a box so wide."""
+    letters = int((wide - 24) / 6.1)
+    sentence = layer_sentences().get((package, layer), "") if wide == WIDTH else ""
+    return [
+        line for text in (sentence, imports_text(package, layer)) for line in textwrap.wrap(text, letters)
+    ]
 
 
 def layer_sentences() -> dict[tuple[str, str], str]:
@@ -89,38 +96,35 @@ def layer_sentences() -> dict[tuple[str, str], str]:
         if head := re.match(r"\| `(ptycho_\w+)` \|", line):
             package = head[1]
         elif row := re.match(r"\| (`.*?`) \| (.*) \|$", line):
-            found |= {(package, name): row[2] for name in re.findall(r"`(\w+)`", row[1])}
+            found |= {(package, name): row[2].replace("`", "") for name in re.findall(r"`(\w+)`", row[1])}
     return found
 
 
-def uses_text(package: str, layer: str) -> str:
-    """Return the layers that a layer imports, those of the other package with its name."""
-    own = sorted(name for home, name in uses(package, layer) if home == package)
-    other = {home for home, _ in uses(package, layer)} - {package}
-    return "imports " + ", ".join([*own, *sorted(other)]) if own or other else "imports nothing of ours"
+def imports_text(package: str, layer: str) -> str:
+    """Return the layers that a layer imports; of the other package its name alone."""
+    targets = layer_imports(package, layer)
+    own = sorted(name for home, name in targets if home == package)
+    other = sorted({home for home, _ in targets} - {package})
+    return "imports " + (", ".join([*own, *other]) or "nothing of ours")
 
 
-def uses(package: str, layer: str) -> set[tuple[str, str]]:
-    """Return (package, layer) of everything that the modules of a layer import, at any depth of their code."""
+def layer_imports(package: str, layer: str) -> set[tuple[str, str]]:
+    """Return (package, layer) of everything that the modules of a layer import, anywhere in their code."""
     home = ROOT / package / layer
     files = sorted(home.rglob("*.py")) if home.is_dir() else [home.with_suffix(".py")]
-    found = {target for file in files for target in imports(file)}
-    return found - {(package, layer)}
+    return {target for file in files for target in file_imports(file)} - {(package, layer)}
 
 
-def imports(file: Path) -> Iterator[tuple[str, str]]:
+def file_imports(file: Path) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module if node.module.count(".") else f"{node.module}.{a.name}" for a in node.names]
+            one_deep = "." not in node.module  # `from package import layer`
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if one_deep else [node.module]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        for name in names:
-            package, _, rest = name.partition(".")
-            layer = rest.partition(".")[0]
-            if package in ("ptycho_exec", "ptycho_torch") and (
-                (ROOT / package / layer).is_dir() or (ROOT / package / f"{layer}.py").is_file()
-            ):
+        for package, layer in (name.split(".")[:2] for name in names if "." in name):
+            if package in PACKAGES and layer in chain(*layers_of(package)):
                 yield package, layer
 
 
@@ -129,20 +133,19 @@ class Ladder(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(ROOT / "specs/precedence.md"))
-        rungs = ladder_rows()
-        parts: list[str] = []
+        parts, rungs = [], ladder_rows()
         for row, (number, kind, sentence) in enumerate(rungs):
-            y, x = 2 + 31 * row, 6 * row
-            parts.append(f'<g><rect x="{x + 1}" y="{y}" width="{WIDTH - x - 4}" height="27" rx="5"/>')
-            parts.append(f'<text class="small" x="{x + 10}" y="{y + 18}">{number}</text>')
-            parts.append(f'<text class="name" x="{x + 32}" y="{y + 18}">{kind}</text>')
-            text = escape(shortened(plain_text(sentence), 78 - row))
-            parts.append(f'<text class="small" x="{x + 145}" y="{y + 18}">{text}</text></g>')
-        return [picture(parts, 4 + 31 * len(rungs), "The places of a value, the highest precedence on top")]
+            y, x = 31 * row, 6 * row
+            text = textwrap.shorten(sentence.replace("`", ""), 86 - row, placeholder=" …")
+            parts.append(f'<rect x="{x + 1}" y="{y + 1}" width="{WIDTH - x - 4}" height="27" rx="5"/>')
+            parts.append(f'<text class="small" x="{x + 10}" y="{y + 19}">{number}</text>')
+            parts.append(f'<text class="name" x="{x + 32}" y="{y + 19}">{kind}</text>')
+            parts.append(f'<text class="small" x="{x + 150}" y="{y + 19}">{escape(text)}</text>')
+        return [picture(parts, 31 * len(rungs), "The places of a value, the highest precedence on top")]
 
 
 def ladder_rows() -> list[tuple[str, str, str]]:
-    """Return number, kind and sentence of each place, from specs/precedence.md, which a test compares with the code."""
+    """Return number, kind and sentence of each place."""
     text = (ROOT / "specs/precedence.md").read_text("utf-8")
     return re.findall(r"^\| (\d+) \| `([\w-]+)` \| (.*?) \|", text, re.MULTILINE)
 
@@ -150,52 +153,34 @@ def ladder_rows() -> list[tuple[str, str, str]]:
 class PlanFlow(SphinxDirective):
     """What becomes of settings: a plan, a Trainer, what is read back, and the record."""
 
-    def run(self) -> list[nodes.Node]:
-        tall = 48
-        boxes = (
-            (0, 0, "ExecutionSettings", "asked, with origins"),
-            (0, 62, "MachineFacts", "CPUs, GPUs, launcher"),
-            (0, 124, "ModuleTraits", "what the module can do"),
-            (270, 62, "Plan", "value and reason; problems"),
-            (540, 62, "Trainer", "built from the plan"),
-            (540, 160, "read back", "what it really has"),
-            (270, 160, "manifest.json", "asked, planned, had: drift"),
-        )
-        arrows = ("M176 24 C230 24 220 78 266 80", "M176 86 H266", "M176 148 C230 148 220 94 266 92",
-                  "M446 86 H536", "M628 110 V156", "M540 184 H450", "M358 110 V156")  # fmt: skip
-        parts = [
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-            '<path class="tip" d="M0 0 L8 4 L0 8 z"/></marker></defs>'
-        ]
-        for x, y, name, text in boxes:
-            parts.append(f'<rect x="{x + 1}" y="{y + 1}" width="174" height="{tall}" rx="5"/>')
-            parts.append(f'<text class="name" x="{x + 10}" y="{y + 20}">{name}</text>')
-            parts.append(f'<text class="small" x="{x + 10}" y="{y + 38}">{text}</text>')
-        parts += [f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>' for path in arrows]
-        return [picture(parts, 216, "Settings, machine facts and module traits make a plan; the plan makes the Trainer, which is read back")]
-
-
-def picture(parts: list[str], height: float, title: str) -> nodes.raw:
-    """Return SVG that scrolls sideways where the page is narrower."""
-    svg = (
-        f'<div class="drawing" tabindex="0" role="group" aria-label="{escape(title)}">'
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img" aria-label="{escape(title)}"'
-        f' xmlns="http://www.w3.org/2000/svg"><style>{STYLE}</style>{"".join(parts)}</svg></div>'
+    BOXES = (
+        (0, 0, "ExecutionSettings", "asked, with origins"),
+        (0, 62, "MachineFacts", "CPUs, GPUs, launcher"),
+        (0, 124, "ModuleTraits", "what the module can do"),
+        (270, 62, "Plan", "value, reason; problems"),
+        (540, 62, "Trainer", "built from the plan"),
+        (540, 160, "read back", "what it really has"),
+        (270, 160, "manifest.json", "asked, planned, had"),
     )
-    return nodes.raw("", svg, format="html")
+    ARROWS = (
+        "M176 24 C230 24 220 78 268 80",
+        "M176 86 H268",
+        "M176 148 C230 148 220 94 268 92",
+        "M446 86 H538",
+        "M628 110 V158",
+        "M540 184 H448",
+        "M358 110 V158",
+    )
+    TIP = (
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+        ' orient="auto"><path class="tip" d="M0 0 L8 4 L0 8 z"/></marker></defs>'
+    )
 
-
-def plain_text(markdown: str) -> str:
-    return markdown.replace("`", "")
-
-
-def shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rsplit(" ", 1)[0] + " …"
-
-
-def wrapped(text: str, wide: float) -> list[str]:
-    """Break a text into lines that fit into a box of small letters, `wide` pixels across."""
-    return textwrap.wrap(text, max(12, int((wide - 20) / 6.0)))
+    def run(self) -> list[nodes.Node]:
+        boxes = [box(x, y, 176, 48, name, [text]) for x, y, name, text in self.BOXES]
+        arrows = [f'<path class="arrow" d="{path}" marker-end="url(#tip)"/>' for path in self.ARROWS]
+        title = "Settings, facts of the machine and traits of the module make a plan, which makes the Trainer"
+        return [picture([self.TIP, *boxes, *arrows], 210, title)]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

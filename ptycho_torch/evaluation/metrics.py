@@ -129,7 +129,7 @@ def evaluate(
     well_covered: float = WELL_COVERED,
     max_shift_px: float = 8.0,
 ) -> Evaluation:
-    """Compare a reconstruction with the truth, once what they may differ by without being different is removed.
+    """Compare a reconstruction with the truth, but for scale, global phase, phase ramp and translation.
 
     Args:
         reconstruction: complex (H, W).
@@ -140,6 +140,14 @@ def evaluate(
         trim_px: margin cut off each side of that rectangle.
         well_covered: part of the 90th percentile of the coverage, 0 to 1.
         max_shift_px: a translation larger than this is not believed and not removed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ptycho_torch import evaluate, simulate_scan
+        >>> truth = simulate_scan(n=32, patterns=9).object_guess
+        >>> scores = evaluate(2j * truth, truth)  # scale and global phase are free
+        >>> round(scores.amplitude_ssim, 3), round(scores.nrmse, 3)
+        (1.0, 0.0)
 
     Raises:
         DataError: shapes differ, values are not finite, nothing is covered, or all is zero.

@@ -77,6 +77,16 @@ class Stitcher:
         out_of_canvas: "error" refuses a patch that reaches outside the canvas, "crop" cuts and counts.
         device: where the canvas lies.
 
+    Examples:
+        >>> import torch
+        >>> from ptycho_torch import Stitcher
+        >>> stitcher = Stitcher((6, 6), 4, pad_eval=True)
+        >>> patches = torch.ones(2, 4, 4, dtype=torch.complex64)
+        >>> stitcher.add(patches, torch.tensor([[1.5, 1.5], [3.5, 3.5]]))
+        >>> found = stitcher.result()
+        >>> found.object[0, 0].item(), found.coverage[2, 2].item(), found.coverage[0, 5].item()
+        ((1+0j), 2.0, 0.0)
+
     Raises:
         DataError: sizes, weights or patches that cannot be stitched.
     """
