@@ -113,11 +113,15 @@ html_theme = "pydata_sphinx_theme"
 html_title = "ptycho_exec + ptycho_torch"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_favicon = "_static/mark.svg"
+html_context = {"default_mode": "auto"}
 html_extra_path = ["_extra"]
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
+    "logo": {"text": "ptycho", "image_light": "_static/mark.svg", "image_dark": "_static/mark.svg"},
     "show_nav_level": 1,
+    "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],

@@ -95,10 +95,8 @@ def arguments(command: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
         words = ", ".join(action.option_strings) + value if action.option_strings else metavar(action)
         default = action.default if action.option_strings and action.nargs != 0 else None
         text = str(action.help or "") % {**vars(action), "prog": command.prog}
-        yield (
-            words,
-            text if default in (None, argparse.SUPPRESS) or "default" in text else f"{text} [{default}]",
-        )
+        stated = default in (None, argparse.SUPPRESS) or "default" in text or text.endswith("]")
+        yield words, text if stated else f"{text} [{default}]"
 
 
 def metavar(action: argparse.Action) -> str:
