@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from nbclient import NotebookClient
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +92,7 @@ nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_merge_streams = True
+NotebookClient.coalesce_streams.default_value = True  # what a command prints arrives in pieces
 nb_output_stderr = "show"
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True

@@ -23,7 +23,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ptycho_torch", "ptycho_exec")
-WIDTH = 720
+WIDTH = 640
 LINE = 15
 """Height of a line of small letters."""
 
@@ -136,7 +136,7 @@ class Ladder(SphinxDirective):
         parts, rungs = [], ladder_rows()
         for row, (number, kind, sentence) in enumerate(rungs):
             y, x = 31 * row, 6 * row
-            text = textwrap.shorten(sentence.replace("`", ""), 86 - row, placeholder=" …")
+            text = textwrap.shorten(sentence.replace("`", ""), 74 - row, placeholder=" …")
             parts.append(f'<rect x="{x + 1}" y="{y + 1}" width="{WIDTH - x - 4}" height="27" rx="5"/>')
             parts.append(f'<text class="small" x="{x + 10}" y="{y + 19}">{number}</text>')
             parts.append(f'<text class="name" x="{x + 32}" y="{y + 19}">{kind}</text>')
@@ -157,19 +157,19 @@ class PlanFlow(SphinxDirective):
         (0, 0, "ExecutionSettings", "asked, with origins"),
         (0, 62, "MachineFacts", "CPUs, GPUs, launcher"),
         (0, 124, "ModuleTraits", "what the module can do"),
-        (270, 62, "Plan", "value, reason; problems"),
-        (540, 62, "Trainer", "built from the plan"),
-        (540, 160, "read back", "what it really has"),
-        (270, 160, "manifest.json", "asked, planned, had"),
+        (232, 62, "Plan", "value, reason; problems"),
+        (464, 62, "Trainer", "built from the plan"),
+        (464, 160, "read back", "what it really has"),
+        (232, 160, "manifest.json", "asked, planned, had"),
     )
     ARROWS = (
-        "M176 24 C230 24 220 78 268 80",
-        "M176 86 H268",
-        "M176 148 C230 148 220 94 268 92",
-        "M446 86 H538",
-        "M628 110 V158",
-        "M540 184 H448",
-        "M358 110 V158",
+        "M176 24 C210 24 200 78 230 80",
+        "M176 86 H230",
+        "M176 148 C210 148 200 94 230 92",
+        "M408 86 H462",
+        "M552 110 V158",
+        "M464 184 H410",
+        "M320 110 V158",
     )
     TIP = (
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'

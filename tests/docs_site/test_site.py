@@ -149,7 +149,9 @@ def test_pictures_name_every_layer_and_every_place_of_a_value(site: Path) -> Non
     for path in folders:
         if (path / "__init__.py").is_file():
             assert f"{path.name}" in layers
-    assert all(kind in text_of(site / "docs/explanation/plan.html") for kind in ptycho_exec.Kind)
+    in_the_table = set(ptycho_exec.Kind) - {"recorded", "source"}  # neither has a place of its own
+    ladder = text_of(site / "docs/explanation/plan.html")
+    assert [kind for kind in in_the_table if kind not in ladder] == []
 
 
 def test_outputs_are_of_the_commands_and_name_no_machine(site: Path) -> None:
