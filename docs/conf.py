@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 from docutils import nodes
@@ -92,7 +93,8 @@ nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-NotebookClient.coalesce_streams.default_value = True  # what a command prints arrives in pieces
+# What a command prints arrives in pieces; they are put together again.
+NotebookClient.__init__ = partialmethod(NotebookClient.__init__, coalesce_streams=True)
 nb_output_stderr = "show"
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True

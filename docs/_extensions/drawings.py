@@ -23,7 +23,7 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ptycho_torch", "ptycho_exec")
-WIDTH = 640
+WIDTH = 620
 LINE = 15
 """Height of a line of small letters."""
 
@@ -158,17 +158,17 @@ class PlanFlow(SphinxDirective):
         (0, 62, "MachineFacts", "CPUs, GPUs, launcher"),
         (0, 124, "ModuleTraits", "what the module can do"),
         (232, 62, "Plan", "value, reason; problems"),
-        (464, 62, "Trainer", "built from the plan"),
-        (464, 160, "read back", "what it really has"),
+        (443, 62, "Trainer", "built from the plan"),
+        (443, 160, "read back", "what it really has"),
         (232, 160, "manifest.json", "asked, planned, had"),
     )
     ARROWS = (
         "M176 24 C210 24 200 78 230 80",
         "M176 86 H230",
         "M176 148 C210 148 200 94 230 92",
-        "M408 86 H462",
-        "M552 110 V158",
-        "M464 184 H410",
+        "M408 86 H441",
+        "M531 110 V158",
+        "M443 184 H410",
         "M320 110 V158",
     )
     TIP = (
