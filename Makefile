@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 # More words for pytest: folders, or a selection.
 ONLY ?=
 
-.PHONY: help demo test test-all test-lowest mutation lint type format docs bench clean
+.PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -62,9 +62,18 @@ format: $(DEV) ## rewrite formatting
 docs: $(DEV)   ## regenerate schema, settings reference and .env.example
 	$(BIN)/ptycho-exec docs
 
+docs-site: $(DEV)   ## build the documentation site, strictly, its tutorials executed, into docs/_build/html
+	$(BIN)/python -m sphinx -n -W --keep-going -c docs . docs/_build/html
+
+docs-linkcheck: $(DEV)   ## ask the net whether the site's links to elsewhere still lead somewhere
+	DOCS_EXECUTE=none $(BIN)/python -m sphinx -b linkcheck -c docs . docs/_build/linkcheck
+
+docs-doctest: $(DEV)   ## run the examples of the Python reference
+	$(BIN)/python -m pytest --quiet tests/docs_site/test_examples.py
+
 bench: $(STAMP)  ## run the benchmarks, in under ten minutes; each prints its table and writes benchmarks/results/
 	$(BIN)/python benchmarks/suite.py
 
 clean:           ## remove the environment, caches and demo results
-	rm -rf .venv $(LOWEST) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LOWEST) $(DEMO) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

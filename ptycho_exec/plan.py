@@ -321,7 +321,18 @@ class Draft:
 def resolve_plan(
     settings: ExecutionSettings, facts: MachineFacts, traits: ModuleTraits | None = None
 ) -> Plan:
-    """Work out what `settings` mean on a machine with these `facts` for a module with these `traits`."""
+    """Work out what `settings` mean on a machine with these `facts` for a module with these `traits`.
+
+    Nothing is asked of this machine and nothing is changed; what cannot be is in `Plan.problems`.
+
+    Examples:
+        >>> from ptycho_exec import ExecutionSettings, MachineFacts, resolve_plan
+        >>> facts = MachineFacts.probe(ask_torch=False)
+        >>> settings = ExecutionSettings.from_values({"devices": 2, "global_batch_size": 64})
+        >>> row = resolve_plan(settings, facts).effective["batch_size"]
+        >>> row.value, row.reason
+        (32, 'global_batch_size=64 / 2')
+    """
     return _planned(RULES, settings, facts, traits)
 
 

@@ -69,6 +69,14 @@ def fingerprint(settings: ExecutionSettings | Mapping[str, Any]) -> str:
     """Return the SHA-256 of the numerics fields; the same for settings that can give the same results.
 
     Accepts the settings, or a mapping that `numerics` returned.
+
+    Examples:
+        >>> from ptycho_exec import ExecutionSettings, fingerprint
+        >>> settings = ExecutionSettings.from_values({"seed": 7})
+        >>> fingerprint(settings) == fingerprint(settings.with_overrides(num_workers=4))
+        True
+        >>> fingerprint(settings) == fingerprint(settings.with_overrides(seed=8))
+        False
     """
     values = numerics(settings) if isinstance(settings, ExecutionSettings) else settings
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
@@ -421,7 +429,8 @@ def settings_from_manifest(
     that class as `model`; without it, fields of its own are left out, and a warning and a notice name them.
 
     Raises:
-        UserError: there is no manifest. SettingsError: a credential in it was hidden.
+        UserError: there is no manifest.
+        SettingsError: a credential in it was hidden.
     """
     target = _manifest_path(path)
     found = intent_of(read_manifest(target))

@@ -465,6 +465,16 @@ class ExecutionSettings(ExecutionFields, ResolvedSettings, use_attribute_docstri
     documented order; see `ptycho_exec.sources.resolve`. `ExecutionSettings.from_values({...})` reads nothing
     else.
 
+    Examples:
+        >>> from ptycho_exec import ExecutionSettings
+        >>> settings = ExecutionSettings.from_values({"batch_size": 8})
+        >>> settings.batch_size, settings.seed, settings.origin_of("seed")
+        (8, 42, 'default')
+        >>> settings.with_overrides(bach_size=4)
+        Traceback (most recent call last):
+        ptycho_exec.errors.SettingsError: unknown setting 'bach_size'
+          where: ...
+
     Raises:
         SettingsError: misspelt names, malformed values or contradictions, all of them in one report.
     """
@@ -483,5 +493,12 @@ ExecutionSettings.model_config["use_attribute_docstrings"] = True
 
 
 def override_settings(**overrides: Any) -> AbstractContextManager[None]:
-    """Return a block in which execution settings are overridden; see `ExecutionSettings.override`."""
+    """Return a block in which execution settings are overridden; see `ExecutionSettings.override`.
+
+    Examples:
+        >>> from ptycho_exec import ExecutionSettings, override_settings
+        >>> with override_settings(batch_size=2):
+        ...     ExecutionSettings().batch_size
+        2
+    """
     return ExecutionSettings.override(**overrides)

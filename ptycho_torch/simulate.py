@@ -71,6 +71,12 @@ def simulate_scan(
         bad_pixels: number of detector pixels that read their maximum, and are masked.
         noise: Poisson counts as uint16 (uint32 where they need it); false gives exact float32 intensity.
         with_labels: add the true patch of each pattern.
+
+    Examples:
+        >>> from ptycho_torch import simulate_scan
+        >>> scan = simulate_scan(n=32, patterns=9, photons=1e5, seed=0)
+        >>> scan.patterns.shape, scan.positions_px.shape, scan.probe.shape, scan.domain
+        ((9, 32, 32), (9, 2), (1, 32, 32), 'intensity')
     """
     _check_arguments(n, patterns, photons, modes, bad_pixels, jitter_px, step_px, contrast)
     object_rng, jitter_rng, noise_rng, pixel_rng = np.random.default_rng(seed).spawn(4)

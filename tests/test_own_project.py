@@ -1,4 +1,4 @@
-"""The code of `docs/how-to-your-own-project.md` runs, each program as the page starts it."""
+"""The code of `docs/how-to/your-own-project.md` runs, each program as the page starts it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from ptycho_exec.record import read_manifest
 
-PAGE = (Path(__file__).parents[1] / "docs" / "how-to-your-own-project.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "your-own-project.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 SHELL = "".join(text for kind, text in BLOCKS if kind == "sh")
 COMMANDS = [line.partition("#")[0].strip() for line in SHELL.splitlines()]

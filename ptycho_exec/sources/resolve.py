@@ -394,7 +394,7 @@ def _all_given(request: Request, shadowed: Sequence[tuple[str, Origin]]) -> Iter
         return
     places = ", ".join(sorted(hidden))
     what = f"every field was given in the call, so these have no effect: {places}"
-    fix = "pass on only what somebody set (docs/how-to-your-own-project.md)"
+    fix = "pass on only what somebody set (docs/how-to/your-own-project.md)"
     warnings.warn_explicit(f"{what}: {fix}", UserWarning, *(caller() if caller()[0] else ("<call>", 1)))
     yield Finding(what, fix=fix, level="note", code="no-effect")
 

@@ -76,7 +76,14 @@ def described_kwargs(plan: Plan) -> dict[str, Any]:
 
 
 def train_loader_kwargs(settings: ExecutionSettings, plan: Plan | None = None) -> dict[str, Any]:
-    """Return `torch.utils.data.DataLoader` arguments for training, without the dataset and its order."""
+    """Return `torch.utils.data.DataLoader` arguments for training, without the dataset and its order.
+
+    Examples:
+        >>> from ptycho_exec import ExecutionSettings, train_loader_kwargs
+        >>> settings = ExecutionSettings.from_values({"batch_size": 8, "accelerator": "cpu"})
+        >>> train_loader_kwargs(settings)["batch_size"]
+        8
+    """
     return _loader_kwargs(_loader_settings(settings, plan))
 
 

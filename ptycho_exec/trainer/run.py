@@ -106,6 +106,8 @@ def trainer_run(
     built. On the way out, also after an exception, the Trainer is read back and compared, the manifest says
     how the run ended, our logger is closed, and the process gets its flags and random states back.
 
+    ::
+
         with trainer_run(settings, module=Net, run_dir="runs/1", max_epochs=5) as run:
             net = Net(run.settings.learning_rate)
             run.trainer.fit(net, DataLoader(data, **run.train_loader_kwargs))
@@ -119,7 +121,8 @@ def trainer_run(
         callbacks, logger, profiler, trainer_kwargs: the caller's own; see `build_trainer`.
 
     Raises:
-        SettingsError: settings that this machine or module cannot honor. UserError: the directory is in use.
+        SettingsError: settings that this machine or module cannot honor.
+        UserError: the directory is in use.
         DriftError: the Trainer is not what was asked for.
     """
     from ptycho_exec.trainer.stop import leaving_in_order

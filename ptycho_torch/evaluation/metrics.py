@@ -133,13 +133,28 @@ def evaluate(
     well_covered: float = WELL_COVERED,
     max_shift_px: float = 8.0,
 ) -> Evaluation:
-    """Compare a reconstruction, complex (H, W), with the truth, complex (H, W).
+    """Compare a reconstruction with the truth, but for scale, global phase, phase ramp and translation.
 
-    coverage: float (H, W) from stitching; the scored rectangle is the largest one inside the pixels whose
-        coverage exceeds `well_covered` times its 90th percentile; none scores the whole canvas.
-    trim_px: margin cut off each side of that rectangle.
-    max_shift_px: a translation larger than this is not believed and not removed.
-    Raises DataError when shapes differ, values are not finite, nothing is covered, or all is zero.
+    Args:
+        reconstruction: complex (H, W).
+        truth: complex (H, W), on the same canvas.
+        coverage: float (H, W) from stitching; the scored rectangle is the largest one inside the pixels whose
+            coverage exceeds `well_covered` times its 90th percentile; none scores the whole canvas.
+        pixel_size_m: side of an object pixel, for resolutions in nanometers.
+        trim_px: margin cut off each side of that rectangle.
+        well_covered: part of the 90th percentile of the coverage, 0 to 1.
+        max_shift_px: a translation larger than this is not believed and not removed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from ptycho_torch import evaluate, simulate_scan
+        >>> truth = simulate_scan(n=32, patterns=9).object_guess
+        >>> scores = evaluate(2j * truth, truth)  # scale and global phase are free
+        >>> round(scores.amplitude_ssim, 3), round(scores.nrmse, 3)
+        (1.0, 0.0)
+
+    Raises:
+        DataError: shapes differ, values are not finite, nothing is covered, or all is zero.
     """
     image, true = np.asarray(reconstruction), np.asarray(truth)
     if image.ndim != 2 or image.shape != true.shape:

@@ -37,6 +37,13 @@ def far_field(exit_wave: Tensor) -> Tensor:
 
     Returns:
         (..., N, N) complex, zero frequency at index N // 2; the energy is that of the exit wave (Parseval).
+
+    Examples:
+        >>> import torch
+        >>> from ptycho_torch.physics.forward import far_field
+        >>> detector = far_field(torch.ones(1, 4, 4, dtype=torch.complex64))
+        >>> detector[0, 2].abs().tolist()  # a flat wave arrives at zero frequency
+        [0.0, 0.0, 4.0, 0.0]
     """
     centered: Tensor = torch.fft.fftshift(torch.fft.fft2(exit_wave, norm="ortho"), dim=_IMAGE)
     return centered
@@ -227,6 +234,13 @@ def split_position(positions_px: Tensor, n: int) -> tuple[Tensor, Tensor]:
     Returns:
         grid positions (..., 2), whose patch origins `position - (N-1)/2` are whole numbers, and the rest
         (..., 2) within [-0.5, 0.5]: the shift of the probe against the patch.
+
+    Examples:
+        >>> import torch
+        >>> from ptycho_torch.physics.forward import split_position
+        >>> grid, rest = split_position(torch.tensor([40.75, 31.5]), 64)
+        >>> grid.tolist(), rest.tolist()
+        ([40.5, 31.5], [0.25, 0.0])
     """
     half = (n - 1) / 2
     grid = torch.round(positions_px - half) + half
@@ -240,7 +254,7 @@ def modulus_update(
 
     The far field takes the measured modulus and keeps its phase; the change of the exit wave goes back to
     the object with the weight of the regularized ptychographic engine (rPIE; Maiden, Johnson and Li,
-    Optica 4, 736 (2017), eq. 7): P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2), summed over modes.
+    Optica 4, 736 (2017), eq. 7), summed over modes: `P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2)`.
 
     Args:
         patches: (B, C, N, N) complex.

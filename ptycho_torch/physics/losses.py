@@ -64,8 +64,8 @@ def mean_deviation(patches: Tensor) -> Tensor:
 def supervised(patches: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
     """Weighted mean of the amplitude error plus the phase error of predicted patches against the truth.
 
-    The phase error is |e^{i a} - e^{i b}|, which does not jump where the phase wraps; it counts as much as
-    the true amplitude, because the phase of a dark pixel means nothing.
+    The phase error is `|exp(i a) - exp(i b)|`, which does not jump where the phase wraps; it counts as much
+    as the true amplitude, because the phase of a dark pixel means nothing.
 
     Args:
         patches: (B, C, N, N) complex prediction.

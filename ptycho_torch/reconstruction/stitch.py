@@ -63,16 +63,32 @@ class StitchResult:
 class Stitcher:
     """Accumulates patches on a canvas; memory depends on the canvas, not on the number of patches.
 
-    weights: float (N, N), non-negative, any scale; none weighs all pixels alike.
-    middle_trim: keep only the central `middle_trim` x `middle_trim` pixels of a patch; 0 keeps all.
-    pad_eval: False drops the outermost pixels of a sub-pixel shifted patch, for which the interpolation
-        would need samples from beyond the patch; True continues the patch by its edge value and
-        keeps them, and accepts patches that overhang the canvas, as if the canvas were padded and
-        the result cropped. It has no effect on a patch whose kept part is at least four pixels
-        inside the patch and wholly inside the canvas.
-    window: "hann" tapers the kept part of a patch towards its edge.
-    out_of_canvas: "error" refuses a patch that reaches outside the canvas, "crop" cuts and counts.
-    Raises DataError for sizes, weights or patches that cannot be stitched.
+    Args:
+        canvas_shape: (H, W) in pixels.
+        n: N, the side of a patch.
+        weights: float (N, N), non-negative, any scale; none weighs all pixels alike.
+        middle_trim: keep only the central `middle_trim` x `middle_trim` pixels of a patch; 0 keeps all.
+        pad_eval: False drops the outermost pixels of a sub-pixel shifted patch, for which the interpolation
+            would need samples from beyond the patch; True continues the patch by its edge value and
+            keeps them, and accepts patches that overhang the canvas, as if the canvas were padded and
+            the result cropped. It has no effect on a patch whose kept part is at least four pixels
+            inside the patch and wholly inside the canvas.
+        window: "hann" tapers the kept part of a patch towards its edge.
+        out_of_canvas: "error" refuses a patch that reaches outside the canvas, "crop" cuts and counts.
+        device: where the canvas lies.
+
+    Examples:
+        >>> import torch
+        >>> from ptycho_torch import Stitcher
+        >>> stitcher = Stitcher((6, 6), 4, pad_eval=True)
+        >>> patches = torch.ones(2, 4, 4, dtype=torch.complex64)
+        >>> stitcher.add(patches, torch.tensor([[1.5, 1.5], [3.5, 3.5]]))
+        >>> found = stitcher.result()
+        >>> found.object[0, 0].item(), found.coverage[2, 2].item(), found.coverage[0, 5].item()
+        ((1+0j), 2.0, 0.0)
+
+    Raises:
+        DataError: sizes, weights or patches that cannot be stitched.
     """
 
     def __init__(

@@ -323,7 +323,8 @@ def train(
         callbacks: the caller's own, for the Trainer.
 
     Raises:
-        SettingsError: settings that cannot be honored. DataError: data that cannot be used.
+        SettingsError: settings that cannot be honored.
+        DataError: data that cannot be used.
         UserError: the training went wrong (NaN, collapse, plateau).
     """
     training = plan_training(

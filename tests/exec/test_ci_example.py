@@ -1,4 +1,4 @@
-"""The worked CI example of `docs/how-to-ci.md`, run as a CI system would run it."""
+"""The worked CI example of `docs/how-to/ci.md`, run as a CI system would run it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 if TYPE_CHECKING:
     from conftest import Place
 
-PAGE = (Path(__file__).parents[2] / "docs" / "how-to-ci.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "ci.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(yaml|text)\n(.*?)```", PAGE, re.S)
 WORKFLOW: dict[str, Any] = yaml.safe_load(BLOCKS[0][1])
 JOB: dict[str, Any] = WORKFLOW["jobs"]["demo"]
