@@ -36,7 +36,7 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import TrainingPayload, whole_scan
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
-from ptycho_torch.ptychodus.epochs import EpochNews, EpochRecord, replay
+from ptycho_torch.ptychodus.epochs import EpochNews, Follower
 from ptycho_torch.ptychodus.keywords import (
     LOGGER,
     DataConfig,
@@ -48,6 +48,7 @@ from ptycho_torch.ptychodus.keywords import (
 from ptycho_torch.ptychodus.remedies import finding_lines, shown_in_the_window, verdict_lines
 from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.ptychodus.translation import Configs, Translation
+from ptycho_torch.ptychodus.window import end_with_parent
 from ptycho_torch.workflows import components, runs
 
 logger = logging.getLogger(LOGGER)
@@ -86,6 +87,7 @@ class ConfigManager:
     def configs(self) -> Configs:
         return Configs(self.data_config, self.model_config, self.training_config, self.inference_config)
 
+    @shown_in_the_window()
     def validate_arch_compatibility(self, ptycho_model: PtychoModel) -> None:
         """Compare these configs with the network that was loaded.
 
@@ -291,6 +293,7 @@ class PtychoModel:
         self.model: Any = None
 
     @staticmethod
+    @shown_in_the_window()
     def _extract_configs_from_checkpoint(
         path: str | Path,
     ) -> tuple[DataConfig, ModelConfig, TrainingConfig, InferenceConfig]:
@@ -303,6 +306,7 @@ class PtychoModel:
         return stored.data, stored.model, stored.training, stored.inference
 
     @classmethod
+    @shown_in_the_window()
     def _new_model(cls, model: Any, config_manager: ConfigManager) -> PtychoModel:
         """Return an untrained network of the class `model`."""
         untrained = cls(
@@ -341,6 +345,7 @@ class Trainer:
         self._trainer: Any = _Pending([])
 
     @classmethod
+    @shown_in_the_window()
     def _from_lightning(
         cls,
         model: PtychoModel,
@@ -379,26 +384,22 @@ class Trainer:
         warning = warn_user("training", notes)
         about = {KEYWORDS_KEY: plain_keywords(configs)}
         own = list(self._trainer.callbacks)
-        # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from;
-        # they see all epochs at the end then.
+        # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from.
         several = training.plan.settings.devices not in (1, (0,))
-        record = EpochRecord(folder / "epochs.jsonl")
-        following = [record] if several else [EpochNews(), *own]
+        callbacks = [SelfDescription(meant.science, about), EpochNews(folder), *([] if several else own)]
         try:
-            run = runs.train(
-                TrainingPayload(
-                    Path(scan.source or "."), None, folder, meant.science, settings, meant.execution
-                ),
-                training=training,
-                callbacks=[SelfDescription(meant.science, about), *following],
-                about=about,
-                say=_log,
-                odd_lines=finding_lines,
-            )
-            if several:
-                replay(record.path, own)
+            with Follower(folder, own if several else ()):
+                run = runs.train(
+                    TrainingPayload(
+                        Path(scan.source or "."), None, folder, meant.science, settings, meant.execution
+                    ),
+                    training=training,
+                    callbacks=callbacks,
+                    about=about,
+                    say=_log,
+                    odd_lines=finding_lines,
+                )
         finally:
-            record.path.unlink(missing_ok=True)
             if (folder / "manifest.json").is_file():  # also of a training that failed
                 before = read_manifest(folder).get("warnings", [])
                 write_manifest(folder, **about, warnings=[*before, warning] if warning else before)
@@ -441,6 +442,7 @@ class InferenceEngine:
         Raises:
             DataError: patterns of another size than the network's, or nothing to stitch.
         """
+        end_with_parent()
         module, scan = self.ptycho_model.model, loader.scan
         n = module.data_config.N
         if scan.n_pixels != n:

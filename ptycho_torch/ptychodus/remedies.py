@@ -5,7 +5,6 @@ Each line names what was found or is likely; the last one is the command that me
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 from ptycho_exec.errors import Finding, UserError
 from ptycho_exec.fields.spec import as_flags
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.ptychodus.keywords import LOGGER
+from ptycho_torch.ptychodus.window import show_error
 from ptycho_torch.reconstruction.verdict import Verdict
 
 _TARGETS = {"npz": "npz", "Ptychodus training data": "ptychodus-training"}
@@ -59,9 +58,10 @@ def shown_in_the_window() -> Iterator[None]:
     """Log an error where the window shows it, with a remedy that can be followed there, and pass it on."""
     try:
         yield
-    except UserError as error:
-        error.findings = tuple(replace(finding, fix=_fix(finding)) for finding in error.findings)
-        logging.getLogger(LOGGER).error("%s", error)
+    except Exception as error:
+        if isinstance(error, UserError):
+            error.findings = tuple(replace(finding, fix=_fix(finding)) for finding in error.findings)
+        show_error(error)
         raise
 
 
