@@ -33,7 +33,8 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.factory import TrainingPayload, whole_scan
+from ptycho_torch.factory import TrainingPayload, inference_science, overruled, whole_scan
+from ptycho_torch.network.checkpoint import MODEL_NAME
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
 from ptycho_torch.ptychodus.epochs import EpochNews, Follower
@@ -45,10 +46,12 @@ from ptycho_torch.ptychodus.keywords import (
     ModelConfig,
     TrainingConfig,
 )
+from ptycho_torch.ptychodus.labels import in_words_of_the_window
 from ptycho_torch.ptychodus.remedies import finding_lines, shown_in_the_window, verdict_lines
 from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.ptychodus.translation import Configs, Translation
-from ptycho_torch.ptychodus.window import end_with_parent
+from ptycho_torch.ptychodus.window import end_with_parent, require_release
+from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components, runs
 
 logger = logging.getLogger(LOGGER)
@@ -57,8 +60,13 @@ LIGHTNING = "lightning"
 
 
 class ConfigManager:
-    """The keyword classes of one session, together."""
+    """The keyword classes of one session, together.
 
+    Raises:
+        SettingsError: Ptychodus calls, in a release before 1.7.
+    """
+
+    @shown_in_the_window()
     def __init__(
         self,
         data_config: DataConfig,
@@ -67,6 +75,7 @@ class ConfigManager:
         inference_config: InferenceConfig,
         datagen_config: DatagenConfig | None = None,
     ) -> None:
+        require_release()
         self.data_config = data_config
         self.model_config = model_config
         self.training_config = training_config
@@ -380,8 +389,10 @@ class Trainer:
             meant = replace(meant, execution={**meant.execution, "experiment_name": experiment_name})
         settings = translation.settings_for(meant.execution, "train")
         training = components.plan_training(scan, None, meant.science, settings, facts=facts, say=_log)
-        notes = (*meant.notes, *_adapted(training.plan), *translation.shadowed(settings))
-        warning = warn_user("training", notes)
+        asked = ScienceSettings().config
+        lost = (*translation.shadowed(settings), *translation.unused_science(asked, meant.science))
+        notes = (*meant.notes, *_adapted(training.plan), *lost)
+        warning = warn_user("training", notes, configs, meant.usual)
         about = {KEYWORDS_KEY: plain_keywords(configs)}
         own = list(self._trainer.callbacks)
         # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from.
@@ -398,6 +409,7 @@ class Trainer:
                     about=about,
                     say=_log,
                     odd_lines=finding_lines,
+                    again=f"in Ptychodus, Infer takes {folder / MODEL_NAME} if an epoch has ended",
                 )
         finally:
             if (folder / "manifest.json").is_file():  # also of a training that failed
@@ -452,12 +464,13 @@ class InferenceEngine:
                 expected=f"patterns of {n} x {n}",
                 fix="load a model for this size, or crop the patterns in Ptychodus as for the training",
             )
-        base = ScienceConfig(
+        trained = ScienceConfig(
             data=module.data_config,
             model=module.model_config,
             training=module.training_config,
             inference=module.inference_config,
         )
+        base = inference_science(trained, "the loaded model")
         facts = MachineFacts.probe()
         meant = translation.for_inference(
             self.config_manager.configs, base, n, facts, n_modes=len(module.probe)
@@ -466,6 +479,8 @@ class InferenceEngine:
         inference = components.plan_inference(module, scan, whole_scan(meant.science), settings, facts=facts)
         inference.plan.raise_if_blocked(include_trainer_refusals=False)
         notes = [*meant.notes, *_adapted(inference.plan), *translation.shadowed(settings)]
+        notes += [finding.what for finding in overruled(base)]
+        notes += translation.unused_science(base, meant.science)
         distance = probe_distance(scan.probe, module.probe.detach().cpu().numpy())
         if distance > PROBES_DIFFER:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
@@ -478,7 +493,7 @@ class InferenceEngine:
             notes.append("\n".join(verdict_lines(verdict, scan)))
         else:
             logger.info("%s", verdict.line())
-        warn_user("reconstruction", notes)
+        warn_user("reconstruction", notes, self.config_manager.configs, meant.usual)
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object
@@ -488,12 +503,23 @@ class InferenceEngine:
 
 
 def _log(text: str) -> None:
-    logger.log(logging.WARNING if text.startswith(runs.WARNING) else logging.INFO, "%s", text)
+    level = logging.WARNING if text.startswith(runs.WARNING) else logging.INFO
+    logger.log(level, "%s", text.removeprefix(runs.WARNING))
 
 
-def warn_user(what: str, notes: Iterable[str]) -> str | None:
-    """Log one warning that lists what is not as it was asked for, and return it; None when all is."""
+def warn_user(what: str, notes: Iterable[str], configs: Configs, usual: Iterable[str] = ()) -> str | None:
+    """Log one warning that lists what is not as it was asked for, and return it; None when all is.
+
+    What became of values that nobody changed is no warning, and logged beside it.
+    """
     lines = list(dict.fromkeys(notes))
+    others = [*usual, *(line for line in lines if translation.is_usual(line, configs))]
+    lines = [in_words_of_the_window(line) for line in lines if line not in others]
+    if others:
+        fitted = (in_words_of_the_window(line) for line in others)
+        logger.info(
+            "%s", "\n".join(["fitted to this scan and this machine:", *(f"- {line}" for line in fitted)])
+        )
     if not lines:
         return None
     text = "\n".join([f"this {what} is not in all as Ptychodus asked:", *(f"- {line}" for line in lines)])

@@ -136,7 +136,9 @@ class Follower(threading.Thread):
 
     def _show(self, row: dict[str, Any]) -> None:
         number, metrics = row["epoch"] + 1, row["metrics"]
-        losses = ", ".join(f"{name} {metrics[name]:.4g}" for name in ("train_loss", "val_loss") if name in metrics)
+        losses = ", ".join(
+            f"{name} {metrics[name]:.4g}" for name in ("train_loss", "val_loss") if name in metrics
+        )
         best = "; best so far" if row.get("best") else ""
         logger.info("epoch %d of %d: %s; %.0f s left%s", number, row["of"], losses, row["left_s"], best)
         model = self.folder / MODEL_NAME

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -21,16 +22,35 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ptycho_exec.errors import UserError
+from ptycho_exec.errors import SettingsError, UserError
 from ptycho_torch.ptychodus.keywords import LOGGER
 
 logger = logging.getLogger(LOGGER)
+
+FIRST_RELEASE = (1, 7)
 
 
 def result_queue() -> Any | None:
     """Return the queue to the window's process; None where another program calls."""
     queues = (getattr(handler, "_result_queue", None) for handler in logging.getLogger().handlers)
     return next((queue for queue in queues if queue is not None), None)
+
+
+def require_release() -> None:
+    """Refuse a Ptychodus that calls and is older than 1.7.
+
+    Raises:
+        SettingsError: with what would be wrong.
+    """
+    version = str(getattr(sys.modules.get("ptychodus"), "__version__", ""))
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is not None and tuple(map(int, numbers.groups())) < FIRST_RELEASE:
+        raise SettingsError(
+            f"Ptychodus {version} cannot use this package",
+            where="the Ptychodus that calls",
+            expected="1.7 or later: before, positions count from another point, half a pixel away",
+            fix="pip install -U 'ptychodus[gui]>=1.7'",
+        )
 
 
 # --- from the child ---------------------------------------------------------------------------------------
@@ -62,6 +82,11 @@ def report(progress: Progress, model: Path | None = None) -> None:
     queue.put(("train_output", pickle.dumps(progress)))
 
 
+def is_shown(error: Exception) -> bool:
+    """Return whether `show_error` has shown it."""
+    return getattr(error, "shown_in_the_window", False) is True
+
+
 @dataclass(frozen=True)
 class _Raised:
     error: UserError
@@ -75,7 +100,7 @@ def show_error(error: Exception) -> None:
 
     One that is meant for the user then ends the window's task without a traceback of two processes.
     """
-    if getattr(error, "shown_in_the_window", False):
+    if is_shown(error):
         return
     error.shown_in_the_window = True  # type: ignore[attr-defined]
     if not isinstance(error, UserError):
