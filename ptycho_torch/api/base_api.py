@@ -104,10 +104,12 @@ class ConfigManager:
             SettingsError: what differs, all of it.
         """
         meant, module = translation.to_science(self.configs).model, ptycho_model.model
-        network, filters = module.model_config, f"n_filters_scale * {translation.FILTERS}"
+        network = module.model_config
         pairs = {
             "N": (self.data_config.N, module.data_config.N),
-            filters: (meant.n_filters, network.n_filters),
+            "n_filters_scale": tuple(
+                filters / translation.FILTERS for filters in (meant.n_filters, network.n_filters)
+            ),
             "amp_activation": (meant.amp_activation, network.amp_activation),
         }
         findings = [

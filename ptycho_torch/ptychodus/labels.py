@@ -136,7 +136,7 @@ def _own(match: re.Match[str]) -> str:
 
 _REPLACEMENTS: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (rf"^{_KEYWORD}(?=: )", _keyword),
-    (rf"(?<![\w.]){_KEYWORD}(?= is [A-Z4]| \(the nearest known)", _keyword),
+    (r"(?<![\w.])(?P<name>[A-Za-z]\w*_\w+|[NCK])(?= is )", _keyword),
     (r"\bC(?=, the number| says| above)", LABELS["C"]),
     (rf"(?<![\w./-])(?:[A-Z]\w+Config\.)?{_KEYWORD}(?P<sign> ?= ?)(?P<value>[^\s,;]+)", _own),
     (r"\ba smaller gridsize\b", "fewer Channels"),

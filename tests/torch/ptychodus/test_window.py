@@ -1,195 +1,185 @@
-"""Ptychodus's own window, under an X server: what a person sees and does there.
-
-With the variable SCREENSHOTS, its screenshots are kept in the directory that it names.
-"""
+"""What a child process sends to Ptychodus's window, unpickled among the window's own parts."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
+import logging
+import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from ptycho_torch.cli import main
-from ptycho_torch.data.formats.ptychodus import write_ptychodus
-from ptycho_torch.data.read import read_scan
-from ptycho_torch.evaluation.metrics import Evaluation, evaluate
-from ptycho_torch.ptychodus.labels import LABELS
-from ptycho_torch.simulate import simulate_scan
+from ptycho_exec.errors import DataError, SettingsError
+from ptycho_torch.ptychodus.keywords import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.ptychodus.window import Progress, report, require_release, show_error
 
 ROOT = Path(__file__).parents[3]
-GOLDEN = ROOT.parent / "shared" / "data" / "ptychodus170_golden"
-SCREENSHOTS = "SCREENSHOTS"
-pytestmark = [
-    pytest.mark.skipif(find_spec("PyQt5") is None, reason="needs the gui extra"),
-    pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs the program Xvfb"),
-]
 
 
-@pytest.fixture(scope="module")
-def display() -> Iterator[str]:
-    """An X server of its own."""
-    read, write = os.pipe()
-    words = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1600x1000x24", "-nolisten", "tcp"]
-    with subprocess.Popen(words, pass_fds=[write], stderr=subprocess.DEVNULL) as server:
-        os.close(write)
-        with os.fdopen(read) as file:
-            number = file.readline().strip()
-        assert number, "Xvfb did not start"
-        yield f":{number}"
-        server.terminate()
+@contextmanager
+def child_of_ptychodus() -> Iterator[list[Any]]:
+    """Have a queue to the window where Ptychodus has it, and collect what is put there."""
+    sent: list[Any] = []
+    handler = logging.NullHandler()
+    handler._result_queue = SimpleNamespace(put=sent.append)  # type: ignore[attr-defined]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield sent
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    """A small scan as Ptychodus holds it, with a hot pixel."""
-    made = simulate_scan(n=32, patterns=64, photons=1e6, seed=5)
-    patterns = np.asarray(made.patterns).astype(np.int64)
-    patterns[:, 5, 7] = 30_000
-    write_ptychodus(replace(made, patterns=patterns), tmp_path / "scan")
-    return tmp_path / "scan"
+def trained(events: list[Any], *, closes_after: int = 99) -> tuple[int, Any]:
+    """Take events as Ptychodus's own task does; return how many it took, and its monitor."""
+    pytest.importorskip("ptychodus", reason="needs the ptychodus extra")
+    from ptychodus.model.processing.monitor import ProcessingTaskMonitor, TrainBackgroundTask
+    from ptychodus.model.task_manager import TaskManager
+
+    tasks, taken = TaskManager(), 0
+    monitor = ProcessingTaskMonitor(tasks)
+
+    class Reconstructor:
+        def get_progress_goal(self) -> int:
+            return 12
+
+        def train(self, *_: Any) -> Iterator[Any]:
+            nonlocal taken
+            for event in events:
+                taken += 1
+                if taken == closes_after:
+                    tasks._stop_event.set()
+                yield event()
+            tasks._stop_event.set()
+
+    nothing: Any = None
+    task = TrainBackgroundTask(monitor, Reconstructor(), nothing, Path(), Path())  # type: ignore[arg-type]
+    tasks.put_background_task(task)
+    tasks._run_background_tasks()
+    return taken, monitor
 
 
-def settings_file(folder: Path, **changed: Any) -> Path:
-    """Return our settings file, with other values."""
-    path = folder / "settings.ini"
-    assert main(["ptychodus-settings", "--out", str(path)]) == 0
-    text = path.read_text()
-    for name, value in changed.items():
-        text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.M)
-    path.write_text(text)
-    return path
+def test_nothing_is_sent_where_another_program_calls() -> None:
+    report(Progress(1), Path("model.ckpt"))
+    show_error(DataError("odd"))
 
 
-def play(scenario: str, scan: Path, settings: Path, display: str) -> tuple[dict[str, Any], str]:
-    """Run a scenario in a directory of its own; return what it saw, and what the terminal shows."""
-    place = scan.parent / scenario
-    place.mkdir()
-    variables = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(ROOT), "PTYCHO_EXEC_SEED": "3"}
-    variables |= {"QT_QPA_PLATFORM": "xcb", "XDG_RUNTIME_DIR": str(place), "XDG_CONFIG_HOME": str(place)}
-    program = Path(__file__).with_name("window.py")
-    with (place / "terminal.txt").open("w") as file:
-        done = subprocess.run(
-            [sys.executable, str(program), scenario, str(scan), str(settings)],
-            cwd=place,
-            env=variables,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if kept := os.environ.get(SCREENSHOTS):
-        for picture in place.glob("*.png"):
-            Path(kept).mkdir(parents=True, exist_ok=True)
-            shutil.copy(picture, Path(kept) / f"{scenario}-{picture.name}")
-    terminal = (place / "terminal.txt").read_text()
-    assert done.returncode in (0, -9), terminal
-    return json.loads((place / "seen.json").read_text()), terminal
+def test_progress_is_what_ptychodus_takes_for_it() -> None:
+    with child_of_ptychodus() as sent:
+        report(Progress(2), Path("model.ckpt"))
+        report(Progress(3))
+    assert [tag for tag, _ in sent] == ["model_saved", "train_output", "train_output"]
+    assert sent[0][1] == "model.ckpt"
+    taken, monitor = trained([lambda: pickle.loads(sent[1][1]), lambda: pickle.loads(sent[2][1])])
+    assert (taken, monitor.get_progress(), monitor.get_progress_goal()) == (2, 3, 12)
+    assert not monitor.is_stopping
 
 
-def manifest_of(scan: Path) -> dict[str, Any]:
-    (run,) = scan.glob("run_*")
-    found: dict[str, Any] = json.loads((run / "manifest.json").read_text())
-    return found
+def test_each_report_shows_what_was_logged_also_within_an_epoch() -> None:
+    with child_of_ptychodus() as sent:
+        report(Progress(0))
+    _, monitor = trained([lambda: pickle.loads(sent[0][1])] * 3)
+    shown = monitor._foreground_task_manager.foreground_queue_size
+    assert shown == 3 + 3  # and at the beginning, with its goal, and at the end
 
 
-@pytest.mark.slow
-def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, display: str) -> None:
-    """One window does it all: each process that it starts loads for seconds."""
-    settings = settings_file(tmp_path, epochs=12)
-    seen, terminal = play("stopped_after_an_error", scan, settings, display)
-
-    # The settings file has chosen the algorithm. The error is one block, here and there.
-    assert seen["algorithm"] == "ptychopinn-torch_unsupervised"
-    (block,) = re.findall(r"^\S+ \S+ \[ERROR\] (.*(?:\n  .*)*)", seen["error"], re.M)
-    assert [line.split()[0] for line in block.splitlines()[1:]] == ["where:", "expected:", "fix:"]
-    assert (seen["error"].count("nothing to learn from"), terminal.count("nothing to learn from")) == (1, 1)
-    assert "Traceback" not in terminal
-
-    # The bar and the lines move with each epoch, long before the end.
-    bar = [value for value, of, _ in seen["bar"] if of == 12]
-    assert bar[:3] == [0, 1, 2]
-    assert re.search(r"epoch 1 of 12: train_loss \S+, val_loss \S+; \d+ s left", seen["at_first_epoch"])
-    assert "epoch 3 of 12" not in seen["at_first_epoch"]
-
-    # What is odd about the scan is there from the beginning, with what mends it; the usual is no warning.
-    assert "[WARNING] ptychopinn-torch: 1 pixels are much brighter" in seen["at_first_epoch"]
-    assert "--mask-suspects true` mends this" in seen["at_first_epoch"]
-    assert "not in all as Ptychodus asked" not in seen["at_first_epoch"]
-    assert "- Model Size: 128 became 32" in seen["at_first_epoch"]
-
-    # Stop ends the training within an epoch, and its best model infers.
-    manifest = manifest_of(scan)
-    steps = int(re.search(r"after step (\d+)", manifest["error"])[1])  # type: ignore[index]
-    assert (manifest["status"], manifest["signal"]) == ("interrupted", "SIGTERM")
-    assert steps <= 3 * 8 + 1
-    assert re.search(r"stopped after [23] epochs; Infer takes the model of epoch [123], ", seen["stopped"])
-    assert Path(seen["model"]).name == "model.ckpt"
-    assert np.load(tmp_path / "stopped_after_an_error" / "object.npy").std() > 0.01
-    assert re.search(r"the object is (poor|doubtful|good)", seen["object"])
-
-    # Messages bear the labels that the window has.
-    labels: dict[str, set[str]] = {}
-    for label, names in seen["labels"]:
-        for name in names:
-            labels.setdefault(name, set()).add(label)
-    for name in ("decoder_last_amp_channels", "C_model", "C_forward"):
-        assert labels.pop(name) == {LABELS["C"]}
-    assert {name: set(label.split(" and ")) for name, label in LABELS.items()} == labels
-    assert seen["left"] == []
+def test_a_closed_window_is_a_stop(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with child_of_ptychodus() as sent:
+        report(Progress(4, "Infer takes the model of epoch 3"))
+    taken, monitor = trained([lambda: pickle.loads(sent[0][1])] * 5, closes_after=2)
+    assert (taken, monitor.is_stopping) == (2, True)
+    assert "stopped after 4 epochs; Infer takes the model of epoch 3" in caplog.text
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-def test_closing_the_window_ends_its_training(scan: Path, tmp_path: Path, display: str) -> None:
-    seen, _ = play("closed", scan, settings_file(tmp_path, epochs=200), display)
-    assert manifest_of(scan)["status"] == "interrupted"
-    assert seen["left"] == []
+def test_an_error_is_one_block_and_has_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("ptychodus", reason="needs the ptychodus extra")
+    from ptychodus.model.processing._subprocess_protocol import ChildError
+
+    error = DataError("nothing is there", fix="export it")
+    with child_of_ptychodus() as sent:
+        show_error(error)
+        show_error(error)  # as it passes through several of our functions
+    ((tag, text, kind, pickled),) = sent
+    assert (tag, text, kind) == ("error", "nothing is there (see above)", "DataError")
+
+    def fail() -> None:
+        child = pickle.loads(pickled)
+        raise ChildError(text, child_traceback="", child_exception_type=kind, child_exception=child)
+
+    with pytest.MonkeyPatch.context() as patch:
+        manager = logging.getLogger("ptychodus.model.task_manager")
+        patch.setattr(manager, "filters", [])
+        _, monitor = trained([fail], closes_after=1)
+    assert isinstance(monitor.get_last_error(), ChildError)
+    assert [record.exc_info for record in caplog.records if record.levelno == logging.ERROR] == [None, None]
+    assert caplog.text.count("nothing is there") == 1
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_training_ends_when_its_window_is_killed(
-    workers: int, scan: Path, tmp_path: Path, display: str
+def test_a_fault_of_ours_says_where_it_is_shown(caplog: pytest.LogCaptureFixture) -> None:
+    with child_of_ptychodus() as sent:
+        show_error(ZeroDivisionError("division by zero"))
+    assert sent == []  # Ptychodus sends it, with its traceback
+    assert "ZeroDivisionError: division by zero; where it happened is in the terminal" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["1.7.0", "2.0", "unknown"])
+def test_later_releases_are_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ptychodus", SimpleNamespace(__version__=version))
+    require_release()
+
+
+def test_a_release_before_1_7_is_refused_in_its_window(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import psutil
+    from ptycho_torch.api.base_api import ConfigManager
 
-    settings = settings_file(tmp_path, epochs=200, num_dataloader_workers=workers)
-    seen, _ = play("killed", scan, settings, display)
-    assert seen["children"]
-    left = [psutil.Process(pid) for pid in seen["children"] if psutil.pid_exists(pid)]
-    assert psutil.wait_procs(left, timeout=120)[1] == []
-    assert manifest_of(scan)["status"] == "interrupted"
+    monkeypatch.setitem(sys.modules, "ptychodus", SimpleNamespace(__version__="1.6.0"))
+    kinds: list[Any] = [DataConfig, ModelConfig, TrainingConfig, InferenceConfig]
+    with pytest.raises(SettingsError, match=r"Ptychodus 1\.6\.0 cannot use this package"):
+        ConfigManager(*(kind() for kind in kinds))
+    assert "half a pixel away" in caplog.text
+    assert "fix:      pip install -U 'ptychodus[gui]>=1.7'" in caplog.text
 
 
-@pytest.mark.thorough
-@pytest.mark.slow
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the development data")
-def test_the_golden_object_lies_where_the_true_one_does(tmp_path: Path, display: str) -> None:
-    """And is finer where a variable asks for refinement after the network."""
-    for name in ("product.h5", "diffraction.h5"):
-        (tmp_path / "scan").mkdir(exist_ok=True)
-        shutil.copy(GOLDEN / name, tmp_path / "scan")
-    seen, _ = play("trained", tmp_path / "scan", settings_file(tmp_path), display)
-    truth = read_scan(GOLDEN)
+PARENT = """
+import multiprocessing, os, signal
+from ptycho_torch.ptychodus.keywords import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.ptychodus.window import end_with_parent
 
-    def score(name: str) -> Evaluation:
-        obj = np.load(tmp_path / "trained" / f"{name}.npy")[0]
-        assert truth.object_guess is not None
-        return evaluate(obj, truth.object_guess, coverage=(np.abs(obj) > 0).astype(np.float32))
+def child(pipe):
+    def asked(*_):
+        print("asked to stop", flush=True)
+        os._exit(0)
+    signal.signal(signal.SIGTERM, asked)
+    end_with_parent()
+    pipe.send(os.getpid())
+    while True:
+        signal.pause()
 
-    alone, refined = score("object"), score("refined")
-    assert np.abs(alone.alignment.shift_px).max() < 0.1
-    assert np.abs(refined.alignment.shift_px).max() < 0.1
-    assert refined.nrmse < 0.8 * alone.nrmse
-    assert [value for value, of, _ in seen["bar"] if of == 15][:16] == list(range(16))
+if __name__ == "__main__":
+    here, there = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=child, args=(there,)).start()
+    here.recv()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    # The pipe to here closes when the last of both has ended.
+    done = subprocess.run(
+        [sys.executable, "parent.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "asked to stop\n"), done.stderr

@@ -1,6 +1,6 @@
 """Ptychodus's own main window, used as a person uses it; run as a program, under an X server.
 
-    python window.py SCENARIO DIRECTORY SETTINGS
+    python ptychodus_window.py SCENARIO DIRECTORY SETTINGS
 
 DIRECTORY holds `product.h5` and `diffraction.h5`; SETTINGS is a settings file of Ptychodus. Screenshots and
 `seen.json`, what the scenario saw, are written into the working directory. Nothing of the window is replaced
