@@ -37,7 +37,7 @@ from ptycho_torch.factory import TrainingPayload, inference_science, overruled, 
 from ptycho_torch.network.checkpoint import MODEL_NAME
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
-from ptycho_torch.ptychodus.epochs import EpochNews, Follower
+from ptycho_torch.ptychodus.epochs import IF_GREY, EpochNews, Follower
 from ptycho_torch.ptychodus.keywords import (
     LOGGER,
     DataConfig,
@@ -50,7 +50,7 @@ from ptycho_torch.ptychodus.labels import in_words_of_the_window
 from ptycho_torch.ptychodus.remedies import finding_lines, shown_in_the_window, verdict_lines
 from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.ptychodus.translation import Configs, Translation
-from ptycho_torch.ptychodus.window import end_with_parent, require_release
+from ptycho_torch.ptychodus.window import end_with_window, require_release
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components, runs
 
@@ -417,6 +417,7 @@ class Trainer:
             if (folder / "manifest.json").is_file():  # also of a training that failed
                 before = read_manifest(folder).get("warnings", [])
                 write_manifest(folder, **about, warnings=[*before, warning] if warning else before)
+        logger.info("complete, in %s; Infer takes the best model; %s", folder, IF_GREY)
         self.model.model = run.results.module
         self._trainer = run.results.models["trainer"]
 
@@ -456,7 +457,7 @@ class InferenceEngine:
         Raises:
             DataError: patterns of another size than the network's, or nothing to stitch.
         """
-        end_with_parent()
+        end_with_window()
         module, scan = self.ptycho_model.model, loader.scan
         n = module.data_config.N
         if scan.n_pixels != n:

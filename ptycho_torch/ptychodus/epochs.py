@@ -21,12 +21,13 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_exec.trainer.checkpoints import copy_once
 from ptycho_torch.network.checkpoint import MODEL_NAME
 from ptycho_torch.ptychodus.keywords import LOGGER
-from ptycho_torch.ptychodus.window import Progress, end_with_parent, report
+from ptycho_torch.ptychodus.window import Progress, end_with_parent, end_with_window, report
 
 logger = logging.getLogger(LOGGER)
 
 EPOCHS_NAME = "epochs.jsonl"
 LOOKS_EVERY_S, REPORTS_EVERY = 0.2, 5
+IF_GREY = "where it is grey, choose the algorithm anew"
 
 
 class EpochNews(Callback):
@@ -97,13 +98,13 @@ class Follower(threading.Thread):
     def __init__(self, folder: Path, callbacks: Iterable[Callback] = ()) -> None:
         super().__init__(name="epochs", daemon=True)
         self.folder, self.callbacks = folder, tuple(callbacks)
-        self.progress = Progress(0, "no epoch has ended, and the model of before stays")
+        self.progress = Progress(0, "the model of before stays")
         self._over = threading.Event()
         self._read = 0
         self._error: Exception | None = None
 
     def __enter__(self) -> Follower:
-        end_with_parent()
+        end_with_window()
         self.start()
         return self
 
@@ -142,7 +143,7 @@ class Follower(threading.Thread):
         best = "; best so far" if row.get("best") else ""
         logger.info("epoch %d of %d: %s; %.0f s left%s", number, row["of"], losses, row["left_s"], best)
         model = self.folder / MODEL_NAME
-        kept = f"Infer takes the model of epoch {number}, {model}" if best else self.progress.kept
+        kept = f"Infer takes the model of epoch {number}, {model}; {IF_GREY}" if best else self.progress.kept
         self.progress = Progress(number, kept)
         report(self.progress, model if best else None)
         trainer: Any = SimpleNamespace(

@@ -114,6 +114,12 @@ def show_error(error: Exception) -> None:
         queue.put(("error", f"{first} (see above)", type(error).__name__, pickle.dumps(_Raised(error))))
 
 
+def end_with_window() -> None:
+    """Have this process asked to stop as soon as the window that started it is gone."""
+    if result_queue() is not None:
+        end_with_parent()
+
+
 def end_with_parent() -> None:
     """Have this process asked to stop as soon as the one that started it is gone."""
     parent = parent_process()
@@ -150,7 +156,7 @@ def _in_window(done: int, kept: str) -> Any:
         if getattr(tasks, "is_stopping", False):
             monitor.stop_processing()
         if getattr(monitor, "is_stopping", False):
-            logger.info("stopped after %d epochs; %s", done, kept)
+            logger.info("stopped %s; %s", f"after epoch {done}" if done else "within the first epoch", kept)
         getattr(monitor, "_notify_observers_foreground", lambda: None)()
     return TrainOutput(progress=done)
 

@@ -132,7 +132,7 @@ def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, di
     steps = int(re.search(r"after step (\d+)", manifest["error"])[1])  # type: ignore[index]
     assert (manifest["status"], manifest["signal"]) == ("interrupted", "SIGTERM")
     assert steps <= 3 * 8 + 1
-    assert re.search(r"stopped after [23] epochs; Infer takes the model of epoch [123], ", seen["stopped"])
+    assert re.search(r"stopped after epoch [23]; Infer takes the model of epoch [123], ", seen["stopped"])
     assert Path(seen["model"]).name == "model.ckpt"
     assert np.load(tmp_path / "stopped_after_an_error" / "object.npy").std() > 0.01
     assert re.search(r"the object is (poor|doubtful|good)", seen["object"])

@@ -40,8 +40,8 @@ def test_every_keyword_that_the_window_sets_has_a_label() -> None:
         ("train with gridsize = 2", "train with Channels = 4"),
         (
             "try gradient_clip_val=1, scheduler=WarmupCosine, a smaller learning_rate, or another seed",
-            "try Gradient Clip Value = 1, Learning Rate Scheduler = Cosine, a smaller Learning Rate, or another "
-            "seed (PTYCHO_EXEC_SEED in the environment of Ptychodus)",
+            "try Gradient Clip Value = 1, Learning Rate Scheduler = Cosine, a smaller Learning Rate, "
+            "or another seed (PTYCHO_EXEC_SEED in the environment of Ptychodus)",
         ),
         (
             "choose precision=bf16-mixed",

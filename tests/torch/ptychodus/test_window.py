@@ -94,7 +94,7 @@ def test_a_closed_window_is_a_stop(caplog: pytest.LogCaptureFixture) -> None:
         report(Progress(4, "Infer takes the model of epoch 3"))
     taken, monitor = trained([lambda: pickle.loads(sent[0][1])] * 5, closes_after=2)
     assert (taken, monitor.is_stopping) == (2, True)
-    assert "stopped after 4 epochs; Infer takes the model of epoch 3" in caplog.text
+    assert "stopped after epoch 4; Infer takes the model of epoch 3" in caplog.text
 
 
 def test_an_error_is_one_block_and_has_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
