@@ -706,6 +706,19 @@ def test_inference_settings_of_ptychodus_act(unsupervised: Session) -> None:
     assert covered[12] < covered[0]
 
 
+def test_a_variable_refines_what_the_network_gives(
+    unsupervised: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, model = unsupervised.scan, loaded(unsupervised.checkpoint)
+    engine = InferenceEngine(ConfigManager.from_loaded_model(model), model)
+    loader = loader_of(scan, model, object_shape=scan.canvas_shape)
+    alone = engine.predict_and_stitch(loader)
+    monkeypatch.setenv("PTYCHO_TORCH_REFINE", "5")
+    refined = engine.predict_and_stitch(loader)
+    assert refined.shape == alone.shape
+    assert score(scan, refined).nrmse < 0.8 * score(scan, alone).nrmse
+
+
 def test_patterns_of_another_size_are_refused(unsupervised: Session) -> None:
     model = loaded(unsupervised.checkpoint)
     other = simulate_scan(n=16, patterns=25, photons=1e5)
