@@ -488,15 +488,17 @@ class InferenceEngine:
         if distance > PROBES_DIFFER:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
             notes.append(f"the product's probe differs {apart} from that of the training, which is used")
-        notes += finding_lines(scan)
+        odd = finding_lines(scan)
+        if odd:
+            logger.warning("%s", "\n".join(["what is odd about this scan:", *(f"- {line}" for line in odd)]))
         result = components.run_inference(inference)
         verdict = result.verdict
         notes += [text for text in result.notices if text != "\n".join(verdict.lines())]
+        warn_user("reconstruction", notes, self.config_manager.configs, meant.usual)
         if verdict.warns:
-            notes.append("\n".join(verdict_lines(verdict, scan)))
+            logger.warning("%s", "\n".join(verdict_lines(verdict, scan)))
         else:
             logger.info("%s", verdict.line())
-        warn_user("reconstruction", notes, self.config_manager.configs, meant.usual)
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object

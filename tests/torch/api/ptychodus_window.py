@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy
 
-LIMIT_S = 200
+LIMIT_S = 600
 """Longest wait for anything new in the window: starting a child takes a minute on a busy machine."""
 UNSUPERVISED, SUPERVISED = (f"ptychopinn-torch_{mode}" for mode in ("unsupervised", "supervised"))
 

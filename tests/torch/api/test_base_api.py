@@ -551,7 +551,7 @@ def test_the_object_comes_back_on_the_pixels_of_the_input(
     assert found.nrmse < (0.5 if mode == "supervised" else 0.7) * flat.nrmse
     assert np.abs(found.alignment.shift_px).max() < 0.1
     told = [record.getMessage() for record in log if record.levelno >= logging.WARNING]
-    assert told == []
+    assert all(text.startswith("the object is ") for text in told)  # its verdict
     assert any("- Device: cuda became cpu" in record.getMessage() for record in log)
 
 
@@ -625,8 +625,7 @@ def test_another_probe_than_the_trained_one_is_told(unsupervised: Session) -> No
             loader_of(scan, model, probe=5j * scan.probe, object_shape=scan.canvas_shape)
         )
     told = [record.getMessage() for record in log if record.levelno == logging.WARNING]
-    assert "the product's probe differs by" in told[0]
-    assert "the product's probe differs" not in told[1]
+    assert sum("the product's probe differs by" in text for text in told) == 1
 
 
 def test_an_object_that_is_not_good_is_a_warning_with_what_to_do_about_it(unsupervised: Session) -> None:
@@ -638,10 +637,10 @@ def test_an_object_that_is_not_good_is_a_warning_with_what_to_do_about_it(unsupe
     moved = replace(scan, patterns=np.roll(scan.patterns[:], (3, 4), axis=(1, 2)))
     with logged() as log:
         engine.predict_and_stitch(loader_of(moved, model, object_shape=scan.canvas_shape))
-    (told,) = [r.getMessage() for r in log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING]
-    assert "- the beam lies " in told
-    assert "`ptycho-torch convert SCAN NEW --to ptychodus-npz --center auto` mends this" in told
-    assert re.search(r"- the object is (poor|doubtful): ", told), told
+    odd, told = [r.getMessage() for r in log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING]
+    assert "- the beam lies " in odd
+    assert "`ptycho-torch convert SCAN NEW --to ptychodus-npz --center auto` mends this" in odd
+    assert re.match(r"the object is (poor|doubtful): ", told), told
     assert re.search(r"likely cause - \w+: ", told)
     assert "`ptycho-torch reconstruct SCAN --out RESULT` looks into all of this" in told
     assert "; try --" not in told
@@ -671,7 +670,7 @@ def test_one_warning_tells_lost_variables_and_cut_patches(
     with logged() as log:
         made = engine.predict_and_stitch(loader_of(scan, model, object_shape=shape))
     assert made.shape == shape
-    (told,) = [r.getMessage() for r in log if r.name == "ptychopinn-torch" and r.levelno == logging.WARNING]
+    told = next(r.getMessage() for r in log if r.getMessage().startswith("this reconstruction is not in all"))
     assert "PTYCHO_EXEC_MIDDLE_TRIM has no effect: Ptychodus sends 24" in told
     assert re.search(r"- \d+ .*patch", told), told
 
