@@ -87,6 +87,15 @@ class Window:
         self.seen[name] = self.text[len(before) :]
         numpy.save(f"{name}.npy", self.product().object_.get_array())
 
+    def show_object(self, name: str) -> Iterator[Condition]:
+        """Show the object of the last product on its page."""
+        self.view.object_action.trigger()
+        tree = self.view.object_view.tree_view
+        tree.setCurrentIndex(tree.model().index(tree.model().rowCount() - 1, 0))
+        until = time.monotonic() + 2  # it is drawn by another thread, which tells nobody
+        yield lambda: time.monotonic() > until
+        self.screenshot(name)
+
     def screenshot(self, name: str) -> None:
         self.view.grab().save(f"{name}.png")
 
@@ -148,9 +157,7 @@ def trained(window: Window) -> Iterator[Condition]:
     os.environ["PTYCHO_TORCH_REFINE"] = "5"
     yield from window.infer("refined")
     window.screenshot("3-inferred")
-    window.view.object_action.trigger()
-    yield window.idle
-    window.screenshot("4-object")
+    yield from window.show_object("4-object")
 
 
 def labels(window: Window) -> list[tuple[str, list[str]]]:

@@ -23,7 +23,7 @@ import pytest
 from ptycho_torch.cli import main
 from ptycho_torch.data.formats.ptychodus import write_ptychodus
 from ptycho_torch.data.read import read_scan
-from ptycho_torch.evaluation.metrics import Evaluation, evaluate
+from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.ptychodus.labels import LABELS
 from ptycho_torch.simulate import simulate_scan
 
@@ -183,13 +183,11 @@ def test_the_golden_object_lies_where_the_true_one_does(tmp_path: Path, display:
     seen, _ = play("trained", tmp_path / "scan", settings_file(tmp_path), display)
     truth = read_scan(GOLDEN)
 
-    def score(name: str) -> Evaluation:
-        obj = np.load(tmp_path / "trained" / f"{name}.npy")[0]
-        assert truth.object_guess is not None
-        return evaluate(obj, truth.object_guess, coverage=(np.abs(obj) > 0).astype(np.float32))
-
-    alone, refined = score("object"), score("refined")
-    assert np.abs(alone.alignment.shift_px).max() < 0.1
-    assert np.abs(refined.alignment.shift_px).max() < 0.1
-    assert refined.nrmse < 0.8 * alone.nrmse
+    alone, refined = (np.load(tmp_path / "trained" / f"{name}.npy")[0] for name in ("object", "refined"))
+    assert truth.object_guess is not None
+    covered = (np.abs(alone) > 0).astype(np.float32)
+    scores = [evaluate(obj, truth.object_guess, coverage=covered) for obj in (alone, refined)]
+    for found in scores:
+        assert np.abs(found.alignment.shift_px).max() < 0.1
+    assert scores[1].nrmse < 0.8 * scores[0].nrmse
     assert [value for value, of, _ in seen["bar"] if of == 15][:16] == list(range(16))
