@@ -45,7 +45,7 @@ class Window:
         self.status.progress_bar.valueChanged.connect(self._bar_moved)
 
     def _bar_moved(self, value: int) -> None:
-        self.seen["bar"].append([value, self.status.progress_bar.maximum(), self.text.splitlines()[-1:]])
+        self.seen["bar"].append([value, self.status.progress_bar.maximum(), self.text])
 
     @property
     def text(self) -> str:

@@ -30,6 +30,8 @@ from ptycho_torch.simulate import simulate_scan
 ROOT = Path(__file__).parents[3]
 GOLDEN = ROOT.parent / "shared" / "data" / "ptychodus170_golden"
 SCREENSHOTS = "SCREENSHOTS"
+EPOCHS = 500
+"""More than any machine trains until somebody presses Stop in the second one that is shown."""
 pytestmark = [
     pytest.mark.skipif(find_spec("PyQt5") is None, reason="needs the gui extra"),
     pytest.mark.skipif(shutil.which("Xvfb") is None, reason="needs the program Xvfb"),
@@ -105,7 +107,7 @@ def manifest_of(scan: Path) -> dict[str, Any]:
 @pytest.mark.slow
 def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, display: str) -> None:
     """One window does it all: each process that it starts loads for seconds."""
-    settings = settings_file(tmp_path, epochs=12)
+    settings = settings_file(tmp_path, epochs=EPOCHS)
     seen, terminal = play("stopped_after_an_error", scan, settings, display)
 
     # The settings file has chosen the algorithm. The error is one block, here and there.
@@ -115,11 +117,15 @@ def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, di
     assert (seen["error"].count("nothing to learn from"), terminal.count("nothing to learn from")) == (1, 1)
     assert "Traceback" not in terminal
 
-    # The bar and the lines move with each epoch, long before the end.
-    bar = [value for value, of, _ in seen["bar"] if of == 12]
-    assert bar[:3] == [0, 1, 2]
-    assert re.search(r"epoch 1 of 12: train_loss \S+, val_loss \S+; \d+ s left", seen["at_first_epoch"])
-    assert "epoch 3 of 12" not in seen["at_first_epoch"]
+    # The bar and the lines move with the epochs, long before the end.
+    bar = [(value, text) for value, of, text in seen["bar"] if of == EPOCHS and value]
+    assert len(bar) >= 2
+    for value, text in bar:
+        assert f"epoch {value} of {EPOCHS}: " in text
+    assert re.search(
+        rf"epoch 1 of {EPOCHS}: train_loss \S+, val_loss \S+; \d+ s left", seen["at_first_epoch"]
+    )
+    assert f"epoch {EPOCHS} of {EPOCHS}" not in seen["stopped"]
 
     # What is odd about the scan is there from the beginning, with what mends it; the usual is no warning.
     assert "[WARNING] ptychopinn-torch: 1 pixels are much brighter" in seen["at_first_epoch"]
@@ -131,8 +137,11 @@ def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, di
     manifest = manifest_of(scan)
     steps = int(re.search(r"after step (\d+)", manifest["error"])[1])  # type: ignore[index]
     assert (manifest["status"], manifest["signal"]) == ("interrupted", "SIGTERM")
-    assert steps <= 3 * 8 + 1
-    assert re.search(r"stopped after epoch [23]; Infer takes the model of epoch [123], ", seen["stopped"])
+    found = re.search(r"stopped after epoch (\d+); Infer takes the model of epoch (\d+), ", seen["stopped"])
+    assert found is not None
+    stopped, best = map(int, found.groups())
+    assert 1 <= best <= stopped
+    assert steps < (stopped + 2) * 8
     assert Path(seen["model"]).name == "model.ckpt"
     assert np.load(tmp_path / "stopped_after_an_error" / "object.npy").std() > 0.01
     assert re.search(r"the object is (poor|doubtful|good)", seen["object"])
@@ -151,7 +160,7 @@ def test_an_error_a_training_a_stop_and_its_model(scan: Path, tmp_path: Path, di
 @pytest.mark.thorough
 @pytest.mark.slow
 def test_closing_the_window_ends_its_training(scan: Path, tmp_path: Path, display: str) -> None:
-    seen, _ = play("closed", scan, settings_file(tmp_path, epochs=200), display)
+    seen, _ = play("closed", scan, settings_file(tmp_path, epochs=EPOCHS), display)
     assert manifest_of(scan)["status"] == "interrupted"
     assert seen["left"] == []
 
@@ -164,7 +173,7 @@ def test_a_training_ends_when_its_window_is_killed(
 ) -> None:
     import psutil
 
-    settings = settings_file(tmp_path, epochs=200, num_dataloader_workers=workers)
+    settings = settings_file(tmp_path, epochs=EPOCHS, num_dataloader_workers=workers)
     seen, _ = play("killed", scan, settings, display)
     assert seen["children"]
     left = [psutil.Process(pid) for pid in seen["children"] if psutil.pid_exists(pid)]
