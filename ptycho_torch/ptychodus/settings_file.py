@@ -12,7 +12,7 @@ from ptycho_torch.ptychodus.translation import KEYWORDS, SCHEDULERS, Configs, fr
 
 ALGORITHM = "PtychoPINN-Torch_Unsupervised"
 EPOCHS = 15
-"""Epochs of a first look: with the other values as many reach what the window's defaults need 50 for."""
+"""Epochs of a first look: with the other values they reach about what the window's defaults need 50 for."""
 NAMES: Mapping[str, tuple[str, Mapping[str, str | tuple[str, str]]]] = {
     "data": (
         "PtychoPINNTorchData",
@@ -68,7 +68,7 @@ def settings_ini() -> str:
 
 
 def _lines(configs: Configs) -> Iterator[str]:
-    yield "# Open it by `ptychodus -s settings.ini`; more epochs give finer objects."
+    yield "# Open it by `ptychodus -s settings.ini`."
     yield from ("[Processing]", f"Algorithm = {ALGORITHM}", "")
     for section, (group, names) in NAMES.items():
         yield f"[{group}]"
