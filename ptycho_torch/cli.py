@@ -35,6 +35,7 @@ from ptycho_exec.errors import DataError, Finding, SettingsError, UserError
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
+from ptycho_exec.files import atomic_path
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import names_of, read_manifest, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
@@ -177,6 +178,18 @@ def schema(args: argparse.Namespace) -> int:
 def init(args: argparse.Namespace) -> int:
     """Write a starter `ptycho_torch.toml`, and its schema."""
     return commands.init(args, ScienceSettings)
+
+
+def ptychodus_settings(args: argparse.Namespace) -> int:
+    """Write a settings file for Ptychodus."""
+    from ptycho_torch.ptychodus.settings_file import settings_ini
+
+    if args.out.exists():
+        raise UserError(f"{args.out} exists already", expected="a new file", fix="name another one by --out")
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(settings_ini())
+    print(f"wrote {args.out}: open it by `ptychodus -s {shlex.quote(str(args.out))}`")
+    return 0
 
 
 # --- simulate, inspect, convert ------------------------------------------------------------------------
@@ -795,6 +808,11 @@ COMMANDS = (
         init,
         "write a starter ptycho_torch.toml",
         [argument("path", nargs="?", default="ptycho_torch.toml", help="where to write it")],
+    ),
+    Command(
+        ptychodus_settings,
+        "write a settings file for Ptychodus with the values of `ptycho-torch train`",
+        [_path("--out", "FILE", "where to write it [settings.ini]", default=Path("settings.ini"))],
     ),
     COMPLETION,
 )

@@ -200,7 +200,7 @@ ANNOTATE = argument(
 
 
 class Command(NamedTuple):
-    """One command of a program, named as the function that runs it.
+    """One command of a program, named as the function that runs it, with hyphens.
 
     Attributes:
         science: fields whose flags are added.
@@ -223,7 +223,7 @@ def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
     parser.set_defaults(program=parser)
     group = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for row in commands:
-        name = row.handler.__name__
+        name = row.handler.__name__.replace("_", "-")
         usage = row.usage and f"{parser.prog} {name} {row.usage} [options]"
         command = group.add_parser(name, help=row.help, description=row.help, usage=usage)
         command.set_defaults(handler=row.handler)

@@ -33,10 +33,11 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.containers import selected
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.factory import TrainingPayload, whole_scan
+from ptycho_torch.factory import TrainingPayload, inference_science, overruled, whole_scan
+from ptycho_torch.network.checkpoint import MODEL_NAME
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.checkpoints import KEYWORDS_KEY, SelfDescription, plain_keywords, read_configs
-from ptycho_torch.ptychodus.epochs import EpochNews, EpochRecord, replay
+from ptycho_torch.ptychodus.epochs import IF_GREY, EpochNews, Follower
 from ptycho_torch.ptychodus.keywords import (
     LOGGER,
     DataConfig,
@@ -45,9 +46,12 @@ from ptycho_torch.ptychodus.keywords import (
     ModelConfig,
     TrainingConfig,
 )
+from ptycho_torch.ptychodus.labels import in_words_of_the_window
 from ptycho_torch.ptychodus.remedies import finding_lines, shown_in_the_window, verdict_lines
 from ptycho_torch.ptychodus.training_data import PROBES_DIFFER, probe_distance, read_training_data
 from ptycho_torch.ptychodus.translation import Configs, Translation
+from ptycho_torch.ptychodus.window import end_with_window, require_release
+from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components, runs
 
 logger = logging.getLogger(LOGGER)
@@ -56,8 +60,13 @@ LIGHTNING = "lightning"
 
 
 class ConfigManager:
-    """The keyword classes of one session, together."""
+    """The keyword classes of one session, together.
 
+    Raises:
+        SettingsError: Ptychodus calls, in a release before 1.7.
+    """
+
+    @shown_in_the_window()
     def __init__(
         self,
         data_config: DataConfig,
@@ -66,6 +75,7 @@ class ConfigManager:
         inference_config: InferenceConfig,
         datagen_config: DatagenConfig | None = None,
     ) -> None:
+        require_release()
         self.data_config = data_config
         self.model_config = model_config
         self.training_config = training_config
@@ -86,6 +96,7 @@ class ConfigManager:
     def configs(self) -> Configs:
         return Configs(self.data_config, self.model_config, self.training_config, self.inference_config)
 
+    @shown_in_the_window()
     def validate_arch_compatibility(self, ptycho_model: PtychoModel) -> None:
         """Compare these configs with the network that was loaded.
 
@@ -93,10 +104,12 @@ class ConfigManager:
             SettingsError: what differs, all of it.
         """
         meant, module = translation.to_science(self.configs).model, ptycho_model.model
-        network, filters = module.model_config, f"n_filters_scale * {translation.FILTERS}"
+        network = module.model_config
         pairs = {
             "N": (self.data_config.N, module.data_config.N),
-            filters: (meant.n_filters, network.n_filters),
+            "n_filters_scale": tuple(
+                filters / translation.FILTERS for filters in (meant.n_filters, network.n_filters)
+            ),
             "amp_activation": (meant.amp_activation, network.amp_activation),
         }
         findings = [
@@ -291,6 +304,7 @@ class PtychoModel:
         self.model: Any = None
 
     @staticmethod
+    @shown_in_the_window()
     def _extract_configs_from_checkpoint(
         path: str | Path,
     ) -> tuple[DataConfig, ModelConfig, TrainingConfig, InferenceConfig]:
@@ -303,6 +317,7 @@ class PtychoModel:
         return stored.data, stored.model, stored.training, stored.inference
 
     @classmethod
+    @shown_in_the_window()
     def _new_model(cls, model: Any, config_manager: ConfigManager) -> PtychoModel:
         """Return an untrained network of the class `model`."""
         untrained = cls(
@@ -341,6 +356,7 @@ class Trainer:
         self._trainer: Any = _Pending([])
 
     @classmethod
+    @shown_in_the_window()
     def _from_lightning(
         cls,
         model: PtychoModel,
@@ -375,33 +391,33 @@ class Trainer:
             meant = replace(meant, execution={**meant.execution, "experiment_name": experiment_name})
         settings = translation.settings_for(meant.execution, "train")
         training = components.plan_training(scan, None, meant.science, settings, facts=facts, say=_log)
-        notes = (*meant.notes, *_adapted(training.plan), *translation.shadowed(settings))
-        warning = warn_user("training", notes)
+        asked = ScienceSettings().config
+        lost = (*translation.shadowed(settings), *translation.unused_science(asked, meant.science))
+        notes = (*meant.notes, *_adapted(training.plan), *lost)
+        warning = warn_user("training", notes, configs, meant.usual)
         about = {KEYWORDS_KEY: plain_keywords(configs)}
         own = list(self._trainer.callbacks)
-        # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from;
-        # they see all epochs at the end then.
+        # Several devices work in processes that the caller's callbacks cannot be sent to, nor come back from.
         several = training.plan.settings.devices not in (1, (0,))
-        record = EpochRecord(folder / "epochs.jsonl")
-        following = [record] if several else [EpochNews(), *own]
+        callbacks = [SelfDescription(meant.science, about), EpochNews(folder), *([] if several else own)]
         try:
-            run = runs.train(
-                TrainingPayload(
-                    Path(scan.source or "."), None, folder, meant.science, settings, meant.execution
-                ),
-                training=training,
-                callbacks=[SelfDescription(meant.science, about), *following],
-                about=about,
-                say=_log,
-                odd_lines=finding_lines,
-            )
-            if several:
-                replay(record.path, own)
+            with Follower(folder, own if several else ()):
+                run = runs.train(
+                    TrainingPayload(
+                        Path(scan.source or "."), None, folder, meant.science, settings, meant.execution
+                    ),
+                    training=training,
+                    callbacks=callbacks,
+                    about=about,
+                    say=_log,
+                    odd_lines=finding_lines,
+                    again=f"in Ptychodus, Infer takes {folder / MODEL_NAME} if an epoch has ended",
+                )
         finally:
-            record.path.unlink(missing_ok=True)
             if (folder / "manifest.json").is_file():  # also of a training that failed
                 before = read_manifest(folder).get("warnings", [])
                 write_manifest(folder, **about, warnings=[*before, warning] if warning else before)
+        logger.info("complete, in %s; Infer takes the best model; %s", folder, IF_GREY)
         self.model.model = run.results.module
         self._trainer = run.results.models["trainer"]
 
@@ -441,6 +457,7 @@ class InferenceEngine:
         Raises:
             DataError: patterns of another size than the network's, or nothing to stitch.
         """
+        end_with_window()
         module, scan = self.ptycho_model.model, loader.scan
         n = module.data_config.N
         if scan.n_pixels != n:
@@ -450,12 +467,13 @@ class InferenceEngine:
                 expected=f"patterns of {n} x {n}",
                 fix="load a model for this size, or crop the patterns in Ptychodus as for the training",
             )
-        base = ScienceConfig(
+        trained = ScienceConfig(
             data=module.data_config,
             model=module.model_config,
             training=module.training_config,
             inference=module.inference_config,
         )
+        base = inference_science(trained, "the loaded model")
         facts = MachineFacts.probe()
         meant = translation.for_inference(
             self.config_manager.configs, base, n, facts, n_modes=len(module.probe)
@@ -464,19 +482,23 @@ class InferenceEngine:
         inference = components.plan_inference(module, scan, whole_scan(meant.science), settings, facts=facts)
         inference.plan.raise_if_blocked(include_trainer_refusals=False)
         notes = [*meant.notes, *_adapted(inference.plan), *translation.shadowed(settings)]
+        notes += [finding.what for finding in overruled(base)]
+        notes += translation.unused_science(base, meant.science)
         distance = probe_distance(scan.probe, module.probe.detach().cpu().numpy())
         if distance > PROBES_DIFFER:
             apart = f"by {distance:.0%}" if np.isfinite(distance) else "in its number of modes"
             notes.append(f"the product's probe differs {apart} from that of the training, which is used")
-        notes += finding_lines(scan)
+        odd = finding_lines(scan)
+        if odd:
+            logger.warning("%s", "\n".join(["what is odd about this scan:", *(f"- {line}" for line in odd)]))
         result = components.run_inference(inference)
         verdict = result.verdict
         notes += [text for text in result.notices if text != "\n".join(verdict.lines())]
+        warn_user("reconstruction", notes, self.config_manager.configs, meant.usual)
         if verdict.warns:
-            notes.append("\n".join(verdict_lines(verdict, scan)))
+            logger.warning("%s", "\n".join(verdict_lines(verdict, scan)))
         else:
             logger.info("%s", verdict.line())
-        warn_user("reconstruction", notes)
         shape = loader.object_shape
         if len(shape) == 2 or shape[0] == 1:
             return result.object
@@ -486,12 +508,23 @@ class InferenceEngine:
 
 
 def _log(text: str) -> None:
-    logger.log(logging.WARNING if text.startswith(runs.WARNING) else logging.INFO, "%s", text)
+    level = logging.WARNING if text.startswith(runs.WARNING) else logging.INFO
+    logger.log(level, "%s", text.removeprefix(runs.WARNING))
 
 
-def warn_user(what: str, notes: Iterable[str]) -> str | None:
-    """Log one warning that lists what is not as it was asked for, and return it; None when all is."""
+def warn_user(what: str, notes: Iterable[str], configs: Configs, usual: Iterable[str] = ()) -> str | None:
+    """Log one warning that lists what is not as it was asked for, and return it; None when all is.
+
+    What became of values that nobody changed is no warning, and logged beside it.
+    """
     lines = list(dict.fromkeys(notes))
+    others = [*usual, *(line for line in lines if translation.is_usual(line, configs))]
+    lines = [in_words_of_the_window(line) for line in lines if line not in others]
+    if others:
+        fitted = (in_words_of_the_window(line) for line in others)
+        logger.info(
+            "%s", "\n".join(["fitted to this scan and this machine:", *(f"- {line}" for line in fitted)])
+        )
     if not lines:
         return None
     text = "\n".join([f"this {what} is not in all as Ptychodus asked:", *(f"- {line}" for line in lines)])

@@ -48,7 +48,7 @@ class RawScan:
     `stack` describes the patterns, `read_stack(scan_axis)` reads them, once their axis is known. `domain`,
     `axes` and `center` are what the file or its format declares; "auto" means that it does not. `center_px`
     is the index of `geometry["object_center_m"]` in the frame of `positions_px`. `may_be_near_field`: the
-    format says nothing about it.
+    format says nothing about it. `product` is the file of positions, probe and object where it is another.
     """
 
     path: Path | None
@@ -70,12 +70,14 @@ class RawScan:
     geometry: dict[str, Any] = field(default_factory=dict)
     center_px: tuple[float, float] | None = None
     may_be_near_field: bool = False
+    product: Path | None = None
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
     def where(self, name: str) -> str:
         """Return the place of a part, for a message."""
-        return f"{self.path}, {name}" if self.path else name
+        path = self.product if self.product and name in ("positions", "probe", "object") else self.path
+        return f"{path}, {name}" if path else name
 
 
 def assemble(raw: RawScan, config: DataConfig) -> ScanData:

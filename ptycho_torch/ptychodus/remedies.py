@@ -5,7 +5,6 @@ Each line names what was found or is likely; the last one is the command that me
 
 from __future__ import annotations
 
-import logging
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ from typing import Any
 from ptycho_exec.errors import Finding, UserError
 from ptycho_exec.fields.spec import as_flags
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.ptychodus.keywords import LOGGER
+from ptycho_torch.ptychodus.labels import LABELS, in_words_of_the_window
+from ptycho_torch.ptychodus.translation import PLACE
+from ptycho_torch.ptychodus.window import is_shown, show_error
 from ptycho_torch.reconstruction.verdict import Verdict
 
 _TARGETS = {"npz": "npz", "Ptychodus training data": "ptychodus-training"}
@@ -26,6 +27,11 @@ _POSITIONS = (
     "check in Ptychodus the scale of the positions, and energy, distance and detector pixel, which give the "
     "object's pixel"
 )
+_REMEDIES_THERE = {
+    **dict.fromkeys(_OF_POSITIONS, _POSITIONS),
+    "beyond-canvas": "what lies outside is left out; Extra Padding of the object in Ptychodus makes room",
+}
+"""What is mended in the window itself, by the code of a finding."""
 _SAVED = "save patterns and product as diffraction.npz and product.npz into a directory SCAN"
 
 
@@ -59,10 +65,19 @@ def shown_in_the_window() -> Iterator[None]:
     """Log an error where the window shows it, with a remedy that can be followed there, and pass it on."""
     try:
         yield
-    except UserError as error:
-        error.findings = tuple(replace(finding, fix=_fix(finding)) for finding in error.findings)
-        logging.getLogger(LOGGER).error("%s", error)
+    except Exception as error:
+        if isinstance(error, UserError) and not is_shown(error):
+            error.findings = tuple(map(_for_the_window, error.findings))
+        show_error(error)
         raise
+
+
+def _for_the_window(finding: Finding) -> Finding:
+    """Return a finding in the window's words, with a remedy that can be followed there."""
+    what, expected = (in_words_of_the_window(text) for text in (finding.what, finding.expected))
+    place, _, names = finding.where.partition(f"{PLACE}, ")
+    where = f"{PLACE}, {', '.join(LABELS.get(name, name) for name in names.split(', '))}" if names else place
+    return replace(finding, what=what, where=where, expected=expected, fix=_fix(finding))
 
 
 def _fix(finding: Finding) -> str:
@@ -72,7 +87,7 @@ def _fix(finding: Finding) -> str:
     if finding.options:
         return _command(finding.options, None, "")
     if "--" not in finding.fix or "`ptycho-torch" in finding.fix:
-        return finding.fix
+        return in_words_of_the_window(finding.fix)
     return f"{_SAVED}; with `ptycho-torch convert SCAN NEW --to ptychodus-npz` and its options: {finding.fix}"
 
 
@@ -87,8 +102,9 @@ def _lines(findings: Iterable[Finding], source: Path | None, format: str) -> lis
     lines: list[str] = []
     options: dict[str, Any] = {}
     for finding in findings:
-        if finding.code in _OF_POSITIONS:
-            lines.append(f"{finding.what}; {_POSITIONS}")
+        remedy = _REMEDIES_THERE.get(finding.code)
+        if remedy is not None:
+            lines.append(f"{finding.what}; {remedy}")
             continue
         lines.append(
             "; ".join(part for part in (finding.what, "" if finding.options else finding.fix) if part)

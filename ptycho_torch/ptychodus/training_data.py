@@ -131,7 +131,7 @@ def _cut_out(scan: ScanData) -> NDArray[np.complex64]:
         raise DataError(
             "supervised training needs a reconstructed object, and the training data have "
             + ("none" if canvas is None else "a flat one"),
-            where=str(scan.source or ""),
+            where=_place_of_object(scan),
             expected="a product whose object was reconstructed, by an iterative method say",
             fix="reconstruct the product first, or choose the Unsupervised algorithm",
         )
@@ -141,6 +141,15 @@ def _cut_out(scan: ScanData) -> NDArray[np.complex64]:
     patches = np.stack([padded[y : y + n, x : x + n] for y, x in corners])
     shifted: NDArray[np.complex64] = physics.shift_subpixel(torch.from_numpy(patches), -rest).numpy()
     return shifted
+
+
+def _place_of_object(scan: ScanData) -> str:
+    """Return the file that holds the object: of a pair, the product."""
+    if scan.source is None:
+        return ""
+    product = scan.source.with_name(f"product{scan.source.suffix}")
+    pair = scan.source.stem == "diffraction" and product.is_file()
+    return str(product if pair else scan.source)
 
 
 def joined(scans: Sequence[ScanData], directory: Path) -> ScanData:

@@ -7,7 +7,7 @@ when its value is another than Ptychodus sends by itself: an ordinary run is not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, get_args
 
@@ -24,6 +24,7 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.factory import INFERENCE_DEFAULTS, TRAINING_DEFAULTS, split_overrides
 from ptycho_torch.ptychodus.keywords import DataConfig, InferenceConfig, Keywords, ModelConfig, TrainingConfig
 from ptycho_torch.settings import SECTIONS as SCIENCE_PARTS
+from ptycho_torch.settings import flat
 
 PLACE = "Ptychodus"
 FILTERS = 12
@@ -165,7 +166,7 @@ SECTIONS: Mapping[str, type[Keywords]] = {
     "inference": InferenceConfig,
 }
 _GROUPINGS = {"Nearest": "nearest", "Min_dist": "distance", "4_quadrant": "quadrant"}
-_SCHEDULERS = {"Cosine": "WarmupCosine"}
+SCHEDULERS = {"Cosine": "WarmupCosine"}
 _GROUPED_ONLY = ("n_subsample", "K", "K_quadrant", "neighbor_function", "object_big")
 _LOSS_ONLY = ("loss_function", "nll", "intensity_scale_trainable")
 _WINDOW = ("min_neighbor_distance", "max_neighbor_distance")
@@ -202,11 +203,26 @@ class Configs:
 
 @dataclass(frozen=True)
 class Translation:
-    """What keywords mean here: complete science, execution values, and what the user should know."""
+    """What keywords mean here: complete science, execution values, and what the user should know.
+
+    Attributes:
+        notes: lines on what was asked and is not done so; each begins with its keyword.
+        usual: the same on values that nobody changed, and that do not fit this scan or this machine.
+    """
 
     science: ScienceConfig
     execution: Mapping[str, Any]
     notes: tuple[str, ...]
+    usual: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, science: ScienceConfig, execution: Mapping[str, Any], notes: Iterable[str], configs: Configs
+    ) -> Translation:
+        """Tell the two kinds of notes apart."""
+        lines = tuple(notes)
+        usual = tuple(line for line in lines if is_usual(line, configs))
+        return cls(science, execution, tuple(line for line in lines if line not in usual), usual)
 
 
 # --- science --------------------------------------------------------------------------------------------
@@ -377,7 +393,7 @@ def for_training(configs: Configs, *, n_pixels: int, n_patterns: int, facts: Mac
     science = _science(values, science, configs)
     notes = (*_without_effect(configs), *_adapted_science(configs, n_pixels, values["val_fraction"]))
     execution, more = _training_execution(configs.training, facts)
-    return Translation(science, execution, (*notes, *more))
+    return Translation.of(science, execution, (*notes, *more), configs)
 
 
 def for_inference(
@@ -420,7 +436,9 @@ def for_inference(
     else:
         notes = (*notes, f"patch_weighting = {inference.patch_weighting} is not known here; probe is used")
     science, _ = split_overrides(changes, base)
-    return Translation(science, execution, notes)
+    # Of the training's keywords only the device acts here.
+    sent = replace(configs, training=TrainingConfig(device=configs.training.device))
+    return Translation.of(science, execution, notes, sent)
 
 
 def settings_for(execution: Mapping[str, Any], task: str) -> ExecutionSettings:
@@ -461,6 +479,15 @@ def shadowed(settings: ExecutionSettings) -> Iterator[str]:
                 yield f"{name}={format_value(lost.value)} from {lost.describe()} {sent}"
 
 
+def unused_science(asked: ScienceConfig, meant: ScienceConfig) -> Iterator[str]:
+    """Say which science of variables and files is another one than what Ptychodus sends comes to."""
+    values = flat(meant)
+    for name, origin in asked.origins.items():
+        given, used = format_value(origin.value), format_value(values[name])
+        if origin.kind not in (Kind.RECORDED, Kind.FACTORY, Kind.DEFAULT) and given != used:
+            yield f"{name}={given} from {origin.describe()} has no effect: with Ptychodus it is {used}"
+
+
 def _training_execution(
     training: TrainingConfig, facts: MachineFacts
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -490,7 +517,7 @@ def _training_execution(
             why = f"strategy: {strategy} became ddp_spawn, because {strategy} would start Ptychodus again"
         notes.append(why)
         strategy = "ddp_spawn"
-    scheduler = _SCHEDULERS.get(training.scheduler, training.scheduler)
+    scheduler = SCHEDULERS.get(training.scheduler, training.scheduler)
     if scheduler in get_args(ExecutionSettings.model_fields["scheduler"].annotation):
         execution["scheduler"] = scheduler
     else:
@@ -534,6 +561,23 @@ def _plain_without_effect(config: Keywords, section: str) -> Iterator[str]:
         counted = name in ("C_model", "C_forward", "decoder_last_amp_channels", "grid_size")
         if not goes.to and not counted and _differs(config, name):
             yield _ignored(name, getattr(config, name), goes.note)
+
+
+def is_usual(line: str, configs: Configs) -> bool:
+    """Return whether a line says what became of a value that nobody changed.
+
+    It begins with a keyword, or with the setting that one goes to.
+    """
+    name = line.partition(":")[0]
+    sections = {
+        section: keyword
+        for section, rows in KEYWORDS.items()
+        for keyword, goes in rows.items()
+        if name in (keyword, goes.to)
+    }
+    return bool(sections) and not any(
+        _differs(getattr(configs, section), keyword) for section, keyword in sections.items()
+    )
 
 
 def _differs(config: Keywords, name: str) -> bool:

@@ -31,7 +31,7 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.stop import leaving_in_order
-from ptycho_exec.trainer.together import decided_by_first
+from ptycho_exec.trainer.together import RESUME, decided_by_first
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import open_scan, read_scan
@@ -94,6 +94,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     about: Mapping[str, Any] | None = None,
     odd_lines: Callable[..., list[str]] = lines,
+    again: str = RESUME,
 ) -> Run[TrainingResult]:
     """Train on the payload's scan and leave a complete run directory.
 
@@ -105,6 +106,7 @@ def train(
         callbacks: the caller's own, for the Trainer.
         about: more that the model file should hold about its origin, as plain data.
         odd_lines: what is odd about scans, in lines for this user.
+        again: how this user goes on after a stop, a sentence.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
@@ -118,7 +120,16 @@ def train(
             held.push(planning.pop_all())
         how = Begun(checkpoint)
         return _train(
-            folder, payload, training, how, False, say, callbacks=callbacks, about=about, odd_lines=odd_lines
+            folder,
+            payload,
+            training,
+            how,
+            False,
+            say,
+            callbacks=callbacks,
+            about=about,
+            odd_lines=odd_lines,
+            again=again,
         )
 
 
@@ -175,6 +186,7 @@ def _train(
     callbacks: Sequence[Callback] = (),
     about: Mapping[str, Any] | None = None,
     odd_lines: Callable[..., list[str]] = lines,
+    again: str = RESUME,
 ) -> Run[TrainingResult]:
     """Run what was planned, and record it."""
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
@@ -190,7 +202,7 @@ def _train(
         **began_with(begun),
     }
     with (
-        leaving_in_order(requeue=requeue),
+        leaving_in_order(requeue=requeue, again=again),
         recorded(folder, parts, reached=lambda: progress_of(folder)) as notices,
     ):
         notices += odd

@@ -94,6 +94,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
         center_px=((shape[0] - 1) / 2, (shape[1] - 1) / 2),
         warnings=product.warnings + warnings,
         may_be_near_field=product.may_be_near_field,
+        product=product.path,
     )
 
 

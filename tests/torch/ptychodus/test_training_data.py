@@ -64,6 +64,9 @@ def test_a_flat_object_is_no_label(tmp_path: Path) -> None:
     scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=3)
     flat = replace(scan, object_guess=np.ones(scan.canvas_shape, np.complex64))
     write_npz(flat, tmp_path / "a.npz")
+    write_ptychodus(flat, tmp_path / "pair")
+    with pytest.raises(DataError, match=r"product\.h5"):
+        read_training_data(tmp_path / "pair", ScienceData(), labeled=True, phase_free=False)
     with pytest.raises(DataError, match="a flat one"):
         read_training_data(tmp_path, ScienceData(), labeled=True, phase_free=True)
     assert read_training_data(tmp_path, ScienceData(), labeled=False, phase_free=True).labels is None

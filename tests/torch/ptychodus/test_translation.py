@@ -18,8 +18,10 @@ from ptycho_torch.config import DataConfig as ScienceData
 from ptycho_torch.config import ModelConfig as ScienceModel
 from ptycho_torch.config import ScienceConfig
 from ptycho_torch.config import TrainingConfig as ScienceTraining
+from ptycho_torch.factory import inference_science
 from ptycho_torch.ptychodus import translation
 from ptycho_torch.ptychodus.translation import KEYWORDS, SECTIONS, Configs
+from ptycho_torch.settings import ScienceSettings
 from tests.torch.ptychodus.keyword_sets import configs
 
 SPEC = Path(__file__).parents[3] / "specs" / "ptychodus.md"
@@ -166,6 +168,23 @@ def meaning(given: Configs) -> tuple[Any, tuple[str, ...]]:
     return acts, (*training.notes, *inference.notes)
 
 
+def test_what_becomes_of_values_that_nobody_changed_is_apart() -> None:
+    small = translation.for_training(configs(), n_pixels=64, n_patterns=100, facts=FOUR_GPUS)
+    assert (small.notes, small.usual) == ((), ("N: 128 became 64, the side of the patterns",))
+    chosen = translation.for_training(configs(data__N=32), n_pixels=64, n_patterns=100, facts=FOUR_GPUS)
+    assert (chosen.notes, chosen.usual) == (("N: 32 became 64, the side of the patterns",), ())
+    assert translation.is_usual("accelerator: cuda became cpu, because", configs())
+    assert not translation.is_usual("accelerator: mps became cpu, because", configs(training__device="mps"))
+    assert not translation.is_usual("precision: 16-mixed became 32-true, because", configs())
+
+
+def test_a_training_batch_does_not_make_a_reconstructions_a_choice() -> None:
+    facts = MachineFacts(memory_mb=100)
+    asked = configs(training__batch_size=4)
+    meant = translation.for_inference(asked, ScienceConfig(), 256, facts, n_modes=1)
+    assert (meant.notes, len(meant.usual)) == ((), 1)
+
+
 def test_patches_outside_the_canvas_are_cropped() -> None:
     """Ptychodus cannot be told to make its object larger."""
     training, inference = (
@@ -292,7 +311,7 @@ def test_an_inference_batch_fits_into_memory(n: int, modes: int, memory_mb: int,
     facts = MachineFacts(memory_mb=64_000, memory_limit_mb=memory_mb)
     meant = translation.for_inference(configs(), ScienceConfig(), n, facts, n_modes=modes)
     assert meant.execution["inference_batch_size"] == batch
-    told = [line for line in meant.notes if line.startswith(f"batch_size: 1000 became {batch}")]
+    told = [line for line in meant.usual if line.startswith(f"batch_size: 1000 became {batch}")]
     assert len(told) == (batch != 1000)
 
 
@@ -362,7 +381,7 @@ def test_something_is_left_to_learn_from(asked: float, patterns: int, held: floa
 def test_a_small_scan_is_not_validated_on_nothing() -> None:
     meant = translation.for_training(configs(data__C=1), n_pixels=128, n_patterns=9, facts=FOUR_GPUS)
     assert meant.science.training.val_fraction == 0
-    assert "finetune_val_split: 0.05 became 0, because the scan is small" in meant.notes
+    assert "finetune_val_split: 0.05 became 0, because the scan is small" in meant.usual
 
 
 def test_a_model_of_the_command_line_has_keywords_that_mean_the_same() -> None:
@@ -404,12 +423,35 @@ def test_variables_and_files_fill_in_what_ptychodus_does_not_send(monkeypatch: p
     assert translation.settings_for({}, "infer").on_unsupported == "error"
 
 
+def test_science_of_variables_acts_in_a_reconstruction_or_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTYCHO_TORCH_REFINE", "5")
+    monkeypatch.setenv("PTYCHO_TORCH_PATCH_WEIGHTING", "uniform")
+    monkeypatch.setenv("PTYCHO_TORCH_EPOCHS", "3")
+    base = inference_science(ScienceConfig(), "the model")
+    meant = translation.for_inference(configs(), base, 64, FOUR_GPUS, n_modes=1)
+    assert meant.science.inference.refine == 5
+    (lost,) = translation.unused_science(base, meant.science)
+    assert lost.startswith(
+        "patch_weighting=uniform from environment PTYCHO_TORCH_PATCH_WEIGHTING has no effect"
+    )
+    training = translation.for_training(configs(), n_pixels=64, n_patterns=100, facts=FOUR_GPUS)
+    told = list(translation.unused_science(ScienceSettings().config, training.science))
+    assert [line.split("=")[0] for line in told] == ["epochs", "patch_weighting", "refine"]
+    assert "epochs=3 from environment PTYCHO_TORCH_EPOCHS has no effect: with Ptychodus it is 50" in told
+
+
 def test_one_warning_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
     from ptycho_torch.api.base_api import warn_user
 
-    assert warn_user("training", ()) is None
-    with caplog.at_level(logging.WARNING):
-        text = warn_user("training", ("a has no effect: b", "c became d", "c became d"))
-    assert len(caplog.records) == 1
+    assert warn_user("training", (), configs()) is None
+    caplog.set_level(logging.INFO)
+    given = ("a has no effect: b", "c became d", "c became d", "accelerator: cuda became cpu, because")
+    text = warn_user("training", given, configs(), ("N: 128 became 64",))
+    usual, warning = caplog.records
+    assert (usual.levelno, warning.levelno) == (logging.INFO, logging.WARNING)
+    assert usual.getMessage().splitlines()[1:] == [
+        "- Model Size: 128 became 64",
+        "- Device: cuda became cpu, because",
+    ]
     assert text is not None
     assert text.count("\n") == 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,3 +90,26 @@ def test_meters_become_pixels_around_the_middle_of_the_object() -> None:
     np.testing.assert_allclose(pixels, [[2, 3.5], [5, 1.5]], atol=1e-9)
     square = to_pixels(meters, (2e-8, 2e-8), (1e-6, -2e-6), (5, 8))
     np.testing.assert_allclose(to_meters(square, 2e-8, (1e-6, -2e-6), (5, 8)), meters, atol=1e-18)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "spoil"),
+    [
+        ("product", "probe_position_x_m", lambda values: values + 1.0),
+        ("product", "probe_position_x_m", lambda values: values * np.nan),
+        ("product", "probe", lambda values: values * np.nan),
+        ("product", "object", lambda values: values * np.nan),
+        ("diffraction", "patterns", lambda values: values * 0),
+        ("diffraction", "bad_pixels", lambda values: np.ones_like(values)),
+    ],
+)
+def test_a_fault_is_placed_in_the_file_that_has_it(
+    file: str, name: str, spoil: Callable[[Any], Any], scan: ScanData, tmp_path: Path
+) -> None:
+    ptychodus.write_ptychodus(scan, tmp_path / "pair")
+    with h5py.File(tmp_path / "pair" / f"{file}.h5", "a") as archive:
+        archive[name][...] = spoil(archive[name][...])
+    with pytest.raises(DataError) as caught:
+        read_scan(tmp_path / "pair")
+    assert f"{file}.h5" in caught.value.findings[0].where
+    assert sum(f"{half}.h5" in str(caught.value) for half in ("product", "diffraction")) == 1
