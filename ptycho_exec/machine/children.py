@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ def run_limited(
     memory_mib: float | None = None,
     cwd: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    tick: Callable[[float], None] = lambda _: None,
 ) -> Ended:
     """Run a program; beyond its limits, or when this process is interrupted, kill it with all it started.
 
@@ -51,8 +52,10 @@ def run_limited(
         limit_s: seconds that it may take.
         memory_mib: resident memory that the program itself may hold; None sets no limit.
         cwd, environ: its working directory and variables; None takes those of this process.
+        tick: is called now and then while it runs, with the seconds since the last call.
     """
-    deadline, stopped = time.monotonic() + limit_s, ""
+    now = time.monotonic()
+    deadline, stopped = now + limit_s, ""
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             argv,
@@ -73,6 +76,8 @@ def run_limited(
                 else:
                     with suppress(subprocess.TimeoutExpired):
                         child.wait(POLL_S)
+                now, last = time.monotonic(), now
+                tick(now - last)
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)

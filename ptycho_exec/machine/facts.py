@@ -77,7 +77,7 @@ class MachineFacts(_Plain):
         compiler: path of a C++ compiler, which `torch.compile` needs on a CPU.
         gpu_note: why the machine shows a GPU that torch cannot use; empty otherwise.
         notebook: an interactive Python, in which Lightning allows other strategies.
-        terminal: whether standard output is a terminal.
+        terminal: whether standard error, where progress is shown, is a terminal.
     """
 
     facts_version: Literal[1] = 1
@@ -129,7 +129,7 @@ class MachineFacts(_Plain):
             packages=package_versions(),
             launcher=detect_launcher(variables),
             notebook=hasattr(sys, "ps1"),
-            terminal=sys.stdout is not None and sys.stdout.isatty(),
+            terminal=sys.stderr is not None and sys.stderr.isatty(),
             **(_gpu_facts(variables) if ask_torch else {}),
         )
 

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_exec.errors import DataError, redact
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.ranks import is_rank_zero
+from ptycho_exec.progress import counted
 from ptycho_exec.record import (
     locked,
     manifest_parts,
@@ -455,7 +456,8 @@ def compare(
     names = [folder.name for folder in folders]
     labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
     results, written = {}, []
-    for label, arrays in zip(labels, [read_reconstruction(folder) for folder in folders], strict=True):
+    found = [read_reconstruction(folder) for folder in folders]
+    for label, arrays in counted(zip(labels, found, strict=True), "comparing with the truth", len(folders)):
         results[label] = evaluate(
             arrays["object"],
             scan.object_guess,

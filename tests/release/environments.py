@@ -50,11 +50,15 @@ class Environment:
 
     @property
     def packages(self) -> Path:
-        return Path(self.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+        return Path(
+            self.run("python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+        )
 
     def install(self, *words: str | Path) -> None:
         """Install with the pip of this interpreter."""
-        run([sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", *words], limit_s=1800)
+        run(
+            [sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", *words], limit_s=1800
+        )
 
     def see(self, *folders: str) -> None:
         """Let it import from other folders of packages, without their `.pth` files: no editable checkout."""

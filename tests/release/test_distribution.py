@@ -39,7 +39,9 @@ def test_the_wheel_holds_the_packages_and_what_they_read(built: tuple[Path, Path
     inside = {name for name in names if not name.startswith(info)}
     assert {name for name in inside if not name.endswith(".py")} == BESIDE_CODE
     assert {name for name in inside if name.endswith(".py")} == {
-        path.relative_to(ROOT).as_posix() for name in ("exec", "torch") for path in ROOT.glob(f"ptycho_{name}/**/*.py")
+        path.relative_to(ROOT).as_posix()
+        for name in ("exec", "torch")
+        for path in ROOT.glob(f"ptycho_{name}/**/*.py")
     }
     assert f"{info}/licenses/LICENSE" in names
     assert (head["Version"], head["License-Expression"]) == (__version__, "BSD-3-Clause")
@@ -52,8 +54,10 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(built: tuple[Path, Pa
         names = {name.partition("/")[2] for name in sdist.getnames()}
     assert {"LICENSE", "CITATION.cff", "CHANGELOG.md", "SECURITY.md", "constraints.txt", "Makefile"} <= names
     assert {"specs/execution_settings.schema.json", "tests/conftest.py", "docs/quickstart.md"} <= names
-    assert BESIDE_CODE <= names
-    left = re.compile(r"(^|/)(\.venv|__pycache__|results|runs|dist|\.[a-z]+_cache)(/|$)|\.(pyc|npz|h5|png|ckpt)$")
+    assert names >= BESIDE_CODE
+    left = re.compile(
+        r"(^|/)(\.venv|__pycache__|results|runs|dist|\.[a-z]+_cache)(/|$)|\.(pyc|npz|h5|png|ckpt)$"
+    )
     assert [name for name in names if left.search(name)] == []
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.progress import counted
 
 Domain = Literal["amplitude", "intensity"]
 
@@ -258,11 +259,17 @@ def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) 
     return values.astype(np.float32, copy=False)
 
 
-def blocks(patterns: Patterns, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first row, rows as an array) over the whole stack in pieces of about `block_bytes`."""
+def blocks(
+    patterns: Patterns, block_bytes: int = _BLOCK_BYTES, *, what: str = "reading"
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first row, rows as an array) over the whole stack in pieces of about `block_bytes`.
+
+    what: is done with them, for the user who watches.
+    """
     frame_bytes = max(1, int(np.prod(patterns.shape[1:])) * patterns.dtype.itemsize)
     step = max(1, block_bytes // frame_bytes)
-    for start in range(0, patterns.shape[0], step):
+    starts = range(0, patterns.shape[0], step)
+    for start in counted(starts, what, patterns.shape[0], unit="patterns", size=lambda _: step):
         yield start, patterns[start : start + step]
 
 
