@@ -25,6 +25,7 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
+from ptycho_exec.interrupts import EXIT_CODE, Interrupted, interrupted, interruptible
 from ptycho_exec.machine.ranks import detect_launcher, is_rank_zero
 from ptycho_exec.progress import show
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
@@ -312,13 +313,19 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
         try:
             args = parser.parse(argv)
             first = is_rank_zero()
-            with nullcontext() if first else redirect_stdout(io.StringIO()), show(first and not _quiet(args)):
+            with (
+                interruptible(),
+                nullcontext() if first else redirect_stdout(io.StringIO()),
+                show(first and not _quiet(args)),
+            ):
                 code = handler(args)
         except UserError as error:
             if "--debug" in argv:
                 raise
             code = error.exit_code
             _report(error, parser.prog, argv)
+        except Interrupted as stop:
+            code = _report_interrupted(parser.prog, stop)
         except SystemExit:  # after `--help`
             sys.stdout.flush()
             raise
@@ -337,9 +344,21 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
         _drop_output()
         return code or 1
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return _report_interrupted(parser.prog, Interrupted())
+    except Exception:
+        if not interrupted() or "--debug" in argv:  # what else an interrupted library made of it
+            raise
+        return _report_interrupted(parser.prog, Interrupted())
     return code
+
+
+def _report_interrupted(program: str, stop: Interrupted) -> int:
+    """Say in one line what an interrupted command leaves, and return its exit code."""
+    if is_rank_zero():
+        with suppress(OSError):
+            sys.stdout.flush()
+            print(f"{program}: {stop}", file=sys.stderr)
+    return EXIT_CODE
 
 
 def _quiet(args: argparse.Namespace) -> bool:

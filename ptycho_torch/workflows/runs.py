@@ -26,6 +26,7 @@ from ptycho_exec.record import (
     read_manifest,
     recorded,
     reserved_dir,
+    undone_if_interrupted,
     write_manifest,
     write_settings_toml,
 )
@@ -329,6 +330,15 @@ def infer(
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
+    with undone_if_interrupted(payload.output_dir):
+        return _infer(payload, say, inference)
+
+
+def _infer(
+    payload: InferencePayload,
+    say: Say,
+    inference: components.Inference | Callable[[], components.Inference] | None,
+) -> Run[InferenceResult]:
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
         if inference is None:
