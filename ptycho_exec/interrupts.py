@@ -66,13 +66,3 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
-def keeping(words: str) -> Iterator[None]:
-    """Say what is kept where the work inside is interrupted and says nothing itself."""
-    try:
-        yield
-    except Interrupted as stop:
-        stop.kept = stop.kept or words
-        raise

@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -511,6 +512,8 @@ def demo(args: argparse.Namespace) -> int:
         print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
         code = main(step)
         if code:
+            with suppress(OSError):
+                folder.rmdir()  # where the first step left nothing
             return code
     print(f"\nlook at {image} and {folder / 'infer' / 'report.html'}")
     return 0
