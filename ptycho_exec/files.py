@@ -29,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         for left_by_a_kill in target.parent.glob(f".{target.name}.*.part"):
             left_by_a_kill.unlink(missing_ok=True)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except OSError as error:

@@ -26,6 +26,7 @@ from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import HIDDEN, as_data, decode_text, field_specs, source_specs
 from ptycho_exec.files import write_atomically
 from ptycho_exec.interrupts import Interrupted
+from ptycho_exec.machine.children import lives
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan, announce, asked
@@ -212,10 +213,7 @@ def _runs_here(folder: Path) -> bool:
     known = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     if known.get("status") != "running" or known.get("host") != socket.gethostname():
         return False
-    with suppress(OSError):
-        os.kill(int(known["process"]), 0)
-        return int(known["process"]) != os.getpid()
-    return False
+    return int(known["process"]) != os.getpid() and lives(int(known["process"]))
 
 
 # --- manifest -----------------------------------------------------------------------------------------------

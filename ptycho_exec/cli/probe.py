@@ -127,7 +127,7 @@ def _unfinished(doing: str, ended: Ended, limit_s: float) -> Finding:
     if ended.code is None:
         what = f"it did not end within {limit_s:g} s and was stopped"
         fix = "look for what waits: a launcher, other nodes, loader workers; try devices=1 and num_workers=0"
-    elif ended.code == -signal.SIGKILL:
+    elif ended.code == -9:
         what, fix = "the process was killed", "most often memory ran out: try a smaller batch_size"
     elif ended.code < 0:
         what = f"the process died by {signal.Signals(-ended.code).name}"

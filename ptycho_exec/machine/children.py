@@ -79,18 +79,40 @@ def run_limited(
                 now, last = time.monotonic(), now
                 tick(now - last)
         finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _end(child)
             child.wait()
         output.seek(0)
         text = output.read().decode("utf-8", "replace")
     return Ended(None if stopped else child.returncode, text, stopped)
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    else:
+        with suppress(OSError):
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True, check=False)
+        child.kill()
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process of this machine lives."""
+    if os.name != "nt":
+        with suppress(OSError):
+            os.kill(pid, 0)
+            return True
+        return False
+    # There, signal 0 would be a Ctrl-C.
+    done = subprocess.run(["tasklist", "/FI", f"PID eq {pid}", "/NH"], capture_output=True, check=False)
+    return str(pid).encode() in done.stdout.split()
+
+
 def resident_mib(pid: int) -> float:
     """Return the resident memory of a process now; 0 where the system does not report it."""
     try:
-        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("utf-8"))
     except OSError:
         return 0.0
     return int(match[1]) / 2**10 if match else 0.0

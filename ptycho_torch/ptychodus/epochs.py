@@ -51,13 +51,13 @@ class EpochRecord(Callback):
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"epoch": trainer.current_epoch, "metrics": metrics}) + "\n")
 
 
 def replay(path: Path, callbacks: Iterable[Callback]) -> None:
     """Call the hooks of an epoch's end as if the training had happened here, epoch by epoch."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
     receivers = list(callbacks)
     for line in lines:
         row = json.loads(line)

@@ -275,7 +275,7 @@ def _run(request: Mapping[str, Any], tuning: Tuning, timeout_s: float) -> dict[s
     """Start a trial and return its result, or `error`: what went wrong."""
     with tempfile.TemporaryDirectory(prefix="ptycho_tune_") as name:
         file = Path(name) / "request.json"
-        file.write_text(json.dumps(request))
+        file.write_text(json.dumps(request), "utf-8")
         argv = [sys.executable, "-m", "ptycho_torch.tools.tune_run", str(file)]
         ended = run_limited(argv, limit_s=timeout_s, memory_mib=tuning.memory_mib, tick=tuning.tick)
     results = [line.removeprefix(MARK) for line in ended.output.splitlines() if line.startswith(MARK)]
