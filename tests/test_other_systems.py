@@ -48,13 +48,20 @@ LACKING = {
 LEFT = {"os.statvfs", "os.uname", "os.getuid", "os.geteuid", "select.poll"}
 """Not taken away here: the standard library of this system needs it."""
 WITHOUT = f"""
-import multiprocessing, os, runpy, select, signal, sys, time
+import builtins, multiprocessing, os, select, signal, sys, time
 import h5py, lightning.pytorch, matplotlib.pyplot, rich.progress, scipy, skimage, torch.utils.data
 for module, names in {LACKING!r}.items():
     for name in names:
         if f"{{module}}.{{name}}" not in {LEFT!r} and hasattr(sys.modules[module], name):
             delattr(sys.modules[module], name)
-sys.modules |= dict.fromkeys({MODULES!r})
+imported = builtins.__import__
+
+def import_as_there(name, globals=None, *more, **named):
+    if name in {MODULES!r} and (globals or {{}}).get("__name__", "").startswith("ptycho_"):
+        raise ModuleNotFoundError(name)
+    return imported(name, globals, *more, **named)
+
+builtins.__import__ = import_as_there
 multiprocessing.set_start_method("spawn")
 """
 IMPORT_ALL = """
@@ -95,8 +102,7 @@ def run(code: str, place: Path) -> None:
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore",
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
+        "PYTHONUTF8": "1",
     }
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, cwd=place, env=environ, capture_output=True, encoding="utf-8", timeout=400)
