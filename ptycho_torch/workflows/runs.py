@@ -43,7 +43,7 @@ from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.html_report import write_report
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
+from ptycho_torch.network.checkpoint import MODEL_NAME, read_checkpoint, save_model
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
@@ -299,7 +299,7 @@ def find_checkpoint(place: str | Path) -> Path:
     """Return the checkpoint to continue from: the file itself, or the last one of a run directory.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is damaged, or holds more than tensors and plain data.
     """
     given = Path(place)
     file = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
@@ -310,6 +310,7 @@ def find_checkpoint(place: str | Path) -> Path:
             expected="a run directory whose training wrote checkpoints/last.ckpt, or a checkpoint",
             fix="start anew without --resume",
         )
+    read_checkpoint(file)
     return file
 
 
