@@ -45,8 +45,16 @@ LACKING = {
     "time": ("tzset",),
 }
 """What Windows has not; some of it macOS has not either."""
-LEFT = {"os.statvfs", "os.uname", "os.getuid", "os.geteuid", "select.poll"}
-"""Not taken away here: the standard library of this system needs it."""
+LEFT = {
+    "os.statvfs",
+    "os.uname",
+    "os.getuid",
+    "os.geteuid",
+    "select.poll",
+    "signal.SIGCHLD",
+    "signal.SIGKILL",
+}
+"""Not taken away here: on this system the standard library or torch needs it."""
 WITHOUT = f"""
 import builtins, multiprocessing, os, select, signal, sys, time
 import h5py, lightning.pytorch, matplotlib.pyplot, rich.progress, scipy, skimage, torch.utils.data
