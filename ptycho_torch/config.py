@@ -115,8 +115,8 @@ class Preprocessing(_Science):
     """Turn that raster by this angle, from the x axis towards the y axis."""
     dark_file: _File = None
     """Dark frame that is subtracted: FILE or FILE:NAME, (ky, kx), or several, which are averaged."""
-    pedestal: Annotated[float, Ge(0)] = 0.0
-    """Number that is subtracted from every value after the dark frame."""
+    pedestal: float = 0.0
+    """Number that is subtracted from every value after the dark frame; negative where dim pixels are."""
     gain: Annotated[float, Gt(0)] = 1.0
     """Detector units per count; every value is divided by it."""
     clip_negative: bool = False

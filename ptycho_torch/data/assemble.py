@@ -18,7 +18,7 @@ from ptycho_exec.errors import DataError, Finding
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
-from ptycho_torch.data.dropping import rows_kept
+from ptycho_torch.data.dropping import read_drop, rows_kept
 from ptycho_torch.data.judge import (
     far_from_others,
     far_positions,
@@ -84,7 +84,12 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     Raises:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
-    positions = checks.check_positions(raw.positions_px, raw.where("positions"))
+    drops_broken = config.drop is not None and "broken" in read_drop(config.drop)[0]
+    positions = checks.check_positions(
+        raw.positions_px, raw.where("positions"), some_missing=drops_broken
+    ).copy()
+    unplaced = np.asarray(~np.isfinite(positions).all(axis=1))
+    positions[unplaced] = positions[~unplaced][0]  # they are left out below
     if config.pixel_size_m is not None:
         raw = replace(raw, geometry={**raw.geometry, "pixel_size_m": config.pixel_size_m})
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
@@ -118,7 +123,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     )
     left_out: list[Finding] = []
     if config.drop is not None:
-        kept, gone = rows_kept(config.drop, positions, stored, good, domain, where)
+        kept, gone = rows_kept(config.drop, positions, stored, good, domain, where, unplaced)
         raw, positions, stored = _only(raw, kept), positions[kept], select_rows(stored, kept)
         rows = checks.sample_rows(len(positions))
         sample = _masked(stored[rows], good)

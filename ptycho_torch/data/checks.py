@@ -52,8 +52,15 @@ def check_stack(shape: tuple[int, ...], dtype: np.dtype[Any], count: int, where:
         )
 
 
-def check_positions(positions: NDArray[Any], where: str) -> NDArray[np.float64]:
+def check_positions(
+    positions: NDArray[Any], where: str, *, some_missing: bool = False
+) -> NDArray[np.float64]:
     """Return (M, 2) float64 positions.
+
+    Args:
+        positions: (M, 2).
+        where: they are, for messages.
+        some_missing: whether some may be NaN or infinite.
 
     Raises:
         DataError: no positions, NaN or infinity, or every position the same.
@@ -63,12 +70,15 @@ def check_positions(positions: NDArray[Any], where: str) -> NDArray[np.float64]:
     if len(values) == 0:
         raise DataError("the scan has no positions", where=where, expected="one or more", fix=_EXPORT_FIX)
     finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
+    if not (finite.all() or (some_missing and finite.any())):
+        few = finite.any()
         raise DataError(
             f"{(~finite).sum()} positions are NaN or infinite, first at index {int(np.argmin(finite))}",
-            where=where, expected="finite numbers", fix="remove these patterns and their positions",
+            where=where, expected="finite numbers",
+            fix="--drop broken leaves them and their patterns out" if few else _EXPORT_FIX,
+            options={"drop": "broken"} if few else None,
         )  # fmt: skip
-    if len(values) > 1 and np.ptp(values, axis=0).max() == 0:
+    if len(values) > 1 and np.ptp(values[finite], axis=0).max() == 0:
         raise DataError(
             f"all {len(values)} positions are the same", where=where,
             expected="a scan with overlapping, different positions", fix=_EXPORT_FIX,
@@ -179,8 +189,13 @@ FEW_PIXELS = 0.05
 """Part of the detector that may be masked because of single values."""
 
 
-def _mend(all_negative: bool, frames: float, pixels: int, good: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+def _mend(
+    all_negative: bool, level: float, frames: float, pixels: int, good: int, dtype: np.dtype[Any]
+) -> dict[str, Any]:
     """Return fix and options for values that are no counts."""
+    if level < 0:
+        fix = f"the dim pixels lie at {level:g}; --pedestal {level:g} --clip-negative true brings them to 0"
+        return {"fix": fix, "options": {"pedestal": level, "clip_negative": True}}
     half = dtype == np.float16
     few = f"--mask-suspects true masks their {pixels} pixels"
     if all_negative:
@@ -194,6 +209,17 @@ def _mend(all_negative: bool, frames: float, pixels: int, good: int, dtype: np.d
         fix = f"--drop broken leaves out these {frames:.0%} of the patterns"
         return {"fix": fix, "options": {"drop": "broken"}}
     return {"fix": "export the patterns as float32" if half else _EXPORT_FIX}
+
+
+def negative_level(block: NDArray[Any], good: NDArray[np.bool_]) -> float:
+    """Return the level of the dim pixels where it is negative by far more than they differ, else 0.
+
+    block: (B, h, w), finite.
+    """
+    pixels = np.sort(np.median(block[:, good], axis=0).astype(np.float64))
+    dim = pixels[: max(1, len(pixels) // 5)]
+    level = float(np.median(dim))
+    return float(f"{level:.4g}") if level < -3 * float(np.ptp(dim)) and level < 0 else 0.0
 
 
 def is_wrong(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -237,7 +263,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
         DataError: NaN, infinite, negative or absurdly large values at good pixels, or nothing but zeros.
     """
     sums, mean, maximum, saturated = np.zeros(patterns.shape[0]), np.zeros(patterns.shape[1:]), 0.0, 0
-    wrong, first_wrong, all_negative = 0, "", True
+    wrong, first_wrong, all_negative, level = 0, "", True, 0.0
     wrong_frames, wrong_pixels_ = 0, np.zeros(good.shape, bool)
     whole = patterns.dtype.kind in "iu"
     limit = np.iinfo(patterns.dtype).max if whole else None
@@ -257,6 +283,8 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             wrong_pixels_ |= where_wrong.any(axis=0)
             all_negative &= bool(np.isfinite(values).all()) and top <= _LARGEST
             row, y, x = (int(i) for i in places[0])
+            if not first_wrong and all_negative:
+                level = negative_level(values, good)
             first_wrong = first_wrong or f"pattern {start + row}, pixel [{y}, {x}] is {values[row, y, x]}"
         if not wrong:
             maximum = max(maximum, top)
@@ -272,6 +300,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             expected="counts, or their square roots, at good pixels",
             **_mend(
                 all_negative,
+                level if all_negative else 0.0,
                 wrong_frames / len(sums),
                 int(wrong_pixels_.sum()),
                 int(good.sum()),

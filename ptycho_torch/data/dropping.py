@@ -23,17 +23,19 @@ def rows_kept(
     good: NDArray[np.bool_],
     domain: Domain,
     where: str,
+    unplaced: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Return the rows that stay, and how many go for each reason.
 
     Args:
         text: the setting `drop`: "far" from all others, "dark" (below 5 % of the usual intensity), "broken"
-            (with values that are no counts), and indices.
+            (with values that are no counts, or without a position), and indices.
         positions_px: (M, 2).
         patterns: (M, h, w) as stored.
         good: (h, w) pixels that are not masked.
         domain: of the stored values.
         where: the patterns are, for messages.
+        unplaced: (M,) those whose position is not a number.
 
     Raises:
         DataError: an index that there is not, or nothing left.
@@ -53,7 +55,7 @@ def rows_kept(
     if "dark" in words or "broken" in words:
         sums, mean, wrong = checks.frame_figures(patterns, good)
         if "broken" in words:
-            gone["broken"] = wrong > 0
+            gone["broken"] = wrong > 0 if unplaced is None else (wrong > 0) | unplaced
         if "dark" in words:
             beneath = background_of(mean) * good.sum() if domain == "intensity" else 0.0
             gone["dark"] = np.isin(np.arange(count), dark_patterns(sums - beneath)) & (wrong == 0)

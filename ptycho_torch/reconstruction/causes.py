@@ -93,7 +93,12 @@ class Cause:
 
     def line(self) -> str:
         """One line for the user."""
-        return f"{self.name}: {self.evidence}; try {' or '.join(map(as_flags, self.options))}"
+        flags = " or ".join(map(as_flags, self.options))
+        return f"{self.name}: {self.evidence}; {f'try {flags}' if flags else 'what remedies it is in use'}"
+
+    def beyond(self, used: Mapping[str, Any]) -> Cause:
+        """Return the cause without the remedies of which all values are those of the fields in use."""
+        return replace(self, options=tuple(r for r in self.options if not r.items() <= used.items()))
 
 
 _NO_FIGURE = "no figure points to a cause, and this is a frequent one"

@@ -119,7 +119,8 @@ def estimate_probe(
 ) -> ProbeEstimate:
     """Find the probe of a scan from its patterns and positions.
 
-    modes: P of the result; starts are compared with one mode, further ones join for the last refinement.
+    modes: P of the result at least; starts have one mode, a guess its own, and further ones join for the last
+        refinement.
     epochs: of that last refinement.
     patterns: so many in the middle of the scan are used.
     jobs: starts that are refined at the same time, one thread each; the result does not depend on it.
@@ -142,7 +143,7 @@ def estimate_probe(
         part.fitted,
         best.object,
         epochs,
-        probe=best.probe[:modes],
+        probe=best.probe,
         options=RefineOptions(refine_probe=True, probe_modes=modes),
         placement="probe",
         seed=seed,

@@ -8,6 +8,7 @@ without them the verdict is that it cannot be judged.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -115,6 +116,11 @@ class Verdict:
     def lines(self) -> list[str]:
         """Return the line, and one for each likely cause."""
         return [self.line(), *(f"  likely cause - {cause.line()}" for cause in self.causes)]
+
+    def beyond(self, used: Mapping[str, Any]) -> Verdict:
+        """Return the verdict without the remedies that are in use; causes with others come first."""
+        causes = [cause.beyond(used) for cause in self.causes]
+        return replace(self, causes=tuple(sorted(causes, key=lambda cause: not cause.options)))
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -269,7 +275,8 @@ def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
     """Judge where R cannot: do patterns that took no part tell the object from the mean pattern?"""
     hidden = "R cannot judge, since the mean pattern leaves little more than noise"
     if verdict.better is None or verdict.held_out < ENOUGH_HELD_OUT:
-        return replace(verdict, reason=f"{hidden}, and too few patterns were held out")
+        few = "too few" if verdict.held_out else "no"
+        return replace(verdict, reason=f"{hidden}, and {few} patterns were held out")
     if verdict.better <= -CLEARLY:
         reason = f"{hidden}; patterns held out are explained worse than by the mean pattern"
         return replace(verdict, status="poor", by="held-out patterns", reason=reason)

@@ -73,6 +73,7 @@ SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
 HELD_OUT_FROM = 64
 """Patterns from which on a refinement holds some out, to judge its object by."""
+HOLDS_OUT = "a refinement holds some out, try --refine 5"
 HELD_OUT, MOST_HELD_OUT, ENOUGH_HELD_OUT = 1 / 32, 1 / 16, 24
 """Part that is held out, and the most, so that there are enough of them."""
 
@@ -447,12 +448,19 @@ def _judge(
     inference: Inference, obj: NDArray[np.complex64], probe: Any, refined: RefineResult | None
 ) -> Verdict:
     """Judge an object, by patterns that took no part where it was refined."""
-    scan = inference.scan
+    scan, science = inference.scan, inference.science
+    found = {row["field"]: row["value"] for row in scan.report.get("decisions", ())}
+    if "orient" in found:  # whatever was found, looking again finds the same
+        found["orient"] = "auto"
+    used = {**science.data.model_dump(), **science.inference.model_dump(), **found}
     if refined is None:
-        return judge_object(scan, obj, probe)
+        verdict = judge_object(scan, obj, probe)
+        if verdict.status == "cannot-judge" and verdict.patterns >= HELD_OUT_FROM:
+            verdict = replace(verdict, reason=f"{verdict.reason}; {HOLDS_OUT}")
+        return verdict.beyond(used)
     moved, decision = refined.positions_px, refined.probe_decision
-    asked = inference.science.inference.refine_probe
-    return judge_object(
+    asked = science.inference.refine_probe
+    verdict = judge_object(
         scan if moved is None else replace(scan, positions_px=moved),
         obj,
         probe,
@@ -460,6 +468,7 @@ def _judge(
         background=refined.background,
         probe_refined=asked is True or (decision is not None and decision.refined),
     )
+    return verdict.beyond(used)
 
 
 def held_out_part(patterns: int) -> float:

@@ -147,7 +147,7 @@ class Slurm:
 
     def ended(self, job: str) -> bool:
         """Return whether a job has ended, and was not requeued."""
-        running = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED")
+        running = ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING", "REQUEUED")
         return self.shown(job)["JobState"] not in running
 
     def _names(self) -> list[str]:

@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "rank"),
     [
         pytest.param(DDP, 0, marks=THOROUGH, id="ddp, first"),
-        pytest.param(DDP, 1, id="ddp, second"),
+        pytest.param(DDP, 1, marks=THOROUGH, id="ddp, second"),
         pytest.param(TORCH, 0, id="torchrun, first"),
         pytest.param(TORCH, 1, marks=THOROUGH, id="torchrun, second"),
     ],

@@ -66,7 +66,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
     checks.check_equal_lengths({"patterns": count, "indexes": len(indexes)}, str(archive.path))
     lengths = {"position indexes": len(product.indexes), "positions": len(product.positions_m)}
     checks.check_equal_lengths(lengths, str(product.path))
-    positions_m = checks.check_positions(product.positions_m, f"{product.path}, positions")
+    positions_m = checks.check_positions(product.positions_m, f"{product.path}, positions", some_missing=True)
     rows, matched, warnings = match_indexes(indexes, product.indexes, positions_m, where)
     shape = (1, 1) if product.object_guess is None else product.object_guess.shape[-2:]
     pixels = to_pixels(matched, product.pixel_size_m, product.center_m, (int(shape[0]), int(shape[1])))

@@ -245,9 +245,14 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "to"),
-    [("ddp", "parent"), ("ddp", "rank 1"), ("ddp_spawn", "parent"), ("ddp_fork", "parent"),
-     ("ddp_fork", "rank 1")],
-)  # fmt: skip
+    [
+        ("ddp", "parent"),
+        ("ddp", "rank 1"),
+        ("ddp_fork", "parent"),
+        pytest.param("ddp_spawn", "parent", marks=pytest.mark.thorough),
+        pytest.param("ddp_fork", "rank 1", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
     strategy: str, to: str, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.checks import scan_patterns
+from ptycho_torch.data.checks import negative_level, scan_patterns
 
 GOOD = np.ones((4, 4), bool)
 
@@ -22,3 +22,13 @@ def test_half_precision_is_checked_without_overflow() -> None:
         patterns[1, 2, 3] = bad
         with pytest.raises(DataError, match=rf"pattern 1, pixel \[2, 3\] is {text}"):
             scan_patterns(patterns, GOOD, "here")
+
+
+@pytest.mark.parametrize(("pedestal", "noise"), [(-50, 0.0), (-50, 3.0), (-0.5, 0.01)])
+def test_a_negative_pedestal_is_told_from_noise(pedestal: float, noise: float) -> None:
+    rng = np.random.default_rng(0)
+    good = np.ones((16, 16), bool)
+    block = pedestal + noise * rng.normal(size=(20, 16, 16))
+    block[:, 6:10, 6:10] += 1e4
+    assert negative_level(block, good) == pytest.approx(pedestal, rel=0.1)
+    assert negative_level(block - pedestal, good) == 0

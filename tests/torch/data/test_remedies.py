@@ -93,6 +93,10 @@ ERRORS: dict[str, dict[str, Any]] = {
     "a pixel without a number now and then": changed(some(np.nan, 3, frames=slice(0, 9)), "float32"),
     "infinite in half precision": changed(some(np.inf, 3, frames=slice(0, 9)), "float16"),
     "negative": {"patterns": COUNTS.astype(np.int32) - 2, "domain": "intensity"},
+    "below zero by a pedestal": {"patterns": COUNTS.astype(np.int32) - 200, "domain": "intensity"},
+    "positions without a number": {
+        "positions_px": np.where(np.arange(64)[:, None] % 20, SCAN.positions_px, np.nan)
+    },
     "whole patterns without a number": changed(lambda patterns: patterns[3:8].fill(np.nan), "float32"),
     "not square": {"patterns": COUNTS[:, :, 4:-4], "probe": None},
     "a probe of more pixels": {"probe": np.ones((48, 48), np.complex64)},

@@ -100,6 +100,15 @@ def test_a_cause_has_the_values_that_reading_found(scan: ScanData) -> None:
     assert cause.line() == "units: probes lie close; try --positions-unit nm"
 
 
+def test_remedies_in_use_are_not_advised() -> None:
+    orientation, probe = UNKNOWN
+    verdict = Verdict("poor", "misfit", "", causes=(orientation, probe))
+    left = verdict.beyond({"orient": "auto", "refine_probe": True, "probe": "file"})
+    assert [cause.name for cause in left.causes] == ["probe", "orientation"]
+    assert left.causes[0].line().endswith("try --probe estimate")
+    assert left.causes[1].line().endswith("what remedies it is in use")
+
+
 @pytest.mark.parametrize("along", [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)])
 def test_positions_on_a_line_are_judged(scan: ScanData, along: tuple[float, float]) -> None:
     place = np.linspace(0, 20, len(scan))[:, None] * np.array(along)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.judge import neighbor_distance
@@ -21,6 +22,7 @@ from ptycho_torch.reconstruction.probe_estimate import (
     estimate_probe,
     mean_amplitude,
 )
+from ptycho_torch.reconstruction.probe_gauge import with_modes
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.simulate import make_probe, simulate_scan
 
@@ -98,6 +100,12 @@ def test_a_good_guess_wins(scan: ScanData) -> None:
     found = estimate_probe(scan, patterns=40, epochs=1, guess=make_probe(32, 1e5, curvature_rad=4.0)[0])
     assert found.chosen == "the given probe"
     assert found.certain
+
+
+def test_a_guess_keeps_its_modes(scan: ScanData) -> None:
+    guess = with_modes(torch.from_numpy(make_probe(32, 1e5, curvature_rad=4.0)), 2).numpy()
+    found = estimate_probe(scan, patterns=40, epochs=1, guess=guess)
+    assert (found.chosen, len(found.probe)) == ("the given probe", 2)
 
 
 def test_bad_pixels_take_no_part(scan: ScanData) -> None:
