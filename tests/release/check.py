@@ -32,9 +32,8 @@ def main() -> int:
         place.install("--constraint", CONSTRAINTS, wheel)
         pip = [sys.executable, "-m", "pip", "--python", place.python]
         print(run([*pip, "check"]).strip())
-        print(
-            f"install size: {size_mib(place.packages):.0f} MiB, {size_mib(place.packages / 'torch'):.0f} of it torch"
-        )
+        whole, torch = size_mib(place.packages), size_mib(place.packages / "torch")
+        print(f"install size: {whole:.0f} MiB, {torch:.0f} of it torch")
         for extra in extras_of(wheel):
             wanted = f"{wheel}[{extra}]"
             run([*pip, "install", "--dry-run", "--quiet", "--constraint", CONSTRAINTS, wanted], limit_s=1800)
