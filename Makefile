@@ -5,10 +5,11 @@ STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 DEMO := demo_run
 LOWEST := .venv-lowest
+RELEASE := .venv-release
 # More words for pytest: folders, or a selection.
 ONLY ?=
 
-.PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench clean
+.PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench dist release-check clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -74,6 +75,22 @@ docs-doctest: $(DEV)   ## run the examples of the Python reference
 bench: $(STAMP)  ## run the benchmarks, in under ten minutes; each prints its table and writes benchmarks/results/
 	$(BIN)/python benchmarks/suite.py
 
+$(RELEASE)/.installed: constraints-release.txt
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/python -m pip install --quiet --constraint constraints-release.txt \
+		twine check-wheel-contents cffconvert
+	@touch $@
+
+dist: $(DEV) $(RELEASE)/.installed   ## build sdist and wheel in dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/check-wheel-contents --toplevel ptycho_exec,ptycho_torch dist/*.whl
+	$(RELEASE)/bin/cffconvert --validate
+
+release-check: dist   ## install the wheel with all that it needs into new environments, and work with it there
+	$(BIN)/python -m tests.release.check
+
 clean:           ## remove the environment, caches and demo results
-	rm -rf .venv $(LOWEST) $(DEMO) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LOWEST) $(RELEASE) dist $(DEMO) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

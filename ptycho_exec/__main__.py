@@ -1,7 +1,19 @@
-"""`python -m ptycho_exec` is `ptycho-exec`."""
+"""`ptycho-exec`, and `python -m ptycho_exec`."""
 
 import sys
 
-from ptycho_exec.cli.commands import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the program; also while it is being imported, Ctrl-C ends it in order."""
+    try:
+        from ptycho_exec.cli.commands import main as command
+    except KeyboardInterrupt:
+        from ptycho_exec.interrupts import EXIT_CODE, Interrupted
+
+        print(f"ptycho-exec: {Interrupted()}", file=sys.stderr)
+        return EXIT_CODE
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

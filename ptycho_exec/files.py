@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptycho_exec.errors import UserError
+from ptycho_exec.progress import steps
+
+_BLOCK_BYTES = 2**20
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         for left_by_a_kill in target.parent.glob(f".{target.name}.*.part"):
             left_by_a_kill.unlink(missing_ok=True)
         yield temporary
-        with temporary.open("rb") as written:
+        with temporary.open("r+b") as written:  # Windows flushes only what may be written
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except OSError as error:
@@ -48,5 +51,16 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string, read one block at a time."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, file = hashlib.sha256(), Path(path)
+    with (
+        file.open("rb") as stream,
+        steps(f"hashing {file.name}", _mib(file.stat().st_size), unit="MiB") as step,
+    ):
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            step(_mib(len(block)))
+    return digest.hexdigest()
+
+
+def _mib(size: int) -> float:
+    return size / 2**20

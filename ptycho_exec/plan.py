@@ -884,11 +884,14 @@ def check_logger(draft: Draft) -> None:
 
 
 def choose_progress_bar(draft: Draft) -> None:
-    """`auto` shows progress where somebody can watch it."""
+    """`auto` shows progress: a bar where somebody can watch it, else a line now and then."""
     if draft["enable_progress_bar"] == "auto":
-        watched = draft.facts.terminal or draft.facts.notebook
-        where = "output is a terminal" if draft.facts.terminal else "a notebook" if watched else "no terminal"
-        draft.decide("enable_progress_bar", watched, f"auto: {where}")
+        barebones = bool(draft["trainer"].get("barebones"))
+        where = "a line now and then, for a log"
+        if draft.facts.terminal or draft.facts.notebook:
+            where = "a bar, on a terminal" if draft.facts.terminal else "a bar, in a notebook"
+        reason = "none in barebones mode" if barebones else where
+        draft.decide("enable_progress_bar", not barebones, f"auto: {reason}")
 
 
 LAUNCH_RULES: tuple[Callable[[Draft], None], ...] = (follow_launcher, match_launcher)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from ptycho_exec.fields.base import converted
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import HIDDEN, as_data, decode_text, field_specs, source_specs
 from ptycho_exec.files import write_atomically
+from ptycho_exec.interrupts import Interrupted
+from ptycho_exec.machine.children import lives
 from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan, announce, asked
@@ -147,6 +150,24 @@ def reserved_dir(path: str | Path, *, begun: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def undone_if_interrupted(path: str | Path) -> Iterator[None]:
+    """Remove what a run left in its new directory, and that directory, when somebody interrupts it."""
+    target = Path(path).expanduser().absolute()
+    created = [folder for folder in (target, *target.parents) if not folder.exists()]
+    new = target in created or (target.is_dir() and holds_nothing(target))
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
+        if new and is_rank_zero():
+            for item in target.iterdir() if target.is_dir() else ():
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+            for folder in created:
+                with suppress(OSError):
+                    folder.rmdir()
+        raise
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run directory for the time of a run; the lock ends with the process, however it ends.
 
@@ -165,7 +186,7 @@ def locked(folder: Path) -> Iterator[None]:
         return
     path = folder / LOCK
     try:
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"cannot write the output directory: {error.strerror}",
@@ -200,10 +221,7 @@ def _runs_here(folder: Path) -> bool:
     known = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
     if known.get("status") != "running" or known.get("host") != socket.gethostname():
         return False
-    with suppress(OSError):
-        os.kill(int(known["process"]), 0)
-        return int(known["process"]) != os.getpid()
-    return False
+    return int(known["process"]) != os.getpid() and lives(int(known["process"]))
 
 
 # --- manifest -----------------------------------------------------------------------------------------------
@@ -391,7 +409,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     """
     target = _manifest_path(path)
     try:
-        manifest = json.loads(target.read_text())
+        manifest = json.loads(target.read_text("utf-8"))
     except OSError as error:
         raise UserError(
             f"cannot read the manifest: {error.strerror}",

@@ -13,15 +13,18 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from ptycho_exec import progress
 from ptycho_exec.cli import commands
 from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     JSON,
+    QUIET,
     Argument,
     Command,
     Parser,
@@ -120,6 +123,8 @@ def configs_of(
             findings += error.findings
     if findings:
         raise SettingsError.from_findings(list(dict.fromkeys(findings)))
+    if built[0].enable_progress_bar is False:
+        progress.hide()
     return built[0], built[1]
 
 
@@ -483,6 +488,8 @@ def rerun(args: argparse.Namespace) -> int:
             fix="leave it out, or start a new run with train or infer",
         )
     settings = settings_from_manifest(args.run, given)
+    if settings.enable_progress_bar is False:
+        progress.hide()
     commands.require_launch(settings)
     import_lightning()
     from ptycho_exec.trainer.together import decided_by_first
@@ -527,6 +534,8 @@ def demo(args: argparse.Namespace) -> int:
         print(f"\n$ ptycho-torch {' '.join(step)}", flush=True)
         code = main(step)
         if code:
+            with suppress(OSError):
+                folder.rmdir()  # where the first step left nothing
             return code
     print(f"\nlook at {image}, {folder / 'refine' / 'report.html'} and {page}")
     return 0
@@ -652,6 +661,7 @@ COMMANDS = (
             argument("--bad-pixels", type=int, default=0, help="detector pixels that read nonsense [0]"),
             argument("--domain", choices=["intensity", "amplitude"], default="intensity"),
             argument("--seed", type=int, default=0, help="seed of object, jitter and noise [0]"),
+            QUIET,
         ],
         usage="--out FILE",
     ),
@@ -661,6 +671,7 @@ COMMANDS = (
         [
             _path("file", "FILE", "NPZ, HDF5 or CXI file"),
             JSON,
+            QUIET,
             _path(
                 "--plot", "FILE", "also write an image of patterns before and after, mask and positions (PNG)"
             ),
@@ -677,6 +688,7 @@ COMMANDS = (
             argument("--to", required=True, metavar="FORMAT", help="format to write; a wrong one lists them"),
             argument("--photon-energy-ev", type=float, help=_WHERE_UNKNOWN),
             argument("--detector-distance-m", type=float, help=_WHERE_UNKNOWN),
+            QUIET,
         ],
         usage="SOURCE TARGET --to FORMAT",
         science=_science(DataConfig),
@@ -736,6 +748,7 @@ COMMANDS = (
             _path("outs", "OUT", "outputs of `ptycho-torch infer`; several are put side by side", nargs="+"),
             _path("--truth", "SCAN", "scan with the true object", required=True),
             _path("--picture", "FILE", "also write an image of truth and all reconstructions (PNG)"),
+            QUIET,
         ],
         usage="OUT [OUT ...] --truth SCAN",
         science=_science(DataConfig),

@@ -18,6 +18,7 @@ import scipy.fft
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.progress import counted
 from ptycho_torch.data.assemble import fit_canvas, scan_from_arrays
 from ptycho_torch.data.detect import bilinear_patch
 from ptycho_torch.data.formats.npz import write_npz
@@ -169,7 +170,8 @@ def diffract(
     spectrum = scipy.fft.fft2(probe)
     frequency = scipy.fft.fftfreq(n)
     out = np.empty((len(start), n, n), dtype=np.float32)
-    for low in range(0, len(start), _CHUNK):
+    starts = range(0, len(start), _CHUNK)
+    for low in counted(starts, "simulating", len(start), unit="patterns", size=lambda _: _CHUNK):
         rows = slice(low, low + _CHUNK)
         rest = (origin[rows] - start[rows])[:, :, None] * frequency
         ramp = np.exp(-2j * np.pi * rest).astype(np.complex64)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptycho_exec import progress
 from ptycho_exec.cli.completion import COMPLETION
 from ptycho_exec.cli.flags import (
     ANNOTATE,
@@ -194,6 +195,8 @@ def check(args: argparse.Namespace) -> int:
     try:
         resolution = resolve_from(args)
         settings = ExecutionSettings.from_resolution(resolution)
+        if settings.enable_progress_bar is False:
+            progress.hide()
         _refuse_conflicts(Request(ExecutionSettings, settings_file=args.settings))
     except SettingsError as error:
         if not plain or args.debug or not is_rank_zero():

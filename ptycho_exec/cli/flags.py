@@ -25,7 +25,9 @@ from ptycho_exec.errors import ANNOTATIONS, Finding, SettingsError, UserError, r
 from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FALSE_WORDS, TRUE_WORDS, FieldSpec, format_value, source_specs
 from ptycho_exec.fields.stages import Stage, without_effect
+from ptycho_exec.interrupts import EXIT_CODE, Interrupted, interrupted, interruptible
 from ptycho_exec.machine.ranks import detect_launcher, is_rank_zero
+from ptycho_exec.progress import show
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, nearest, unknown_name
 from ptycho_exec.version import __version__
 
@@ -191,6 +193,7 @@ def switch(name: str, help_text: str) -> Argument:
 
 
 JSON = switch("--json", "print stable JSON")
+QUIET = switch("--quiet", "show no progress")
 ANNOTATE = argument(
     "--annotations",
     choices=tuple(ANNOTATIONS),
@@ -233,6 +236,13 @@ def add_commands(parser: Parser, commands: Iterable[Command]) -> None:
             command.add_fields(command.add_argument_group("what to run (science)"), row.science)
         if row.settings:
             add_settings_flags(command, stage=row.stage)
+            command.add_argument(
+                "--quiet",
+                dest=f"{_DEST}enable_progress_bar",
+                action="append_const",
+                const="false",
+                help="show no progress, as --enable-progress-bar=false",
+            )
         if row.settings or row.science:
             add_controls(command)
         command.set_defaults(stage=row.stage)
@@ -302,13 +312,20 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
     try:
         try:
             args = parser.parse(argv)
-            with nullcontext() if is_rank_zero() else redirect_stdout(io.StringIO()):
+            first = is_rank_zero()
+            with (
+                interruptible(),
+                nullcontext() if first else redirect_stdout(io.StringIO()),
+                show(first and not _quiet(args)),
+            ):
                 code = handler(args)
         except UserError as error:
             if "--debug" in argv:
                 raise
             code = error.exit_code
             _report(error, parser.prog, argv)
+        except Interrupted as stop:
+            code = _report_interrupted(parser.prog, stop)
         except SystemExit:  # after `--help`
             sys.stdout.flush()
             raise
@@ -327,9 +344,27 @@ def run(parser: Parser, argv: Sequence[str] | None, handler: Callable[[argparse.
         _drop_output()
         return code or 1
     except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 130
+        return _report_interrupted(parser.prog, Interrupted())
+    except Exception:
+        if not interrupted() or "--debug" in argv:  # what else an interrupted library made of it
+            raise
+        return _report_interrupted(parser.prog, Interrupted())
     return code
+
+
+def _report_interrupted(program: str, stop: Interrupted) -> int:
+    """Say in one line what an interrupted command leaves, and return its exit code."""
+    if is_rank_zero():
+        with suppress(OSError):
+            sys.stdout.flush()
+            print(f"{program}: {stop}", file=sys.stderr)
+    return EXIT_CODE
+
+
+def _quiet(args: argparse.Namespace) -> bool:
+    """Return whether a command was asked to show no progress, by its own flag or by that of the settings."""
+    given = getattr(args, _DEST + "enable_progress_bar", None) or ["auto"]
+    return getattr(args, "quiet", False) or given[-1].lower() in FALSE_WORDS
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

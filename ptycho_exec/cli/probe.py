@@ -23,6 +23,7 @@ from typing import Any
 from ptycho_exec.errors import Finding, UserError, redact
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.children import Ended, run_limited
+from ptycho_exec.progress import steps as counting
 from ptycho_exec.settings import ExecutionSettings
 
 GROUP = "ptycho_exec.probe"
@@ -104,7 +105,8 @@ def _run_program(
         environ = {**os.environ, **{variable: str(folder / "cache") for variable in CACHES}}
         environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         argv = [sys.executable, "-m", program, str(folder)]
-        ended = run_limited(argv, limit_s=limit_s, cwd=folder, environ=environ)
+        with counting("trying one batch", unit="s") as tick:
+            ended = run_limited(argv, limit_s=limit_s, cwd=folder, environ=environ, tick=tick)
         if say is not None:
             say(redact(ended.output))
         report: dict[str, Any] = {"doing": "start", "steps": []}
@@ -125,7 +127,7 @@ def _unfinished(doing: str, ended: Ended, limit_s: float) -> Finding:
     if ended.code is None:
         what = f"it did not end within {limit_s:g} s and was stopped"
         fix = "look for what waits: a launcher, other nodes, loader workers; try devices=1 and num_workers=0"
-    elif ended.code == -signal.SIGKILL:
+    elif ended.code == -9:
         what, fix = "the process was killed", "most often memory ran out: try a smaller batch_size"
     elif ended.code < 0:
         what = f"the process died by {signal.Signals(-ended.code).name}"

@@ -67,7 +67,7 @@ CHOICES: dict[str, dict[str, str]] = {
     "num_workers": {"auto": "the CPUs this job may use, less one, at most 8"},
     "pin_memory": {"auto": "on when there is a CUDA GPU", "true": "always asked for", "false": "never"},
     "checkpoint_mode": {"min": "smaller is better", "max": "larger is better"},
-    "enable_progress_bar": {"auto": "on when attached to a terminal", "true": "on", "false": "off"},
+    "enable_progress_bar": {"auto": "on, but in barebones mode", "true": "on", "false": "off"},
     "logger_backend": {
         "csv": "a table of comma-separated values in the run directory",
         "tensorboard": "event files in the run directory; needs the extra tensorboard",

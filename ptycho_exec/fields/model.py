@@ -283,7 +283,7 @@ class ExecutionFields(FrozenModel):
 
     # --- what is shown and recorded
     enable_progress_bar: Annotated[Literal["auto"] | bool, Effect.UI] = "auto"
-    """Show progress with the remaining time; auto does so when attached to a terminal."""
+    """Show progress with the remaining time: a bar on a terminal, a line now and then in a log."""
     logger_backend: Annotated[LoggerWord | None, NoneWord, Effect.IO] = "csv"
     """Where metrics go; none writes none. All but csv need the extra of the same name."""
     log_every_n_steps: Annotated[Positive, Effect.IO] = 10

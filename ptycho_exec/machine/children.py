@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ def run_limited(
     memory_mib: float | None = None,
     cwd: Path | None = None,
     environ: Mapping[str, str] | None = None,
+    tick: Callable[[float], None] = lambda _: None,
 ) -> Ended:
     """Run a program; beyond its limits, or when this process is interrupted, kill it with all it started.
 
@@ -51,8 +52,10 @@ def run_limited(
         limit_s: seconds that it may take.
         memory_mib: resident memory that the program itself may hold; None sets no limit.
         cwd, environ: its working directory and variables; None takes those of this process.
+        tick: is called now and then while it runs, with the seconds since the last call.
     """
-    deadline, stopped = time.monotonic() + limit_s, ""
+    now = time.monotonic()
+    deadline, stopped = now + limit_s, ""
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
             argv,
@@ -73,19 +76,43 @@ def run_limited(
                 else:
                     with suppress(subprocess.TimeoutExpired):
                         child.wait(POLL_S)
+                now, last = time.monotonic(), now
+                tick(now - last)
         finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, signal.SIGKILL)
+            _end(child)
             child.wait()
         output.seek(0)
         text = output.read().decode("utf-8", "replace")
     return Ended(None if stopped else child.returncode, text, stopped)
 
 
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started."""
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    else:
+        with suppress(OSError):
+            subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True, check=False)
+        child.kill()
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process of this machine lives."""
+    if os.name != "nt":
+        with suppress(OSError):
+            os.kill(pid, 0)
+            return True
+        return False
+    # There, signal 0 would be a Ctrl-C.
+    done = subprocess.run(["tasklist", "/FI", f"PID eq {pid}", "/NH"], capture_output=True, check=False)
+    return str(pid).encode() in done.stdout.split()
+
+
 def resident_mib(pid: int) -> float:
     """Return the resident memory of a process now; 0 where the system does not report it."""
     try:
-        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        match = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("utf-8"))
     except OSError:
         return 0.0
     return int(match[1]) / 2**10 if match else 0.0

@@ -77,7 +77,7 @@ class MachineFacts(_Plain):
         compiler: path of a C++ compiler, which `torch.compile` needs on a CPU.
         gpu_note: why the machine shows a GPU that torch cannot use; empty otherwise.
         notebook: an interactive Python, in which Lightning allows other strategies.
-        terminal: whether standard output is a terminal.
+        terminal: whether standard error, where progress is shown, is a terminal.
     """
 
     facts_version: Literal[1] = 1
@@ -111,10 +111,7 @@ class MachineFacts(_Plain):
         """Read this machine. `ask_torch=False` leaves GPUs out and never starts a child process."""
         variables = os.environ if environ is None else environ
         compilers = (variables.get("CXX"), "g++", "clang++", "c++")
-        try:
-            memory_mb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
-        except (AttributeError, ValueError, OSError):
-            memory_mb = None
+        memory_mb = physical_memory_mb()
         return cls(
             hostname=platform.node(),
             platform=f"{platform.system()}-{platform.release()}-{platform.machine()}",
@@ -129,7 +126,7 @@ class MachineFacts(_Plain):
             packages=package_versions(),
             launcher=detect_launcher(variables),
             notebook=hasattr(sys, "ps1"),
-            terminal=sys.stdout is not None and sys.stdout.isatty(),
+            terminal=sys.stderr is not None and sys.stderr.isatty(),
             **(_gpu_facts(variables) if ask_torch else {}),
         )
 
@@ -187,6 +184,14 @@ def cgroup_cpus(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
+def physical_memory_mb() -> int | None:
+    """Return the memory of this machine in MiB; None where the system does not report it."""
+    try:
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def cgroup_memory_mb(root: Path = Path("/")) -> int | None:
     """Return the smallest memory limit from this process's control group upward, in MiB (v1 and v2)."""
     limits = []
@@ -214,7 +219,7 @@ def _cgroup_folders(root: Path, controller: str) -> Iterator[Path]:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except OSError:
         return None
 

@@ -31,6 +31,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read tensors and plain data only, whatever the version of torch does, unless the caller says no."""
+        return torch.load(path, map_location=map_location, weights_only=weights_only is not False)
+
 
 class BestCheckpoints(ModelCheckpoint):
     """Keep the best checkpoints; a run resumed in another directory takes those it has with it.

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, ProgressBar
 
-from ptycho_exec.notebook_bar import NotebookBar
+from ptycho_exec.progress import Meter
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from rich.progress import Progress
 
 
 class Throughput(Callback):
@@ -61,8 +60,7 @@ class TrainingProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._progress: Progress | NotebookBar | None = None
-        self._task: Any = None
+        self._meter: Meter | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -72,7 +70,7 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_progress": None, "_task": None}
+        return {**self.__dict__, "_meter": None}
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
@@ -88,21 +86,19 @@ class TrainingProgress(ProgressBar):
 
     def _start(self, trainer: Trainer, what: str, total: float | None, done: int = 0) -> None:
         if self._enabled and trainer.is_global_zero:
-            self._progress = _bar()
-            self._task = self._progress.add_task(what, total=total, completed=done, metrics="")
-            self._progress.start()
+            self._meter = Meter(what, total, done=done, unit="batches", stays=True)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self._progress is not None and self._task is not None:
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        if self._meter is not None:
             logged = trainer.callback_metrics
             metrics = [f"{name} {float(logged[name]):.4g}" for name in self.METRICS if name in logged]
-            self._progress.update(self._task, advance=1, description=epoch, metrics="  ".join(metrics))
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._meter.step(what=epoch, note="  ".join(metrics))
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         del trainer, pl_module, batch
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=1)
+        if self._meter is not None:
+            self._meter.step()
 
     def on_train_end(self, *_: Any) -> None:
         self._stop()
@@ -114,24 +110,6 @@ class TrainingProgress(ProgressBar):
         self._stop()
 
     def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-
-def _bar() -> Progress | NotebookBar:
-    from rich.console import Console
-
-    if Console().is_jupyter:
-        return NotebookBar()
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        transient=False,
-    )
+        if self._meter is not None:
+            self._meter.close()
+            self._meter = None

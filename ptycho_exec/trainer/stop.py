@@ -1,12 +1,13 @@
 """Leaving a run when a scheduler or a person asks for it, without losing a step.
 
-A signal only leaves word. After each optimizer step all processes look together whether one of them got one,
-so that all leave after the same step; the checkpoint of that step is written first. Before the first step
-there is nothing to save, and a process leaves at once.
+A signal, Ctrl-C among them, only leaves word. After each optimizer step all processes look together whether
+one of them got one, so that all leave after the same step; the checkpoint of that step is written first.
+Before the first step there is nothing to save, and a process leaves at once; so it does at a second Ctrl-C.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,7 +23,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.utils.data import get_worker_info
 
+from ptycho_exec.interrupts import Interrupted, leave
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.trainer.together import RESUME, company
 
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 _NAMES = ("SIGTERM", "SIGUSR2", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))  # Windows has one of them
 """What ends a run; where processes got different ones, the later one here counts."""
+CTRL_C = signal.SIGINT
+EVERY = (CTRL_C, *SIGNALS)
 REQUEUED = SIGNALS[1:]
 """What a scheduler sends ahead of its time limit, as `#SBATCH --signal=USR1@120` asks; ends as requeued."""
 SCONTROL_LIMIT_S = 30
@@ -56,17 +61,30 @@ class Stopped(SystemExit):
         saved: Path | None = None,
         together: bool = False,
         requeues: int = 0,
+        at_once: bool = False,
     ) -> None:
         super().__init__(128 + received)
         self.signal, self.together, self.requeues = received, together, requeues
-        self._step, self._saved = step, saved
+        self._step, self._saved, self._at_once = step, saved, at_once
+
+    @property
+    def when(self) -> str:
+        """After which step, in words that follow a verb."""
+        if self._step is None:
+            return " at once" if self._at_once else "" if self._saved else " before the first step"
+        return f" after step {self._step}" if self._step or self._saved is None else ""
+
+    @property
+    def kept(self) -> str:
+        """What was saved, in words; empty where nothing could have been."""
+        if self._saved is not None:
+            older = ", of an earlier step" if self._at_once else ""
+            return f"the checkpoint is {self._saved}{older}"
+        nothing = "nothing was saved, because this run writes no checkpoints"
+        return "" if self._step is None else nothing
 
     def __str__(self) -> str:
-        when = " before the first step" if self._step is None else f" after step {self._step}"
-        kept = "" if self._step is None else "; nothing was saved, because this run writes no checkpoints"
-        if self._saved is not None:
-            when, kept = when if self._step else "", f"; the checkpoint is {self._saved}"
-        return f"asked to stop by {self.signal.name}{when}{kept}"
+        return "; ".join(filter(None, [f"asked to stop by {self.signal.name}{self.when}", self.kept]))
 
 
 class _Watch:
@@ -76,18 +94,28 @@ class _Watch:
         signalled: by which signal, if by any.
         waits: the training loop runs, and looks for itself.
         trainer: whose processes get it too, where it started them by itself and waits for them.
+        checkpoint: that of the run, once there can be one.
+        as_command: Ctrl-C ends a command, not the caller's program.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, interrupts: bool = False) -> None:
+        self.checkpoint: Path | None = None
+        self.as_command = signal.getsignal(CTRL_C) is leave
+        self._numbers = EVERY if interrupts else SIGNALS
         self.signalled: signal.Signals | None = None
         self.waits = False
         self.trainer: Trainer | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        for number in SIGNALS:
+        for number in self._numbers:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN and not isinstance(getattr(before, "__self__", None), _Watch):
+            ours = number is not CTRL_C or before in (leave, signal.default_int_handler)
+            if (
+                ours
+                and before is not signal.SIG_IGN
+                and not isinstance(getattr(before, "__self__", None), _Watch)
+            ):
                 self._before[number] = signal.signal(number, self.leave_word)
 
     def restore(self) -> None:
@@ -96,27 +124,36 @@ class _Watch:
         self._before = {}
 
     def leave_word(self, number: int, frame: Any) -> None:
+        if number == CTRL_C and get_worker_info() is not None:
+            return  # a terminal sends it to all processes; loaders go on until their training ends
+        again = number == CTRL_C and self.signalled is CTRL_C
         first, self.signalled = self.signalled is None, self.signalled or signal.Signals(number)
         children = [] if self.trainer is None else _spawned(self.trainer)
         for child in children:
             with suppress(OSError):
-                os.kill(child.pid, number)
+                child.kill() if again else os.kill(child.pid, number)
         before = self._before.get(signal.Signals(number))
-        if callable(before):
+        if callable(before) and number != CTRL_C:
             before(number, frame)
+        if again and multiprocessing.parent_process() is None:
+            raise Stopped(CTRL_C, saved=self.saved(), at_once=True)
         if first and not self.waits and not children:
-            raise Stopped(self.signalled)
+            raise Stopped(self.signalled, saved=self.saved())
+
+    def saved(self) -> Path | None:
+        """Return the last checkpoint of the run, if there is one."""
+        return self.checkpoint if self.checkpoint is not None and self.checkpoint.exists() else None
 
 
 _watch: _Watch | None = None
 
 
-def _begin() -> _Watch | None:
+def _begin(*, interrupts: bool = False) -> _Watch | None:
     """Install the handlers; nothing where they are already, or in a thread, which can have none."""
     global _watch
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         return None
-    _watch = _Watch()
+    _watch = _Watch(interrupts)
     _watch.install()
     return _watch
 
@@ -135,8 +172,11 @@ def leaving_in_order(*, requeue: bool = True, again: str = RESUME) -> Iterator[N
     Args:
         requeue: the job's command, started again as it is, continues the run.
         again: how the user continues, a sentence.
+
+    Raises:
+        Stopped: a signal asked for it. Interrupted, KeyboardInterrupt: Ctrl-C did, in a command or elsewhere.
     """
-    watch = _begin()
+    watch = _begin(interrupts=True)
     if watch is None:
         yield
         return
@@ -144,7 +184,12 @@ def leaving_in_order(*, requeue: bool = True, again: str = RESUME) -> Iterator[N
         yield
     except Stopped as stop:
         _leave(stop, requeue, again)
-        raise
+        if stop.signal is not CTRL_C:
+            raise
+        ended = Interrupted(stop.when, "; ".join(filter(None, [stop.kept, again])))
+        if watch.as_command:
+            raise ended from None
+        raise KeyboardInterrupt(str(ended)) from None
     finally:
         _end(watch)
 
@@ -174,7 +219,7 @@ def stoppable(trainer: Any) -> Iterator[None]:
 
 def _signal_of(error: Exception) -> signal.Signals | None:
     """Return the signal of a process that ended in the way of `Stopped`."""
-    codes = {128 + number: number for number in SIGNALS}
+    codes = {128 + number: number for number in EVERY}
     return codes.get(getattr(error, "exit_code", 0))
 
 
@@ -192,10 +237,12 @@ def _leave(stop: Stopped, requeue: bool, again: str) -> None:
             with suppress(Exception):
                 found.store.wait([key], timedelta(seconds=FIRST_LEAVES_S))
         return
-    print(stop, file=sys.stderr)
+    if stop.signal is not CTRL_C:
+        print(stop, file=sys.stderr)
     if stop.signal in REQUEUED and "SLURM_JOB_ID" in os.environ:
         print(requeue_job(os.environ, stop.requeues if requeue else None), file=sys.stderr)
-    print(again, file=sys.stderr)
+    if stop.signal is not CTRL_C:
+        print(again, file=sys.stderr)
     sys.stderr.flush()
     if found is not None:
         with suppress(Exception):
@@ -249,7 +296,8 @@ class StopAtStep(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning's handlers out: they start collectives in the middle of a step."""
         del pl_module, stage
-        self._began_in = None if _begin() is None else os.getpid()
+        child = multiprocessing.parent_process() is not None
+        self._began_in = None if _begin(interrupts=child) is None else os.getpid()
         connector: Any = trainer._signal_connector
         connector.register_signal_handlers = _nothing
         loop: Any = trainer.fit_loop.epoch_loop
@@ -260,7 +308,7 @@ class StopAtStep(Callback):
         if trainer.world_size > 1 and dist.is_initialized() and dist.get_backend() != "gloo":
             self._group = dist.new_group(backend="gloo")  # looking at a flag must not wait for the GPU
         if _watch is not None:
-            _watch.waits = True
+            _watch.waits, _watch.checkpoint = True, self.path
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.stepped(trainer) and (received := self.signalled(trainer)):
@@ -292,12 +340,12 @@ class StopAtStep(Callback):
         loop: Any = trainer.fit_loop
         validates = not epoch_ended and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         received = None if _watch is None else _watch.signalled
-        number = 0 if received is None else 1 + SIGNALS.index(received)
+        number = 0 if received is None else 1 + EVERY.index(received)
         if trainer.world_size > 1 and dist.is_initialized():
             agreed = torch.tensor(number)
             dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self._group)
             number = int(agreed)
-        return SIGNALS[number - 1] if number and not validates else None
+        return EVERY[number - 1] if number and not validates else None
 
     def stop(self, trainer: Trainer, received: signal.Signals) -> None:
         """Leave the run.

@@ -51,7 +51,7 @@ POLL_S = 0.05
 BEAT_S = 0.5
 GRACE_S = 5.0
 """Seconds that processes have to say what ended them, before the others look who is missing."""
-RESUME = "the same command with --resume auto continues from the last checkpoint"
+RESUME = "the same command with --resume auto continues the run"
 
 Identity = Mapping[str, tuple[Any, str]]
 """What one process was given: name -> value, and where it came from."""

@@ -5,7 +5,7 @@ axes -> checks -> domain -> preprocessing -> one pass over the patterns -> patch
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -447,12 +447,11 @@ WORK_BYTES = 40
 
 
 def memory_bytes() -> float:
-    """Return the memory of this machine, or what the control group allows, whichever is less."""
-    from ptycho_exec.machine.facts import cgroup_memory_mb
+    """Return the memory of this machine, or what the control group allows, whichever is less, if known."""
+    from ptycho_exec.machine.facts import cgroup_memory_mb, physical_memory_mb
 
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = cgroup_memory_mb()
-    return float(physical if limit is None else min(physical, limit * 2**20))
+    limits = [limit for limit in (physical_memory_mb(), cgroup_memory_mb()) if limit is not None]
+    return min(limits, default=math.inf) * 2**20
 
 
 def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:

@@ -83,7 +83,7 @@ class EpochNews(Callback):
         if best != self._best:
             copy_once(Path(best), self.folder / MODEL_NAME)
             row["best"], self._best = True, best
-        with (self.folder / EPOCHS_NAME).open("a") as file:
+        with (self.folder / EPOCHS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -46,6 +46,7 @@ CLASSES = (
     ("transpose-flip-y", "transpose-flip-x"),
 )
 """Pairs that differ by negating both axes."""
+SHOWN = "comparing orientations"
 PATTERNS = 64
 DECIDES = 1.1
 """A given probe chooses within a class where the other one leaves so many times its misfit, noise apart."""
@@ -135,7 +136,13 @@ def find_orientation(
         given = given[None] if given.ndim == 2 else given
         starts = [Start(name, part, given) for name, part in parts.items()]
         trials, _ = compare_starts(
-            starts, ((epochs, 8),), keep=_best_of_each_class, seed=seed, jobs=jobs, refine_probe=refine_probe
+            starts,
+            ((epochs, 8),),
+            keep=_best_of_each_class,
+            seed=seed,
+            jobs=jobs,
+            refine_probe=refine_probe,
+            what=SHOWN,
         )
         with_given |= {trial.start.name: trial.loss for trial in trials}
         found = _judged(trials, with_given, yardsticks, held_back)
@@ -146,7 +153,7 @@ def find_orientation(
     if probe is not None:
         starts += [Start(trial.start.name, trial.start.part, given) for trial in trials]
     rounds = ((3, 8), (6, 4), (epochs, 4))
-    trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs)
+    trials, _ = compare_starts(starts, rounds, keep=_best_of_each_class, seed=seed, jobs=jobs, what=SHOWN)
     trials = [replace(trial, start=replace(trial.start, name=_first(trial.start.name))) for trial in trials]
     return _judged(trials, with_given, yardsticks, held_back)
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.progress import counted
 from ptycho_torch.data.judge import neighbor_distance
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.probe_gauge import center_px
@@ -169,7 +170,8 @@ def estimate_probe(
 def mean_amplitude(scan: ScanData) -> NDArray[np.float64]:
     """Return (N, N), the root of the mean intensity; bad pixels take the value of the nearest good one."""
     total = np.zeros((scan.n_pixels, scan.n_pixels))
-    for rows in np.array_split(np.arange(len(scan)), math.ceil(len(scan) / 64)):
+    parts = np.array_split(np.arange(len(scan)), math.ceil(len(scan) / 64))
+    for rows in counted(parts, "reading", len(scan), unit="patterns", size=len):
         total += np.square(scan.amplitude(rows), dtype=np.float64).sum(axis=0)
     if not total.any():
         raise DataError(

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.progress import steps as shown_steps
 from ptycho_torch.reconstruction.engine import Engine, Placement, RefineOptions
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
 from ptycho_torch.reconstruction.probe_gauge import mode_powers, with_modes
@@ -139,10 +140,12 @@ def refine_object(
     with _few_threads(scan.n_pixels, data.device):
         unit = count_unit(scan, options.likelihood)
         engine = Engine(scan, data, start, modes, kind, options, seed, held_out, unit)
-        for done in range(1, steps + 1):
-            engine.epoch(steps)
-            if progress:
-                progress(done, steps, engine.losses[-1])
+        with shown_steps("refining", steps, unit="epochs") as step:
+            for done in range(1, steps + 1):
+                engine.epoch(steps)
+                step(note=f"loss {engine.losses[-1]:.4g}")
+                if progress:
+                    progress(done, steps, engine.losses[-1])
     decision, correction, background = engine.decision, engine.correction, engine.background
     if decision is not None and decision.refined:
         notices = (*notices, decision.line())

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, UserError
+from ptycho_exec.progress import steps
 from ptycho_torch.data.assemble import fit_canvas
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.physics import forward as physics
@@ -147,12 +149,14 @@ def compare_starts(
     jobs: int = 1,
     refine_probe: bool = True,
     say: Say | None = None,
+    what: str = "comparing probes",
 ) -> tuple[list[Trial], list[Trial]]:
     """Refine all starts for a few epochs, go on with the best, and so on.
 
     Returns the trials of the last round, and those that were left behind, both best first.
     rounds: epochs and the number that goes on, of each round. keep: takes trials, best first, and that
-    number, and returns those that go on. Raises DataError when all diverge.
+    number, and returns those that go on. what: is shown to the user who watches. Raises DataError when all
+    diverge.
     """
     options = replace(TRIAL, refine_probe=refine_probe)
     remaining, spent = list(starts), [0.0] * len(starts)
@@ -162,11 +166,18 @@ def compare_starts(
     try:
         if jobs > 1:
             torch.set_num_threads(1)
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool, steps(what, unit="epochs") as step:
+            done = 0
             for number, (epochs, count) in enumerate(rounds):
                 began = time.perf_counter()
                 refined = partial(_refined, epochs=epochs, options=options, seed=seed)
-                trials = sorted(pool.map(refined, remaining, spent), key=lambda trial: trial.loss)
+                done += len(remaining) * epochs
+                total = done + sum(most * more for (_, most), (more, _) in pairwise(rounds[number:]))
+                trials = []
+                for trial in pool.map(refined, remaining, spent):
+                    trials.append(trial)
+                    step(epochs, total=total)
+                trials.sort(key=lambda trial: trial.loss)
                 if math.isinf(trials[0].loss):
                     raise DataError(
                         "refinement diverges from every probe that was tried",

@@ -25,6 +25,7 @@ from ptycho_exec.fields.spec import field_specs, format_value
 from ptycho_exec.files import write_atomically
 from ptycho_exec.machine.children import run_limited
 from ptycho_exec.machine.facts import MachineFacts
+from ptycho_exec.progress import steps
 from ptycho_exec.record import values_of
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
@@ -160,6 +161,7 @@ class Tuning:
     choices: list[Choice] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     longest_s: float = 0.0
+    tick: Callable[[float], None] = lambda _: None
 
     def left_s(self) -> float:
         return self.budget_s - (time.monotonic() - self.began)
@@ -172,6 +174,11 @@ class Tuning:
 
 def tune(tuning: Tuning) -> list[Choice]:
     """Try every knob that may be tried, and return where each of them ended, with its reason."""
+    with steps("tuning", tuning.budget_s, unit="s") as tuning.tick:
+        return _tune(tuning)
+
+
+def _tune(tuning: Tuning) -> list[Choice]:
     best: dict[str, Any] = {}
     for knob in KNOBS:
         origin, reason = tuning.settings.origins[knob.name], ""
@@ -268,9 +275,9 @@ def _run(request: Mapping[str, Any], tuning: Tuning, timeout_s: float) -> dict[s
     """Start a trial and return its result, or `error`: what went wrong."""
     with tempfile.TemporaryDirectory(prefix="ptycho_tune_") as name:
         file = Path(name) / "request.json"
-        file.write_text(json.dumps(request))
+        file.write_text(json.dumps(request), "utf-8")
         argv = [sys.executable, "-m", "ptycho_torch.tools.tune_run", str(file)]
-        ended = run_limited(argv, limit_s=timeout_s, memory_mib=tuning.memory_mib)
+        ended = run_limited(argv, limit_s=timeout_s, memory_mib=tuning.memory_mib, tick=tuning.tick)
     results = [line.removeprefix(MARK) for line in ended.output.splitlines() if line.startswith(MARK)]
     if results and not ended.stopped:
         result: dict[str, Any] = json.loads(results[-1])

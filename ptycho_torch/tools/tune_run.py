@@ -7,7 +7,6 @@ stitches some patterns of the scan. The answer is a line of JSON after `MARK`.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -57,11 +56,15 @@ def without_searches(scan: Any, science: Any) -> tuple[Any, Any]:
 
 
 def peak_mib() -> float:
-    """Return the largest resident memory of this process so far, and of its loader processes, in MiB."""
+    """Return the largest resident memory of this process and of its loaders, in MiB; 0 where unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows does not report it
+        return 0.0
     unit = 2**20 if sys.platform == "darwin" else 2**10
     loaders, status = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / unit, Path("/proc/self/status")
     # The usage that resource reports would count the memory of the process that started this one.
-    lines = status.read_text().splitlines() if status.is_file() else ()
+    lines = status.read_text("utf-8").splitlines() if status.is_file() else ()
     own = next((float(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM")), None)
     return loaders + (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if own is None else own)
 
@@ -78,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ptycho_torch.quick_start import import_lightning
 
     (name,) = sys.argv[1:] if argv is None else argv
-    request = json.loads(Path(name).read_text())
+    request = json.loads(Path(name).read_text("utf-8"))
     import_lightning()
     from ptycho_exec.errors import UserError
     from ptycho_exec.settings import ExecutionSettings

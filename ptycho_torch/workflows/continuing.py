@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -131,7 +132,7 @@ def progress_of(folder: Path) -> dict[str, int]:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         epochs = found["loops"]["fit_loop"]["epoch_progress"]["total"]["processed"]
         return {"epochs": int(epochs), "steps": int(found["global_step"])}
-    except (OSError, RuntimeError, KeyError, ValueError):
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, UnpicklingError):
         return {}
 
 

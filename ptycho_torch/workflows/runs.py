@@ -19,11 +19,13 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_exec.errors import DataError, redact
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.ranks import is_rank_zero
+from ptycho_exec.progress import counted
 from ptycho_exec.record import (
     locked,
     manifest_parts,
     recorded,
     reserved_dir,
+    undone_if_interrupted,
     write_manifest,
     write_settings_toml,
 )
@@ -39,7 +41,7 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, TrainingPayload
-from ptycho_torch.network.checkpoint import MODEL_NAME, save_model
+from ptycho_torch.network.checkpoint import MODEL_NAME, read_checkpoint, save_model
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
@@ -315,7 +317,7 @@ def find_checkpoint(place: str | Path) -> Path:
     """Return the checkpoint to continue from: the file itself, or the last one of a run directory.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is damaged, or holds more than tensors and plain data.
     """
     given = Path(place)
     file = given / "checkpoints" / "last.ckpt" if given.is_dir() else given
@@ -326,6 +328,7 @@ def find_checkpoint(place: str | Path) -> Path:
             expected="a run directory whose training wrote checkpoints/last.ckpt, or a checkpoint",
             fix="start anew without --resume",
         )
+    read_checkpoint(file)
     return file
 
 
@@ -346,6 +349,15 @@ def infer(
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
+    with undone_if_interrupted(payload.output_dir):
+        return _infer(payload, say, inference)
+
+
+def _infer(
+    payload: InferencePayload,
+    say: Say,
+    inference: components.Inference | Callable[[], components.Inference] | None,
+) -> Run[InferenceResult]:
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
         if inference is None:
@@ -475,9 +487,9 @@ def compare(
             fix="name a scan with a known object",
         )
     results, written = {}, []
-    for label, arrays in zip(
-        labels_of(folders), [read_reconstruction(folder) for folder in folders], strict=True
-    ):
+    found = [read_reconstruction(folder) for folder in folders]
+    labeled = zip(labels_of(folders), found, strict=True)
+    for label, arrays in counted(labeled, "comparing with the truth", len(folders)):
         results[label] = evaluate(
             arrays["object"],
             scan.object_guess,

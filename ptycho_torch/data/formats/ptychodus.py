@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
+from ptycho_exec.record import undone_if_interrupted
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
@@ -261,9 +262,10 @@ def write_ptychodus(scan: ScanData, directory: Path, *, suffix: str = ".h5") -> 
     Raises:
         DataError: geometry is unknown, or the directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    write_product(scan, directory / f"product{suffix}")
-    write_diffraction(scan, directory / f"diffraction{suffix}")
+    with undone_if_interrupted(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_product(scan, directory / f"product{suffix}")
+        write_diffraction(scan, directory / f"diffraction{suffix}")
     return directory
 
 

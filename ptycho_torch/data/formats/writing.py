@@ -45,7 +45,7 @@ class StackOut:
 
     def blocks(self) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield (first row, block) over the whole stack."""
-        for start, raw in blocks(self.scan.patterns):
+        for start, raw in blocks(self.scan.patterns, what="writing"):
             if self.domain == self.scan.domain:
                 block = np.array(raw) if self.zero_bad else raw
                 if self.zero_bad:

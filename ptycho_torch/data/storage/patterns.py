@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.progress import counted
 
 Domain = Literal["amplitude", "intensity"]
 
@@ -63,7 +67,8 @@ class FilePatterns:
         self.path, self.offset, self.dtype = Path(path), offset, np.dtype(dtype)
         self._file_shape, self._rows, self._keep = shape, rows, keep
         self._row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
-        self._descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)  # the one here, the other on Windows
+        self._descriptor = os.open(self.path, os.O_RDONLY | flags)
         weakref.finalize(self, os.close, self._descriptor)
         stat = os.fstat(self._descriptor)
         self._identity = (stat.st_size, stat.st_mtime_ns)
@@ -127,7 +132,7 @@ class FilePatterns:
             place = buffer[begin * self._row_bytes : end * self._row_bytes]
             at = self.offset + int(rows[begin]) * self._row_bytes
             while place.nbytes:
-                count = os.preadv(self._descriptor, [place], at)
+                count = _read_at(self._descriptor, place, at)
                 if count == 0:
                     raise self._changed()
                 place, at = place[count:], at + count
@@ -152,6 +157,20 @@ class FilePatterns:
     def __reduce__(self) -> tuple[Any, ...]:
         args = (self.path, self.offset, self._file_shape, self.dtype, self._rows, None, self._identity)
         return (FilePatterns, args)
+
+
+_seek_and_read = threading.Lock()
+
+
+def _read_at(descriptor: int, place: memoryview, at: int) -> int:
+    """Read bytes of a file from an offset into a buffer; return how many, 0 at its end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [place], at)
+    with _seek_and_read:  # Windows: its threads share the position, its processes have their own descriptors
+        os.lseek(descriptor, at, os.SEEK_SET)
+        data = os.read(descriptor, place.nbytes)
+    place[: len(data)] = data
+    return len(data)
 
 
 class ComputedPatterns:
@@ -258,11 +277,17 @@ def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) 
     return values.astype(np.float32, copy=False)
 
 
-def blocks(patterns: Patterns, block_bytes: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield (first row, rows as an array) over the whole stack in pieces of about `block_bytes`."""
+def blocks(
+    patterns: Patterns, block_bytes: int = _BLOCK_BYTES, *, what: str = "reading"
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield (first row, rows as an array) over the whole stack in pieces of about `block_bytes`.
+
+    what: is done with them, for the user who watches.
+    """
     frame_bytes = max(1, int(np.prod(patterns.shape[1:])) * patterns.dtype.itemsize)
     step = max(1, block_bytes // frame_bytes)
-    for start in range(0, patterns.shape[0], step):
+    starts = range(0, patterns.shape[0], step)
+    for start in counted(starts, what, patterns.shape[0], unit="patterns", size=lambda _: step):
         yield start, patterns[start : start + step]
 
 
@@ -271,8 +296,7 @@ class ScratchFile:
 
     def __init__(self, nbytes: int, source: Path) -> None:
         directory = Path(tempfile.gettempdir())
-        stat = os.statvfs(directory)
-        free = stat.f_bavail * stat.f_frsize
+        free = shutil.disk_usage(directory).free
         if nbytes + _FREE_RESERVE_BYTES > free:
             raise DataError(
                 f"the patterns unpack to {nbytes / 2**30:.2f} GiB and only {free / 2**30:.2f} GiB are free",
@@ -288,4 +312,5 @@ class ScratchFile:
 
 def _remove(path: Path, owner: int) -> None:
     if os.getpid() == owner:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows keeps a file that is still open
+            path.unlink(missing_ok=True)

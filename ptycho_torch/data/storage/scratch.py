@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ptycho_exec.progress import counted
 from ptycho_torch.data.storage.patterns import FilePatterns, ScratchFile
 
 BLOCK_BYTES = 8 * 2**20
@@ -66,7 +67,7 @@ def unpack(
     target = (shape[axis], *(rest[::-1] if swap else rest))
     scratch = ScratchFile(math.prod(shape) * dtype.itemsize, source)
     os.truncate(scratch.path, math.prod(shape) * dtype.itemsize)
-    for start, slab in slabs:
+    for start, slab in counted(slabs, "unpacking", shape[0], unit="rows", size=lambda item: len(item[1])):
         # Opened anew for each slab: dirty pages of a long-lived map would count as resident memory.
         out = np.memmap(scratch.path, dtype=dtype, mode="r+", shape=target)
         place = np.moveaxis(_reversed_rest(out) if swap else out, 0, axis)

@@ -86,7 +86,7 @@ NAMED: dict[str, tuple[str, str, str]] = {
     "JSON: last comma": ("a.json", '{"seed": 1,}', "not valid JSON"),
     "JSON: comment": ("a.json", '// hi\n{"seed": 1}', "not valid JSON"),
     "JSON: no table": ("a.json", "3", "holds no settings"),
-    "JSON: nested too deeply": ("a.json", '{"a":' * DEEP + "1" + "}" * DEEP, "nested too deeply"),
+    "JSON: nested too deeply": ("a.json", '{"a":' * 40 * DEEP + "1" + "}" * 40 * DEEP, "nested too deeply"),
     "JSON: 5000 digits": ("a.json", f'{{"seed": {NINES}}}', "not valid JSON: Exceeds the limit"),
     "INI": ("a.ini", "[x]\nseed=1\n", "seed is ignored in [x]"),
 }

@@ -45,7 +45,14 @@ def test_callbacks_of_a_run_that_writes(tmp_path: Path) -> None:
 
 def test_callbacks_of_a_run_that_writes_nothing() -> None:
     found = build_callbacks(plan_of(early_stop_patience=None), has_logger=False)
-    assert kinds(found) == ["Together", "ReadBack", "Continuity", "Throughput", "StopAtStep"]
+    assert kinds(found) == [
+        "Together",
+        "ReadBack",
+        "Continuity",
+        "Throughput",
+        "TrainingProgress",
+        "StopAtStep",
+    ]
 
 
 @pytest.mark.parametrize(

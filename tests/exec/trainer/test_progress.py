@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ptycho_exec.trainer import progress
+from ptycho_exec import progress
 from ptycho_exec.trainer.progress import Throughput, batch_length
 from tests.exec.trainer.scripted_runs import (
     TRAIN,
@@ -46,19 +46,33 @@ def test_progress_shows_epoch_metrics_and_remaining_time(monkeypatch: pytest.Mon
     screen = io.StringIO()
     make = progress._bar
 
-    def bar() -> Progress:
-        found = make()
+    def bar(stays: bool) -> Progress:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        found = make(stays)
+        assert found is not None
         found.live.console = Console(file=screen, force_terminal=True, width=100)
         return found
 
     monkeypatch.setattr(progress, "_bar", bar)
+    monkeypatch.setattr(progress, "DELAY_S", 0.0)
     fit(settings(enable_progress_bar=True), None, epochs=2)
     shown = screen.getvalue()
     for words in ("epoch 2/2", "16/16", "train_loss", "val_loss", "remaining", "0:00:00"):
         assert words in shown
 
 
-def test_no_progress_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_gets_lines_with_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DELAY_S", "LINE_S", "LINE_PART"):
+        monkeypatch.setattr(progress, name, 0.0)
+    fit(settings(enable_progress_bar="auto"), None, epochs=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("epoch 2/2: 12 of 16 batches (75%), train_loss ") for line in lines)
+    assert lines[-1].endswith("0:00:00 left")
+
+
+def test_a_log_of_a_short_training_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
     fit(settings(enable_progress_bar="auto"), None, epochs=1)
     captured = capsys.readouterr()
     assert captured.out == ""
