@@ -95,6 +95,8 @@ def redact(value: Any) -> Any:
 
 def _under_a_name(name: Any, value: Any) -> Any:
     """Hide a text whose name in a mapping says that it is a credential, and what looks like one."""
+    if name == "commit" and isinstance(value, str) and re.fullmatch(r"[0-9a-f]{40}", value):
+        return value  # of a repository: which code ran
     hidden, line = redact(value), f"{name}={value}"
     return "***" if isinstance(value, str) and hidden == value and redact(line) != line else hidden
 

@@ -192,7 +192,7 @@ def ptychodus_settings(args: argparse.Namespace) -> int:
     if args.out.exists():
         raise UserError(f"{args.out} exists already", expected="a new file", fix="name another one by --out")
     with atomic_path(args.out) as temporary:
-        temporary.write_text(settings_ini())
+        temporary.write_text(settings_ini(), encoding="utf-8")
     print(f"wrote {args.out}: open it by `ptychodus -s {shlex.quote(str(args.out))}`")
     return 0
 

@@ -321,3 +321,9 @@ def test_credentials_in_any_part_of_a_finding_are_hidden_and_bytes_become_escape
     assert finding.render().count("https://***@host/") == 5
     assert "s3cr3t" not in f"{finding!r}{finding.to_json()}"
     assert Finding("PTYCHO_EXEC_SEED = \udcff").what == "PTYCHO_EXEC_SEED = \\udcff"
+
+
+def test_the_commit_of_a_record_stays_and_a_key_does_not() -> None:
+    hexadecimal = "0123456789abcdef0123456789abcdef01234567"
+    shown = redact({"git": {"commit": hexadecimal, "branch": "main"}, "note": hexadecimal})
+    assert shown == {"git": {"commit": hexadecimal, "branch": "main"}, "note": "***"}

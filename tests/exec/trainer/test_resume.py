@@ -159,7 +159,7 @@ def test_a_checkpoint_is_written_when_its_time_has_come(
 ) -> None:
     clock = iter(range(0, 10**6, 25))
     monkeypatch.setattr("ptycho_exec.trainer.resume.time.monotonic", lambda: next(clock))
-    wanted = settings(checkpoint_every="00:00:01:00")
+    wanted = settings(checkpoint_every="00:00:01:00", enable_progress_bar=False)  # which has a clock, too
     with pytest.raises(InterruptedError):
         fit(wanted, tmp_path, stop_at=7)
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6

@@ -102,7 +102,7 @@ def test_ptychodus_is_told(scan_file: Path, caplog: pytest.LogCaptureFixture) ->
         _log(f"warning: {DARK}")
         _log("effective batch: 4")
     assert [(row.levelname, row.message) for row in caplog.records] == [
-        ("WARNING", f"warning: {DARK}"),
+        ("WARNING", DARK),
         ("INFO", "effective batch: 4"),
     ]
 
