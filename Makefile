@@ -8,6 +8,7 @@ LOWEST := .venv-lowest
 RELEASE := .venv-release
 # More words for pytest: folders, or a selection.
 ONLY ?=
+WORKERS ?= auto
 
 .PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench dist release-check clean
 
@@ -30,7 +31,7 @@ test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on 
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ONLY)
 
 test-all: $(DEV)   ## run all tests; ONLY="-m 'not thorough'" leaves out what CI does
-	$(BIN)/python -m pytest -n auto $(ONLY)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ONLY)
 
 # The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
 $(LOWEST)/.installed: constraints-lowest.txt $(DEV)

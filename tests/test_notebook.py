@@ -10,6 +10,8 @@ import pytest
 
 CELLS = {
     "scan": "import ptycho_torch as pt\n"
+    "from ptycho_exec import progress\n"
+    "progress.DELAY_S = 0  # so short a training would show no bar\n"
     "scan = pt.simulate_scan(n=16, patterns=36, photons=1e6, seed=0)\nscan",
     "scan figure": "scan.plot()",
     "settings": "settings = pt.ScienceConfig(model=pt.ModelConfig(n_filters=4, depth=1), "

@@ -20,7 +20,11 @@ BESIDE_CODE = {
     "ptycho_exec/py.typed",
     "ptycho_torch/py.typed",
     *(f"ptycho_exec/profiles/{path.name}" for path in (ROOT / "ptycho_exec/profiles").glob("*.toml")),
-    *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("ptycho_torch/**/*.jinja")),
+    *(
+        path.relative_to(ROOT).as_posix()
+        for kind in ("jinja", "css", "js")
+        for path in ROOT.glob(f"ptycho_torch/**/*.{kind}")
+    ),
 }
 
 

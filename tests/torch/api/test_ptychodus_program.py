@@ -73,6 +73,7 @@ def score(scan: ScanData, obj: NDArray[np.complex64]) -> Evaluation:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_train_and_reconstruct_without_a_window(tmp_path: Path) -> None:
     scan = simulate_scan(n=32, patterns=100, photons=1e6, seed=5)
     data, out, result = (tmp_path / name for name in ("data", "out", "result"))
