@@ -357,7 +357,7 @@ class InferenceConfig(_Science):
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
-    """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts where there are any."""
+    """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts at low dose."""
     refine_probe: Literal["auto"] | bool = "auto"
     """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
     probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1

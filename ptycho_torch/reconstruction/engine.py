@@ -11,8 +11,9 @@ illumination that each object pixel got:
     Psi = F(P O),  dpsi = F*((A / |Psi| - 1) Psi),  dO = sum P* dpsi / ((1 - a) sum |P|^2 + a max sum |P|^2)
 
 Where patterns are counts k = A^2, the factor is (k / |Psi|^2 - 1) / 2: half the gradient of their likelihood
-(Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012)). Both agree for many counts. For few, the mean
-of a root is below the root of the mean, and amplitudes lead to an object that is wrong.
+(Thibault and Guizar-Sicairos, New J. Phys. 14, 063004 (2012)). Both agree for many counts, and where measured
+patterns hold more than the model knows, amplitudes bear it better. For few counts, the mean of a root is
+below the root of the mean, and amplitudes lead to an object that is wrong.
 
 What changes once per epoch, where it is asked for: the probe's gauge, the positions, the background.
 """
@@ -62,8 +63,8 @@ PART_PER_STEP = 0.28
 less, momentum carries pixels on that no pattern of the next steps corrects."""
 SETTLE, SETTLE_LOW = 0.4, 0.7
 """Last part of a run in which steps shrink; and the same at low dose."""
-LOW_DOSE, DOSE_PATTERNS = 1000, 32
-"""Photons per pixel of the canvas below which the dose is low, and patterns that show it."""
+LOW_DOSE, DOSE_PATTERNS = 500.0, 32
+"""Photons per pixel of the object below which the dose is low, and patterns that show it."""
 CURVATURE_EPOCHS = 4
 """The curvature of the loss in the positions, which only scales their steps, is taken anew after so many."""
 
@@ -85,7 +86,7 @@ class RefineOptions:
     takes more of it where few photons fell on a pixel of the object."""
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
     """What the steps follow: counts with their Poisson noise, or amplitudes with noise that is the same
-    everywhere; auto: counts where the patterns hold them."""
+    everywhere; auto: counts where the patterns hold them and the dose is low."""
     refine_probe: bool | Literal["auto"] = False
     """Refine the probe together with the object; auto: where the given one explains the patterns poorly."""
     probe_delay: int = 1
@@ -399,11 +400,17 @@ def settle_part(scan: ScanData, unit: float | None) -> float:
 
     unit: intensity of one count; None where it is not known.
     """
-    if unit is None:
-        return SETTLE
+    return SETTLE if unit is None or photons_per_pixel(scan, unit) > LOW_DOSE else SETTLE_LOW
+
+
+def photons_per_pixel(scan: ScanData, unit: float) -> float:
+    """Return how many photons fell on a pixel of the object, where the scan is.
+
+    unit: intensity of one count.
+    """
     rows = np.linspace(0, len(scan) - 1, num=min(len(scan), DOSE_PATTERNS)).astype(int)
     photons = np.square(scan.amplitude(rows), dtype=np.float64).sum() / (len(rows) * unit) * len(scan)
-    return SETTLE_LOW if photons < LOW_DOSE * math.prod(scan.canvas_shape) else SETTLE
+    return float(photons / np.prod(np.ptp(scan.positions_px, axis=0) + scan.n_pixels))
 
 
 def settling(epoch: int, of: int, part: float) -> float:

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.progress import steps as shown_steps
-from ptycho_torch.reconstruction.engine import Engine, Placement, RefineOptions
+from ptycho_torch.reconstruction.engine import (
+    LOW_DOSE,
+    Engine,
+    Placement,
+    RefineOptions,
+    photons_per_pixel,
+)
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
 from ptycho_torch.reconstruction.probe_gauge import mode_powers, with_modes
 from ptycho_torch.reconstruction.waves import Amplitudes
@@ -178,8 +184,9 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
         return None
     measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
     noise = noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
-    if noise.source == "counts":
-        return noise.gain
+    if noise.source == "counts" and noise.gain is not None:
+        low = likelihood == "counts" or photons_per_pixel(scan, noise.gain) < LOW_DOSE
+        return noise.gain if low else None
     if likelihood == "counts":
         raise DataError(
             "the likelihood of counts is asked for, and the patterns hold none",

@@ -189,24 +189,28 @@ def test_at_low_dose_the_likelihood_of_counts_is_right_and_amplitudes_are_not(ph
     assert (counts.unit, amplitude.unit) == (1.0, None)
     ratio = score(noisy, counts.object).nrmse / score(noisy, amplitude.object).nrmse
     assert ratio < (0.85 if photons < 1e5 else 1.05)
-    np.testing.assert_array_equal(refine_object(noisy, "flat", 20).object, counts.object)
+    found = refine_object(noisy, "flat", 20)
+    np.testing.assert_array_equal(found.object, (counts if photons < 1e5 else amplitude).object)
 
 
 def test_detector_units_and_amplitudes() -> None:
     """The unit of a count is found, so that units change nothing; what holds no counts has no unit."""
-    noisy = simulate_scan(n=32, patterns=100, photons=1e5, seed=1)
+    noisy = simulate_scan(n=32, patterns=100, photons=1e4, seed=1)
     assert noisy.probe is not None
     few = refine_object(noisy, "flat", 3)
     units = replace(
         noisy,
         patterns=np.asarray(noisy.patterns).astype(np.uint32) * 16,
         probe=4 * noisy.probe,
-        report={**noisy.report, "count_quantum": 16.0},
+        report={**noisy.report, "count_quantum": 16.0, "units_per_count": 16.0},
     )
     np.testing.assert_allclose(refine_object(units, "flat", 3).object, few.object, atol=1e-5)
     roots = np.sqrt(np.asarray(noisy.patterns, np.float32))
     smooth = replace(
-        noisy, patterns=roots, domain="amplitude", report={**noisy.report, "count_quantum": None}
+        noisy,
+        patterns=roots,
+        domain="amplitude",
+        report={**noisy.report, "count_quantum": None, "units_per_count": None},
     )
     assert refine_object(smooth, "flat", 1).unit is None
     with pytest.raises(DataError, match="the patterns hold none"):
