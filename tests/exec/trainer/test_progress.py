@@ -41,7 +41,6 @@ def test_batch_length(batch: Any, length: int) -> None:
     assert batch_length(batch) == length
 
 
-@pytest.mark.acts("enable_progress_bar", "what is printed during training and inference")
 def test_progress_shows_epoch_metrics_and_remaining_time(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     make = progress._bar
@@ -70,6 +69,16 @@ def test_a_log_gets_lines_with_the_time_left(
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("epoch 2/2: 12 of 16 batches (75%), train_loss ") for line in lines)
     assert lines[-1].endswith("0:00:00 left")
+
+
+@pytest.mark.acts("enable_progress_bar", "that nothing is printed during training")
+def test_nothing_is_shown_when_nothing_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("DELAY_S", "LINE_S", "LINE_PART"):
+        monkeypatch.setattr(progress, name, 0.0)
+    fit(settings(enable_progress_bar=False), None, epochs=2)
+    assert "batches" not in capsys.readouterr().err
 
 
 def test_a_log_of_a_short_training_gets_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,7 @@ def test_train_and_reconstruct_without_a_window(tmp_path: Path) -> None:
     assert np.abs(found.alignment.shift_px).max() < 0.1
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_failed_training_is_a_failed_program_that_says_why(tmp_path: Path) -> None:
     scan = simulate_scan(n=16, patterns=25, photons=1e5, seed=5)

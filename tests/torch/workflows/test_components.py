@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ def test_bounds_choose_what_is_learned_from_and_inference_still_covers_all(scan:
     assert some["n_patches"] == 7
 
 
-@pytest.mark.acts("enable_progress_bar", "what is printed during training and inference")
+@pytest.mark.acts("enable_progress_bar", "that nothing is printed when nothing is wanted")
 def test_the_progress_of_training_and_inference_is_shown_when_asked(
     scan: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +220,9 @@ def test_the_progress_of_training_and_inference_is_shown_when_asked(
     shown = capsys.readouterr().err
     assert "reconstructing: " in shown
     assert " left" in shown
+    _train_with_lightning(scan, None, science(epochs=2), settings(enable_progress_bar=False, batch_size=12))
+    run_inference_with_lightning(trained, scan, None, settings(enable_progress_bar=False))
+    assert not re.search("epoch|reconstructing", capsys.readouterr().err)
 
 
 def test_refinement_improves_the_network_s_object_and_needs_no_network_from_flat(scan: Any) -> None:

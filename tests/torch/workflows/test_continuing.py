@@ -182,6 +182,7 @@ def test_a_killed_command_goes_on_when_it_is_typed_again(scan_file: Path, tmp_pa
     assert [row["status"] for row in read_manifest(out)["attempts"]] == ["died", "completed"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_under_torchrun_the_first_process_looks_for_all(scan_file: Path, tmp_path: Path) -> None:
     """The second command finds the run complete, the third one another job; both processes end alike."""
