@@ -2,17 +2,12 @@
 
 import sys
 
+from ptycho_exec.interrupts import run_program
+
 
 def main() -> int:
-    """Run the program; also while it is being imported, Ctrl-C ends it in order."""
-    try:
-        from ptycho_exec.cli.commands import main as command
-    except KeyboardInterrupt:
-        from ptycho_exec.interrupts import EXIT_CODE, Interrupted
-
-        print(f"ptycho-exec: {Interrupted()}", file=sys.stderr)
-        return EXIT_CODE
-    return command()
+    """Run the program."""
+    return run_program("ptycho-exec", "ptycho_exec.cli.commands")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ their way; `Interrupted` passes through them.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 EXIT_CODE = 130
@@ -66,3 +68,13 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def run_program(name: str, module: str) -> int:
+    """Run the `main` of a program's module; while that is imported, too, Ctrl-C ends it in order."""
+    try:
+        main = import_module(module).main
+    except KeyboardInterrupt:
+        print(f"{name}: {Interrupted()}", file=sys.stderr)
+        return EXIT_CODE
+    return int(main())

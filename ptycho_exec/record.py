@@ -401,6 +401,12 @@ def plain(value: Any) -> Any:
     return redact(str(value))
 
 
+_A_RUN: dict[str, Any] = {
+    "expected": "a directory that a run wrote, with manifest.json in it",
+    "fix": "name the directory that the run was given (--out of a command)",
+}
+
+
 def read_manifest(path: str | Path) -> dict[str, Any]:
     """Read a manifest, given its path or its run directory.
 
@@ -414,12 +420,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"cannot read the manifest: {error.strerror}",
             where=str(target),
-            expected="a run directory that ptycho-torch wrote",
+            **_A_RUN,
         ) from None
     except ValueError as error:
-        raise UserError(f"the manifest is not JSON: {error}", where=str(target)) from None
+        raise UserError(f"the manifest is not JSON: {error}", where=str(target), **_A_RUN) from None
     if not isinstance(manifest, dict) or "manifest_version" not in manifest:
-        raise UserError("this JSON file is not a manifest", where=str(target))
+        raise UserError("this JSON file is not a manifest", where=str(target), **_A_RUN)
     return manifest
 
 

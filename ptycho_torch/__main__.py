@@ -2,17 +2,12 @@
 
 import sys
 
+from ptycho_exec.interrupts import run_program
+
 
 def main() -> int:
-    """Run the program; also while it is being imported, Ctrl-C ends it in order."""
-    try:
-        from ptycho_torch.cli import main as command
-    except KeyboardInterrupt:
-        from ptycho_exec.interrupts import EXIT_CODE, Interrupted
-
-        print(f"ptycho-torch: {Interrupted()}", file=sys.stderr)
-        return EXIT_CODE
-    return command()
+    """Run the program."""
+    return run_program("ptycho-torch", "ptycho_torch.cli")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     PrivateAttr,
     StringConstraints,
     field_validator,
@@ -105,23 +106,25 @@ class Preprocessing(_Science):
     """Which coordinate comes first in the positions that `map` names."""
     positions_unit: Unit = "auto"
     """Unit of the positions and of scan_step; auto takes what the file states, else object pixels."""
-    pixel_size_m: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    pixel_size_m: Annotated[Annotated[FiniteFloat, Gt(0)] | None, NoneWord] = None
     """Side of an object pixel for the patterns as they are stored; none takes what the file has."""
-    scan_step: Annotated[Annotated[float, Gt(0)] | tuple[float, float] | None, NoneWord] = None
+    scan_step: Annotated[Annotated[FiniteFloat, Gt(0)] | tuple[FiniteFloat, FiniteFloat] | None, NoneWord] = (
+        None
+    )
     """Make the positions of a raster with this step, one number or y,x; none takes the file's positions."""
     scan_shape: Annotated[tuple[Positive, Positive] | None, NoneWord] = None
     """Rows and columns of that raster; none takes them from patterns of shape (ny, nx, ky, kx)."""
-    scan_rotation_deg: float = 0.0
+    scan_rotation_deg: FiniteFloat = 0.0
     """Turn that raster by this angle, from the x axis towards the y axis."""
     dark_file: _File = None
     """Dark frame that is subtracted: FILE or FILE:NAME, (ky, kx), or several, which are averaged."""
-    pedestal: float = 0.0
+    pedestal: FiniteFloat = 0.0
     """Number that is subtracted from every value after the dark frame; negative where dim pixels are."""
-    gain: Annotated[float, Gt(0)] = 1.0
+    gain: Annotated[FiniteFloat, Gt(0)] = 1.0
     """Detector units per count; every value is divided by it."""
     clip_negative: bool = False
     """Set negative values to 0 and report how many there were; false refuses them."""
-    threshold: Annotated[float, Ge(0)] = 0.0
+    threshold: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Set values below this to 0, negative ones included, and report how many; 0 sets none."""
     mask_file: _File = None
     """Mask to use beside the file's own: FILE or FILE:NAME, (ky, kx) as stored, not 0 at bad pixels."""
@@ -133,7 +136,7 @@ class Preprocessing(_Science):
     """Mirror the patterns about their zero frequency: up-down (y), left-right (x) or both; not the probe."""
     transpose_patterns: bool = False
     """Exchange rows and columns of the patterns, after flip_patterns; not of the probe."""
-    center: Literal["none", "auto"] | tuple[float, float] = "none"
+    center: Literal["none", "auto"] | tuple[FiniteFloat, FiniteFloat] = "none"
     """Move the beam to N/2 by whole pixels: from y,x, or from where it is found (auto); none leaves it."""
     crop: Annotated[Positive | None, NoneWord] = None
     """Keep the middle of each pattern, of this side in pixels; the object pixel grows accordingly."""
@@ -143,7 +146,9 @@ class Preprocessing(_Science):
     """Add up squares of so many pixels on a side; the probe's window shrinks, the object pixel stays."""
     orient: Orientation | Literal["auto"] = "none"
     """Exchange y and x of the positions (transpose), then negate coordinates (flip); auto tries them all."""
-    position_affine: Annotated[tuple[float, float, float, float], "of four numbers"] = (1.0, 0.0, 0.0, 1.0)
+    position_affine: Annotated[
+        tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat], "of four numbers"
+    ] = (1.0, 0.0, 0.0, 1.0)
     """Matrix (yy, yx, xy, xx) that multiplies the positions [y, x], after orient."""
     probe: Annotated[str, "of a word or a path"] = "auto"
     """auto: the file's probe, if any; file: it must have one; estimate: from the patterns; else a path.
@@ -158,7 +163,7 @@ class Preprocessing(_Science):
     @classmethod
     def _invertible(cls, matrix: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
         yy, yx, xy, xx = matrix
-        if not all(map(math.isfinite, matrix)) or abs(yy * xx - yx * xy) < 1e-12:
+        if abs(yy * xx - yx * xy) < 1e-12:
             raise ValueError(f"got {matrix}; the matrix of positions must be invertible, as 1,0,0,1 is")
         return matrix
 
@@ -176,7 +181,7 @@ class Preprocessing(_Science):
     @field_validator("center", "scan_step")
     @classmethod
     def _plain_pair(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and not all(math.isfinite(number) and number >= 0 for number in value):
+        if isinstance(value, tuple) and min(value) < 0:
             raise ValueError(f"got {value}; two numbers y,x of at least 0 are expected")
         return value
 
@@ -251,9 +256,9 @@ class DataConfig(Preprocessing):
     """How neighbors are chosen: nearest; within a distance window; spread over the four quadrants."""
     neighbor_count: Annotated[Positive | None, NoneWord] = None
     """K candidates per pattern, of which C - 1 neighbors are drawn; none takes the larger of 6 and C - 1."""
-    min_neighbor_distance_px: Annotated[float, Ge(0)] = 0.0
+    min_neighbor_distance_px: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Lower bound of the distance window in object pixels, for `grouping = "distance"`."""
-    max_neighbor_distance_px: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    max_neighbor_distance_px: Annotated[Annotated[FiniteFloat, Gt(0)] | None, NoneWord] = None
     """Upper bound of the distance window in object pixels, for `grouping = "distance"`; none: no bound."""
     n_groups: Annotated[Positive | None, NoneWord] = None
     """Number of training groups; none makes one per pattern. More than patterns oversamples."""
@@ -333,11 +338,11 @@ class TrainingConfig(_Science):
     """Number of passes over the training groups."""
     loss: Literal["mae", "poisson", "supervised"] = "mae"
     """mae: amplitude error; poisson: negative log likelihood of the counts; supervised: against labels."""
-    tv_weight: Annotated[float, Ge(0)] = 0.0
+    tv_weight: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Weight of the total variation of the predicted patches."""
-    mean_deviation_weight: Annotated[float, Ge(0)] = 0.0
+    mean_deviation_weight: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Weight of the deviation of the predicted amplitude from its mean."""
-    val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.0
+    val_fraction: Annotated[FiniteFloat, Ge(0), Lt(1)] = 0.0
     """Part of the training groups held back for validation when no test scan is given."""
 
 
@@ -364,7 +369,7 @@ class InferenceConfig(_Science):
     """Incoherent modes of the probe, for a partially coherent beam; those not given are refined."""
     refine_positions: bool = False
     """Correct the scan positions together with the object."""
-    position_limit_px: Annotated[Annotated[float, Gt(0)] | None, NoneWord] = None
+    position_limit_px: Annotated[Annotated[FiniteFloat, Gt(0)] | None, NoneWord] = None
     """How far a position may move beside common scale, rotation and shear; none: 1/8 of a pattern's side."""
     refine_background: bool = False
     """Estimate a smooth intensity that lies under every pattern, such as scattered light or dark counts."""

@@ -86,12 +86,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     Raises:
         DataError: for anything missing, damaged, ambiguous or physically impossible.
     """
-    drops_broken = config.drop is not None and "broken" in read_drop(config.drop)[0]
-    positions = checks.check_positions(
-        raw.positions_px, raw.where("positions"), some_missing=drops_broken
-    ).copy()
-    unplaced = np.asarray(~np.isfinite(positions).all(axis=1))
-    positions[unplaced] = positions[~unplaced][0]  # they are left out below
+    positions, unplaced = _positions(raw, config)
     if config.pixel_size_m is not None:
         raw = replace(raw, geometry={**raw.geometry, "pixel_size_m": config.pixel_size_m})
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
@@ -132,7 +127,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         left_out = [_dropped(gone)]
     ready = prepare(stored, good, domain, config, raw.path, where, probe)
     patterns, good = ready.patterns, ready.good
-    statistics = checks.scan_patterns(patterns, good, where)
+    statistics = checks.scan_patterns(patterns, good, where, domain)
     if raw.may_be_near_field and config.propagation == "auto":
         refuse_near_field(patterns, positions / ready.ratio, good, where)
     if patterns is not stored:
@@ -191,6 +186,14 @@ def _only(raw: RawScan, rows: NDArray[np.int64]) -> RawScan:
     read = raw.read_labels
     labels = None if read is None else lambda axis: select_rows(read(axis), rows)
     return replace(raw, scan_index=np.asarray(index[rows], dtype=np.int64), read_labels=labels)
+
+
+def _positions(raw: RawScan, config: DataConfig) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the positions (M, 2), and which are made up: their patterns have none and are left out."""
+    drops_broken = config.drop is not None and "broken" in read_drop(config.drop)[0]
+    found = checks.check_positions(raw.positions_px, raw.where("positions"), some_missing=drops_broken)
+    known = np.asarray(np.isfinite(found).all(axis=1))
+    return np.where(known[:, None], found, found[known][0]), ~known
 
 
 def _dropped(gone: dict[str, int]) -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.storage.patterns import Patterns, blocks
+from ptycho_torch.data.storage.patterns import Domain, Patterns, blocks
 
 SAMPLE_FRAMES = 24
 """So many patterns are looked at where one glance has to do."""
@@ -192,7 +192,7 @@ FEW_PIXELS = 0.05
 def _mend(
     all_negative: bool, level: float, frames: float, pixels: int, good: int, dtype: np.dtype[Any]
 ) -> dict[str, Any]:
-    """Return fix and options for values that are no counts."""
+    """Return fix and options for values that are no counts; `all_negative` is of counts alone."""
     if level < 0:
         fix = f"the dim pixels lie at {level:g}; --pedestal {level:g} --clip-negative true brings them to 0"
         return {"fix": fix, "options": {"pedestal": level, "clip_negative": True}}
@@ -256,7 +256,9 @@ def wrong_pixels(patterns: Patterns, good: NDArray[np.bool_]) -> NDArray[np.bool
     return wrong & good
 
 
-def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> PatternStatistics:
+def scan_patterns(
+    patterns: Patterns, good: NDArray[np.bool_], where: str, domain: Domain = "intensity"
+) -> PatternStatistics:
     """Pass once over the patterns, a block at a time.
 
     Raises:
@@ -294,6 +296,7 @@ def scan_patterns(patterns: Patterns, good: NDArray[np.bool_], where: str) -> Pa
             sums[start : start + len(block)] = values.sum(axis=(1, 2), dtype=wide)
             mean += values.sum(axis=0, dtype=wide)
     if wrong:
+        all_negative &= domain == "intensity"  # nothing is subtracted from amplitudes
         raise DataError(
             f"{wrong} pattern values are negative, NaN, infinite or above 2^64; {first_wrong}",
             where=where,

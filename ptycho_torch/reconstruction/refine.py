@@ -180,13 +180,12 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
     Raises:
         DataError: counts are asked for, and the patterns hold none.
     """
-    if likelihood == "amplitude":
+    if likelihood == "amplitude" or (likelihood == "auto" and not _is_low_dose(scan)):
         return None
     measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
     noise = noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
-    if noise.source == "counts" and noise.gain is not None:
-        low = likelihood == "counts" or photons_per_pixel(scan, noise.gain) < LOW_DOSE
-        return noise.gain if low else None
+    if noise.source == "counts":
+        return noise.gain
     if likelihood == "counts":
         raise DataError(
             "the likelihood of counts is asked for, and the patterns hold none",
@@ -195,6 +194,12 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
             fix="--likelihood amplitude; or --gain VALUE, with the detector units of one photon",
         )
     return None
+
+
+def _is_low_dose(scan: ScanData) -> bool:
+    """Return whether few photons fell on a pixel of the object, if the patterns are counts."""
+    stated = scan.report.get("units_per_count") or scan.report.get("count_quantum") or 1.0
+    return photons_per_pixel(scan, float(stated)) < LOW_DOSE
 
 
 @contextmanager

@@ -175,7 +175,10 @@ class Verdict:
         del plain["fits"]
         return {
             **plain,
-            "causes": [{**asdict(cause), "options": list(map(dict, cause.options))} for cause in self.causes],
+            "causes": [
+                {**asdict(cause), "options": list(map(dict, cause.options)), "line": cause.line()}
+                for cause in self.causes
+            ],
         }
 
 

@@ -452,7 +452,7 @@ def _judge(
     scan, science = inference.scan, inference.science
     found = {row["field"]: row["value"] for row in scan.report.get("decisions", ())}
     if "orient" in found:  # whatever was found, looking again finds the same
-        found["orient"] = "auto"
+        found["orient"] = AUTO
     used = {**science.data.model_dump(), **science.inference.model_dump(), **found}
     if refined is None:
         verdict = judge_object(scan, obj, probe)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import UserError
-from ptycho_exec.fields.spec import as_data, as_flags, field_specs
+from ptycho_exec.fields.spec import as_data, field_specs
 from ptycho_exec.record import read_manifest
 from ptycho_torch.evaluation.registration import alike, shifted
 from ptycho_torch.evaluation.report.charts import Line, chart
@@ -138,7 +138,7 @@ def write_run_report(folder: Path) -> Path:
         subtitle=f"{run.scan['source']} · {manifest['created'][:16].replace('T', ' ')} UTC",
         status=str(verdict.get("status", "")),
         verdict=str(verdict.get("line", "")),
-        causes=list(map(_cause_line, verdict.get("causes", ()))),
+        causes=[f"likely cause - {cause['line']}" for cause in verdict.get("causes", ()) if "line" in cause],
         notices=[
             text for text in manifest.get("warnings", ()) if not text.startswith(verdict.get("line", "\n"))
         ],
@@ -156,12 +156,6 @@ def write_run_report(folder: Path) -> Path:
 
 
 _TRAINED = ("epochs", "optimizer_steps", "samples_per_second")
-
-
-def _cause_line(cause: Mapping[str, Any]) -> str:
-    remedies = " or ".join(map(as_flags, cause["options"]))
-    says = f"try {remedies}" if remedies else "what remedies it is in use"
-    return f"likely cause - {cause['name']}: {cause['evidence']}; {says}"
 
 
 # --- objects ---------------------------------------------------------------------------------------------

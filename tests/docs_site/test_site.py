@@ -8,7 +8,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ import ptycho_torch
 from ptycho_exec.cli.commands import build_parser as exec_parser
 from ptycho_exec.cli.flags import with_commands
 from ptycho_torch.cli import build_parser as torch_parser
+from tests.browser import chromium, serious_faults
 
 pytest.importorskip("myst_nb", reason="it is part of the extra docs")
 
@@ -34,7 +34,6 @@ NOTEBOOKS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "{code-cell
 FEW = "settings-for-ci explanation/plan"
 """Notebooks that take seconds."""
 COMMAND = (sys.executable, "-m", "sphinx", "-q", "-n", "-W", "--keep-going", "-c", "docs")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = pytest.mark.slow
 
@@ -215,11 +214,7 @@ def served(folder: Path) -> Iterator[str]:
 @contextmanager
 def browser_page() -> Iterator[Any]:
     """Open a page in a browser that keeps what went wrong in `page.troubles`."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine; apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with chromium() as browser:
         page = browser.new_page()
         page.troubles = []
         page.on("console", lambda said: page.troubles.append(said.text) if said.type == "error" else None)
@@ -230,27 +225,16 @@ def browser_page() -> Iterator[Any]:
         )
         page.on("requestfailed", lambda request: page.troubles.append(f"failed: {request.url}"))
         yield page
-        browser.close()
-
-
-AXE = {"preload": False}
-"""With it, axe loads style sheets itself, one from a wrong place."""
 
 
 def look(page: Any, address: str) -> None:
     """Open a page light, dark and narrow: no error, nothing missing, nothing cut off, nothing hard to use."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for width, scheme in ((1280, "light"), (1280, "dark"), (400, "light")):
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         page.goto(address)
         page.wait_for_load_state("networkidle")
-        serious = [
-            (row["id"], [node["html"][:120] for node in row["nodes"][:3]])
-            for row in axe.run(page, options=AXE).response["violations"]
-            if row["impact"] in ("serious", "critical")
-        ]
-        assert serious == [], (address, width, scheme, serious)
+        assert serious_faults(page) == [], (address, width, scheme)
         wide = page.evaluate("document.documentElement.scrollWidth")
         assert wide <= width, (address, width, wide)
         assert page.troubles == [], (address, width, scheme)

@@ -278,8 +278,9 @@ def test_a_bad_manifest_is_a_clear_error(tmp_path: Path, text: str | None, words
     path = tmp_path / "manifest.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         read_manifest(path)
+    assert "fix:      name the directory that the run was given" in str(caught.value)
 
 
 def test_new_run_dir_makes_parents(tmp_path: Path) -> None:

@@ -114,6 +114,19 @@ def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize(
+    "name", [name for name in SPECS if "float" in str(ScienceSettings.model_fields[name].annotation)]
+)
+def test_numbers_are_finite(name: str, word: str) -> None:
+    text = ",".join([word] * {"position_affine": 4, "center": 2, "x_bounds": 2, "y_bounds": 2}.get(name, 1))
+    settings = {"flags": {name: (text,)}, "environ": {}, "factory_defaults": COMPANIONS.get(name, {})}
+    with pytest.raises(SettingsError) as caught:
+        ScienceSettings.from_resolution(resolve(Request(ScienceSettings, **settings)))
+    assert str(caught.value).startswith(name)
+    assert word in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", SOURCES, ids=str)
 @pytest.mark.parametrize("name", SPECS)
 def test_every_field_from_every_source(name: str, kind: Kind) -> None:

@@ -150,10 +150,10 @@ def _round_values(low: float, high: float, count: int) -> list[float]:
 def _roomy(low: float, high: float, logarithmic: bool) -> tuple[float, float]:
     """Return limits a little beyond the values."""
     if logarithmic:
-        room = max((high / low) ** 0.06, 1.05)
-        return low / room, high * room
-    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-    return low - room, high + room
+        margin = max((high / low) ** 0.06, 1.05)
+        return low / margin, high * margin
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    return low - margin, high + margin
 
 
 def _grid(x_axis: Axis, y_axis: Axis, x_name: str, y_name: str) -> list[str]:

@@ -24,6 +24,15 @@ def test_half_precision_is_checked_without_overflow() -> None:
             scan_patterns(patterns, GOOD, "here")
 
 
+def test_no_pedestal_is_advised_for_amplitudes_from_which_none_is_subtracted() -> None:
+    below = np.full((3, 4, 4), -5.0)
+    with pytest.raises(DataError) as caught:
+        scan_patterns(below, GOOD, "here", "amplitude")
+    assert "--" not in str(caught.value)
+    with pytest.raises(DataError, match="--pedestal -5 --clip-negative true"):
+        scan_patterns(below, GOOD, "here", "intensity")
+
+
 @pytest.mark.parametrize(("pedestal", "noise"), [(-50, 0.0), (-50, 3.0), (-0.5, 0.01)])
 def test_a_negative_pedestal_is_told_from_noise(pedestal: float, noise: float) -> None:
     rng = np.random.default_rng(0)

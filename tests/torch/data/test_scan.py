@@ -84,4 +84,6 @@ def test_a_plot_has_the_mean_pattern_and_every_position(scan: ScanData) -> None:
 
 
 def test_a_dark_scan_is_plotted(scan: ScanData) -> None:
-    replace(scan, patterns=np.zeros_like(scan.patterns)).plot()._repr_png_()
+    drawn = replace(scan, patterns=np.zeros_like(scan.patterns)).plot()
+    assert drawn._repr_png_().startswith(b"\x89PNG")
+    assert not drawn.axes[0].images[0].get_array().any()

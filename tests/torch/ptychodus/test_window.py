@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,9 +65,10 @@ def trained(events: list[Any], *, closes_after: int = 99) -> tuple[int, Any]:
     return taken, monitor
 
 
-def test_nothing_is_sent_where_another_program_calls() -> None:
+def test_nothing_is_sent_where_another_program_calls(caplog: pytest.LogCaptureFixture) -> None:
     report(Progress(1), Path("model.ckpt"))
     show_error(DataError("odd"))
+    assert [(record.levelname, record.message) for record in caplog.records] == [("ERROR", "odd")]
 
 
 def test_progress_is_what_ptychodus_takes_for_it() -> None:
@@ -128,10 +130,14 @@ def test_a_fault_of_ours_says_where_it_is_shown(caplog: pytest.LogCaptureFixture
     assert "ZeroDivisionError: division by zero; where it happened is in the terminal" in caplog.text
 
 
-@pytest.mark.parametrize("version", ["1.7.0", "2.0", "unknown"])
-def test_later_releases_are_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("version", "taken"),
+    [("1.7.0", True), ("2.0", True), ("unknown", True), ("1.6.9", False), ("0.9", False)],
+)
+def test_later_releases_are_taken(version: str, taken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ptychodus", SimpleNamespace(__version__=version))
-    require_release()
+    with nullcontext() if taken else pytest.raises(SettingsError, match=re.escape(version)):
+        require_release()
 
 
 def test_a_release_before_1_7_is_refused_in_its_window(

@@ -225,6 +225,17 @@ def test_the_progress_of_training_and_inference_is_shown_when_asked(
     assert not re.search("epoch|reconstructing", capsys.readouterr().err)
 
 
+def test_where_r_cannot_judge_a_network_refinement_holds_patterns_out_and_can() -> None:
+    dim = simulate_scan(n=32, patterns=144, photons=300, seed=1)
+    trained = _train_with_lightning(dim, None, science(), settings())
+    plain = run_inference_with_lightning(trained, dim, None, settings())["verdict"]
+    assert plain.status == "cannot-judge"
+    assert plain.reason.endswith("no patterns were held out; a refinement holds some out, try --refine 5")
+    refined = run_inference_with_lightning(trained, dim, None, settings(), {"refine": 5})["verdict"]
+    assert refined.held_out >= 4
+    assert "--refine 5" not in refined.reason
+
+
 def test_refinement_improves_the_network_s_object_and_needs_no_network_from_flat(scan: Any) -> None:
     trained = _train_with_lightning(scan, None, science(), settings())
     rough = run_inference_with_lightning(trained, scan, None, settings())

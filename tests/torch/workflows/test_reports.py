@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from ptycho_exec.errors import UserError
 from ptycho_torch.cli import main
 from ptycho_torch.evaluation.report.images import unpacked
 from ptycho_torch.reconstruction.causes import Cause
+from ptycho_torch.reconstruction.verdict import Verdict
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows.artifacts import read_arrays, read_reconstruction
 from ptycho_torch.workflows.reports import labels_of, patterns_per_pixel, write_comparison, write_run_report
+from tests.browser import chromium, serious_faults
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MOST_BYTES = 3_000_000
 
 
@@ -142,11 +142,11 @@ def test_causes_and_decisions_are_said_with_their_evidence(runs: Path, tmp_path:
     folder = tmp_path / "caused"
     shutil.copytree(runs / "infer", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    causes = [
+    causes = (
         Cause("center", "off by <9> pixels", ({"center": "auto"}, {"zero_frequency": "corner"}), 0.5),
         Cause("probe", "it changed", (), 0.1),
-    ]
-    manifest["verdict"]["causes"] = [asdict(cause) for cause in causes]
+    )
+    manifest["verdict"] = {**manifest["verdict"], **Verdict("poor", "misfit", "", causes=causes).to_json()}
     decision = {"field": "orient", "value": "none", "evidence": "the others explain <less>"}
     manifest["data"]["test"]["report"]["decisions"] = [decision]
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -247,14 +247,9 @@ def test_a_page_with_three_objects_of_512_pixels_is_small(runs: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium as the distribution has it."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine; apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    """Chromium, once for all tests here."""
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -295,7 +290,6 @@ def state(viewer: Any, name: str) -> float:
 @pytest.mark.slow
 def test_pages_fit_a_telephone_and_have_no_serious_fault(look: Any) -> None:
     """The page of the refined run has all that the others have."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     for name, scheme in (
         ("train", ""),
         ("infer", ""),
@@ -305,9 +299,7 @@ def test_pages_fit_a_telephone_and_have_no_serious_fault(look: Any) -> None:
     ):
         page = look(name, width=400, scheme=scheme or "light")
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        violations = axe.run(page).response["violations"] if scheme else []
-        faults = [fault for fault in violations if fault["impact"] in ("serious", "critical")]
-        assert [(fault["id"], fault["nodes"][0]["html"]) for fault in faults] == []
+        assert not scheme or serious_faults(page) == []
 
 
 @pytest.mark.slow

@@ -64,7 +64,12 @@ def test_values_that_are_not_numbers_are_left_out_and_long_lines_thinned() -> No
 
 
 def test_values_below_zero_are_drawn_on_a_linear_axis() -> None:
-    svg_of(chart([Line("loss", [1, 2], [-1.0, 2.0])], "epoch", "loss", logarithmic=True))
+    def drawn(values: list[float]) -> set[str]:
+        lines = [Line("loss", [1, 2, 3], values)]
+        return {text.text or "" for text in svg_of(chart(lines, "epoch", "loss", logarithmic=True)).iter()}
+
+    assert "0" in drawn([-1.0, 2.0, 5.0])
+    assert "0" not in drawn([1e-3, 2.0, 5.0]), "a logarithm has no zero"
 
 
 def test_numbers_are_short() -> None:
