@@ -24,6 +24,7 @@ PROGRAM = """
 import os, signal, sys
 from ptycho_exec import progress
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts by &
 progress.DELAY_S = progress.LINE_S = progress.LINE_PART = 0.0  # every step is a line
 line = progress.Meter.line
 

@@ -117,6 +117,7 @@ def run(code: str, place: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_is_imported_without_what_other_systems_lack(tmp_path: Path) -> None:
     run(WITHOUT + IMPORT_ALL, tmp_path)
 

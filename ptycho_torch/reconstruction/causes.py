@@ -285,7 +285,11 @@ def _probe(compared: Compared, refined: bool, start_probe: NDArray[np.complex64]
     try:
         fixed, free = (
             refine_object(
-                middle, compared.obj, TRIAL_EPOCHS, probe=probe, options=RefineOptions(refine_probe=free)
+                middle,
+                compared.obj,
+                TRIAL_EPOCHS,
+                probe=probe,
+                options=RefineOptions(refine_probe=free, likelihood="amplitude"),
             ).losses[-1]
             for free in (False, True)
         )

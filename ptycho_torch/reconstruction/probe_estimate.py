@@ -144,7 +144,7 @@ def estimate_probe(
         best.object,
         epochs,
         probe=best.probe,
-        options=RefineOptions(refine_probe=True, probe_modes=modes),
+        options=RefineOptions(refine_probe=True, probe_modes=modes, likelihood="amplitude"),
         placement="probe",
         seed=seed,
     )

@@ -40,8 +40,9 @@ CLEAR_MARGIN = 0.02
 EXPLAINED = 0.3
 """Least part of what distinguishes the patterns from their mean, noise apart, that the best one predicts."""
 
-TRIAL = RefineOptions(refine_probe=True, momentum=0.7, settle=1.0)
-"""Steps that shrink from the beginning: the few epochs of a trial have no time to average noise later."""
+TRIAL = RefineOptions(refine_probe=True, momentum=0.7, settle=1.0, likelihood="amplitude")
+"""Steps that shrink from the beginning: the few epochs of a trial have no time to average noise later. They
+follow amplitudes, as the loss that compares trials does."""
 
 Say = Callable[[str], None]
 

@@ -169,6 +169,7 @@ def test_search_knows_the_words(site: Path) -> None:
     assert "docs/tutorials/cluster" in data["docnames"]
 
 
+@pytest.mark.thorough
 def test_pages_look_right_in_a_browser(site: Path) -> None:
     pages = [
         "docs/index",

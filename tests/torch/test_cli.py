@@ -71,13 +71,13 @@ def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: 
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
         "manifest.json", "settings.toml", "trainer_kwargs_snapshot.json", "checkpoints", "logs", "model.ckpt",
-        "loss.png",
+        "loss.png", "report.npz", "report.html",
     }  # fmt: skip
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "completed"
     assert manifest["origins"]["seed"]["place"] == "PTYCHO_EXEC_SEED"
     assert manifest["applied"]["batch_size"] == 8
-    assert set(manifest["outputs"]) == {"model.ckpt", "loss.png"}
+    assert set(manifest["outputs"]) == {"model.ckpt", "loss.png", "report.npz"}
     assert settings_from_manifest(run).seed == 5
     snapshot = json.loads((run / "trainer_kwargs_snapshot.json").read_text())
     assert snapshot["max_epochs"] == 2

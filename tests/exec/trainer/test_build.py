@@ -538,6 +538,7 @@ def test_two_ranks_train_as_asked(tmp_path: Path) -> None:
     assert done.stdout.count("WORLD 2 0") == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_ranks_with_different_settings_stop(tmp_path: Path) -> None:
     done = run_two_ranks(tmp_path, "2e-3")

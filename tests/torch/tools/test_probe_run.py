@@ -197,7 +197,7 @@ def test_the_whole_command_leaves_nothing_behind(tmp_path: Path) -> None:
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     values = {"OMP_NUM_THREADS": "1", "PTYCHO_EXEC_CHECKPOINT_MONITOR_METRIC": "val_lossx"}
     done = subprocess.run(
-        [sys.executable, "-m", "ptycho_exec", "check", "--probe", "--test"],
+        [sys.executable, "-m", "ptycho_exec", "check", "--probe", "--test", "--quiet"],
         cwd=folders[1],
         env={**kept, **values, "HOME": str(folders[0]), "TMPDIR": str(folders[2])},
         capture_output=True,

@@ -103,6 +103,7 @@ def test_other_results_are_told_one_by_one(
     assert rows["weights"] is False
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_another_number_of_processes_repeats_a_run_within_the_tolerance(made: Path, tmp_path: Path) -> None:
     words = ("train", str(made / "scan.npz"), "--out", "run", *TINY, "--precision=64-true")

@@ -104,6 +104,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(strategy: str, devices: int, tmp
     assert whole["optimizer_steps"] == 8
 
 
+@pytest.mark.thorough
 def test_what_goes_wrong_in_a_spawned_process_is_told_by_the_first(tmp_path: Path) -> None:
     on_processes.run("LossIsLost", "ddp_spawn", 2, 4, tmp_path)
     assert (
