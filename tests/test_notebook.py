@@ -52,6 +52,7 @@ def test_a_notebook_shows_what_a_reader_wants_to_see(outputs: dict[str, list[Any
     assert all(output.output_type != "stream" for shown in outputs.values() for output in shown), outputs
     assert "36 of 16 x 16" in html("scan")
     assert "num_threads" in html("settings")
+    assert "Cell In[3]:3" in html("settings")
     assert "last train_loss" in html("training")
     assert "verdict" in html("result")
     assert "unexplained part" in html("verdict") or "because" in html("verdict")

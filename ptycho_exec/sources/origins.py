@@ -121,13 +121,25 @@ def _passes_on(package: str) -> bool:
 
 
 def caller() -> tuple[str, int]:
-    """Return file and line of the code that called into these packages; only file and line are looked at."""
+    """Return file and line of the code that called into these packages; only file and line are looked at.
+
+    A cell of a notebook goes by its number, `Cell In[3]`.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and _passes_on(frame.f_globals.get("__name__", "").partition(".")[0]):
         frame = frame.f_back
-    if frame is None or frame.f_code.co_filename.startswith("<"):  # typed in, not in a file
+    if frame is None:
         return "", 0
-    return frame.f_code.co_filename, frame.f_lineno
+    file = _cell(frame.f_code.co_filename) or frame.f_code.co_filename
+    return ("", 0) if file.startswith("<") else (file, frame.f_lineno)  # typed in, not in a file
+
+
+def _cell(file: str) -> str:
+    """Return what IPython calls the cell whose code it compiled under the name of this file, if it did."""
+    ipython = sys.modules.get("IPython")
+    compiler = getattr(ipython and ipython.get_ipython(), "compile", None)
+    name_of = getattr(compiler, "format_code_name", None)  # IPython 7 has none
+    return " ".join((name_of and name_of(file)) or ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import tempfile
 import zipfile
@@ -11,6 +13,7 @@ from pathlib import Path
 from tests.release.environments import ROOT, SMALL_DEMO, Environment, run
 
 CONSTRAINTS = ROOT / "constraints.txt"
+TUTORIAL = ROOT / "docs/tutorials/first-reconstruction.md"
 
 
 def extras_of(wheel: Path) -> list[str]:
@@ -22,6 +25,24 @@ def extras_of(wheel: Path) -> list[str]:
 
 def size_mib(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+
+
+def cells_of(page: Path) -> list[str]:
+    """Return the code cells of a tutorial."""
+    cell = r"^```\{code-cell\} ipython3\n(?:---\n.*?^---\n)?(.*?)^```$"
+    return re.findall(cell, page.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+KERNEL = """
+import json, sys
+from jupyter_client.manager import run_kernel
+with run_kernel() as client:
+    for cell in json.load(sys.stdin):
+        content = client.execute_interactive(cell, timeout=300)["content"]
+        if content["status"] != "ok":
+            sys.exit("\\n".join([cell, *content["traceback"]]))
+"""
+"""Runs cells as a notebook does, with nothing but what the extra notebook installs."""
 
 
 def main() -> int:
@@ -41,6 +62,10 @@ def main() -> int:
         place.run("ptycho-exec", "check")
         place.run("ptycho-torch", *SMALL_DEMO)
         print(f"demo: {len(list((place.work / 'demo_run').rglob('*')))} files")
+        place.install("--constraint", CONSTRAINTS, f"{wheel}[notebook]")
+        cells = cells_of(TUTORIAL)
+        place.run("python", "-c", KERNEL, given=json.dumps(cells))
+        print(f"notebook: {len(cells)} cells of {TUTORIAL.relative_to(ROOT)}")
     return 0
 
 

@@ -13,8 +13,8 @@ SMALL_DEMO = ("demo", "--n=32", "--patterns=60", "--step-px=4", "--probe-radius-
 """A demo of seconds; it learns nothing."""
 
 
-def run(argv: Sequence[str | Path], cwd: Path = ROOT, limit_s: float = 600) -> str:
-    """Run a program outside the checkout's reach and return what it printed.
+def run(argv: Sequence[str | Path], cwd: Path = ROOT, limit_s: float = 600, given: str = "") -> str:
+    """Run a program outside the checkout's reach, `given` on its standard input; return what it printed.
 
     Raises:
         RuntimeError: it failed; with the end of its output.
@@ -23,7 +23,14 @@ def run(argv: Sequence[str | Path], cwd: Path = ROOT, limit_s: float = 600) -> s
     environ = {name: value for name, value in os.environ.items() if name not in hidden}
     words = list(map(str, argv))
     done = subprocess.run(
-        words, cwd=cwd, env=environ, capture_output=True, encoding="utf-8", errors="replace", timeout=limit_s
+        words,
+        cwd=cwd,
+        env=environ,
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=limit_s,
     )
     if done.returncode:
         end = "\n".join((done.stdout + done.stderr).splitlines()[-30:])
@@ -64,5 +71,5 @@ class Environment:
         """Let it import from other folders of packages, without their `.pth` files: no editable checkout."""
         (self.packages / "seen.pth").write_text("\n".join(folders), "utf-8")
 
-    def run(self, program: str, *words: str | Path, limit_s: float = 600) -> str:
-        return run([self.programs / program, *words], cwd=self.work, limit_s=limit_s)
+    def run(self, program: str, *words: str | Path, limit_s: float = 600, given: str = "") -> str:
+        return run([self.programs / program, *words], cwd=self.work, limit_s=limit_s, given=given)

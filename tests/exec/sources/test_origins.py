@@ -137,3 +137,25 @@ def test_a_package_that_passes_settings_on_is_no_caller(tmp_path: Path) -> None:
     )
     place = "argument ExecutionSettings()"
     assert done.stdout.splitlines() == [f"{place} ({tmp_path}/own/inner.py:3)", f"{place} ({script}:4)"]
+
+
+def test_a_cell_goes_by_its_number(tmp_path: Path) -> None:
+    pytest.importorskip("IPython", reason="it is part of the extra notebook")
+    cells = tmp_path / "cells.py"
+    cells.write_text(
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        "for text in (\n"
+        "    'from ptycho_exec import ExecutionSettings\\n'\n"
+        "    'def made():\\n    return ExecutionSettings(seed=1)',\n"
+        "    'print(made().origin_of(\"seed\"))',\n"
+        "    'print(ExecutionSettings(seed=2).origin_of(\"seed\"))',\n"
+        "):\n"
+        "    shell.run_cell(text, store_history=True).raise_error()\n"
+    )
+    environ = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(
+        [sys.executable, cells], capture_output=True, text=True, cwd=tmp_path, env=environ, check=True
+    )
+    place = "argument ExecutionSettings()"
+    assert done.stdout.splitlines() == [f"{place} (Cell In[1]:3)", f"{place} (Cell In[3]:1)"]
