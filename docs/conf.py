@@ -122,7 +122,7 @@ html_extra_path = ["_extra"]
 html_show_sourcelink = False
 html_theme_options = {
     "navigation_with_keys": False,
-    "logo": {"text": "ptycho", "image_light": "_static/mark.svg", "image_dark": "_static/mark.svg"},
+    "logo": {"text": "ptycho", "image_light": "docs/_static/mark.svg", "image_dark": "docs/_static/mark.svg"},
     "show_nav_level": 1,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],

@@ -84,6 +84,17 @@ def test_who_cites_it_names_this_version() -> None:
     assert (citation["version"], citation["license"]) == (__version__, "BSD-3-Clause")
 
 
+def test_workflows_call_verbs_that_exist() -> None:
+    verbs = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    lines = (ROOT / ".ci/run").read_text("utf-8").splitlines()
+    for path in (ROOT / ".github/workflows").glob("*.yml"):
+        jobs = yaml.safe_load(path.read_text("utf-8"))["jobs"].values()
+        lines += [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    called = {verb for line in lines for verb in re.findall(r"^(?:foreign )?make ([a-z-]+)", line)}
+    assert {"test", "test-all", "release-check"} <= called <= verbs
+    assert ".ci/run" in lines
+
+
 def test_the_changelog_has_a_place_for_what_comes_and_this_version() -> None:
     sections = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert sections[0] in ("Unreleased", __version__)
