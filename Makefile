@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DEV := .venv/.installed-dev
-DEMO := demo_run
 LOWEST := .venv-lowest
 RELEASE := .venv-release
 # More words for pytest: folders, or a selection.
@@ -24,8 +23,8 @@ $(DEV): $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pictures in demo_run/
-	$(BIN)/ptycho-torch demo --out $(DEMO)
+demo: $(STAMP)   ## simulate a scan, train, infer, refine, evaluate; pages and pictures in demo_run/, demo_run_2/, ...
+	$(BIN)/ptycho-torch demo
 
 test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on two cores
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ONLY)
@@ -93,5 +92,5 @@ release-check: dist   ## install the wheel with all that it needs into new envir
 	$(BIN)/python -m tests.release.check
 
 clean:           ## remove the environment, caches and demo results
-	rm -rf .venv $(LOWEST) $(RELEASE) dist $(DEMO) docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LOWEST) $(RELEASE) dist demo_run demo_run_* docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -65,7 +65,7 @@ exclude_patterns = [
     "ptycho_*",
     "tests",
     "benchmarks",
-    "demo_run",
+    "demo_run*",
     "runs",
     "dist",
     "**/*.ipynb",
@@ -140,7 +140,6 @@ linkcheck_anchors = False
 PLACES = (
     (re.compile(re.escape(f"{ROOT}/")), ""),
     (re.compile(re.escape(str(ROOT))), "."),
-    (re.compile(r"/tmp/ipykernel_\d+/\d+\.py"), "cell"),
     (re.compile(r"/tmp/tmp\w+"), "/work"),
     (re.compile(re.escape(f"{Path.home()}/")), "~/"),
 )

@@ -95,6 +95,13 @@ def test_workflows_call_verbs_that_exist() -> None:
     assert ".ci/run" in lines
 
 
+def test_make_demo_can_be_said_twice() -> None:
+    """The command itself takes the next free folder."""
+    assert re.search(
+        r"^demo: .*\n\t\$\(BIN\)/ptycho-torch demo$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE
+    )
+
+
 def test_the_changelog_has_a_place_for_what_comes_and_this_version() -> None:
     sections = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
     assert sections[0] in ("Unreleased", __version__)

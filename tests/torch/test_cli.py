@@ -103,10 +103,12 @@ def test_train_infer_evaluate_from_end_to_end(ptycho_torch: Command, scan_file: 
 
 @pytest.mark.slow
 def test_the_demo_shows_truth_network_and_refined_network_side_by_side(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "demo"
-    assert main(["demo", "--out", str(folder), "--n=32", "--patterns=60", *TINY]) == 0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo_run").mkdir()  # of a demo before
+    folder = tmp_path / "demo_run_2"
+    assert main(["demo", "--n=32", "--patterns=60", *TINY]) == 0
     network, refined = (
         json.loads((folder / name / "metrics.json").read_text()) for name in ("infer", "refine")
     )
