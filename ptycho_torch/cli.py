@@ -275,7 +275,9 @@ def _plain_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_plain_text(item)}" for name, item in value.items())
+        found = ": ".join(_plain_text(value[name]) for name in ("value", "why") if name in value)
+        more = [f"{name} {_plain_text(item)}" for name, item in value.items() if name not in ("value", "why")]
+        return ", ".join(filter(None, [found, *more]))
     if isinstance(value, (list, tuple)):
         return " x ".join(_plain_text(item) for item in value)
     return format_value(value)
