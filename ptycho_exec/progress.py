@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -170,8 +170,8 @@ def _bar(stays: bool) -> Progress | NotebookBar | None:
         from ptycho_exec.notebook_bar import NotebookBar
 
         return NotebookBar()
-    if not console.is_terminal or console.is_dumb_terminal:
-        return None
+    if not _is_terminal(sys.stderr) or not console.is_terminal or console.is_dumb_terminal:
+        return None  # rich believes FORCE_COLOR, which kernels of notebooks and CI set, also of a log
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -181,10 +181,11 @@ def _bar(stays: bool) -> Progress | NotebookBar | None:
         TimeRemainingColumn(),
         console=console,
         transient=not stays,
-        redirect_stdout=_same_terminal(),
+        redirect_stdout=_is_terminal(
+            sys.stdout
+        ),  # what is printed there appears between the lines of the bar
     )
 
 
-def _same_terminal() -> bool:
-    """Return whether what is printed to standard output appears between the lines of the bar."""
-    return sys.stdout is not None and sys.stdout.isatty()
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()

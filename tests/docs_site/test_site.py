@@ -217,6 +217,7 @@ def browser_page() -> Iterator[Any]:
     """Open a page in a browser that keeps what went wrong in `page.troubles`."""
     with chromium() as browser:
         page = browser.new_page()
+        page.set_default_timeout(180_000)  # of a machine that does much else
         page.troubles = []
         page.on("console", lambda said: page.troubles.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.troubles.append(str(error)))

@@ -161,8 +161,13 @@ def test_a_bar_on_a_terminal_is_on_standard_error(piped: bool) -> None:
     assert ("result" in shown) is not piped
 
 
-def test_a_pipe_gets_plain_lines_on_standard_error() -> None:
-    done = subprocess.run([sys.executable, "-c", WORK], capture_output=True, encoding="utf-8")
+@pytest.mark.parametrize("forced", [{}, {"FORCE_COLOR": "1", "CLICOLOR_FORCE": "1"}, {"TTY_COMPATIBLE": "1"}])
+def test_a_pipe_gets_plain_lines_on_standard_error(forced: dict[str, str]) -> None:
+    """Also where colors are forced: kernels of notebooks do that for the commands of their cells."""
+    environ = {**os.environ, "TERM": "xterm", **forced}
+    done = subprocess.run(
+        [sys.executable, "-c", WORK], capture_output=True, encoding="utf-8", env=environ, check=False
+    )
     assert done.stdout == "result\n"
     assert len(done.stderr.splitlines()) == 4
     assert done.stderr.startswith("reading: 1 of 4 patterns (25%), so far good, 0:00:0")
