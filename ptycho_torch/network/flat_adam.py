@@ -61,6 +61,44 @@ class FlatAdam(torch.optim.Adam):
                 gradient.copy_(weight.grad)
             weight.grad = gradient
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a state of this class, or of `torch.optim.Adam` with the weights apart."""
+        groups, states = state_dict["param_groups"], state_dict["state"]
+        apart = groups[0]["params"]
+        if len(apart) == len(self._views) > 1 and all(number in states for number in apart):
+            first, *more = [
+                {name: value for name, value in group.items() if name != "params"} for group in groups
+            ]
+            rest = [number for group in groups[1:] for number in group["params"]]
+            number_of = {number: place for place, number in enumerate(rest, start=1)}
+            state_dict = {
+                "state": {
+                    0: self._joined([states[number] for number in apart]),
+                    **{number_of[number]: states[number] for number in rest if number in states},
+                },
+                "param_groups": [
+                    {**first, "params": [0]},
+                    *(
+                        {**group, "params": [number_of[number] for number in old["params"]]}
+                        for group, old in zip(more, groups[1:], strict=True)
+                    ),
+                ],
+            }
+        super().load_state_dict(state_dict)
+
+    def _joined(self, states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of the vector from those of its parts."""
+        joined: dict[str, Any] = {}
+        for name, value in states[0].items():
+            if value.ndim == 0:
+                joined[name] = value
+                continue
+            joined[name] = torch.zeros_like(self.param_groups[0]["params"][0].data, device=value.device)
+            for (_, view), state in zip(self._views, states, strict=True):
+                place = view.shape, view.stride(), view.storage_offset()
+                joined[name].as_strided(*place).copy_(state[name])
+        return joined
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step; `closure`, as Lightning gives it, computes the gradients first."""
         loss = None

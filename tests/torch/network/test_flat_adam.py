@@ -87,6 +87,23 @@ def test_its_state_goes_on_elsewhere() -> None:
     assert all(torch.equal(one, two) for one, two in zip(got, want, strict=True))
 
 
+def test_it_goes_on_with_the_state_of_weights_apart() -> None:
+    apart, scale = network(), nn.Parameter(torch.ones((), dtype=torch.float64))
+    optimizer = torch.optim.Adam(
+        [{"params": list(apart.parameters())}, {"params": [scale], "lr": 0.1}], lr=RATE
+    )
+    scale.grad = torch.ones_like(scale)
+    learn(apart, optimizer, steps=2)
+    saved = copy.deepcopy((apart.state_dict(), optimizer.state_dict()))
+    want = learn(apart, optimizer, steps=2)
+    together, own = network(), nn.Parameter(scale.detach().clone())
+    again = FlatAdam(together.parameters(), [{"params": [own], "lr": 0.3}], lr=RATE)
+    together.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    assert [group["lr"] for group in again.param_groups] == [RATE, 0.1]
+    torch.testing.assert_close(learn(together, again, steps=2), want)
+
+
 def test_a_closure_computes_the_gradients() -> None:
     layers = network()
     optimizer = FlatAdam(layers.parameters(), lr=RATE)
