@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ from ptycho_torch.factory import (
 )
 from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.settings import ScienceSettings, flat
+from ptycho_torch.workflows.clock import Clock, process_age
 
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
@@ -74,14 +76,21 @@ if TYPE_CHECKING:
     from ptycho_torch.workflows.results import InferenceResult
     from ptycho_torch.workflows.runs import Run
 
-STARTED = time.perf_counter()
+BEGUN = [time.perf_counter() - process_age()]
+"""When the process was started, for its first command; one that a program calls later begins then."""
 AUTO = Path("auto")
 """The word of --resume for the run in --out itself; a directory of that name is given by its whole path."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ptycho-torch`; return its exit code."""
-    return run(build_parser(), argv, lambda args: args.handler(args))
+    begun = BEGUN.pop() if BEGUN else time.perf_counter()
+
+    def handle(args: argparse.Namespace) -> int:
+        args.clock = Clock(begun=begun)
+        return int(args.handler(args))
+
+    return run(build_parser(), argv, handle)
 
 
 def build_parser() -> Parser:
@@ -330,15 +339,17 @@ def train(args: argparse.Namespace) -> int:
         overrides = {"test_data_file": args.test} if args.test else {}
         payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
         _print_settings(args, settings, payload.science, science.notices)
+    args.clock.mark("start")
     import_lightning()
     from ptycho_torch.workflows import runs
 
+    args.clock.mark("import")
     if args.resume == AUTO:
-        finished = runs.continue_training(payload, say=print)
+        finished = runs.continue_training(payload, say=print, clock=args.clock)
         if finished is None:
             return 0
     else:
-        finished = runs.train(payload, resume=args.resume, say=print)
+        finished = runs.train(payload, resume=args.resume, say=print, clock=args.clock)
     history = finished.results["history"]
     for name in ("train_loss", "val_loss"):
         if values := history.get(name):
@@ -350,29 +361,89 @@ def train(args: argparse.Namespace) -> int:
 
 
 def infer(args: argparse.Namespace) -> int:
-    """Reconstruct, and leave an output directory."""
-    *trained, scan = args.paths
-    if len(trained) > 1:
-        what, fix = f"{len(args.paths)} paths are given", "name one run and one scan"
-        raise UserError(what, expected="RUN SCAN", fix=fix)
-    model = trained[0] if trained else None
+    """Reconstruct one scan or several, and leave an output directory of each."""
     handed = handed_over()
-    if handed is not None:
+    if handed is not None:  # one scan; the process that started this one has refused more
         from ptycho_torch.network.checkpoint import find_model
 
-        found = None if model is None else find_model(model)
-        payload = InferencePayload(found, Path(scan), Path(args.out), handed.more, handed.plan.requested)
+        *trained, scan = args.paths
+        found = find_model(trained[0]) if trained else None
+        payloads = [InferencePayload(found, Path(scan), Path(args.out), handed.more, handed.plan.requested)]
     else:
         settings, science = configs_of(args, INFERENCE_DEFAULTS)
         commands.require_launch(settings)
-        payload = create_inference_payload(model, scan, args.out, None, settings, science=science)
-        _print_settings(args, settings, payload.science, science.notices)
+        model, scans = _run_and_scans(args.paths, flat_start=science.config.inference.start == "flat")
+        if len(scans) > 1 and settings.strategy != "auto":
+            raise SettingsError(
+                f"{len(scans)} scans are given, and strategy = {settings.strategy} is for one at a time",
+                where=settings.origins["strategy"].describe(),
+                expected="one scan, or one process",
+                fix="name one scan per command, or leave strategy and devices out",
+            )
+        payloads = [
+            create_inference_payload(model, scan, out, None, settings, science=science)
+            for scan, out in zip(scans, _outputs(Path(args.out), scans), strict=True)
+        ]
+        _print_settings(args, settings, payloads[0].science, science.notices)
+    args.clock.mark("start")
     import_lightning()
     from ptycho_torch.workflows import runs
 
-    finished = runs.infer(payload, say=_say)
-    _print_end(finished, _scored(finished, payload.test_data_file))
+    args.clock.mark("import")
+    failed: list[Finding] = []
+    for payload, finished in runs.infer_each(payloads, say=_say, clock=args.clock):
+        if isinstance(finished, UserError):
+            scan = payload.test_data_file
+            failed += [_of_scan(finding, str(scan)) for finding in finished.findings]
+            _say(f"{scan}: failed, see below")
+        else:
+            _print_end(finished, _scored(finished, payload.test_data_file))
+    if failed:
+        raise UserError.from_findings(failed)
     return 0
+
+
+def _of_scan(finding: Finding, scan: str) -> Finding:
+    """Return a finding that names the scan it is about."""
+    return (
+        finding
+        if scan in finding.where
+        else replace(finding, where=": ".join(filter(None, (scan, finding.where))))
+    )
+
+
+def _run_and_scans(paths: Sequence[Path], *, flat_start: bool) -> tuple[Path | None, Sequence[Path]]:
+    """Tell the run from the scans: it comes first, and may be missing where no network is used."""
+    from ptycho_torch.network.checkpoint import MODEL_NAME
+
+    first = paths[0]
+    is_run = first.suffix == Path(MODEL_NAME).suffix or (first / MODEL_NAME).is_file()
+    if len(paths) == 1 or (flat_start and not is_run):
+        return None, paths
+    return first, paths[1:]
+
+
+def _outputs(out: Path, scans: Sequence[Path]) -> list[Path]:
+    """Return a directory for each result: OUT itself for one scan, else one in it by the scan's name.
+
+    Scans of the same name are told apart by their folders.
+    """
+    if len(scans) == 1:
+        return [out]
+    stems = [scan.stem for scan in scans]
+    names = [
+        stem if stems.count(stem) == 1 else f"{scan.absolute().parent.name}_{stem}"
+        for scan, stem in zip(scans, stems, strict=True)
+    ]
+    for name, scan in zip(names, scans, strict=True):
+        if names.count(name) > 1:
+            raise UserError(
+                f"several results would be written to {out / name}",
+                where=str(scan),
+                expected="scans with different names, or in folders with different names",
+                fix="reconstruct them with one command each",
+            )
+    return [out / name for name in names]
 
 
 def _scored(finished: Run[InferenceResult], scan_file: Path) -> Sequence[Path]:
@@ -400,10 +471,12 @@ def reconstruct(args: argparse.Namespace) -> int:
             "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"
         )
     _print_settings(args, settings, science.config, science.notices)
+    args.clock.mark("start")
     import_lightning()
     from ptycho_torch.workflows import runs
 
-    finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say)
+    args.clock.mark("import")
+    finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say, clock=args.clock)
     _print_end(finished, _scored(finished, args.scan))
     return 0
 
@@ -596,8 +669,12 @@ def _print_end(finished: Run[Any], more: Sequence[Path] = ()) -> None:
     for notice in finished.notices:
         print(f"note: {notice}")
     _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))
-    phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in finished.seconds.items())
-    print(f"time: {time.perf_counter() - STARTED:.1f} s since start ({phases})")
+    from ptycho_torch.workflows.runs import record_times
+
+    record_times(finished, "score" if more else "report")
+    seconds = finished.clock.seconds
+    phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if value >= 0.05)
+    print(f"time: {sum(seconds.values()):.1f} s ({phases})")
     if finished.advice:
         print(f"advice: {finished.advice}")
 
@@ -720,13 +797,18 @@ COMMANDS = (
         [
             _path(
                 "paths",
-                "RUN SCAN",
-                "run directory or model file of a training, and the scan; with --start flat only the scan",
+                "RUN SCAN [SCAN ...]",
+                "run directory or model file of a training, and the scans; with --start flat only scans",
                 nargs="+",
             ),
-            _path("--out", "OUT", "new directory for the result", required=True),
+            _path(
+                "--out",
+                "OUT",
+                "new directory for the result; with several scans, for one of each in it",
+                required=True,
+            ),
         ],
-        usage="RUN SCAN --out OUT",
+        usage="RUN SCAN [SCAN ...] --out OUT",
         science=_science(DataConfig, InferenceConfig),
         settings=True,
         stage="inference",

@@ -95,8 +95,9 @@ def save_comparison(evaluations: Mapping[str, Evaluation], path: str | Path) -> 
     width = 2.9
     height = width * first.truth.shape[0] / first.truth.shape[1]
     total = 2 * height + 3.5
-    figure = _figure((len(panels) * (width + 0.25) + 0.9, total))
-    margins = {"left": 0.05, "right": 0.93, "bottom": 0.55 / total, "top": 1 - 0.5 / total}
+    wide = len(panels) * (width + 0.1) + 1.5
+    figure = _figure((wide, total))
+    margins = {"left": 0.7 / wide, "right": 1 - 0.8 / wide, "bottom": 0.55 / total, "top": 1 - 0.6 / total}
     ratios = [height, height, 2.3]
     grid = figure.add_gridspec(3, len(panels), height_ratios=ratios, hspace=0.14, wspace=0.06, **margins)
     _, truth_amplitude, truth_phase = panels[0]
@@ -111,7 +112,7 @@ def save_comparison(evaluations: Mapping[str, Evaluation], path: str | Path) -> 
                 axes.set_ylabel(("amplitude", "phase")[row], color=INK, fontsize=10)
     rings = {name: evaluation.rings for name, evaluation in evaluations.items()}
     _plot_rings(figure.add_subplot(grid[2, :]), rings, first.pixel_size_m)
-    return _save(figure, path)
+    return _save(figure, path, trim=False)
 
 
 def save_probe(probe: NDArray[Any], path: str | Path) -> Path:
@@ -182,7 +183,8 @@ def save_frc(
     """Plot one or several Fourier ring correlations with the 0.5, 1/7 and half-bit thresholds."""
     figure = _figure((6.4, 3.6))
     _plot_rings(figure.add_subplot(), curves, pixel_size_m)
-    return _save(figure, path)
+    figure.subplots_adjust(left=0.1, right=0.95, bottom=0.14, top=0.95)
+    return _save(figure, path, trim=False)
 
 
 def save_loss_curve(curves: Mapping[str, Sequence[float]], path: str | Path) -> Path:

@@ -19,6 +19,8 @@ Real = NDArray[np.float64]
 
 MIN_FIELD_PX = 16
 """Smallest side of a scored rectangle: below it neither SSIM's window nor the rings make sense."""
+_BEYOND = 12
+"""Pixels of edge around an image, so that its splines do not see where it ends."""
 MAX_STEPS = 8
 """Gauss-Newton steps; it converges in two or three."""
 
@@ -68,15 +70,16 @@ def align(
     unknowns at once, because a ramp left over looks like a shift and the other way round. The field
     is `area` less the margin that moved in from outside.
     """
-    unknowns = _coarse_alignment(reconstruction, truth, area, max_shift_px)
-    misfit = _misfit(reconstruction, truth, area, unknowns)
+    image = Splines(reconstruction)
+    unknowns = _coarse_alignment(image, truth, area, max_shift_px)
+    misfit = _misfit(image, truth, area, unknowns)
     for _ in range(MAX_STEPS):
-        trial = unknowns + _gauss_newton_step(reconstruction, truth, area, unknowns)
-        trial_misfit = _misfit(reconstruction, truth, area, trial)
+        trial = unknowns + _gauss_newton_step(image, truth, area, unknowns)
+        trial_misfit = _misfit(image, truth, area, trial)
         if np.abs(trial[2:]).max() > max_shift_px or trial_misfit >= misfit:
             break
         unknowns, misfit = trial, trial_misfit
-    model, factor = _model(reconstruction, truth, area, unknowns)
+    model, factor = _model(image, truth, area, unknowns)
     margin = math.ceil(np.abs(unknowns[2:]).max() - 1e-6)
     if min(area.shape) <= 2 * margin + MIN_FIELD_PX:
         margin = 0
@@ -104,15 +107,15 @@ def alike(image: NDArray[Any], reference: NDArray[Any], weights: NDArray[Any]) -
     return np.asarray(turned * (np.vdot(turned * weights, reference) / power) if power > 0 else image)
 
 
-def _model(image: Complex, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
+def _model(image: Splines, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
     """Return the moved, deramped reconstruction times the best complex factor, and that factor."""
-    moved = shifted(image, unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    moved = image.shifted(unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     power = float(np.vdot(moved, moved).real)
     factor = complex(np.vdot(moved, truth[area.slices]) / power) if power > 0 else 1.0 + 0j
     return moved * factor, factor
 
 
-def _misfit(image: Complex, truth: Complex, area: Field, unknowns: Real) -> float:
+def _misfit(image: Splines, truth: Complex, area: Field, unknowns: Real) -> float:
     model, _ = _model(image, truth, area, unknowns)
     return float(np.linalg.norm(model - truth[area.slices]))
 
@@ -124,15 +127,37 @@ def _ramp(shape: tuple[int, int], slope: Real) -> Real:
 
 def shifted(image: Complex, shift_px: Real) -> Complex:
     """Move the content of an image (H, W) by (y, x) pixels with quintic splines; none at zero shift."""
-    if not np.any(shift_px):
-        return image
-    from scipy.ndimage import shift
-
-    parts = [shift(part, shift_px, order=5, mode="nearest") for part in (image.real, image.imag)]
-    return np.asarray(parts[0] + 1j * parts[1])
+    return Splines(image).shifted(shift_px)
 
 
-def _coarse_alignment(image: Complex, truth: Complex, area: Field, max_shift_px: float) -> Real:
+class Splines:
+    """An image (H, W), complex, as quintic splines, whose coefficients are computed once for many shifts."""
+
+    def __init__(self, image: Complex) -> None:
+        self.image = image
+        self._coefficients: Complex | None = None
+        self._last: tuple[float, float] | None = None
+        self._moved = image
+
+    def shifted(self, shift_px: Real) -> Complex:
+        """Return the image with its content moved by (y, x) pixels; outside, its edge goes on."""
+        if not np.any(shift_px):
+            return self.image
+        wanted = float(shift_px[0]), float(shift_px[1])
+        if self._last == wanted:
+            return self._moved
+        from scipy.ndimage import shift, spline_filter
+
+        if self._coefficients is None:
+            beyond = np.pad(self.image, _BEYOND, mode="edge")
+            self._coefficients = np.asarray(spline_filter(beyond, order=5, mode="nearest", output=complex))
+        moved = shift(self._coefficients, shift_px, order=5, mode="nearest", prefilter=False)
+        height, width = self.image.shape
+        self._last, self._moved = wanted, moved[_BEYOND : _BEYOND + height, _BEYOND : _BEYOND + width]
+        return self._moved
+
+
+def _coarse_alignment(image: Splines, truth: Complex, area: Field, max_shift_px: float) -> Real:
     """Return (ramp y, ramp x, shift y, shift x), good to a part of a pixel."""
     from skimage.registration import phase_cross_correlation
 
@@ -141,7 +166,7 @@ def _coarse_alignment(image: Complex, truth: Complex, area: Field, max_shift_px:
     unknowns = np.zeros(4)
     best = unknowns
     for step in range(4):
-        moved = shifted(image, unknowns[2:])[area.slices]
+        moved = image.shifted(unknowns[2:])[area.slices]
         ratio = reference * moved.conj()
         # Phase differences of neighbors give the ramp without unwrapping.
         down = np.sum(ratio[1:] * ratio[:-1].conj())
@@ -177,11 +202,11 @@ def _variation(image: Complex) -> Real:
     return np.asarray(np.hypot(np.hypot(down, across), phase_change))
 
 
-def _gauss_newton_step(image: Complex, truth: Complex, area: Field, unknowns: Real) -> Real:
+def _gauss_newton_step(image: Splines, truth: Complex, area: Field, unknowns: Real) -> Real:
     """Return the step of (ramp, shift) that best explains what is left, scale and phase free."""
     model, factor = _model(image, truth, area, unknowns)
     rows, columns = (np.arange(side) - (side - 1) / 2 for side in area.shape)
-    slopes = np.gradient(shifted(image, unknowns[2:]))
+    slopes = np.gradient(image.shifted(unknowns[2:]))
     rotated = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     derivatives = [
         1j * model * rows[:, None],
@@ -217,12 +242,15 @@ def largest_rectangle(mask: NDArray[np.bool_]) -> Field:
     block = -(-max(mask.shape) // 512)
     rows, columns = (side // block for side in mask.shape)
     coarse = mask[: rows * block, : columns * block].reshape(rows, block, columns, block).all(axis=(1, 3))
+    number = np.arange(1, rows + 1)[:, None]
+    heights = number - np.maximum.accumulate(np.where(coarse, 0, number), axis=0)  # true pixels up from here
     best, best_area = Field(0, 0, 0, 0), 0
-    heights = np.zeros(columns, np.int64)
-    for row, open_pixels in enumerate(np.asarray(coarse)):
-        heights = (heights + 1) * open_pixels
-        area, height, left, right = _widest_bar(heights.tolist())
-        if area > best_area:
+    most = heights.sum(axis=1)  # no rectangle that ends in a row is larger than this
+    for row in np.argsort(-most, kind="stable").tolist():
+        if most[row] < max(best_area, 1):
+            break
+        area, height, left, right = _widest_bar(heights[row].tolist())
+        if (area, -row) > (best_area, 1 - best.bottom):
             best, best_area = Field(row + 1 - height, row + 1, left, right), area
     return Field(*(edge * block for edge in best))
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, TypeVar
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from numpy.typing import ArrayLike
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.data.dataset import Batch, samples_in
 from ptycho_torch.network.checkpoint import read_checkpoint
+from ptycho_torch.network.flat_adam import FlatAdam
 from ptycho_torch.network.health import TrainingHealth, check_weights
 from ptycho_torch.network.ranks import agreed, mean_over_ranks, of_each_rank, on_ranks, several
 from ptycho_torch.network.schedulers import STEP_DRIVEN, build_scheduler
@@ -43,6 +45,9 @@ Config = TypeVar("Config", bound=BaseModel)
 
 _POISSON_FLOOR = 1e-3
 """Smallest expected intensity in the Poisson loss, in units of the mean intensity."""
+
+_WHOLE_WEIGHTS = (SingleDeviceStrategy, DDPStrategy)
+"""Strategies under which every process has all weights, each in one piece."""
 
 _CONFIGS = ("model_config", "data_config", "training_config", "inference_config")
 
@@ -293,7 +298,7 @@ class PtychoPINN(lightning.LightningModule):
         samples = samples_in(batch)
         mean, total = mean_over_ranks(self._trainer, loss, samples)
         self._judge(loss, mean, total * batch["amplitude"].shape[1])
-        self._spread = amplitude_spread(patches.detach(), self.probe.detach()), samples
+        self._last = patches.detach(), samples
         if self._trainer is not None:
             self.log(self.loss_name, mean, on_step=True, on_epoch=True, prog_bar=True, batch_size=total)
         # Gradients are averaged over the processes, of which each counts as its samples do.
@@ -409,16 +414,21 @@ class PtychoPINN(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam with the schedule that the settings name; metric-driven ones follow the monitored metric."""
         rate = self.optimization.learning_rate
-        groups: list[dict[str, Any]] = [{"params": list(self.network.parameters())}]
+        weights = list(self.network.parameters())
+        more: list[dict[str, Any]] = []
         # Probe and scale start near the truth; at the full rate they run away while the network does not yet
         # know the object.
         slow = [weight for weight in self.forward_model.parameters() if weight.requires_grad]
         if slow:
-            groups.append({"params": slow, "lr": _FORWARD_RATE * rate})
+            more.append({"params": slow, "lr": _FORWARD_RATE * rate})
         # Fused: one kernel for the whole step. Lightning refuses to clip for it in any mixed precision.
         mixed = self._trainer is not None and str(self._trainer.precision).endswith("-mixed")
         fused = self.device.type in ("cpu", "cuda") and not mixed
-        optimizer = torch.optim.Adam(groups, lr=rate, fused=fused)
+        optimizer: torch.optim.Adam
+        if self._trainer is None or isinstance(self._trainer.strategy, _WHOLE_WEIGHTS):
+            optimizer = FlatAdam(weights, more, lr=rate, fused=fused)
+        else:
+            optimizer = torch.optim.Adam([{"params": weights}, *more], lr=rate, fused=fused)
         name = self.optimization.scheduler
         total = self._total_steps(name)
         mode: Literal["min", "max"] = "max" if self.optimization.checkpoint_mode == "max" else "min"
@@ -487,10 +497,12 @@ class PtychoPINN(lightning.LightningModule):
         if several(self._trainer):
             warnings.filterwarnings("ignore", message=f".*self.log.'{self.loss_name}'.*sync_dist=True.*")
 
+    @torch.no_grad()
     def on_train_epoch_end(self) -> None:
         """Stop a training that diverged, collapsed or does not learn, in all processes alike."""
         agreed(self._trainer, lambda: check_weights(self.named_parameters()))
-        spread = float(mean_over_ranks(self._trainer, *self._spread)[0])
+        patches, samples = self._last
+        spread = float(mean_over_ranks(self._trainer, amplitude_spread(patches, self.probe), samples)[0])
         self.log("amplitude_spread", spread, sync_dist=True)
         self.health.after_epoch(spread)
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ptycho_exec.errors import SettingsError
 from ptycho_torch.config import ModelConfig
-from ptycho_torch.physics.forward import ModulusUpdates, modulus_update
+from ptycho_torch.physics.forward import from_polar
+from ptycho_torch.physics.modulus import ModulusUpdates
 
 _FEATURES = 3
 """Square root of the measured amplitude (its range is wide); real and imaginary part of the first guess."""
@@ -150,21 +151,13 @@ class PatchNetwork(nn.Module):
         """
         measured = torch.where(good_pixels, measured, 0)
         update = ModulusUpdates(probe, measured, good_pixels)
-        guess = update(torch.ones_like(measured, dtype=probe.dtype), 1) - 1
+        guess = update.of_flat_object()
         features = torch.stack([measured.sqrt(), guess.real, guess.imag], dim=2)
         raw = self.unet(features.flatten(0, 1)).unflatten(0, measured.shape[:2])
         size, phase = raw.to(measured.dtype).unbind(dim=2)
-        size, phase = self.activation(size), 3 * phase
-        patches = torch.complex(size * phase.cos(), size * phase.sin())
+        patches = from_polar(self.activation(size), 3 * phase)
         step, momentum = (_PREDICTION_STEP, _PREDICTION_MOMENTUM) if predicting else (_TRAINING_STEP, 0.0)
-        if not torch.is_grad_enabled():
-            return update(patches, updates, step, momentum)
-        velocity: Tensor | float = 0.0
-        for _ in range(updates):
-            change = modulus_update(patches, probe, measured, good_pixels)
-            velocity = momentum * velocity + step * change
-            patches = patches + velocity
-        return patches
+        return update(patches, updates, step, momentum)
 
     def activation(self, raw: Tensor) -> Tensor:
         """Amplitude from the U-net's output: non-negative and 1 at 0, so that the object starts flat."""

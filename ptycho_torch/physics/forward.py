@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _IMAGE = (-2, -1)
-_FLOOR = 1e-8
-_AT_ONCE_ON_CPU = 16
-"""Patterns worked on at once where a loop goes over the same ones again and again: they stay in the cache."""
-_AT_ONCE_ON_GPU = 256
-"""The same there: enough to keep it busy, in bounded memory."""
+FLOOR = 1e-8
 
 
 def far_field(exit_wave: Tensor) -> Tensor:
@@ -80,17 +78,74 @@ def over_modes(values: Tensor) -> Tensor:
 
 def intensity(detector_wave: Tensor) -> Tensor:
     """Add the modes' intensities: incoherent modes never interfere. (..., P, N, N) -> (..., N, N) real."""
-    return over_modes(detector_wave.real.square() + detector_wave.imag.square())
+    if torch.is_grad_enabled() and detector_wave.requires_grad:
+        return over_modes(detector_wave.real.square() + detector_wave.imag.square())
+    squares = torch.view_as_real(detector_wave.resolve_conj()).square()  # one pass over memory: half the time
+    return over_modes(squares[..., 0] + squares[..., 1])
 
 
-def amplitude(counts: Tensor, floor: float = _FLOOR) -> Tensor:
+def amplitude(counts: Tensor, floor: float = FLOOR) -> Tensor:
     """Square root of an intensity; `floor` keeps the gradient finite where a pixel is dark."""
     return (counts + floor).sqrt()
 
 
 def forward_intensity(patches: Tensor, probe: Tensor) -> Tensor:
-    """Intensity that patches (B, C, N, N) give under a probe, in the probe's units: (B, C, N, N)."""
-    return intensity(far_field(exit_wave(patches, probe)))
+    """Intensity that patches give under a probe: `intensity(far_field(exit_wave(patches, probe)))`, faster.
+
+    Args:
+        patches: (B, C, N, N) complex.
+        probe: (P, N, N) or (B, C, P, N, N) complex.
+
+    Returns:
+        (B, C, N, N) real, in the probe's units; it can be differentiated once.
+    """
+    counts: Tensor = _ForwardIntensity.apply(patches, probe)  # type: ignore[no-untyped-call]
+    return counts
+
+
+class _ForwardIntensity(torch.autograd.Function):
+    """The forward model and its derivative in as few passes as there are; transforms are not scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, probe: Tensor) -> Tensor:
+        waves = torch.fft.fft2(exit_wave(patches, probe))
+        ctx.save_for_backward(patches, probe, waves)
+        counts: Tensor = torch.fft.fftshift(intensity(waves), dim=_IMAGE)
+        return counts.div_(waves.shape[-2] * waves.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        patches, probe, waves = ctx.saved_tensors
+        weight = torch.fft.ifftshift(gradient, dim=_IMAGE) * (2 / (waves.shape[-2] * waves.shape[-1]))
+        back = torch.fft.ifft2(waves * weight.unsqueeze(-3), norm="forward")
+        of_patches, of_probe = ctx.needs_input_grad
+        return (
+            exit_wave_adjoint(back, probe) if of_patches else None,
+            (back * patches.conj().unsqueeze(-3)).sum_to_size(probe.shape) if of_probe else None,
+        )
+
+
+def from_polar(size: Tensor, phase: Tensor) -> Tensor:
+    """Complex numbers from their amplitude and phase in radians: `torch.polar`, in half the time."""
+    values: Tensor = _FromPolar.apply(size, phase)  # type: ignore[no-untyped-call]
+    return values
+
+
+class _FromPolar(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, size: Tensor, phase: Tensor) -> Tensor:
+        cosine, sine = phase.cos(), phase.sin()
+        ctx.save_for_backward(size, cosine, sine)
+        return torch.complex(size * cosine, size * sine)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        size, cosine, sine = ctx.saved_tensors
+        along = gradient.real * cosine + gradient.imag * sine
+        across = gradient.imag * cosine - gradient.real * sine
+        return along, across * size
 
 
 def shift_subpixel(image: Tensor, shift_px: Tensor) -> Tensor:
@@ -245,82 +300,3 @@ def split_position(positions_px: Tensor, n: int) -> tuple[Tensor, Tensor]:
     half = (n - 1) / 2
     grid = torch.round(positions_px - half) + half
     return grid, positions_px - grid
-
-
-def modulus_update(
-    patches: Tensor, probe: Tensor, measured: Tensor, good_pixels: Tensor | None = None, damping: float = 0.1
-) -> Tensor:
-    """Change of each patch that brings its far field to the measured amplitude, regularized where it is dark.
-
-    The far field takes the measured modulus and keeps its phase; the change of the exit wave goes back to
-    the object with the weight of the regularized ptychographic engine (rPIE; Maiden, Johnson and Li,
-    Optica 4, 736 (2017), eq. 7), summed over modes: `P* dpsi / ((1 - damping) |P|^2 + damping max |P|^2)`.
-
-    Args:
-        patches: (B, C, N, N) complex.
-        probe: (P, N, N) or (B, C, P, N, N) complex.
-        measured: (B, C, N, N) amplitude in the units of the probe.
-        good_pixels: (N, N) bool; a bad pixel keeps its modulus.
-        damping: 0 divides by the probe, 1 is a plain gradient step.
-
-    Returns:
-        (B, C, N, N) complex change.
-    """
-    detector = far_field(exit_wave(patches, probe))
-    excess = measured / amplitude(intensity(detector)) - 1
-    if good_pixels is not None:
-        excess = torch.where(good_pixels, excess, 0)
-    back = exit_wave_adjoint(far_field_adjoint(detector * excess.unsqueeze(-3)), probe)
-    illumination = intensity(probe)
-    return back / ((1 - damping) * illumination + damping * illumination.amax(dim=_IMAGE, keepdim=True))
-
-
-class ModulusUpdates:
-    """Many modulus updates of the same patterns, without a gradient, in half the time of `modulus_update`.
-
-    What does not change is computed once, the detector is kept in the order of the Fourier transform, and a
-    few patterns at a time stay in the processor's cache. Arguments as `modulus_update`.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self, probe: Tensor, measured: Tensor, good_pixels: Tensor | None = None, damping: float = 0.1
-    ) -> None:
-        # The transforms here are not scaled: their scale, N each way, is in `measured` and `back`.
-        n = measured.shape[-1]
-        self.floor = n**2 * _FLOOR
-        self.measured = n * torch.fft.ifftshift(measured, dim=_IMAGE)
-        self.good = None if good_pixels is None else torch.fft.ifftshift(good_pixels, dim=_IMAGE)
-        if self.good is not None and bool(self.good.all()):
-            self.good = None
-        self.probe = probe.expand(*measured.shape[:2], *probe.shape[-3:])
-        illumination = intensity(self.probe)
-        peak = illumination.amax(dim=_IMAGE, keepdim=True)
-        damped = (1 - damping) * illumination + damping * peak
-        self.back = self.probe.conj() / (n**2 * damped).unsqueeze(-3)
-        self.at_once = _AT_ONCE_ON_CPU if measured.device.type == "cpu" else _AT_ONCE_ON_GPU
-
-    @torch.no_grad()
-    def __call__(self, patches: Tensor, count: int, step: float = 1.0, momentum: float = 0.0) -> Tensor:
-        """Return patches (B, C, N, N) after `count` updates.
-
-        Each one repeats `momentum` of the last change and adds `step * modulus_update(...)`: the heavy-ball
-        method (Polyak, USSR Comput. Math. Math. Phys. 4, 1 (1964)).
-        """
-        patches = patches.clone()
-        parts = (torch.split(all_, self.at_once) for all_ in (patches, self.probe, self.back, self.measured))
-        for some, probe, back, measured in zip(*parts, strict=True):
-            velocity = torch.zeros_like(some)
-            for _ in range(count):
-                change = over_modes(self._change(some, probe, measured).mul_(back))
-                some += velocity.mul_(momentum).add_(change, alpha=step)
-        return patches
-
-    def _change(self, patches: Tensor, probe: Tensor, measured: Tensor) -> Tensor:
-        """Change of the exit waves (B, C, P, N, N), times N^2, that brings them to the measured modulus."""
-        detector = torch.fft.fft2(exit_wave(patches, probe))
-        excess = torch.rsqrt(intensity(detector).add_(self.floor)).mul_(measured).sub_(1)
-        if self.good is not None:
-            excess.mul_(self.good)
-        change: Tensor = torch.fft.ifft2(detector.mul_(excess.unsqueeze(-3)), norm="forward")
-        return change

@@ -63,10 +63,11 @@ from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refi
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import changed, flat
 from ptycho_torch.workflows.callbacks import History, StitchWriter
+from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
-from ptycho_torch.workflows.times import Clock, PartTimes
+from ptycho_torch.workflows.times import PartTimes
 
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256

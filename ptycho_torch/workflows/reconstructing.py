@@ -27,6 +27,7 @@ from ptycho_torch.reconstruction.refine import RefineResult, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
+from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.preparing import (
     AUTO,
     ESTIMATE,
@@ -38,7 +39,6 @@ from ptycho_torch.workflows.preparing import (
     with_estimated_probe,
     with_found_orientation,
 )
-from ptycho_torch.workflows.times import Clock
 
 READINGS = 4
 """How often a scan is read anew with what the last reading showed."""

@@ -7,7 +7,7 @@ then on the manifest says how far the run came, also when it fails.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_exec.errors import DataError, redact
+from ptycho_exec.errors import DataError, UserError, redact
 from ptycho_exec.files import file_sha256
+from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.progress import counted
 from ptycho_exec.record import (
@@ -55,6 +56,7 @@ from ptycho_torch.workflows.artifacts import (
     write_reconstruction,
     write_report_data,
 )
+from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.continuing import (
     Begun,
     began_with,
@@ -66,7 +68,6 @@ from ptycho_torch.workflows.continuing import (
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
-from ptycho_torch.workflows.times import Clock
 
 METRICS = "metrics.json"
 WARNING = "warning: "
@@ -77,12 +78,12 @@ ResultT = TypeVar("ResultT", TrainingResult, InferenceResult)
 
 @dataclass(frozen=True)
 class Run(Generic[ResultT]):
-    """A finished run: its directory, what it wrote, its results, seconds of each phase, advice."""
+    """A finished run: its directory, what it wrote, its results, the seconds of each phase, advice."""
 
     folder: Path
     written: tuple[Path, ...]
     results: ResultT
-    seconds: Mapping[str, float]
+    clock: Clock
     notices: tuple[str, ...] = ()
     advice: str | None = None
 
@@ -97,6 +98,7 @@ def train(
     about: Mapping[str, Any] | None = None,
     odd_lines: Callable[..., list[str]] = lines,
     again: str = RESUME,
+    clock: Clock | None = None,
 ) -> Run[TrainingResult]:
     """Train on the payload's scan and leave a complete run directory.
 
@@ -109,6 +111,7 @@ def train(
         about: more that the model file should hold about its origin, as plain data.
         odd_lines: what is odd about scans, in lines for this user.
         again: how this user goes on after a stop, a sentence.
+        clock: of the command, where the run is all of it.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
@@ -117,7 +120,7 @@ def train(
     with ExitStack() as held:
         with reserved_dir(payload.output_dir) as folder, ExitStack() as planning:
             planning.enter_context(locked(folder))
-            training = training or _planned(payload, say)
+            training = training or _planned(payload, say, clock)
             training.plan.raise_if_blocked()
             held.push(planning.pop_all())
         how = Begun(checkpoint)
@@ -135,7 +138,9 @@ def train(
         )
 
 
-def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) -> Run[TrainingResult] | None:
+def continue_training(
+    payload: TrainingPayload, *, say: Say = lambda _: None, clock: Clock | None = None
+) -> Run[TrainingResult] | None:
     """Train as `train` does; in a directory where the same training began and did not end, go on with it.
 
     Of several processes the first one looks, and the others do as it does.
@@ -163,7 +168,7 @@ def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) ->
             if begun.completed:
                 say(f"{folder} is complete already; nothing is done")
                 return None
-            training = _planned(payload, say)
+            training = _planned(payload, say, clock)
             training.plan.raise_if_blocked()
             if begun.manifest is not None:
                 require_same_job(folder, begun.manifest, {**now, **_known(training)})
@@ -172,9 +177,9 @@ def continue_training(payload: TrainingPayload, *, say: Say = lambda _: None) ->
         return _train(folder, payload, training, begun, True, say)
 
 
-def _planned(payload: TrainingPayload, say: Say) -> components.Training:
+def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
     scans = payload.train_data_file, payload.test_data_file
-    return components.plan_training(*scans, payload.science, payload.settings, say=say)
+    return components.plan_training(*scans, payload.science, payload.settings, say=say, clock=clock)
 
 
 def _train(
@@ -217,7 +222,7 @@ def _train(
             training, run_dir=folder, resume_from=checkpoint, callbacks=callbacks
         )
         if not is_rank_zero():
-            return Run(folder, (), result, clock.seconds)
+            return Run(folder, (), result, clock)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
         with clock.phase("write"):
@@ -233,7 +238,8 @@ def _train(
         weights = model_weights_sha256(folder)
         done = {"trained": trained, "history": result.history, "content": {"weights": weights}}
         _complete(folder, result, clock, written, **done)
-        written.append(write_run_report(folder))
+        with clock.phase("report"):
+            written.append(write_run_report(folder))
     return _run(folder, written, result, clock, notices, scan, said=odd)
 
 
@@ -280,8 +286,7 @@ def _complete(
 ) -> None:
     """Write into the manifest that the run is complete, what took effect, where the time went, and hashes."""
     times = result.times
-    record: dict[str, Any] = {"timings": dict(clock.seconds)}
-    record["shares"] = shares(Times(clock.seconds, times.seconds if times else {}))
+    record = _times(clock, result)
     if times is not None and times.first_step_at is not None:
         record["first_step_at"] = times.first_step_at
     write_manifest(
@@ -293,6 +298,18 @@ def _complete(
         **record,
         **parts,
     )
+
+
+def _times(clock: Clock, result: TrainingResult | InferenceResult) -> dict[str, Any]:
+    """Return what the manifest says of where the time went."""
+    inner = result.times.seconds if result.times else {}
+    return {"timings": dict(clock.seconds), "shares": shares(Times(clock.seconds, inner))}
+
+
+def record_times(run: Run[Any], last: str) -> None:
+    """Write where all of a finished run's time went into its manifest; what passed of late is `last`'s."""
+    run.clock.mark(last)
+    write_manifest(run.folder, **_times(run.clock, run.results))
 
 
 def _run(
@@ -310,7 +327,7 @@ def _run(
     source = None if scan.source is None else Path(scan.source)
     hint = advice(Times(clock.seconds, parts, limited_threads(settings), source), settings, result.plan.facts)
     news = tuple(notice for notice in notices if notice not in said)
-    return Run(folder, tuple(written), result, clock.seconds, news, hint)
+    return Run(folder, tuple(written), result, clock, news, hint)
 
 
 def find_checkpoint(place: str | Path) -> Path:
@@ -337,6 +354,7 @@ def infer(
     *,
     say: Say = lambda _: None,
     inference: components.Inference | Callable[[], components.Inference] | None = None,
+    clock: Clock | None = None,
 ) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
 
@@ -345,25 +363,62 @@ def infer(
         say: takes a line for the user now and then.
         inference: the payload's inference, where the caller has read and planned it, or what does so as soon
             as the directory is there.
+        clock: of the command, where the run is all of it.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
     with undone_if_interrupted(payload.output_dir):
-        return _infer(payload, say, inference)
+        return _infer(payload, say, inference, clock)
+
+
+def infer_each(
+    payloads: Sequence[InferencePayload], *, say: Say = lambda _: None, clock: Clock | None = None
+) -> Iterator[tuple[InferencePayload, Run[InferenceResult] | UserError]]:
+    """Reconstruct scans one after the other with one network, which is loaded once; see `infer`.
+
+    Args:
+        payloads: from `create_inference_payload`, all of one model.
+        say: takes a line for the user now and then.
+        clock: of the command; it takes the seconds of the first scan, each further one has its own.
+
+    Yields:
+        each payload with its finished run, or, where there are several, with the error that it ended with.
+    """
+    facts: MachineFacts | None = None
+    model: Any = payloads[0].model_path
+    for number, payload in enumerate(payloads):
+        own = clock if clock is not None and number == 0 else Clock()
+
+        def planned(payload: InferencePayload = payload, own: Clock = own) -> components.Inference:
+            nonlocal facts, model
+            scan, asked, settings = payload.test_data_file, payload.science, payload.settings
+            planned = components.plan_inference(model, scan, asked, settings, say=say, clock=own, facts=facts)
+            facts = planned.plan.facts
+            if planned.module is not None:
+                model = {"models": {"lightning_module": planned.module}, "science": planned.science}
+            return planned
+
+        try:
+            yield payload, infer(payload, say=say, inference=planned)
+        except UserError as error:
+            if len(payloads) == 1:
+                raise
+            yield payload, error
 
 
 def _infer(
     payload: InferencePayload,
     say: Say,
     inference: components.Inference | Callable[[], components.Inference] | None,
+    clock: Clock | None,
 ) -> Run[InferenceResult]:
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
         if inference is None:
             scan_file = payload.test_data_file
             inference = components.plan_inference(
-                model, scan_file, payload.science, payload.settings, say=say
+                model, scan_file, payload.science, payload.settings, say=say, clock=clock
             )
         elif callable(inference):
             inference = inference()
@@ -383,7 +438,7 @@ def _infer(
         write_settings_toml(folder / "settings.toml", payload.settings)
         result = components.run_inference(inference)
         if not is_rank_zero():
-            return Run(folder, (), result, clock.seconds)
+            return Run(folder, (), result, clock)
         notices += result.notices
         if not result.verdict.warns:  # what warns is among the notices
             say(result.verdict.line())
@@ -415,7 +470,8 @@ def _write_inference(
         verdict={"line": result.verdict.line(), **result.verdict.to_json()},
         content={name: content_sha256({name: array}) for name, array in arrays.items()},
     )
-    return [*written, write_run_report(folder)]
+    with clock.phase("report"):
+        return [*written, write_run_report(folder)]
 
 
 def reconstruct(
@@ -425,6 +481,7 @@ def reconstruct(
     asked: ScienceSettings,
     *,
     say: Say = lambda _: None,
+    clock: Clock | None = None,
 ) -> Run[InferenceResult]:
     """Refine the object of a scan without a network, with what nobody set decided from the data.
 
@@ -434,12 +491,17 @@ def reconstruct(
         settings: how to run.
         asked: what somebody set; see `plan_reconstruction` for the rest.
         say: takes a line per decision, and others now and then.
+        clock: of the command, where the run is all of it.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
     payload = InferencePayload(None, scan_file, out, asked.config, settings)
-    return infer(payload, say=say, inference=lambda: plan_reconstruction(scan_file, asked, settings, say=say))
+
+    def planned() -> components.Inference:
+        return plan_reconstruction(scan_file, asked, settings, say=say, clock=clock)
+
+    return infer(payload, say=say, inference=planned)
 
 
 def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:

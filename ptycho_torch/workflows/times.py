@@ -1,11 +1,8 @@
-"""Where the seconds of a run go: its phases, and the parts of `fit` and `predict` by Lightning's profiler."""
+"""Where the seconds of `fit` and `predict` go: their parts, by Lightning's profiler."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from lightning.pytorch.profilers import Profiler
 
@@ -19,21 +16,6 @@ PARTS = (
     ("images", ("[Callback]Images",)),
 )
 """Part of a run, and what the names of Lightning's actions contain that belong to it."""
-
-
-@dataclass
-class Clock:
-    """Seconds that each phase of a run took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 class PartTimes(Profiler):

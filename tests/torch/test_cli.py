@@ -142,6 +142,95 @@ def test_evaluate_tells_equal_names_apart_and_spares_an_existing_picture(
     assert picture.read_bytes() == before
 
 
+@pytest.mark.slow
+def test_several_scans_are_reconstructed_with_one_network(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, alone, outs = (str(tmp_path / name) for name in ("run", "alone", "outs"))
+    assert main(["train", str(scan_file), "--out", run, *TINY]) == 0
+    scans = [tmp_path / place for place in ("first/scan.npz", "second/scan.npz", "other.npz", "broken.npz")]
+    for scan in scans:
+        scan.parent.mkdir(exist_ok=True)
+        scan.write_bytes(scan_file.read_bytes())
+    scans[3].write_bytes(scan_file.read_bytes()[:2000])
+    order = [str(scans[i]) for i in (0, 3, 1, 2)]
+    capsys.readouterr()
+    assert main(["infer", run, *order, "--out", outs]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("time: ") == 3
+    assert f"{scans[3]}: failed" in said.out
+    assert said.err.count(str(scans[3])) == 1
+    assert sorted(path.name for path in Path(outs).iterdir()) == ["first_scan", "other", "second_scan"]
+    assert main(["infer", run, str(scans[2]), "--out", alone]) == 0
+    for name in ("first_scan", "other", "second_scan"):
+        assert same_object(Path(outs, name), Path(alone)), "what was done before leaves no trace"
+        manifest = json.loads(Path(outs, name, "manifest.json").read_text())
+        assert manifest["status"] == "completed"
+        assert manifest["data"]["test"]["source"].endswith(f"{name.replace('_', '/')}.npz")
+
+
+def same_object(one: Path, other: Path) -> bool:
+    with np.load(one / "reconstruction.npz") as a, np.load(other / "reconstruction.npz") as b:
+        return bool(np.array_equal(a["object"], b["object"]))
+
+
+@pytest.mark.slow
+def test_several_scans_without_a_network(scan_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.npz"
+    other.write_bytes(scan_file.read_bytes())
+    words = [
+        "infer",
+        str(scan_file),
+        str(other),
+        "--start=flat",
+        "--refine=1",
+        "--out",
+        str(tmp_path / "outs"),
+    ]
+    assert main(words) == 0
+    assert {path.name for path in (tmp_path / "outs").iterdir()} == {scan_file.stem, "other"}
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "message"),
+    [
+        (("one/a/scan.npz", "two/a/scan.npz"), (), "several results would be written to"),
+        (("one.npz", "two.npz"), ("--strategy=ddp", "--devices=2"), "2 scans are given"),
+        (("one.npz", "missing.npz"), (), "missing.npz"),
+    ],
+)
+def test_several_scans_that_cannot_be(
+    names: tuple[str, ...],
+    flags: tuple[str, ...],
+    message: str,
+    scan_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scans = [tmp_path / name for name in names]
+    for scan in scans:
+        if scan.name != "missing.npz":
+            scan.parent.mkdir(parents=True, exist_ok=True)
+            scan.write_bytes(scan_file.read_bytes())
+    outs = tmp_path / "outs"
+    words = ["infer", *map(str, scans), "--start=flat", "--refine=1", "--out", str(outs), *flags]
+    assert main(words) != 0
+    assert message in capsys.readouterr().err
+    assert not outs.exists()
+
+
+@pytest.mark.slow
+def test_every_second_of_a_command_is_named(ptycho_torch: Command, scan_file: Path, tmp_path: Path) -> None:
+    done = ptycho_torch("infer", str(scan_file), "--start=flat", "--refine=1", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    timings = json.loads((tmp_path / "out" / "manifest.json").read_text())["timings"]
+    expected = {"start", "import", "read", "prepare", "refine", "check", "write", "report", "score"}
+    assert expected <= set(timings)
+    (total,) = re.findall(r"^time: ([0-9.]+) s", done.stdout, re.MULTILINE)
+    assert sum(timings.values()) == pytest.approx(float(total), abs=0.06)
+    assert timings.get("other", 0) < 0.1 * sum(timings.values())
+
+
 def test_resume_continues_an_earlier_run(scan_file: Path, tmp_path: Path) -> None:
     first, more = tmp_path / "first", tmp_path / "more"
     assert main(["train", str(scan_file), "--out", str(first), *TINY]) == 0

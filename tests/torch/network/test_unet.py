@@ -12,6 +12,7 @@ from ptycho_torch.model import PtychoPINN_Lightning
 from ptycho_torch.network.unet import UNet, build_network, fold_blocks, network_shape, unfold_blocks
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.physics.losses import amplitude_mae
+from ptycho_torch.physics.modulus import modulus_update
 
 
 def disk_probe(n: int, modes: int = 1) -> Tensor:
@@ -134,7 +135,7 @@ class TestPrediction:
             got = net(measured, probe, good, 3, predicting=predicting)
             patches, velocity = net(measured, probe, good, 0), torch.zeros(())
             for _ in range(3):
-                velocity = momentum * velocity + step * physics.modulus_update(patches, probe, measured, good)
+                velocity = momentum * velocity + step * modulus_update(patches, probe, measured, good)
                 patches = patches + velocity
         torch.testing.assert_close(got, patches, rtol=1e-4, atol=1e-4)
 
