@@ -16,6 +16,8 @@ from typing import Any
 
 EXIT_CODE = 130
 NOTHING = "nothing was written"
+RESUME = "the same command with --resume auto continues the run"
+"""How an interrupted training goes on, for a user of the command line."""
 
 
 class Interrupted(SystemExit):

@@ -386,7 +386,8 @@ def infer(args: argparse.Namespace) -> int:
         ]
         _print_settings(args, settings, payloads[0].science, science.notices)
     args.clock.mark("start")
-    import_lightning()
+    if any(payload.science.inference.start == "network" for payload in payloads):
+        import_lightning()
     from ptycho_torch.workflows import runs
 
     args.clock.mark("import")
@@ -472,7 +473,6 @@ def reconstruct(args: argparse.Namespace) -> int:
         )
     _print_settings(args, settings, science.config, science.notices)
     args.clock.mark("start")
-    import_lightning()
     from ptycho_torch.workflows import runs
 
     args.clock.mark("import")

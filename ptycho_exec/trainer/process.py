@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +41,20 @@ LIGHTNING_LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
 
 def seed_run(settings: ExecutionSettings) -> int:
-    """Seed Python, NumPy, torch and the loaders' workers, before anything random happens."""
-    from lightning.pytorch import seed_everything
+    """Seed Python, NumPy, torch and the loaders' workers, before anything random happens.
 
-    return seed_everything(settings.seed, workers=True, verbose=False)
+    As Lightning's `seed_everything(seed, workers=True)`, which needs all of Lightning to be imported.
+    """
+    import random
+
+    import numpy as np
+    import torch
+
+    os.environ["PL_GLOBAL_SEED"], os.environ["PL_SEED_WORKERS"] = str(settings.seed), "1"
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    return settings.seed
 
 
 def leave_group_at_exit() -> None:
@@ -86,8 +97,8 @@ def set_process_flags(settings: ExecutionSettings) -> None:
         logger.setLevel(max(logger.level, logging.WARNING))
     torch.set_float32_matmul_precision(settings.matmul_precision)
     torch.backends.cudnn.benchmark = settings.benchmark
-    torch.use_deterministic_algorithms(
-        bool(settings.deterministic), warn_only=settings.deterministic == "warn"
+    _set_deterministic(
+        bool(settings.deterministic), warn_only=settings.deterministic == "warn", compiles=settings.compile
     )
     # Filling memory that every operation overwrites anyway costs a few percent and decides nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -96,6 +107,16 @@ def set_process_flags(settings: ExecutionSettings) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if settings.num_threads:
         torch.set_num_threads(settings.num_threads)
+
+
+def _set_deterministic(strict: bool, *, warn_only: bool, compiles: bool) -> None:
+    """Set torch's flag; what tells its compiler, too, imports that, which takes a second."""
+    import torch
+
+    if compiles:
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+    else:
+        torch.set_deterministic_debug_mode(("default", "warn", "error")[strict * (1 if warn_only else 2)])
 
 
 @contextmanager
@@ -131,7 +152,7 @@ def _restored() -> Iterator[None]:
         torch.set_rng_state(states[2])
         torch.set_float32_matmul_precision(matmul)
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        _set_deterministic(strict, warn_only=warn_only, compiles="torch._inductor" in sys.modules)
         cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, tf32
         torch.set_default_dtype(dtype)
         torch.autograd.set_detect_anomaly(anomaly)

@@ -25,9 +25,9 @@ from lightning.pytorch.callbacks import Callback
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 from torch.utils.data import get_worker_info
 
-from ptycho_exec.interrupts import Interrupted, leave
+from ptycho_exec.interrupts import RESUME, Interrupted, leave
 from ptycho_exec.machine.ranks import is_rank_zero
-from ptycho_exec.trainer.together import RESUME, company
+from ptycho_exec.trainer.together import company
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -34,6 +34,7 @@ from torch.multiprocessing.spawn import ProcessExitedException
 from ptycho_exec.errors import Finding, SettingsError, UserError
 from ptycho_exec.fields.model import Effect
 from ptycho_exec.fields.spec import field_specs, format_value, table_specs
+from ptycho_exec.interrupts import RESUME
 from ptycho_exec.machine.facts import package_versions
 from ptycho_exec.machine.ranks import Launcher, detect_launcher
 from ptycho_exec.plan import Plan
@@ -51,7 +52,6 @@ POLL_S = 0.05
 BEAT_S = 0.5
 GRACE_S = 5.0
 """Seconds that processes have to say what ended them, before the others look who is missing."""
-RESUME = "the same command with --resume auto continues the run"
 
 Identity = Mapping[str, tuple[Any, str]]
 """What one process was given: name -> value, and where it came from."""

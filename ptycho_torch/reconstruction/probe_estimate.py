@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.progress import counted
@@ -181,6 +180,8 @@ def mean_amplitude(scan: ScanData) -> NDArray[np.float64]:
             fix="check which array the patterns are, and the mask",
         )
     if not scan.good_pixels.all():
+        from scipy.ndimage import distance_transform_edt
+
         nearest: Any = distance_transform_edt(~scan.good_pixels, return_distances=False, return_indices=True)
         total = total[tuple(nearest)]
     return np.asarray(np.sqrt(total / len(scan)))

@@ -14,10 +14,9 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -39,9 +38,6 @@ from ptycho_exec.trainer.build import (
 )
 from ptycho_exec.trainer.handover import handed_over
 from ptycho_exec.trainer.loggers import close_logger
-from ptycho_exec.trainer.stop import stoppable
-from ptycho_exec.trainer.together import on_all_processes
-from ptycho_torch import model
 from ptycho_torch.config import InferenceConfig, ScienceConfig
 from ptycho_torch.data.containers import dataset_of, optics_of, scan_of, selected
 from ptycho_torch.data.dataset import Batch, GlobalBatches, PtychoDataset, collate
@@ -58,16 +54,17 @@ from ptycho_torch.factory import (
     science_of,
     split_overrides,
 )
-from ptycho_torch.network.lightning_module import estimate_intensity_scale
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import changed, flat
-from ptycho_torch.workflows.callbacks import History, StitchWriter
 from ptycho_torch.workflows.clock import Clock
-from ptycho_torch.workflows.images import image_callbacks
 from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
-from ptycho_torch.workflows.times import PartTimes
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from ptycho_torch.workflows.times import PartTimes
 
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
@@ -195,6 +192,12 @@ def run_training(
     callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Build the network and the Trainer, read the Trainer back, and fit."""
+    from ptycho_exec.trainer.stop import stoppable
+    from ptycho_exec.trainer.together import on_all_processes
+    from ptycho_torch.workflows.callbacks import History
+    from ptycho_torch.workflows.images import image_callbacks
+    from ptycho_torch.workflows.times import PartTimes
+
     plan, science, clock = training.plan, training.science, training.clock
     history = History()
     images = image_callbacks(training.container, science.data.gridsize, plan)
@@ -268,6 +271,9 @@ def build_module(
     container: Any, samples: PtychoDataset, science: ScienceConfig, settings: ExecutionSettings
 ) -> Any:
     """Build a network; its class is looked up when called and gets the arguments that its signature takes."""
+    from ptycho_torch import model
+    from ptycho_torch.network.lightning_module import estimate_intensity_scale
+
     probe, good_pixels = optics_of(container)
     amplitude = _spread_amplitudes(samples)
     arguments: dict[str, Any] = {
@@ -374,7 +380,9 @@ def plan_inference(
     with clock.phase("load model"):
         module, trained = model_or_bundle, getattr(model_or_bundle, "science", None) or ScienceConfig()
         if isinstance(model_or_bundle, (str, Path)):
-            module, trained = model.load_model(model_or_bundle)
+            from ptycho_torch.model import load_model
+
+            module, trained = load_model(model_or_bundle)
         elif isinstance(model_or_bundle, Mapping):
             module, trained = model_or_bundle["models"]["lightning_module"], model_or_bundle["science"]
     handed = handed_over()
@@ -490,18 +498,22 @@ class Predicted:
     notices: tuple[str, ...]
     phases_turned_rad: float
     drift: DriftReport
-    times: PartTimes
+    times: PartTimes | None
     processes: int = 1
 
 
 def _flat(scan: ScanData) -> Predicted:
     """Return what a refinement starts from without a network, for a process that does not refine."""
     flat, uncovered = np.ones(scan.canvas_shape, np.complex64), np.zeros(scan.canvas_shape, np.float32)
-    return Predicted(flat, uncovered, 0, (), 0.0, DriftReport(()), PartTimes())
+    return Predicted(flat, uncovered, 0, (), 0.0, DriftReport(()), None)
 
 
 def _predict(inference: Inference) -> Predicted:
     """Predict all patches and stitch them one batch at a time; the module is left in the mode it came in."""
+    from ptycho_exec.trainer.together import on_all_processes
+    from ptycho_torch.workflows.callbacks import StitchWriter
+    from ptycho_torch.workflows.times import PartTimes
+
     module, scan, plan, clock = inference.module, inference.scan, inference.plan, inference.clock
     science, training = inference.science, bool(getattr(module, "training", False))
     if getattr(module, "predicts_single_patterns", False):

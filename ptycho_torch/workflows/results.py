@@ -18,10 +18,11 @@ from ptycho_torch.display import facts_html, facts_text
 from ptycho_torch.evaluation import plots
 from ptycho_torch.reconstruction.refine import RefineResult
 from ptycho_torch.reconstruction.verdict import Verdict
-from ptycho_torch.workflows.times import PartTimes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from ptycho_torch.workflows.times import PartTimes
 
 
 class Result(MutableMapping[str, Any]):

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from lightning.pytorch.callbacks import Callback
 
 from ptycho_exec.errors import DataError, UserError, redact
 from ptycho_exec.files import file_sha256
+from ptycho_exec.interrupts import RESUME
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.progress import counted
@@ -33,8 +33,6 @@ from ptycho_exec.record import (
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.build import trainer_kwargs
 from ptycho_exec.trainer.handover import handed_over
-from ptycho_exec.trainer.stop import leaving_in_order
-from ptycho_exec.trainer.together import RESUME, decided_by_first
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.judge import lines
 from ptycho_torch.data.read import open_scan, read_scan
@@ -68,6 +66,9 @@ from ptycho_torch.workflows.continuing import (
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 METRICS = "metrics.json"
 WARNING = "warning: "
@@ -152,6 +153,8 @@ def continue_training(
         UserError: another process runs there, or what lies there is no training.
         SettingsError: another job lies there; with every difference.
     """
+    from ptycho_exec.trainer.together import decided_by_first
+
     now = _job(payload)
     with ExitStack() as held:
         with reserved_dir(payload.output_dir, begun=True) as folder, ExitStack() as planning:
@@ -196,6 +199,8 @@ def _train(
     again: str = RESUME,
 ) -> Run[TrainingResult]:
     """Run what was planned, and record it."""
+    from ptycho_exec.trainer.stop import leaving_in_order
+
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
     say(_scan_line(scan))
     odd = _say_what_is_odd(say, odd_lines(scan, training.test_container))
