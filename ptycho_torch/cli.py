@@ -40,6 +40,7 @@ from ptycho_exec.fields.model import ExecutionFields
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value
 from ptycho_exec.fields.stages import without_effect
 from ptycho_exec.files import atomic_path
+from ptycho_exec.machine.facts import ask_early
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.record import names_of, read_manifest, settings_from_manifest
 from ptycho_exec.settings import ExecutionSettings
@@ -336,6 +337,7 @@ def train(args: argparse.Namespace) -> int:
     else:
         settings, science = configs_of(args, TRAINING_DEFAULTS)
         commands.require_launch(settings)
+        ask_early()
         overrides = {"test_data_file": args.test} if args.test else {}
         payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
         _print_settings(args, settings, payload.science, science.notices)
@@ -372,6 +374,7 @@ def infer(args: argparse.Namespace) -> int:
     else:
         settings, science = configs_of(args, INFERENCE_DEFAULTS)
         commands.require_launch(settings)
+        ask_early()
         model, scans = _run_and_scans(args.paths, flat_start=science.config.inference.start == "flat")
         if len(scans) > 1 and settings.strategy != "auto":
             raise SettingsError(
@@ -467,6 +470,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     """Decide from the data what nobody set, refine, judge, and leave an output directory."""
     settings, science = configs_of(args, INFERENCE_DEFAULTS, RECONSTRUCTION_DEFAULTS)
     commands.require_launch(settings)
+    ask_early()
     if not args.scan.exists():
         raise DataError(
             "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"

@@ -249,19 +249,36 @@ def _version(name: str) -> str:
     return importlib.metadata.version(name)
 
 
+_asked: list[subprocess.Popen[str]] = []
+
+
+def ask_early() -> None:
+    """Begin to ask torch about the GPUs, if any are there, while this process does something else."""
+    if not _asked and _shows_gpu() and not _hides_gpus(os.environ) and "torch" in package_versions():
+        with suppress(OSError):
+            _asked.append(_ask_torch())
+
+
+def _ask_torch() -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", _ASK_TORCH]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
 def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
     if not _shows_gpu():
         return {}
-    if environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+    if _hides_gpus(environ):
         hides = f"CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES'].strip() or '(empty)'} hides it"
         return {"gpu_note": f"a GPU is there, but {hides}"}
     if "torch" not in package_versions():
         return {"gpu_note": "a GPU is there, but torch is not installed"}
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=120, check=True
-        )
-        _, _, answer = done.stdout.partition("FACTS")
+        child = _asked.pop() if _asked else _ask_torch()
+        try:
+            said, _ = child.communicate(timeout=120)
+        finally:
+            child.kill()
+        _, _, answer = said.partition("FACTS")
         facts: dict[str, Any] = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return {"gpu_note": f"a GPU is there, but torch could not be asked about it: {type(error).__name__}"}
@@ -270,6 +287,10 @@ def _gpu_facts(environ: Mapping[str, str]) -> dict[str, Any]:
         torch = f"torch {package_versions()['torch']}"
         facts["gpu_note"] = f"a GPU is there, but {torch} cannot use it (driver, or a build without it)"
     return facts
+
+
+def _hides_gpus(environ: Mapping[str, str]) -> bool:
+    return environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
 
 
 def _shows_gpu() -> bool:

@@ -32,6 +32,8 @@ ANSWERED_WARNINGS = (
     ".*resuming from a checkpoint that ended before the epoch ended.*",
     # A launcher that is missing where it is needed is a problem of the plan.
     ".*The `srun` command is available on your system but is not used.*",
+    # The plan says which accelerator it takes, and why.
+    ".*GPU available but not used.*",
     # torch 2.13 deprecates a pytree helper that lightning 2.6 still calls in every fit.
     ".*LeafSpec.*",
 )

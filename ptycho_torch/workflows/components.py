@@ -180,7 +180,8 @@ def plan_training(
         has_validation=validates,
         train_samples=len(samples),
     )
-    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
+    with clock.phase("plan"):
+        plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Training(train, test, samples, test_samples, science, plan, overrides or {}, clock)
 
 
@@ -404,7 +405,8 @@ def plan_inference(
     if module is None:
         optics_of(scan)  # refuses a scan without a probe
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
-    plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
+    with clock.phase("plan"):
+        plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
     return Inference(module, scan, science, plan, overrides or {}, clock)
 
 

@@ -168,11 +168,8 @@ def test_the_launcher_of_this_process_is_a_fact() -> None:
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     monkeypatch.setattr(facts_module, "_shows_gpu", lambda: True)
-
-    def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], 0, answer, "")
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(facts_module, "_ASK_TORCH", f"print({answer!r})")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def test_gpus_come_from_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +178,15 @@ def test_gpus_come_from_a_child_process(monkeypatch: pytest.MonkeyPatch) -> None
     found = MachineFacts.probe()
     assert found.gpus == (Gpu(**row),)
     assert found.gpu_note == ""
+
+
+def test_a_child_that_was_asked_early_answers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"name": "V100", "memory_mb": 16384, "capability": "7.0", "bf16": False}
+    pretend_gpu(monkeypatch, "FACTS" + json.dumps({"gpus": [row], "mps": False}))
+    facts_module.ask_early()
+    monkeypatch.setattr(facts_module, "_ASK_TORCH", "print('another question')")
+    assert MachineFacts.probe().gpus == (Gpu(**row),)
+    assert "could not be asked" in MachineFacts.probe().gpu_note, "this one asked anew"
 
 
 def test_a_gpu_that_torch_cannot_use_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +210,7 @@ def test_no_child_process_where_no_gpu_shows(monkeypatch: pytest.MonkeyPatch) ->
         raise AssertionError("a child process was started")
 
     monkeypatch.setattr(facts_module, "_shows_gpu", lambda: False)
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     assert MachineFacts.probe().gpus == ()
 
 
@@ -214,7 +220,7 @@ def test_what_hides_the_gpus_is_named(value: str, shown: str, monkeypatch: pytes
         raise AssertionError("a child process was started")
 
     monkeypatch.setattr(facts_module, "_shows_gpu", lambda: True)
-    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     found = MachineFacts.probe(environ={"CUDA_VISIBLE_DEVICES": value})
     assert found.gpus == ()
     assert found.gpu_note == f"a GPU is there, but CUDA_VISIBLE_DEVICES={shown} hides it"
