@@ -22,6 +22,8 @@ from ptycho_torch.data.scan import ScanData
 
 _DIM = 0.05
 _OFF_CENTER = 0.035
+_CLOSEST_PX = 0.5
+"""Distance of neighbors below which positions have another unit, where no probe tells how large it is."""
 _FEWEST = 4
 
 
@@ -64,7 +66,8 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
             code="far-positions",
             drop="far",
         )
-    apart, diameter = report["neighbor_distance_px"], report["probe_diameter_px"] or scan.n_pixels
+    apart, known = report["neighbor_distance_px"], report["probe_diameter_px"]
+    diameter = known or scan.n_pixels
     if apart is None or len(scan) < _FEWEST:
         pass
     elif apart > 0.6 * diameter:
@@ -76,7 +79,7 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
             code="little-overlap",
             **({"positions_unit": unit} if unit else {}),
         )
-    elif apart < 0.02 * diameter and not repeated:
+    elif apart < (0.02 * known if known else _CLOSEST_PX) and not repeated:
         unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
         yield _odd(
             f"neighboring probes are only {apart:.2g} pixels apart",

@@ -217,6 +217,14 @@ def test_positions_in_another_unit_are_refused_or_doubted() -> None:
     assert [row.code for row in nanometers] == ["little-overlap"]
 
 
+@pytest.mark.parametrize(("apart_px", "codes"), [(1.2, []), (0.2, ["much-overlap"])])
+def test_a_dense_scan_is_no_other_unit_where_no_probe_tells_its_size(
+    apart_px: float, codes: list[str]
+) -> None:
+    dense = GOOD.positions_px * apart_px / GOOD.report["neighbor_distance_px"]
+    assert [row.code for row in judged(positions_px=dense, probe=None)] == codes
+
+
 def test_masked_gaps_are_kept_by_convert(tmp_path: Path) -> None:
     patterns = np.asarray(GOOD.patterns).astype(np.uint32)
     patterns[:, :, 13:15] = 2**32 - 1
