@@ -13,6 +13,8 @@ from ptycho_exec.settings import ExecutionSettings
 
 INNER = {"fit": "fit", "predict and stitch": "predict"}
 """Phase that Lightning runs -> what its parts are called by."""
+FILLS_GPU = 64
+"""Samples of a batch up to which a training step takes as long on a GPU as with one."""
 WORTH_S = 3.0
 """Less than this is not worth a word, however large its share."""
 
@@ -93,6 +95,11 @@ def knobs(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Ite
     gpu = facts.gpus[0].name if facts.gpus else ""
     text = f"accelerator=gpu would compute on the {gpu}, which was idle"
     yield Knob(bool(gpu) and on_cpu, compute, 0.3, compute, text)
+    batch = settings.batch_size
+    more = f"batch_size={FILLS_GPU} would take {FILLS_GPU // batch} times the patterns in a step that lasts as long"
+    text = f"{more} on a GPU (another result: fewer steps per epoch, so give more epochs)"
+    small = settings.accelerator in ("gpu", "cuda") and 2 * batch <= FILLS_GPU and "fit" in times.phases
+    yield Knob(small, compute, 0.5, compute * (1 - batch / FILLS_GPU), text)
     text = f"num_threads={cpus} would use all CPUs, not {threads} (the last digits can change)"
     idle = bool(threads) and on_cpu and 2 * (threads or 0) <= cpus
     yield Knob(idle, compute, 0.5, compute * (1 - (threads or 0) / cpus), text)

@@ -71,6 +71,14 @@ def test_an_idle_gpu_is_told_before_idle_cores() -> None:
     assert "accelerator=gpu would compute on the H100" in said
 
 
+@pytest.mark.parametrize(("batch", "acts"), [(8, True), (64, False)])
+def test_a_gpu_has_room_for_larger_batches(batch: int, acts: bool) -> None:
+    facts = MachineFacts(cpus_logical=8, gpus=(GPU,))
+    said = _advice(Times(FIT, {"compute": 90}), facts, accelerator="cuda", batch_size=batch)
+    assert ("batch_size=64 would take 8 times the patterns" in (said or "")) is acts
+    assert _advice(Times(PREDICT, {"compute": 90}), facts, accelerator="cuda", batch_size=batch) is None
+
+
 def test_the_line_says_where_the_time_went() -> None:
     said = _advice(Times(FIT, {"load": 30, "compute": 60}))
     assert said is not None
