@@ -47,7 +47,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", pytest.param("ddp_spawn", marks=pytest.mark.thorough), "ddp_fork", "torchrun"]
+    "strategy",
+    [
+        "ddp",
+        pytest.param("ddp_spawn", marks=pytest.mark.thorough),
+        pytest.param("ddp_fork", marks=pytest.mark.thorough),
+        "torchrun",
+    ],
 )
 def test_results_and_records_are_those_of_one_process(strategy: str, alone: Any, tmp_path: Path) -> None:
     on_processes.run("train_and_reconstruct", strategy, 2, 4, tmp_path)
@@ -82,7 +88,9 @@ def test_results_and_records_are_those_of_one_process(strategy: str, alone: Any,
             "1 weight tensors hold NaN or infinite values\n  where:    network.unet.head.bias; on rank 1\n",
             marks=pytest.mark.thorough,
         ),
-        ("PatchIsOutside", "patch 9 reaches outside the object canvas"),
+        pytest.param(
+            "PatchIsOutside", "patch 9 reaches outside the object canvas", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_what_goes_wrong_in_one_process_stops_all_with_the_same_words(
