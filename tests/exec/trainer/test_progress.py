@@ -47,7 +47,9 @@ def test_progress_shows_epoch_metrics_and_remaining_time(monkeypatch: pytest.Mon
 
     def bar(stays: bool) -> Progress:
         monkeypatch.setenv("FORCE_COLOR", "1")
-        found = make(stays)
+        with monkeypatch.context() as patched:
+            patched.setattr(progress, "_is_terminal", lambda stream: True)
+            found = make(stays)
         assert found is not None
         found.live.console = Console(file=screen, force_terminal=True, width=100)
         return found
