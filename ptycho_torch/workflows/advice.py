@@ -96,8 +96,8 @@ def knobs(times: Times, settings: ExecutionSettings, facts: MachineFacts) -> Ite
     text = f"accelerator=gpu would compute on the {gpu}, which was idle"
     yield Knob(bool(gpu) and on_cpu, compute, 0.3, compute, text)
     batch = settings.batch_size
-    more = f"batch_size={FILLS_GPU} would take {FILLS_GPU // batch} times the patterns in a step as long"
-    text = f"{more} on a GPU (another result: fewer steps per epoch, so give more epochs)"
+    wider = f"batch_size={FILLS_GPU} would take {FILLS_GPU // batch} times the patterns in a step as long"
+    text = f"{wider} on a GPU (another result: fewer steps per epoch, so give more epochs)"
     small = settings.accelerator in ("gpu", "cuda") and 2 * batch <= FILLS_GPU and "fit" in times.phases
     yield Knob(small, compute, 0.5, compute * (1 - batch / FILLS_GPU), text)
     text = f"num_threads={cpus} would use all CPUs, not {threads} (the last digits can change)"
