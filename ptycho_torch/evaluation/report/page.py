@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ptycho_torch.evaluation.report.charts import short
 from ptycho_torch.evaluation.report.images import Shown, bits_for
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
@@ -102,6 +104,21 @@ def write_page(page: Page, target: Path) -> Path:
 
 def rendered(page: Page) -> str:
     """Return a page as HTML."""
+    sections = [section for section in page.sections if section.shown]
+    shown = [figure.images for section in sections for figure in section.figures if figure.images]
+    pixels = sum(image.size for images in shown for thing in images.things.values() for image in thing)
+    return _template().render(
+        page=page,
+        sections=sections,
+        bits=bits_for(pixels),
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(FOLDER / "viewer.js").read_text(encoding="utf-8"),
+    )
+
+
+@cache
+def _template() -> Template:
+    """Return the template of a page, compiled once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -112,16 +129,7 @@ def rendered(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["plain"] = plain
-    sections = [section for section in page.sections if section.shown]
-    shown = [figure.images for section in sections for figure in section.figures if figure.images]
-    pixels = sum(image.size for images in shown for thing in images.things.values() for image in thing)
-    return environment.get_template("page.html.jinja").render(
-        page=page,
-        sections=sections,
-        bits=bits_for(pixels),
-        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
-        script=(FOLDER / "viewer.js").read_text(encoding="utf-8"),
-    )
+    return environment.get_template("page.html.jinja")
 
 
 def plain(value: Any) -> str:
