@@ -181,9 +181,7 @@ def _bar(stays: bool) -> Progress | NotebookBar | None:
         TimeRemainingColumn(),
         console=console,
         transient=not stays,
-        redirect_stdout=_is_terminal(
-            sys.stdout
-        ),  # what is printed there appears between the lines of the bar
+        redirect_stdout=_is_terminal(sys.stdout),  # then printed lines appear above the bar
     )
 
 

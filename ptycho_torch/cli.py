@@ -77,15 +77,16 @@ if TYPE_CHECKING:
     from ptycho_torch.workflows.results import InferenceResult
     from ptycho_torch.workflows.runs import Run
 
-BEGUN = [time.perf_counter() - process_age()]
-"""When the process was started, for its first command; one that a program calls later begins then."""
 AUTO = Path("auto")
 """The word of --resume for the run in --out itself; a directory of that name is given by its whole path."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ptycho-torch`; return its exit code."""
-    begun = BEGUN.pop() if BEGUN else time.perf_counter()
+    """Run `ptycho-torch`; return its exit code.
+
+    argv: the words after the program's name; None takes those of this process, whose start then counts, too.
+    """
+    begun = time.perf_counter() - (process_age() if argv is None else 0.0)
 
     def handle(args: argparse.Namespace) -> int:
         args.clock = Clock(begun=begun)
@@ -399,7 +400,7 @@ def infer(args: argparse.Namespace) -> int:
         if isinstance(finished, UserError):
             scan = payload.test_data_file
             failed += [_of_scan(finding, str(scan)) for finding in finished.findings]
-            _say(f"{scan}: failed, see below")
+            _say(f"{scan}: failed: {finished.findings[0].what}")
         else:
             _print_end(finished, _scored(finished, payload.test_data_file))
     if failed:
@@ -430,7 +431,7 @@ def _run_and_scans(paths: Sequence[Path], *, flat_start: bool) -> tuple[Path | N
 def _outputs(out: Path, scans: Sequence[Path]) -> list[Path]:
     """Return a directory for each result: OUT itself for one scan, else one in it by the scan's name.
 
-    Scans of the same name are told apart by their folders.
+    Where two scans have the same name, that of the folder comes before it.
     """
     if len(scans) == 1:
         return [out]

@@ -112,13 +112,13 @@ def set_process_flags(settings: ExecutionSettings) -> None:
 
 
 def _set_deterministic(strict: bool, *, warn_only: bool, compiles: bool) -> None:
-    """Set torch's flag; what tells its compiler, too, imports that, which takes a second."""
+    """Set torch's flag, and that of its compiler where it is used: setting that one imports it, a second."""
     import torch
 
     if compiles:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
     else:
-        torch.set_deterministic_debug_mode(("default", "warn", "error")[strict * (1 if warn_only else 2)])
+        torch.set_deterministic_debug_mode("default" if not strict else "warn" if warn_only else "error")
 
 
 @contextmanager

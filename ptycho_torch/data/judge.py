@@ -23,7 +23,7 @@ from ptycho_torch.data.scan import ScanData
 _DIM = 0.05
 _OFF_CENTER = 0.035
 _CLOSEST_PX = 0.5
-"""Distance of neighbors below which positions have another unit, where no probe tells how large it is."""
+"""Distance of neighbors below which positions have another unit, in a scan without a probe."""
 _FEWEST = 4
 
 

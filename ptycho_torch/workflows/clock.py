@@ -48,9 +48,10 @@ class Clock:
 
 
 def process_age() -> float:
-    """Return the seconds since this process was started, where Linux tells; else 0."""
+    """Return the seconds since this process was started, from /proc; 0 on systems without it."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, age)
     except (OSError, AttributeError, IndexError, ValueError):
         return 0.0

@@ -17,7 +17,7 @@ import numpy as np
 
 from ptycho_exec.errors import DataError, UserError, redact
 from ptycho_exec.files import file_sha256
-from ptycho_exec.interrupts import RESUME
+from ptycho_exec.interrupts import RESUME, Interrupted
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.progress import counted
@@ -410,6 +410,11 @@ def infer_each(
             if len(payloads) == 1:
                 raise
             yield payload, error
+        except Interrupted as stop:
+            if number:
+                done = f"of {len(payloads)} scans the first {number} were worked on"
+                stop.kept = f"{done}, their results are in {payload.output_dir.parent}"
+            raise
 
 
 def _infer(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from ptycho_exec.cli.flags import Parser, flags_given
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.interrupts import Interrupted
 from ptycho_exec.record import settings_from_manifest
 from ptycho_exec.sources.resolve import Request, resolve
 from ptycho_torch.cli import main
@@ -26,6 +28,7 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.reconstruction.orientation import orient_positions
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.simulate import save, simulate_scan
+from ptycho_torch.workflows import components
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--batch-size=8", "--num-threads=1"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -191,6 +194,26 @@ def test_several_scans_without_a_network(scan_file: Path, tmp_path: Path) -> Non
     assert {path.name for path in (tmp_path / "outs").iterdir()} == {scan_file.stem, "other"}
 
 
+def test_an_interruption_says_which_scans_are_done(
+    scan_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, outs = tmp_path / "other.npz", tmp_path / "outs"
+    other.write_bytes(scan_file.read_bytes())
+    judge = components._judge
+
+    def interrupted_at_the_second(inference: components.Inference, *rest: Any) -> Any:
+        if inference.scan.source == other:
+            raise Interrupted
+        return judge(inference, *rest)
+
+    monkeypatch.setattr(components, "_judge", interrupted_at_the_second)
+    words = ["infer", str(scan_file), str(other), "--start=flat", "--refine=1", "--out", str(outs)]
+    assert main(words) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"of 2 scans the first 1 were worked on, their results are in {outs}")
+    assert [path.name for path in outs.iterdir()] == [scan_file.stem]
+
+
 @pytest.mark.parametrize(
     ("names", "flags", "message"),
     [
@@ -217,6 +240,15 @@ def test_several_scans_that_cannot_be(
     assert main(words) != 0
     assert message in capsys.readouterr().err
     assert not outs.exists()
+
+
+def test_a_command_in_a_program_begins_when_it_is_called(
+    scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ptycho_torch.cli.process_age", lambda: 3600.0)
+    assert main(["infer", str(scan_file), "--start=flat", "--refine=1", "--out", str(tmp_path / "out")]) == 0
+    timings = json.loads((tmp_path / "out" / "manifest.json").read_text())["timings"]
+    assert sum(timings.values()) < 3600
 
 
 @pytest.mark.slow

@@ -23,16 +23,6 @@ N = 16
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none")
 
 
-@pytest.fixture
-def random() -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(7)
-
-    def sample(*shape: int, dtype: torch.dtype = torch.complex128) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, generator=generator)
-
-    return sample
-
-
 def inner(a: Tensor, b: Tensor) -> complex:
     return complex((a.conj() * b).sum())
 

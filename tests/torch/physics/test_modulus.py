@@ -14,16 +14,6 @@ from ptycho_torch.physics.modulus import ModulusUpdates, modulus_update
 N = 16
 
 
-@pytest.fixture
-def random() -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(7)
-
-    def sample(*shape: int, dtype: torch.dtype = torch.complex128) -> Tensor:
-        return torch.randn(*shape, dtype=dtype, generator=generator)
-
-    return sample
-
-
 class TestModulusUpdate:
     def test_true_patches_stay(self, random: Callable[..., Tensor]) -> None:
         patches, probe = random(1, 2, N, N), random(2, N, N)

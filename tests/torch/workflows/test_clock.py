@@ -48,9 +48,7 @@ def test_a_phase_that_fails_counts(now: list[float]) -> None:
     assert clock.seconds["fit"] == 3
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="only Linux tells when a process was started"
-)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has /proc")
 def test_the_age_of_a_process_is_from_its_start() -> None:
     before = time.monotonic()
     words = "from ptycho_torch.workflows.clock import process_age as age; print(age()); input(); print(age())"
