@@ -390,8 +390,6 @@ def infer(args: argparse.Namespace) -> int:
         ]
         _print_settings(args, settings, payloads[0].science, science.notices)
     args.clock.mark("start")
-    if any(payload.science.inference.start == "network" for payload in payloads):
-        import_lightning()
     from ptycho_torch.workflows import runs
 
     args.clock.mark("import")
