@@ -29,6 +29,7 @@ from ptycho_torch.network.ranks import agreed, mean_over_ranks, of_each_rank, on
 from ptycho_torch.network.schedulers import STEP_DRIVEN, build_scheduler
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.physics import losses
+from ptycho_torch.physics.counts import key_of, split_amplitude
 
 _POISSON_FLOOR = 1e-3
 """Smallest expected intensity in the Poisson loss, in units of the mean intensity."""
@@ -48,6 +49,8 @@ class PtychoPINN(Predictor, lightning.LightningModule):
 
     loss_name = "train_loss"
     val_loss_name = "val_loss"
+    count_unit = 1.0
+    """Intensity of one count in the patterns."""
 
     def __init__(
         self,
@@ -118,15 +121,17 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         amplitude, positions = batch["amplitude"], full_precision(batch["positions_px"])
         config, device_type = self.training_config, amplitude.device.type
         grid, rest = physics.split_position(positions, amplitude.shape[-1])
+        shown, compared = self._halves(batch) if config.split_counts is True else (amplitude, amplitude)
         with torch.autocast(device_type, enabled=False):
             probe = self.forward_model.shifted_probe(rest)
-        patches = self._predict(amplitude, probe, self.model_config.modulus_updates, predicting=False)
+        patches = self._predict(shown, probe, self.model_config.modulus_updates, predicting=False)
         with torch.autocast(device_type, enabled=False):
             if config.loss == "supervised":
                 error = self._supervised_error(batch, patches, rest)
             else:
                 expected = self.forward_model.expected_intensity(self._merged(patches, grid), probe)
-                error = self._misfit(expected, amplitude / self.forward_model.reference_rms)
+                unit = self.forward_model.reference_rms
+                error = self._misfit(expected, compared / unit, self.good_pixels)
             penalty = patches.new_zeros((), dtype=patches.real.dtype)
             if config.tv_weight:
                 penalty = penalty + config.tv_weight * losses.total_variation(patches)
@@ -134,24 +139,32 @@ class PtychoPINN(Predictor, lightning.LightningModule):
                 penalty = penalty + config.mean_deviation_weight * losses.mean_deviation(patches)
             return error + penalty, patches
 
-    def _misfit(self, expected: Tensor, measured: Tensor) -> Tensor:
+    def _halves(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Amplitudes of both halves of the counts; another draw in each epoch, one for validation."""
+        index = batch.get("index")
+        if index is None:
+            shape = batch["amplitude"].shape[:2]
+            index = torch.arange(math.prod(shape), device=batch["amplitude"].device).reshape(shape)
+        key = key_of(self.optimization.seed, self.current_epoch + 1 if self.training else 0, index)
+        return split_amplitude(batch["amplitude"], self.count_unit, key)
+
+    def _misfit(self, expected: Tensor, measured: Tensor, good_pixels: Tensor | None) -> Tensor:
         """Loss of an expected intensity against a measured amplitude, both in the network's unit."""
         if self.training_config.loss == "poisson":
-            return losses.poisson_nll(expected, measured.square(), self.good_pixels, floor=_POISSON_FLOOR)
-        return losses.amplitude_mae(physics.amplitude(expected), measured, self.good_pixels)
+            return losses.poisson_nll(expected, measured.square(), good_pixels, floor=_POISSON_FLOOR)
+        return losses.amplitude_mae(physics.amplitude(expected), measured, good_pixels)
 
     @torch.no_grad()
-    def noise_floor(self, amplitude: Tensor) -> float:
-        """Return the loss that counting noise alone leaves, for patterns like these, roots of counts.
-
-        From one sample: counts around the measured ones are off by what the measured ones are off the true.
-        """
-        if self.training_config.loss == "supervised":
+    def noise_floor(self, intensity: Tensor) -> float:
+        """Return the loss that counting noise alone leaves of these true intensities, in the file's unit."""
+        config = self.training_config
+        if config.loss == "supervised":
             return 0.0
-        counts = amplitude.square()
-        noisy = torch.poisson(counts, generator=torch.Generator(counts.device).manual_seed(0))
+        share = 0.5 if config.split_counts is True else 1.0
+        counts = share * intensity / self.count_unit
+        noisy = torch.poisson(counts, generator=torch.Generator(counts.device).manual_seed(0)) / share
         unit = self.forward_model.reference_rms
-        return float(self._misfit(counts / unit.square(), noisy.sqrt() / unit))
+        return float(self._misfit(intensity / unit.square(), (noisy * self.count_unit).sqrt() / unit, None))
 
     def _merged(self, patches: Tensor, grid: Tensor) -> Tensor:
         """Patches as parts of one object, when they are grouped and the model says so."""

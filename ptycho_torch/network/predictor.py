@@ -48,6 +48,7 @@ class OptimizationSettings:
     checkpoint_monitor_metric: str
     checkpoint_mode: str
     compile: bool
+    seed: int
 
     @classmethod
     def of(cls, execution: Any) -> OptimizationSettings:

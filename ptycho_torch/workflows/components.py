@@ -62,6 +62,7 @@ from ptycho_torch.reconstruction.stitch import StitchResult
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import changed, flat
 from ptycho_torch.workflows.clock import Clock, Parts
+from ptycho_torch.workflows.dose import fitted_to_dose, tell_noise
 from ptycho_torch.workflows.predicting import predict_all
 from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
@@ -168,6 +169,7 @@ def plan_training(
             )  # what the network learned with holds for the scans it will see
             science = changed(science, "data", {"orient": found.value}, found.evidence)
             data = science.data
+        science = fitted_to_dose(science, train, say)
         test = prepared(test, data, probe=False, seed=settings.seed, say=say)
         if isinstance(train, ScanData):
             optics_of(train)  # refuses a scan without a probe
@@ -295,8 +297,8 @@ def build_module(
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     taken = {name: value for name, value in arguments.items() if every or name in parameters}
     module = model.PtychoPINN_Lightning(**taken)
-    if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
-        module.health.noise_floor = module.noise_floor(amplitude)
+    if isinstance(container, ScanData) and hasattr(module, "noise_floor"):
+        tell_noise(module, container)
     return module
 
 
