@@ -236,7 +236,7 @@ class Predictor(nn.Module):
         """
         _, rest = physics.split_position(positions_px, amplitude.shape[-1])
         probe = self.forward_model.shifted_probe(rest)
-        return self._predict(amplitude, probe, self.model_config.prediction_updates, predicting=True)
+        return self._predict(amplitude, probe, self.model_config.updates(predicting=True), predicting=True)
 
     def _predict(self, amplitude: Tensor, probe: Tensor, updates: int, *, predicting: bool) -> Tensor:
         measured = amplitude / self.forward_model.reference_rms

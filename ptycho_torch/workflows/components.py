@@ -629,6 +629,7 @@ def refine_options(inference: InferenceConfig) -> RefineOptions:
     """Return how the science asks to refine."""
     return RefineOptions(
         likelihood=inference.likelihood,
+        denoise=inference.denoise,
         refine_probe=inference.refine_probe,
         probe_modes=inference.probe_modes,
         refine_positions=inference.refine_positions,
