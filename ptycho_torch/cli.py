@@ -390,7 +390,7 @@ def infer(args: argparse.Namespace) -> int:
             for scan, out in zip(scans, _outputs(Path(args.out), scans), strict=True)
         ]
         _print_settings(args, settings, payloads[0].science, science.notices)
-    runs = _workflows(args)
+    runs = _workflows(args, payloads[0].settings)
     failed: list[Finding] = []
     for payload, finished in runs.infer_each(payloads, say=_say, clock=args.clock):
         if isinstance(finished, UserError):
@@ -404,13 +404,17 @@ def infer(args: argparse.Namespace) -> int:
     return 0
 
 
-def _workflows(args: argparse.Namespace) -> ModuleType:
-    """Import what reconstructs, and what draws beside the work on the first scan."""
+def _workflows(args: argparse.Namespace, settings: ExecutionSettings) -> ModuleType:
+    """Import what reconstructs, and what draws beside the work on the first scan.
+
+    Loader workers are forked, which must not happen in the middle of an import.
+    """
     args.clock.mark("start")
     import_torch()
     from ptycho_torch.workflows import runs
 
-    import_beside("ptycho_torch.figures", "jinja2")
+    if settings.num_workers == 0:
+        import_beside("ptycho_torch.figures", "jinja2")
     args.clock.mark("import")
     return runs
 
@@ -474,7 +478,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"
         )
     _print_settings(args, settings, science.config, science.notices)
-    runs = _workflows(args)
+    runs = _workflows(args, settings)
     finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say, clock=args.clock)
     _print_inference(finished)
     return 0
