@@ -26,6 +26,8 @@ from torch import Tensor
 BLOCKS = 16
 """Blocks along the side of a patch."""
 PASSES = 100
+AT_ONCE = 512
+"""Patches whose sums are worked on at once: they stay in the processor's cache."""
 TOLERANCE_RAD = 1e-3
 _TINY = 1e-6
 
@@ -57,6 +59,9 @@ class PhaseAligner:
         self.weights = (weights / weights.max()).float().cpu()
         self.total = torch.zeros(height * width, dtype=torch.complex64)
         self.weight = torch.zeros(height * width)
+        # The weights' sums depend only on where in a block a patch begins.
+        begins = torch.cartesian_prod(torch.arange(self.block), torch.arange(self.block))
+        self._weight_sums = _summed(self.weights.expand(len(begins), n, n), self._blocks(begins))
         self._kept: list[_Sums] = []
         self._rotations_rad: list[Tensor] = []
 
@@ -69,12 +74,21 @@ class PhaseAligner:
         # First pixel of each patch on the canvas with its margin; what lies farther off is moved there.
         origin = torch.round(positions_px.cpu().double() - (self.n - 1) / 2).long() + self.margin
         corners = torch.minimum(origin.clamp_min(0), torch.tensor(self.grid) * self.block - self.margin)
-        index, blocks = self._block_index(corners), self._blocks(corners)
-        sums = _summed(self.weights * patches.cpu().to(torch.complex64), blocks)
-        rotation = torch.from_numpy(self._rotations(sums, index, _summed(self.weights, blocks)))
-        self._kept.append(_Sums(_rotated(sums, rotation), corners))
+        sums = _complex_sums(self.weights * patches.cpu().to(torch.complex64), self._blocks(corners))
+        found = self._rotations(sums, self._block_index(corners), self._weights_at(corners))
+        rotation = torch.from_numpy(found)
+        self._keep(_Sums(_rotated(sums, rotation), corners))
         self._rotations_rad.append(rotation.angle())
         return _rotated(patches, rotation.to(patches.device))
+
+    def _keep(self, more: _Sums) -> None:
+        """Remember the sums of a batch; small batches are joined, so that loops over all are short."""
+        last = self._kept[-1] if self._kept else None
+        if last is None or len(last.sums) + len(more.sums) > AT_ONCE:
+            self._kept.append(more)
+            return
+        joined = torch.cat((last.sums, more.sums)), torch.cat((last.corners, more.corners))
+        self._kept[-1] = _Sums(*joined)
 
     def _rotations(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
         """Unit numbers (B,) that rotate each patch to those before it; adds the patches up on the way.
@@ -100,15 +114,14 @@ class PhaseAligner:
         """Unit complex64 (H, W) with which the stitched object is still to be multiplied."""
         if not self._kept:
             return torch.ones(self.canvas_shape, dtype=torch.complex64)
-        sums = torch.cat([kept.sums for kept in self._kept])
-        corners = torch.cat([kept.corners for kept in self._kept])
-        index = self._block_index(corners)
-        empty = torch.zeros_like(self.total)
-        rotation = self._power_iteration(sums, index)
-        self.total = _added(empty, index, _rotated(sums, rotation))
-        weights = torch.cat([_summed(self.weights, self._blocks(kept.corners)) for kept in self._kept])
+        rotations = self._power_iteration()
+        self.total, mean = torch.zeros_like(self.total), torch.zeros_like(self.total)
+        for kept, rotation in zip(self._kept, rotations, strict=True):
+            index = self._block_index(kept.corners)
+            _add(self.total, index, _rotated(kept.sums, rotation))
+            _add(mean, index, _rotated(self._weights_at(kept.corners), rotation))
         # Interpolate each block's mean rotation to canvas pixels; 1 where nothing was illuminated.
-        mean = _added(empty, index, _rotated(weights, rotation)).view(self.grid)
+        mean = mean.view(self.grid)
         unit = torch.where(mean.abs() > _TINY, mean / mean.abs().clamp_min(_TINY), 1)
         planes = torch.view_as_real(unit).permute(2, 0, 1)[None]
         fine = torch.nn.functional.interpolate(
@@ -124,19 +137,31 @@ class PhaseAligner:
         phases = self._rotations_rad
         return float(torch.cat(phases).square().mean().sqrt()) if phases else 0.0
 
-    def _power_iteration(self, sums: Tensor, index: Tensor) -> Tensor:
-        """Rotate patches towards the mean of all until none changes by more than the tolerance -> (B,)."""
-        rotation = torch.ones(len(sums), dtype=torch.complex64)
+    def _power_iteration(self) -> list[Tensor]:
+        """Rotate patches towards the mean of all until none changes by more than the tolerance."""
+        rotations = [torch.ones(len(kept.sums), dtype=torch.complex64) for kept in self._kept]
         weight = self.weight.clamp_min(_TINY)
         for _ in range(PASSES):
-            mean = _added(torch.zeros_like(self.total), index, _rotated(sums, rotation)) / weight
-            agreement = (sums.conj() * mean[index]).sum(dim=(1, 2))
-            size = agreement.abs()  # 0 where a patch shares no illuminated block with another
-            unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
-            before, rotation = rotation, torch.where(size > 0, unit, 1)
-            if float((rotation * before.conj()).angle().abs().max()) < TOLERANCE_RAD:
+            mean = torch.zeros_like(self.total)
+            for kept, rotation in zip(self._kept, rotations, strict=True):
+                _add(mean, self._block_index(kept.corners), _rotated(kept.sums, rotation))
+            mean /= weight
+            changed = 0.0
+            for i, kept in enumerate(self._kept):
+                there = mean[self._block_index(kept.corners)]
+                agreement = torch.linalg.vecdot(kept.sums.flatten(1), there.flatten(1))
+                size = agreement.abs()  # 0 where a patch shares no illuminated block with another
+                unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
+                before, rotations[i] = rotations[i], torch.where(size > 0, unit, 1)
+                changed = max(changed, float((rotations[i] * before.conj()).angle().abs().max()))
+            if changed < TOLERANCE_RAD:
                 break
-        return rotation
+        return rotations
+
+    def _weights_at(self, corners: Tensor) -> Tensor:
+        """Sums of the weights over the blocks that each patch touches -> (B, K, K)."""
+        begin = corners % self.block
+        return self._weight_sums[begin[:, 0] * self.block + begin[:, 1]]
 
     def _block_index(self, corners: Tensor) -> Tensor:
         """Flat index of the blocks that each patch touches -> (B, K, K)."""
@@ -151,14 +176,23 @@ class PhaseAligner:
         return within[:, 0], within[:, 1]
 
 
-def _added(canvas: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    return canvas.index_add(0, index.flatten(), values.flatten().to(canvas.dtype))
+def _add(canvas: Tensor, index: Tensor, values: Tensor) -> None:
+    canvas.index_add_(0, index.flatten(), values.flatten().to(canvas.dtype))
 
 
-def _summed(image: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
-    """Sum an image (N, N) or (B, N, N) over the blocks -> (B, K, K)."""
-    rows, columns = (part.to(image.dtype) for part in blocks)
-    return rows @ image @ columns.mT
+def _summed(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum real images (B, N, N) over the blocks -> (B, K, K)."""
+    rows, columns = blocks
+    return rows.bmm(images).bmm(columns.mT)
+
+
+def _complex_sums(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum complex images (B, N, N) over the blocks -> (B, K, K): real and imaginary parts, side by side."""
+    rows, columns = blocks
+    count, side, n = rows.shape
+    within = rows.bmm(torch.view_as_real(images).flatten(2)).view(count, side, n, 2)
+    sums = within.permute(0, 3, 1, 2).reshape(count, 2 * side, n).bmm(columns.mT)
+    return torch.complex(sums[:, :side], sums[:, side:])
 
 
 def _rotated(images: Tensor, rotation: Tensor) -> Tensor:
