@@ -32,6 +32,7 @@ from ptycho_exec.fields.model import METRIC_DRIVEN
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.data.dataset import Batch, samples_in
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.network.checkpoint import read_checkpoint
 from ptycho_torch.network.flat_adam import FlatAdam
 from ptycho_torch.network.health import TrainingHealth, check_weights
@@ -285,7 +286,16 @@ class PtychoPINN(lightning.LightningModule):
         index = batch.get("index")
         if index is None:
             index = torch.arange(grid[..., 0].numel(), device=grid.device).reshape(grid.shape[:-1])
-        return {"patches": self(batch["amplitude"], positions), "positions_px": grid, "index": index}
+        amplitude = batch["amplitude"]
+        # On a CPU in pieces, whose size follows that of the patterns: large ones would take much memory.
+        pieces = at_once(amplitude.shape[-1]) if amplitude.device.type == "cpu" else len(amplitude)
+        parts = zip(torch.split(amplitude, pieces), torch.split(positions, pieces), strict=True)
+        patches = [self(*part) for part in parts]
+        return {
+            "patches": torch.cat(patches) if len(patches) > 1 else patches[0],
+            "positions_px": grid,
+            "index": index,
+        }
 
     # --- losses
 

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_exec.errors import UserError
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.physics.forward import fourier_ramp, over_modes
 from ptycho_torch.reconstruction import positions, probe_gauge
 from ptycho_torch.reconstruction.background import Background
@@ -38,7 +39,6 @@ from ptycho_torch.reconstruction.positions import PositionCorrection
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision, decide, epoch_of_decision
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.reconstruction.waves import (
-    AT_ONCE,
     CACHE_BYTES,
     Amplitudes,
     Comparison,
@@ -232,7 +232,7 @@ class Engine:
     def loss_of(self, rows: Tensor) -> float:
         """Return the loss on some patterns, without a step."""
         error = power = 0.0
-        for part in torch.split(rows, 32):
+        for part in torch.split(rows, at_once(self.n, 32)):
             amplitude = self.data[part]
             error += float(self._compare(amplitude, *self._place(part)).error)
             power += float((amplitude * self.data.good).square().sum())
@@ -385,7 +385,7 @@ class Engine:
 
     def _shifted_probes(self) -> Tensor:
         """Return the probe at every position, (M, P, N, N)."""
-        parts = torch.split(torch.arange(len(self.fraction)), AT_ONCE)
+        parts = torch.split(torch.arange(len(self.fraction)), at_once(self.n))
         kept = self.probe.new_empty(len(self.fraction), *self.probe.shape)
         for rows in parts:
             kept[rows[0] : rows[-1] + 1] = self._moved_probes(self._ramps(rows))
@@ -438,8 +438,14 @@ def photons_per_pixel(scan: ScanData, unit: float) -> float:
     unit: intensity of one count.
     """
     rows = np.linspace(0, len(scan) - 1, num=min(len(scan), DOSE_PATTERNS)).astype(int)
-    photons = np.square(scan.amplitude(rows), dtype=np.float64).sum() / (len(rows) * unit) * len(scan)
+    photons = mean_power(scan, rows) / unit * len(scan)
     return float(photons / np.prod(np.ptp(scan.positions_px, axis=0) + scan.n_pixels))
+
+
+def mean_power(scan: ScanData, rows: NDArray[np.int64]) -> float:
+    """Return the mean over these patterns of the sum of squared amplitudes."""
+    parts = (scan.amplitude(part) for part in np.split(rows, range(0, len(rows), at_once(scan.n_pixels))[1:]))
+    return sum(float(np.square(part, dtype=np.float64).sum()) for part in parts) / len(rows)
 
 
 def settling(epoch: int, of: int, part: float) -> float:

@@ -16,12 +16,12 @@ Shapes: B patches of N x N, K x K blocks of a patch, (H, W) canvas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ptycho_torch.data.storage.patterns import at_once
 
 BLOCKS = 16
 """Blocks along the side of a patch."""
@@ -32,12 +32,35 @@ TOLERANCE_RAD = 1e-3
 _TINY = 1e-6
 
 
-@dataclass(frozen=True)
 class _Sums:
-    """Patches reduced to blocks: weighted sums (B, K, K) complex, and the corners (B, 2) they start from."""
+    """Up to `AT_ONCE` patches reduced to blocks: weighted sums, and the corners (B, 2) they start from.
 
-    sums: Tensor
-    corners: Tensor
+    In half precision, in memory that is taken at once: many small pieces would leave gaps between them.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.count = 0
+        self._parts = torch.empty(AT_ONCE, side, side, 2, dtype=torch.float16)
+        self._corners = torch.empty(AT_ONCE, 2, dtype=torch.int64)
+
+    def add(self, sums: Tensor, corners: Tensor) -> int:
+        """Keep as many of the sums (B, K, K) as there is room for; return how many."""
+        taken = min(len(sums), AT_ONCE - self.count)
+        rows = slice(self.count, self.count + taken)
+        self._parts[rows], self._corners[rows] = torch.view_as_real(sums[:taken]), corners[:taken]
+        self.count += taken
+        return taken
+
+    @property
+    def sums(self) -> Tensor:
+        """(B, K, K) complex."""
+        pairs: Tensor = torch.view_as_complex(self._parts[: self.count].float())
+        return pairs
+
+    @property
+    def corners(self) -> Tensor:
+        """(B, 2)."""
+        return self._corners[: self.count]
 
 
 class PhaseAligner:
@@ -71,24 +94,30 @@ class PhaseAligner:
 
         One after the other, so that the result does not depend on how a scan is cut into batches.
         """
+        count = at_once(self.n)
+        parts = zip(torch.split(patches, count), torch.split(positions_px, count), strict=True)
+        aligned = [self._align(*part) for part in parts]
+        return torch.cat(aligned) if len(aligned) > 1 else aligned[0]
+
+    def _align(self, patches: Tensor, positions_px: Tensor) -> Tensor:
         # First pixel of each patch on the canvas with its margin; what lies farther off is moved there.
         origin = torch.round(positions_px.cpu().double() - (self.n - 1) / 2).long() + self.margin
         corners = torch.minimum(origin.clamp_min(0), torch.tensor(self.grid) * self.block - self.margin)
         sums = _complex_sums(self.weights * patches.cpu().to(torch.complex64), self._blocks(corners))
         found = self._rotations(sums, self._block_index(corners), self._weights_at(corners))
         rotation = torch.from_numpy(found)
-        self._keep(_Sums(_rotated(sums, rotation), corners))
+        self._keep(_rotated(sums, rotation), corners)
         self._rotations_rad.append(rotation.angle())
         return _rotated(patches, rotation.to(patches.device))
 
-    def _keep(self, more: _Sums) -> None:
-        """Remember the sums of a batch; small batches are joined, so that loops over all are short."""
-        last = self._kept[-1] if self._kept else None
-        if last is None or len(last.sums) + len(more.sums) > AT_ONCE:
-            self._kept.append(more)
-            return
-        joined = torch.cat((last.sums, more.sums)), torch.cat((last.corners, more.corners))
-        self._kept[-1] = _Sums(*joined)
+    def _keep(self, sums: Tensor, corners: Tensor) -> None:
+        """Remember the sums of a batch, in a unit that half precision holds; only their phases matter."""
+        sums = sums / self._weight_sums.max()
+        while len(sums):
+            if not self._kept or self._kept[-1].count == AT_ONCE:
+                self._kept.append(_Sums(self.side))
+            taken = self._kept[-1].add(sums, corners)
+            sums, corners = sums[taken:], corners[taken:]
 
     def _rotations(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
         """Unit numbers (B,) that rotate each patch to those before it; adds the patches up on the way.
@@ -139,7 +168,7 @@ class PhaseAligner:
 
     def _power_iteration(self) -> list[Tensor]:
         """Rotate patches towards the mean of all until none changes by more than the tolerance."""
-        rotations = [torch.ones(len(kept.sums), dtype=torch.complex64) for kept in self._kept]
+        rotations = [torch.ones(kept.count, dtype=torch.complex64) for kept in self._kept]
         weight = self.weight.clamp_min(_TINY)
         for _ in range(PASSES):
             mean = torch.zeros_like(self.total)

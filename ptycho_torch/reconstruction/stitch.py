@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.patterns import at_once
 
 TAPS = 8
 """Width of the interpolation kernel; a patch's outermost pixels lack neighbors for it."""
@@ -29,8 +30,6 @@ MIN_WEIGHT = 1e-9
 """A canvas pixel with less than this part of one patch's full weight counts as uncovered."""
 _CENTER = 4
 """Row of the undisplaced weights among their nine neighbors."""
-CHUNK = 64
-"""Patches worked on at once: bounds the memory and keeps the arrays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -127,13 +126,16 @@ class Stitcher:
                 f"cannot place patches {tuple(patches.shape)} at positions {tuple(positions_px.shape)}",
                 expected=f"patches (B, {self.n}, {self.n}) and positions (B, 2)",
             )
-        for start in range(0, len(patches), CHUNK):
-            self._add_chunk(patches[start : start + CHUNK], positions_px[start : start + CHUNK])
+        count = at_once(self.n)
+        for some, positions in zip(
+            torch.split(patches, count), torch.split(positions_px, count), strict=True
+        ):
+            self._add_chunk(some, positions)
 
     @torch.no_grad()
     def add_weights(self, positions_px: Tensor) -> None:
         """Add to the coverage alone what patches at positions_px (B, 2) would, whatever they show."""
-        for part in torch.split(positions_px, CHUNK):
+        for part in torch.split(positions_px, at_once(self.n)):
             self._add_chunk(None, part)
 
     def result(self) -> StitchResult:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.physics.forward import intensity
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 64 * 2**20
 """Measured amplitudes are kept in memory up to this size, and read again in every epoch beyond it."""
-AT_ONCE = 64
-"""Patterns that are read at once to be kept: they stay in the processor's cache meanwhile."""
 
 
 class Amplitudes:
@@ -35,7 +34,7 @@ class Amplitudes:
         self.cache: Tensor | None = None
         if len(scan) * n * n * 4 <= CACHE_BYTES:
             self.cache = torch.empty(len(scan), n, n, device=device)
-            for rows in torch.split(torch.arange(len(scan)), AT_ONCE):
+            for rows in torch.split(torch.arange(len(scan)), at_once(n)):
                 self.cache[rows[0] : rows[-1] + 1] = self._read(rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
@@ -117,7 +116,9 @@ def compare(
 
 def _modulus(wave: Tensor) -> Tensor:
     """Return |wave|, on the CPU by numpy, which takes a fifth of the time."""
-    return torch.from_numpy(np.abs(wave.numpy())) if wave.device.type == "cpu" else wave.abs()
+    if wave.device.type != "cpu" or wave.requires_grad:
+        return wave.abs()
+    return torch.from_numpy(np.abs(wave.numpy()))
 
 
 def cut(canvas: Tensor, corners: Tensor, side: int) -> Tensor:
