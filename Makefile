@@ -30,7 +30,7 @@ test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on 
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ONLY)
 
 test-all: $(DEV)   ## run all tests; ONLY="-m 'not thorough'" leaves out what CI does
-	$(BIN)/python -m pytest -n $(WORKERS) $(ONLY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ONLY)
 
 # The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
 $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
