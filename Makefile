@@ -5,11 +5,11 @@ STAMP := .venv/.installed
 DEV := .venv/.installed-dev
 LOWEST := .venv-lowest
 RELEASE := .venv-release
-# More words for pytest: folders, or a selection.
+# More words for pytest (folders, or a selection) and for bench.
 ONLY ?=
 WORKERS ?= auto
 
-.PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench dist release-check clean
+.PHONY: help demo test test-all test-lowest mutation lint type format docs docs-site docs-linkcheck docs-doctest bench bench-compare dist release-check clean
 
 help:            ## list the verbs
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,7 +30,7 @@ test: $(DEV)   ## run all tests but the slow ones, in less than four minutes on 
 	$(BIN)/python -m pytest -n auto -m 'not slow' $(ONLY)
 
 test-all: $(DEV)   ## run all tests; ONLY="-m 'not thorough'" leaves out what CI does
-	$(BIN)/python -m pytest -n $(WORKERS) $(ONLY)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ONLY)
 
 # The lowest versions lie over the ordinary environment: a second torch would cost minutes and show nothing.
 $(LOWEST)/.installed: constraints-lowest.txt $(DEV)
@@ -73,7 +73,11 @@ docs-doctest: $(DEV)   ## run the examples of the Python reference
 	$(BIN)/python -m pytest --quiet tests/docs_site/test_examples.py
 
 bench: $(STAMP)  ## run the benchmarks, in under ten minutes; each prints its table and writes benchmarks/results/
-	$(BIN)/python benchmarks/suite.py
+	$(BIN)/python benchmarks/suite.py $(ONLY)
+
+bench-compare: $(STAMP)   ## run the benchmarks that have a history; exit code 1 where one is slower than the last release
+	$(BIN)/python benchmarks/suite.py --only startup training inference stitching refinement
+	$(BIN)/python benchmarks/history.py compare
 
 $(RELEASE)/.installed: constraints-release.txt
 	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)

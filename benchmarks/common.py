@@ -1,4 +1,4 @@
-"""What the benchmarks share: machine facts, medians, tables, JSON, and child processes measured from outside.
+"""What the benchmarks share: machine facts, medians and quartiles, tables, JSON, child processes.
 
 A benchmark is a script with one `main()`:
 
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ SHARED_SCAN = ROOT.parent / "shared" / "data" / "semireal_run1084_sim.npz"
 # --- arguments and input ---------------------------------------------------------------------------------
 
 
-def arguments(description: str | None, *, rounds: int = 3) -> argparse.ArgumentParser:
+def arguments(description: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
     """Return a parser with what every benchmark takes: `--json`, `--scan`, `--rounds`."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -76,23 +76,86 @@ def ptycho_torch(verb: str) -> list[str]:
 # --- numbers ---------------------------------------------------------------------------------------------
 
 
+BUSY = 0.15
+"""Part of the processors that others may take before a figure is marked."""
+
+
+class Watch:
+    """How much of the processors other programs, and other machines on them, took since a moment."""
+
+    def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.began, self.at_start = time.perf_counter(), _processor_seconds()
+
+    def others(self) -> float | None:
+        """Return the part of all processors that was taken by others; None where the system does not tell."""
+        now = _processor_seconds()
+        seconds = (time.perf_counter() - self.began) * (os.cpu_count() or 1)
+        if now is None or self.at_start is None:
+            return None
+        busy, stolen, own = (after - before for after, before in zip(now, self.at_start, strict=True))
+        return max(0.0, busy - own + stolen) / max(seconds, 1e-9)
+
+    def busy(self) -> bool:
+        """Return whether others disturbed what was done since the last answer, and begin anew.
+
+        An answer within half a second of the last one is the same: figures are often taken together.
+        """
+        if time.perf_counter() - self.began >= SOON_S:
+            part = self.others()
+            high_load = os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+            self._last = high_load if part is None else part > BUSY
+            self._start()
+        return self._last
+
+    _last = False
+
+
+SOON_S = 0.5
+
+
+def _processor_seconds() -> tuple[float, float, float] | None:
+    """Return seconds of all processors since the start: in use, stolen, and our own with children's."""
+    try:
+        user, nice, system, _, _, irq, softirq, steal = map(
+            int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+        )
+    except (OSError, ValueError):
+        return None
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / ticks, steal / ticks, sum(os.times()[:4])
+
+
+_watch = Watch()
+
+
 @dataclass(frozen=True)
 class Spread:
-    """Median, smallest and largest of repeated figures."""
+    """Median and quartiles of repeated figures, and whether others used the machine meanwhile."""
 
     median: float
-    min: float
-    max: float
+    q1: float
+    q3: float
     n: int
+    busy: bool = False
 
     def __str__(self) -> str:
-        return f"{self.median:.4g} ({self.min:.4g} .. {self.max:.4g})"
+        mark = ", busy machine" if self.busy else ""
+        return f"{self.median:.4g} ({self.q1:.4g} .. {self.q3:.4g}{mark})"
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Spread:
+        """Return a spread as `write_json` wrote it."""
+        return cls(**{name: row[name] for name in ("median", "q1", "q3", "n", "busy")})
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """Return the median, smallest and largest of `values`."""
-    taken = list(values)
-    return Spread(statistics.median(taken), min(taken), max(taken), len(taken))
+    """Return the median and the quartiles of `values`, which were taken since the last call."""
+    taken = sorted(values)
+    q1, median, q3 = statistics.quantiles(taken, n=4, method="inclusive") if len(taken) > 1 else taken * 3
+    return Spread(median, q1, q3, len(taken), _watch.busy())
 
 
 def timed(call: Callable[[], object], rounds: int) -> list[float]:
@@ -103,6 +166,28 @@ def timed(call: Callable[[], object], rounds: int) -> list[float]:
         start = time.perf_counter()
         call()
         taken.append(time.perf_counter() - start)
+    return taken
+
+
+def yardstick_s(rounds: int = 9) -> float:
+    """Return the seconds of a fixed piece of work on one thread: how fast this machine is just now."""
+    import numpy as np
+
+    waves = np.random.default_rng(0).normal(size=(32, 64, 64)).astype(np.complex64)
+
+    def work() -> None:
+        np.abs(np.fft.ifft2(np.fft.fft2(waves)) * waves)
+        sum(i * i for i in range(50_000))
+
+    return statistics.median(timed(work, rounds))
+
+
+def in_turn(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the figures of each call, all of them taken once in each round, in alternating order."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: 1 if turn % 2 == 0 else -1]:
+            taken[name].append(calls[name]())
     return taken
 
 
@@ -120,17 +205,36 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 # --- child processes -------------------------------------------------------------------------------------
 
-# A process remembers the memory of the one it was forked from; this small one stands between.
+# A process remembers the memory of the one it was forked from; this small one stands between. Ten times a
+# second it looks at the memory that belongs to no file, and in the end at the time that others took (steal).
 _LAUNCHER = """
 import json, os, sys, time
-began = time.time()
+def anonymous(pid):
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            return next((int(line.split()[1]) / 2**10 for line in file if line.startswith("RssAnon")), 0.0)
+    except OSError:
+        return 0.0
+def stolen():
+    try:
+        with open("/proc/stat") as file:
+            return int(file.readline().split()[8]) / os.sysconf("SC_CLK_TCK") / os.cpu_count()
+    except (OSError, IndexError, ValueError):
+        return 0.0
+began, stolen_before, most = time.time(), stolen(), 0.0
 pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
-_, status, usage = os.wait4(pid, 0)
+while True:
+    most = max(most, anonymous(pid))
+    ended, status, usage = os.wait4(pid, os.WNOHANG)
+    if ended:
+        break
+    time.sleep(0.02 if time.time() - began < 2 else 0.1)
 ended = time.time()
 unit = 2**20 if sys.platform == "darwin" else 2**10
 with open(sys.argv[1], "w") as file:
     json.dump({"code": os.waitstatus_to_exitcode(status), "began_at": began, "wall_s": ended - began,
-               "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / unit}, file)
+               "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / unit,
+               "anon_mib": most, "stolen": (stolen() - stolen_before) / (ended - began)}, file)
 """
 
 
@@ -139,7 +243,9 @@ class Child:
     """A finished process: exit code, Unix time of its start, wall and processor seconds, peak memory, output.
 
     Processor seconds include its own children that it waited for; the peak is that of the largest single
-    process among them, resident, in MiB. Processor seconds change little on a busy machine.
+    process among them, resident, in MiB, and `anon_mib` that of the process itself without what belongs to
+    files, 0 where the system does not tell. `stolen`: the part of the time that other machines on the same
+    processors took. Processor seconds change little on a busy machine.
     """
 
     code: int
@@ -147,6 +253,8 @@ class Child:
     wall_s: float
     cpu_s: float
     peak_mib: float
+    anon_mib: float
+    stolen: float
     output: str
 
     def check(self) -> Child:
@@ -187,7 +295,7 @@ def run(
         if report.is_file():
             return Child(**json.loads(report.read_text()), output=output)
         nothing = float("nan")
-        return Child(process.returncode, began, time.time() - began, nothing, nothing, output)
+        return Child(process.returncode, began, time.time() - began, nothing, nothing, 0.0, 0.0, output)
 
 
 # --- what is printed and written -------------------------------------------------------------------------
@@ -216,7 +324,7 @@ def _cpu_name() -> str:
 
 
 def print_machine() -> None:
-    """Print the machine in one line; a load well above 0 at the start says that it was busy."""
+    """Print the machine in one line; figures that were taken while others used it are marked."""
     print("machine: " + ", ".join(f"{name} {value}" for name, value in machine().items() if value))
 
 
@@ -233,7 +341,7 @@ def write_json(name: str, results: Mapping[str, Any], path: Path | None) -> Path
     """Write results with the machine's facts to `path`, or to benchmarks/results/NAME.json."""
     target = path or RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    found = {"benchmark": name, "machine": machine(), "results": results}
+    found = {"benchmark": name, "machine": machine(), "yardstick_s": yardstick_s(), "results": results}
     target.write_text(json.dumps(found, indent=2, default=_plain) + "\n")
     print(f"wrote {target}")
     return target
@@ -241,5 +349,5 @@ def write_json(name: str, results: Mapping[str, Any], path: Path | None) -> Path
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Spread):
-        return {"median": value.median, "min": value.min, "max": value.max, "n": value.n}
+        return asdict(value)
     return value.item() if hasattr(value, "item") else str(value)

@@ -162,17 +162,32 @@ def growth(run: Path, scan_file: Path, batch: int, rounds: int) -> dict[str, Any
     return {"seconds": taken, "exponent": common.exponent(counts, list(taken.values()))}
 
 
-def peer_rate(other: peer.Peer, scan_file: Path, patterns: int) -> float | None:
-    """Return the peer's patterns per second from process start, after a training of one epoch."""
+def beside(
+    other: peer.Peer, run: Path, scan_file: Path, rounds: int, patterns: int
+) -> dict[str, common.Spread] | None:
+    """Return patterns/s from process start of the peer and ours, taken in turn, and the ratio.
+
+    The peer trains for one epoch first.
+    """
+    ours, theirs = [], []
     with tempfile.TemporaryDirectory(prefix="peer_") as name:
         folder = Path(name)
         if other.train(scan_file, folder / "model", batch=16, patterns=64) is None:
             return None
-        run = other.infer(folder / "model", scan_file, folder / "out", patterns=patterns)
-    return None if run is None else patterns / run.child.wall_s
+        for turn in range(rounds):
+            made = other.infer(folder / "model", scan_file, folder / f"out_{turn}", patterns=patterns)
+            if made is None:
+                return None
+            theirs.append(patterns / made.child.wall_s)
+            ours.append(patterns / _command(run, scan_file, folder))
+    return {
+        "ours": common.spread(ours),
+        "peer": common.spread(theirs),
+        "ratio": common.ratios(theirs, ours),
+    }
 
 
-def print_ratios(found: dict[str, Any], theirs: float | None) -> None:
+def print_ratios(found: dict[str, Any]) -> None:
     for name, limit in STITCH_LIMITS.items():
         rate = found[name]["per_s"].median
         print(f"{name}: {rate:.0f} patches/s, {rate / limit:.1f} times the {limit:.0f} that are asked")
@@ -180,11 +195,6 @@ def print_ratios(found: dict[str, Any], theirs: float | None) -> None:
         seconds = sum(found[part]["seconds"].median for part in ours)
         ratio = found["end to end"]["per_s"].median * found["end to end"]["seconds"].median / seconds / rate
         print(f"{' + '.join(ours)}: {ratio:.2f} times {name} ({rate:g} patterns/s)")
-    if theirs:
-        command = found["`ptycho-torch infer`"]["per_s"].median
-        print(
-            f"from process start: {command / theirs:.1f} times the peer in this run ({theirs:.1f} patterns/s)"
-        )
 
 
 def main() -> int:
@@ -200,20 +210,25 @@ def main() -> int:
         folder = Path(name)
         scan_file = common.scan_file(space.scan, folder)
         patterns = len(read_scan(scan_file, DataConfig()))
-        theirs = peer_rate(other, scan_file, patterns)
         for gridsize in space.gridsizes:
             run = train_briefly(scan_file, folder / f"run_{gridsize}", gridsize)
             found = measure(run, scan_file, space, folder)
             print(f"\ngridsize {gridsize}, {patterns} patterns, {torch.get_num_threads()} threads")
             rows = [(part, row["seconds"], row["per_s"], row["unit"]) for part, row in found.items()]
             common.print_table(("part", "seconds", "per second", "of"), rows)
-            print_ratios(found, theirs)
+            print_ratios(found)
             results[f"gridsize {gridsize}"] = found
-        grown = growth(folder / f"run_{space.gridsizes[0]}", scan_file, space.batch_size, space.rounds)
+        first = folder / f"run_{space.gridsizes[0]}"
+        compared = beside(other, first, scan_file, space.rounds, patterns)
+        grown = growth(first, scan_file, space.batch_size, space.rounds)
     print(f"\nseconds grow with patterns^{grown['exponent']:.2f}")
+    if compared:
+        print(
+            f"from process start: {compared['ratio']} times the peer in this run ({compared['peer']} per s)"
+        )
     if other.note:
         print(other.note)
-    results |= {"growth": grown, "peer_patterns_per_s": theirs, "published": PUBLISHED}
+    results |= {"growth": grown, "beside_peer": compared, "published": PUBLISHED}
     common.write_json("inference", results, space.json)
     return 0
 

@@ -4,22 +4,23 @@ Starts: flat; the prediction of a trained network (--run); flat with a probe tha
 focus, refined together with the object. An iteration is one minibatch; a row is one call as a user makes it.
 
 python benchmarks/refinement.py --scan scan.npz --run RUN
-python benchmarks/refinement.py --scan scan.npz --peer ptychi     # and Pty-Chi's LSQML on the same file
+python benchmarks/refinement.py --peer ptychi xptycho     # and Pty-Chi's LSQML and PMACE on the same file
 
-The goal is amplitude and phase SSIM of 0.954 and 0.976; LSQML takes 50 epochs on the semi-real scan.
+Patterns per processor second are taken in turn in each round, so that a busy machine slows all alike. The
+goal is amplitude and phase SSIM of 0.954 and 0.976; LSQML takes 50 epochs on the semi-real scan.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import common
+import engines
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
@@ -37,6 +38,8 @@ GOAL = (0.954, 0.976)
 GOAL_TEXT = f"SSIM {GOAL[0]} / {GOAL[1]}"
 EPOCHS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50)
 LEVELS = (0.3, 0.2, 0.1, 0.07, 0.05, 0.03, 0.02)
+RATE_EPOCHS = 5
+OURS = "ours, 5 epochs"
 PEER_EPOCHS = (5, 10, 20, 30, 40, 50, 75, 100, 150)
 
 
@@ -67,8 +70,12 @@ class Point:
 def main() -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--run", type=Path, metavar="RUN", help="run directory of a network to start from")
-    parser.add_argument("--peer", choices=["ptychi"], help="also run this program, where it is installed")
+    parser.add_argument(
+        "--peer", nargs="+", choices=list(engines.ENGINES), default=[], help="also run these, where installed"
+    )
+    parser.add_argument("--peer-seconds", type=float, default=90.0, help="at most, of each one's curve [90]")
     space = parser.parse_args()
+    others = {key: engines.load(key) for key in space.peer}
     torch.set_num_threads(1)
     common.print_machine()
     with tempfile.TemporaryDirectory(prefix="bench_refinement_") as folder:
@@ -82,11 +89,14 @@ def main() -> None:
         if not start.options.refine_probe:
             traces[name] = _iterations(scan, start, judge)
     _print_traces(traces)
-    if space.peer:
-        curves["ptychi LSQML"] = _ptychi(scan, judge)
-        _print_curve("ptychi LSQML", len(scan), curves["ptychi LSQML"])
-        _print_ratios(len(scan), curves)
+    for engine in others.values():
+        curves[engine.name] = _curve_of(engine, scan, judge, space.peer_seconds)
+        _print_curve(engine.name, len(scan), curves[engine.name])
+    per_s = rates(scan, list(others.values()), space.rounds)
+    _print_rates(per_s, curves)
     results = {"patterns": len(scan), "curves": {n: [vars(p) for p in c] for n, c in curves.items()}}
+    results |= {"patterns_per_cpu_s": {name: row["per_s"] for name, row in per_s.items()}}
+    results |= {"times_the_peer": {name: row["ratio"] for name, row in per_s.items() if "ratio" in row}}
     common.write_json("refinement", {**results, "iterations_to_nrmse": traces}, space.json)
 
 
@@ -206,14 +216,12 @@ def _print_traces(traces: dict[str, dict[str, int | None]]) -> None:
     print()
 
 
-# --- Pty-Chi ---------------------------------------------------------------------------------------------
+# --- others, and rates -----------------------------------------------------------------------------------
 
 
-def _ptychi(scan: ScanData, judge: Judge) -> list[Point]:
-    """Run LSQML with the known probe, fixed, its default batch size and a flat start, on one thread."""
-    if importlib.util.find_spec("ptychi") is None:
-        raise SystemExit("ptychi is not installed in this Python: pip install ptychi")
-    task, read = _ptychi_task(scan)
+def _curve_of(engine: engines.Engine, scan: ScanData, judge: Judge, seconds_at_most: float) -> list[Point]:
+    """Run another engine from a flat object with the known probe, until it is good or has no time."""
+    task = engine.begin(scan)
     points: list[Point] = []
     done, seconds = 0, 0.0
     for epochs in PEER_EPOCHS:
@@ -221,55 +229,53 @@ def _ptychi(scan: ScanData, judge: Judge) -> list[Point]:
         task.run(epochs - done)
         seconds += time.perf_counter() - began
         done = epochs
-        points.append(judge.point(read(), epochs, seconds))
-        if points[-1].good:
+        points.append(judge.point(task.read(), epochs, seconds))
+        if points[-1].good or seconds > seconds_at_most:
             break
     return points
 
 
-def _ptychi_task(scan: ScanData) -> tuple[Any, Callable[[], np.ndarray[Any, Any]]]:
-    """Return Pty-Chi's task for a scan, and a function that reads its object on the scan's canvas."""
-    import ptychi.api as api
-    from ptychi.api.task import PtychographyTask
+def rates(
+    scan: ScanData, others: Sequence[engines.Engine], rounds: int
+) -> dict[str, dict[str, common.Spread]]:
+    """Return patterns per processor second, ours first, and how many times that of each other ours is.
 
-    n, (height, width) = scan.n_pixels, scan.canvas_shape
-    margin = 2
-    center = (np.array([height, width]) - 1) / 2
-    options = api.LSQMLOptions()
-    options.data_options.data = np.square(scan.amplitude(np.arange(len(scan))))
-    options.data_options.valid_pixel_mask = scan.good_pixels
-    options.object_options.initial_guess = np.ones(
-        (1, height + 2 * margin, width + 2 * margin), dtype=np.complex64
-    )
-    options.object_options.determine_position_origin_coords_by = api.ObjectPosOriginCoordsMethods.SPECIFIED
-    # Its patches are centered on index N/2 about a position; ours are on (N - 1)/2.
-    options.object_options.position_origin_coords = center + margin + 0.5 * (1 - n % 2)
-    options.probe_options.initial_guess = scan.probe[None].astype(np.complex64)  # type: ignore[index]
-    options.probe_options.optimizable = False
-    options.probe_position_options.position_y_px = scan.positions_px[:, 0] - center[0]
-    options.probe_position_options.position_x_px = scan.positions_px[:, 1] - center[1]
-    options.reconstructor_options.num_epochs = PEER_EPOCHS[-1]
-    options.reconstructor_options.default_device = api.Devices.CPU
-    options.reconstructor_options.random_seed = 0
-    task = PtychographyTask(options)
-    inside = np.s_[margin : margin + height, margin : margin + width]
-    return task, lambda: np.asarray(task.get_data_to_cpu("object", as_numpy=True))[0][inside]
+    Ours is a whole call of five epochs, start and end included; theirs are epochs of a run that goes on.
+    """
+
+    def rate(run: Callable[[], object], epochs: int) -> Callable[[], float]:
+        def call() -> float:
+            began = time.process_time()
+            run()
+            return epochs * len(scan) / (time.process_time() - began)
+
+        return call
+
+    calls = {OURS: rate(lambda: refine_object(scan, "flat", RATE_EPOCHS), RATE_EPOCHS)}
+    for engine in others:
+        task = engine.begin(scan)
+        task.run(1)  # what happens only once is not counted
+        calls[engine.name] = rate(lambda task=task: task.run(1), 1)  # type: ignore[misc]
+    calls[OURS]()
+    taken = common.in_turn(calls, rounds)
+    found = {name: {"per_s": common.spread(values)} for name, values in taken.items()}
+    for engine in others:
+        found[engine.name]["ratio"] = common.ratios(taken[engine.name], taken[OURS])
+    return found
 
 
-def _print_ratios(patterns: int, curves: dict[str, list[Point]]) -> None:
-    theirs = curves["ptychi LSQML"]
-    rate = {name: patterns * points[-1].epochs / points[-1].seconds for name, points in curves.items()}
-    goal = {name: _first_good(points) for name, points in curves.items()}
-    peer = goal["ptychi LSQML"]
+def _print_rates(found: dict[str, dict[str, common.Spread]], curves: dict[str, list[Point]]) -> None:
+    own = _first_good(curves["flat"])
     rows = []
-    for name in curves:
-        own = goal[name]
-        faster = "-" if own is None or peer is None else f"{peer.seconds / own.seconds:.1f}"
-        rows.append((name, f"{rate[name]:.0f}", f"{rate[name] / rate['ptychi LSQML']:.2f}", faster))
-    head = ("engine and start", "patterns/s", "times ptychi", "times faster to the goal")
+    for name, row in found.items():
+        goal = None if name == OURS else _first_good(curves[name])
+        faster = "-" if own is None or goal is None else f"{goal.seconds / own.seconds:.1f}"
+        rows.append((name, row["per_s"], row.get("ratio", "1"), faster))
+    head = ("engine, flat start", "patterns per processor s", "ours is times", "and to the goal")
     common.print_table(head, rows)
-    if peer is None:
-        print(f"ptychi did not reach the goal in {theirs[-1].epochs} epochs")
+    for name in found:
+        if name != OURS and _first_good(curves[name]) is None:
+            print(f"{name} did not reach the goal in {curves[name][-1].epochs} epochs")
 
 
 if __name__ == "__main__":

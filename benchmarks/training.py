@@ -140,11 +140,23 @@ def growth(scan: ScanData, batch: int) -> dict[str, Any]:
     }
 
 
-def peer_rate(other: peer.Peer, scan: Path, patterns: int) -> float | None:
-    """Return the peer's patterns per second at batch size 16 and grid size 1, after its first step."""
-    with tempfile.TemporaryDirectory(prefix="peer_") as folder:
-        run = other.train(scan, Path(folder) / "out", batch=16, patterns=patterns)
-    return None if run is None or run.steps_per_s is None else 16 * run.steps_per_s
+def beside(
+    other: peer.Peer, path: Path, scan: ScanData, rounds: int, patterns: int
+) -> dict[str, common.Spread] | None:
+    """Return patterns/s of the peer and ours at batch size 16 and grid size 1, taken in turn, and ratios."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="peer_") as folder:
+            run = other.train(path, Path(folder) / "out", batch=16, patterns=patterns)
+        if run is None or run.steps_per_s is None:
+            return None
+        theirs.append(16 * run.steps_per_s)
+        ours.append(fit(scan, batch=16, gridsize=1, steps=max(1, patterns // 16), flops=False).patterns_per_s)
+    return {
+        "ours": common.spread(ours),
+        "peer": common.spread(theirs),
+        "ratio": common.ratios(theirs, ours),
+    }
 
 
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
@@ -165,7 +177,7 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _percent(part: common.Spread) -> str:
-    return f"{100 * part.median:.1f} ({100 * part.min:.1f} .. {100 * part.max:.1f})"
+    return f"{100 * part.median:.1f} ({100 * part.q1:.1f} .. {100 * part.q3:.1f})"
 
 
 def main() -> int:
@@ -180,13 +192,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="training_") as folder:
         path = common.scan_file(space.scan, Path(folder))
         scan = read_scan(path, DataConfig())
-        theirs = peer_rate(other, path, min(256, len(scan)))
+        compared = beside(other, path, scan, space.rounds, min(256, len(scan)))
         rows = list(throughput(scan, space))
     print_rows(rows)
     print(f"threads {torch.get_num_threads()}, matrix peak {matrix_peak() / 1e9:.0f} GFLOP/s")
+    if compared:
+        print(f"batch 16: {compared['ratio']} times the peer in this run ({compared['peer']} patterns/s)")
     best = max(row["patterns_per_s"].median for row in rows if row["gridsize"] == rows[0]["gridsize"])
-    compared = {"the peer in this run": theirs} if theirs else PUBLISHED
-    for name, rate in compared.items():
+    for name, rate in () if compared else PUBLISHED.items():
         print(f"{best / rate:.1f} times the patterns/s of {name} ({rate:.1f})")
     if other.note:
         print(other.note)
@@ -194,7 +207,7 @@ def main() -> int:
     print(
         f"seconds grow with patterns^{grown['exponent_patterns']:.2f}, epochs^{grown['exponent_epochs']:.2f}"
     )
-    results = {"throughput": rows, "growth": grown, "peer_patterns_per_s": theirs, "published": PUBLISHED}
+    results = {"throughput": rows, "growth": grown, "beside_peer": compared, "published": PUBLISHED}
     common.write_json("training", results, space.json)
     return 0
 

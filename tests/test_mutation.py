@@ -45,7 +45,7 @@ def test_crashes():
     [
         (SEES, 0, "1 passed"),
         (BLIND, 1, "passed, although batch_size had its default"),
-        (SEES + BLIND, 1, "1 failed, 1 passed"),
+        pytest.param(SEES + BLIND, 1, "1 failed, 1 passed", marks=pytest.mark.thorough),
         (ONE_CASE, 0, "1 passed"),
         (CRASHES, 1, "or a crash"),
         ("def test_unmarked(): pass", 4, "no test is marked to see what these do: batch_size"),

@@ -28,6 +28,7 @@ from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.dataset import Batch
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.network.checkpoint import MODEL_KEY, find_model, read_model
 from ptycho_torch.network.unet import build_network
 from ptycho_torch.physics import forward as physics
@@ -260,7 +261,16 @@ class Predictor(nn.Module):
         index = batch.get("index")
         if index is None:
             index = torch.arange(grid[..., 0].numel(), device=grid.device).reshape(grid.shape[:-1])
-        return {"patches": self(batch["amplitude"], positions), "positions_px": grid, "index": index}
+        amplitude = batch["amplitude"]
+        # On a CPU in pieces, whose size follows that of the patterns: large ones would take much memory.
+        pieces = at_once(amplitude.shape[-1]) if amplitude.device.type == "cpu" else len(amplitude)
+        parts = zip(torch.split(amplitude, pieces), torch.split(positions, pieces), strict=True)
+        patches = [self(*part) for part in parts]
+        return {
+            "patches": torch.cat(patches) if len(patches) > 1 else patches[0],
+            "positions_px": grid,
+            "index": index,
+        }
 
     def _require_probe(self) -> None:
         if not bool((self.probe != 0).any()):

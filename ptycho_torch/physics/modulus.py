@@ -5,6 +5,7 @@ Shape legend: B samples, C patterns of a group, P incoherent probe modes, N x N 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -85,8 +86,15 @@ class ModulusUpdates:
     @torch.no_grad()
     def of_flat_object(self) -> Tensor:
         """Change (B, C, N, N) of patches that are 1 everywhere."""
-        wave, _, _ = self._to_modulus(torch.fft.fft2(self.probe), self.measured)
-        return over_modes(wave.mul_(self.back))
+        changes = []
+        for probe, back, measured in self._parts(self.probe, self.back, self.measured):
+            wave, _, _ = self._to_modulus(torch.fft.fft2(probe), measured)
+            changes.append(over_modes(wave.mul_(back)))
+        return torch.cat(changes)
+
+    def _parts(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Yield so many rows of each tensor as stay in the cache."""
+        return zip(*(torch.split(tensor, self.at_once) for tensor in tensors), strict=True)
 
     def __call__(self, patches: Tensor, count: int, step: float = 1.0, momentum: float = 0.0) -> Tensor:
         """Return patches (B, C, N, N) after `count` updates.
@@ -102,8 +110,7 @@ class ModulusUpdates:
                 patches = patches + velocity
             return patches
         patches = patches.clone()
-        parts = (torch.split(all_, self.at_once) for all_ in (patches, self.probe, self.back, self.measured))
-        for some, probe, back, measured in zip(*parts, strict=True):
+        for some, probe, back, measured in self._parts(patches, self.probe, self.back, self.measured):
             velocity = torch.zeros_like(some)
             for _ in range(count):
                 wave, _, _ = self._to_modulus(torch.fft.fft2(exit_wave(some, probe)), measured)

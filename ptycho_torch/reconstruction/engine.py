@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_exec.errors import UserError
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.physics.forward import fourier_ramp, over_modes
 from ptycho_torch.reconstruction import positions, probe_gauge
 from ptycho_torch.reconstruction.background import Background
@@ -38,6 +39,7 @@ from ptycho_torch.reconstruction.positions import PositionCorrection
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision, decide, epoch_of_decision
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.reconstruction.waves import (
+    CACHE_BYTES,
     Amplitudes,
     Comparison,
     add,
@@ -151,6 +153,7 @@ class Engine:
         self.generator = torch.Generator().manual_seed(seed)
         self.step_scale = 1.0
         self.losses: list[float] = []
+        self.measured = torch.zeros((), device=data.device)  # power of the patterns, of the first epoch
         self.held_out = torch.from_numpy(np.empty(0, np.int64) if held_out is None else held_out)
         self.held_out_losses: list[float] = []
         self.side = scan.n_pixels + (placement == "object")
@@ -179,6 +182,7 @@ class Engine:
         self.background = Background(data) if options.background else None
         self.decision: ProbeDecision | None = None
         self.moves_probe = options.refine_probe is True
+        self.shifted = self._shifted_probes() if self._stays(len(scan)) else None
         self.power = float(self.probe.abs().square().sum())
         self.rim = probe_gauge.rim_of(self.probe)
         self.most_in_rim = max(probe_gauge.RIM_POWER, probe_gauge.rim_part(self.probe, self.rim))
@@ -196,11 +200,9 @@ class Engine:
         """Use every pattern once, in random order; halve the steps that follow when the error rises."""
         size = self.options.step_size * self.step_scale * settling(len(self.losses), of, self.settle)
         error = torch.zeros((), device=self.frame.device)
-        power = torch.zeros_like(error)
         for rows, region in self.batches():
-            missed, measured = self.step(rows, region, size)
-            error, power = error + missed, power + measured
-        self.losses.append(float(error / power))
+            error += self.step(rows, region, size)
+        self.losses.append(float(error / self.measured))
         last = self.losses[-1]
         if not math.isfinite(last):
             raise UserError(
@@ -226,13 +228,14 @@ class Engine:
         if self.options.refine_probe == "auto" and done == epoch_of_decision(of, self.steps_per_epoch):
             self.decision = decide(self.data, self.losses[-1], done)
             self.moves_probe = self.decision.refined or self.moves_probe
+            self.shifted = None if self.moves_probe else self.shifted
         if len(self.held_out):
             self.held_out_losses.append(self.loss_of(self.held_out))
 
     def loss_of(self, rows: Tensor) -> float:
         """Return the loss on some patterns, without a step."""
         error = power = 0.0
-        for part in torch.split(rows, 32):
+        for part in torch.split(rows, at_once(self.n, 32)):
             amplitude = self.data[part]
             error += float(self._compare(amplitude, *self._place(part)).error)
             power += float((amplitude * self.data.good).square().sum())
@@ -253,13 +256,16 @@ class Engine:
             parts = [parts[i] for i in torch.randperm(len(parts), generator=self.generator).tolist()]
         yield from parts
 
-    def step(self, rows: Tensor, region: Region, size: float) -> tuple[Tensor, Tensor]:
-        """Change the object, and the probe, by one minibatch -> its error before and its measured power."""
-        patches, probes = self._place(rows)
+    def step(self, rows: Tensor, region: Region, size: float) -> Tensor:
+        """Change the object, and the probe, by one minibatch -> its error before."""
+        ramps = None if self.placement == "object" or self.shifted is not None else self._ramps(rows)
+        patches, probes = self._place(rows, ramps)
         amplitude = self.data[rows]
+        if not self.losses:
+            self.measured += (amplitude * self.data.good).square_().sum()
         seen = self._compare(amplitude, patches, probes)
         update = seen.update
-        toward = over_modes(update * probes.conj())
+        toward = over_modes(update * probes.conj().resolve_conj())
         if self.placement == "object":
             toward = lerp_adjoint(toward, self.fraction[rows.to(self.frame.device)])
         if self.background is not None:
@@ -267,7 +273,7 @@ class Engine:
         if self._moves_positions(len(self.losses)):
             self._collect_position_derivatives(rows, patches, probes, update, seen)
         if self.moves_probe and len(self.losses) >= self.options.probe_delay:
-            self._step_probe(rows, patches, update, size)
+            self._step_probe(ramps, patches, update, size)
         total = torch.zeros_like(region.of(self.frame))
         illuminated = torch.zeros(total.shape, device=total.device)
         corners = (self.corners[rows] - torch.tensor([region.top, region.left])).tolist()
@@ -276,21 +282,22 @@ class Engine:
         illumination = self.probe.abs().square().sum(dim=0)
         add(illuminated, corners, illumination.expand(len(corners), *illumination.shape))
         damping = self.options.damping
+        least = damping * illuminated.max()
+        weight = illuminated.mul_(1 - damping).add_(least).reciprocal_()
         velocity = region.of(self.velocity)
-        weight = (1 - damping) * illuminated + damping * illuminated.max()
-        velocity.mul_(self.options.momentum).add_(total / weight)
+        velocity.mul_(self.options.momentum).add_(total.mul_(weight))
         region.of(self.frame).add_(velocity, alpha=size)
-        return seen.error, (amplitude * self.data.good).square().sum()
+        return seen.error
 
     def _compare(self, amplitude: Tensor, patches: Tensor, probes: Tensor) -> Comparison:
         background = None if self.background is None else self.background.intensity
         return compare(patches, probes, amplitude, self.data.good, background, self.unit)
 
-    def _step_probe(self, rows: Tensor, patches: Tensor, update: Tensor, size: float) -> None:
-        toward = update * patches.conj()[:, None]
-        if self.placement == "probe":
-            ramp = self._ramps(rows).conj()[:, None]
-            total = torch.fft.ifft2((torch.fft.fft2(toward) * ramp).sum(dim=0))
+    def _step_probe(self, ramps: Tensor | None, patches: Tensor, update: Tensor, size: float) -> None:
+        toward = update * patches.conj().resolve_conj()[:, None]
+        if ramps is not None:
+            back = torch.fft.fft2(toward).mul_(ramps.conj().resolve_conj()[:, None])
+            total = torch.fft.ifft2(back.sum(dim=0))
         else:
             total = toward.sum(dim=0)
         seen = patches.abs().square().sum(dim=0)
@@ -357,16 +364,38 @@ class Engine:
         for region in self.regions:
             region.enclose(self.corners, self.side)
 
-    def _place(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.place_on(self.frame, rows)
+    def _place(self, rows: Tensor, ramps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.place_on(self.frame, rows, ramps)
 
-    def place_on(self, frame: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return patches (b, N, N) of an object on the frame, and the probes (b or 1, P, N, N) on them."""
+    def place_on(self, frame: Tensor, rows: Tensor, ramps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return patches (b, N, N) of an object on the frame, and the probes (b or 1, P, N, N) on them.
+
+        ramps: of these rows, where they are known already.
+        """
         block = cut(frame, self.corners[rows], self.side)
         if self.placement == "object":
             return lerp(block, self.fraction[rows.to(block.device)]), self.probe[None]
-        spectrum = torch.fft.fft2(self.probe)[None]
-        return block, torch.fft.ifft2(spectrum * self._ramps(rows)[:, None])
+        if self.shifted is not None:
+            return block, self.shifted[rows.to(self.shifted.device)]
+        return block, self._moved_probes(self._ramps(rows) if ramps is None else ramps)
+
+    def _moved_probes(self, ramps: Tensor) -> Tensor:
+        """Return the probe, moved by the sub-pixel parts of positions -> (b, P, N, N)."""
+        moved: Tensor = torch.fft.ifft2(torch.fft.fft2(self.probe) * ramps[:, None])
+        return moved
+
+    def _stays(self, count: int) -> bool:
+        """Return whether the probe at each position is that of every epoch, and all can be kept."""
+        moves = self.placement == "object" or self.moves_probe or self.correction is not None
+        return not moves and count * self.probe.numel() * self.probe.element_size() <= CACHE_BYTES
+
+    def _shifted_probes(self) -> Tensor:
+        """Return the probe at every position, (M, P, N, N)."""
+        parts = torch.split(torch.arange(len(self.fraction)), at_once(self.n))
+        kept = self.probe.new_empty(len(self.fraction), *self.probe.shape)
+        for rows in parts:
+            kept[rows[0] : rows[-1] + 1] = self._moved_probes(self._ramps(rows))
+        return kept
 
     def _ramps(self, rows: Tensor) -> Tensor:
         fraction = self.fraction[rows.to(self.frame.device)]
@@ -415,8 +444,14 @@ def photons_per_pixel(scan: ScanData, unit: float) -> float:
     unit: intensity of one count.
     """
     rows = np.linspace(0, len(scan) - 1, num=min(len(scan), DOSE_PATTERNS)).astype(int)
-    photons = np.square(scan.amplitude(rows), dtype=np.float64).sum() / (len(rows) * unit) * len(scan)
+    photons = mean_power(scan, rows) / unit * len(scan)
     return float(photons / np.prod(np.ptp(scan.positions_px, axis=0) + scan.n_pixels))
+
+
+def mean_power(scan: ScanData, rows: NDArray[np.int64]) -> float:
+    """Return the mean over these patterns of the sum of squared amplitudes."""
+    parts = (scan.amplitude(part) for part in np.split(rows, range(0, len(rows), at_once(scan.n_pixels))[1:]))
+    return sum(float(np.square(part, dtype=np.float64).sum()) for part in parts) / len(rows)
 
 
 def settling(epoch: int, of: int, part: float) -> float:

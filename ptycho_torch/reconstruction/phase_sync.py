@@ -16,26 +16,51 @@ Shapes: B patches of N x N, K x K blocks of a patch, (H, W) canvas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ptycho_torch.data.storage.patterns import at_once
+
 BLOCKS = 16
 """Blocks along the side of a patch."""
 PASSES = 100
+AT_ONCE = 512
+"""Patches whose sums are worked on at once: they stay in the processor's cache."""
 TOLERANCE_RAD = 1e-3
 _TINY = 1e-6
 
 
-@dataclass(frozen=True)
 class _Sums:
-    """Patches reduced to blocks: weighted sums (B, K, K) complex, and the corners (B, 2) they start from."""
+    """Up to `AT_ONCE` patches reduced to blocks: weighted sums, and the corners (B, 2) they start from.
 
-    sums: Tensor
-    corners: Tensor
+    In half precision, in memory that is taken at once: many small pieces would leave gaps between them.
+    """
+
+    def __init__(self, side: int) -> None:
+        self.count = 0
+        self._parts = torch.empty(AT_ONCE, side, side, 2, dtype=torch.float16)
+        self._corners = torch.empty(AT_ONCE, 2, dtype=torch.int64)
+
+    def add(self, sums: Tensor, corners: Tensor) -> int:
+        """Keep as many of the sums (B, K, K) as there is room for; return how many."""
+        taken = min(len(sums), AT_ONCE - self.count)
+        rows = slice(self.count, self.count + taken)
+        self._parts[rows], self._corners[rows] = torch.view_as_real(sums[:taken]), corners[:taken]
+        self.count += taken
+        return taken
+
+    @property
+    def sums(self) -> Tensor:
+        """(B, K, K) complex."""
+        pairs: Tensor = torch.view_as_complex(self._parts[: self.count].float())
+        return pairs
+
+    @property
+    def corners(self) -> Tensor:
+        """(B, 2)."""
+        return self._corners[: self.count]
 
 
 class PhaseAligner:
@@ -57,6 +82,9 @@ class PhaseAligner:
         self.weights = (weights / weights.max()).float().cpu()
         self.total = torch.zeros(height * width, dtype=torch.complex64)
         self.weight = torch.zeros(height * width)
+        # The weights' sums depend only on where in a block a patch begins.
+        begins = torch.cartesian_prod(torch.arange(self.block), torch.arange(self.block))
+        self._weight_sums = _summed(self.weights.expand(len(begins), n, n), self._blocks(begins))
         self._kept: list[_Sums] = []
         self._rotations_rad: list[Tensor] = []
 
@@ -66,15 +94,30 @@ class PhaseAligner:
 
         One after the other, so that the result does not depend on how a scan is cut into batches.
         """
+        count = at_once(self.n)
+        parts = zip(torch.split(patches, count), torch.split(positions_px, count), strict=True)
+        aligned = [self._align(*part) for part in parts]
+        return torch.cat(aligned) if len(aligned) > 1 else aligned[0]
+
+    def _align(self, patches: Tensor, positions_px: Tensor) -> Tensor:
         # First pixel of each patch on the canvas with its margin; what lies farther off is moved there.
         origin = torch.round(positions_px.cpu().double() - (self.n - 1) / 2).long() + self.margin
         corners = torch.minimum(origin.clamp_min(0), torch.tensor(self.grid) * self.block - self.margin)
-        index, blocks = self._block_index(corners), self._blocks(corners)
-        sums = _summed(self.weights * patches.cpu().to(torch.complex64), blocks)
-        rotation = torch.from_numpy(self._rotations(sums, index, _summed(self.weights, blocks)))
-        self._kept.append(_Sums(_rotated(sums, rotation), corners))
+        sums = _complex_sums(self.weights * patches.cpu().to(torch.complex64), self._blocks(corners))
+        found = self._rotations(sums, self._block_index(corners), self._weights_at(corners))
+        rotation = torch.from_numpy(found)
+        self._keep(_rotated(sums, rotation), corners)
         self._rotations_rad.append(rotation.angle())
         return _rotated(patches, rotation.to(patches.device))
+
+    def _keep(self, sums: Tensor, corners: Tensor) -> None:
+        """Remember the sums of a batch, in a unit that half precision holds; only their phases matter."""
+        sums = sums / self._weight_sums.max()
+        while len(sums):
+            if not self._kept or self._kept[-1].count == AT_ONCE:
+                self._kept.append(_Sums(self.side))
+            taken = self._kept[-1].add(sums, corners)
+            sums, corners = sums[taken:], corners[taken:]
 
     def _rotations(self, sums: Tensor, index: Tensor, weights: Tensor) -> NDArray[np.complex64]:
         """Unit numbers (B,) that rotate each patch to those before it; adds the patches up on the way.
@@ -100,15 +143,14 @@ class PhaseAligner:
         """Unit complex64 (H, W) with which the stitched object is still to be multiplied."""
         if not self._kept:
             return torch.ones(self.canvas_shape, dtype=torch.complex64)
-        sums = torch.cat([kept.sums for kept in self._kept])
-        corners = torch.cat([kept.corners for kept in self._kept])
-        index = self._block_index(corners)
-        empty = torch.zeros_like(self.total)
-        rotation = self._power_iteration(sums, index)
-        self.total = _added(empty, index, _rotated(sums, rotation))
-        weights = torch.cat([_summed(self.weights, self._blocks(kept.corners)) for kept in self._kept])
+        rotations = self._power_iteration()
+        self.total, mean = torch.zeros_like(self.total), torch.zeros_like(self.total)
+        for kept, rotation in zip(self._kept, rotations, strict=True):
+            index = self._block_index(kept.corners)
+            _add(self.total, index, _rotated(kept.sums, rotation))
+            _add(mean, index, _rotated(self._weights_at(kept.corners), rotation))
         # Interpolate each block's mean rotation to canvas pixels; 1 where nothing was illuminated.
-        mean = _added(empty, index, _rotated(weights, rotation)).view(self.grid)
+        mean = mean.view(self.grid)
         unit = torch.where(mean.abs() > _TINY, mean / mean.abs().clamp_min(_TINY), 1)
         planes = torch.view_as_real(unit).permute(2, 0, 1)[None]
         fine = torch.nn.functional.interpolate(
@@ -124,19 +166,31 @@ class PhaseAligner:
         phases = self._rotations_rad
         return float(torch.cat(phases).square().mean().sqrt()) if phases else 0.0
 
-    def _power_iteration(self, sums: Tensor, index: Tensor) -> Tensor:
-        """Rotate patches towards the mean of all until none changes by more than the tolerance -> (B,)."""
-        rotation = torch.ones(len(sums), dtype=torch.complex64)
+    def _power_iteration(self) -> list[Tensor]:
+        """Rotate patches towards the mean of all until none changes by more than the tolerance."""
+        rotations = [torch.ones(kept.count, dtype=torch.complex64) for kept in self._kept]
         weight = self.weight.clamp_min(_TINY)
         for _ in range(PASSES):
-            mean = _added(torch.zeros_like(self.total), index, _rotated(sums, rotation)) / weight
-            agreement = (sums.conj() * mean[index]).sum(dim=(1, 2))
-            size = agreement.abs()  # 0 where a patch shares no illuminated block with another
-            unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
-            before, rotation = rotation, torch.where(size > 0, unit, 1)
-            if float((rotation * before.conj()).angle().abs().max()) < TOLERANCE_RAD:
+            mean = torch.zeros_like(self.total)
+            for kept, rotation in zip(self._kept, rotations, strict=True):
+                _add(mean, self._block_index(kept.corners), _rotated(kept.sums, rotation))
+            mean /= weight
+            changed = 0.0
+            for i, kept in enumerate(self._kept):
+                there = mean[self._block_index(kept.corners)]
+                agreement = torch.linalg.vecdot(kept.sums.flatten(1), there.flatten(1))
+                size = agreement.abs()  # 0 where a patch shares no illuminated block with another
+                unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
+                before, rotations[i] = rotations[i], torch.where(size > 0, unit, 1)
+                changed = max(changed, float((rotations[i] * before.conj()).angle().abs().max()))
+            if changed < TOLERANCE_RAD:
                 break
-        return rotation
+        return rotations
+
+    def _weights_at(self, corners: Tensor) -> Tensor:
+        """Sums of the weights over the blocks that each patch touches -> (B, K, K)."""
+        begin = corners % self.block
+        return self._weight_sums[begin[:, 0] * self.block + begin[:, 1]]
 
     def _block_index(self, corners: Tensor) -> Tensor:
         """Flat index of the blocks that each patch touches -> (B, K, K)."""
@@ -151,14 +205,23 @@ class PhaseAligner:
         return within[:, 0], within[:, 1]
 
 
-def _added(canvas: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    return canvas.index_add(0, index.flatten(), values.flatten().to(canvas.dtype))
+def _add(canvas: Tensor, index: Tensor, values: Tensor) -> None:
+    canvas.index_add_(0, index.flatten(), values.flatten().to(canvas.dtype))
 
 
-def _summed(image: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
-    """Sum an image (N, N) or (B, N, N) over the blocks -> (B, K, K)."""
-    rows, columns = (part.to(image.dtype) for part in blocks)
-    return rows @ image @ columns.mT
+def _summed(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum real images (B, N, N) over the blocks -> (B, K, K)."""
+    rows, columns = blocks
+    return rows.bmm(images).bmm(columns.mT)
+
+
+def _complex_sums(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
+    """Sum complex images (B, N, N) over the blocks -> (B, K, K): real and imaginary parts, side by side."""
+    rows, columns = blocks
+    count, side, n = rows.shape
+    within = rows.bmm(torch.view_as_real(images).flatten(2)).view(count, side, n, 2)
+    sums = within.permute(0, 3, 1, 2).reshape(count, 2 * side, n).bmm(columns.mT)
+    return torch.complex(sums[:, :side], sums[:, side:])
 
 
 def _rotated(images: Tensor, rotation: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from ptycho_torch.reconstruction.engine import (
     Engine,
     Placement,
     RefineOptions,
+    mean_power,
     photons_per_pixel,
 )
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
@@ -295,8 +296,7 @@ def _probe_in_data_units(
     if modes.shape[1:] != (n, n) or not torch.isfinite(torch.view_as_real(modes)).all() or not modes.any():
         raise DataError(f"the probe {tuple(modes.shape)} is empty, not finite, or not (P, {n}, {n})")
     rows = np.linspace(0, len(scan) - 1, min(len(scan), COMPARED_PATTERNS)).astype(np.int64)
-    measured = float(np.square(scan.amplitude(rows).astype(np.float64)).sum() / len(rows))
-    scale = math.sqrt(measured / float(modes.abs().square().sum()))
+    scale = math.sqrt(mean_power(scan, rows) / float(modes.abs().square().sum()))
     if 0.5 <= scale <= 2:
         return modes, ()
     return modes * scale, (f"the probe was multiplied by {scale:.4g} to have the power of the patterns",)

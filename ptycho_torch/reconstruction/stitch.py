@@ -14,13 +14,14 @@ Its error, and why not bilinear, cubic or Fourier: `specs/stitching_and_metrics.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.data.storage.patterns import at_once
 
 TAPS = 8
 """Width of the interpolation kernel; a patch's outermost pixels lack neighbors for it."""
@@ -29,8 +30,6 @@ MIN_WEIGHT = 1e-9
 """A canvas pixel with less than this part of one patch's full weight counts as uncovered."""
 _CENTER = 4
 """Row of the undisplaced weights among their nine neighbors."""
-CHUNK = 64
-"""Patches worked on at once: bounds the memory and keeps the arrays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +126,17 @@ class Stitcher:
                 f"cannot place patches {tuple(patches.shape)} at positions {tuple(positions_px.shape)}",
                 expected=f"patches (B, {self.n}, {self.n}) and positions (B, 2)",
             )
-        if not torch.isfinite(positions_px).all():
-            raise DataError("a patch's position is not a finite number", expected="[y, x] in canvas pixels")
-        for start in range(0, len(patches), CHUNK):
-            self._add_chunk(patches[start : start + CHUNK], positions_px[start : start + CHUNK])
+        count = at_once(self.n)
+        for some, positions in zip(
+            torch.split(patches, count), torch.split(positions_px, count), strict=True
+        ):
+            self._add_chunk(some, positions)
+
+    @torch.no_grad()
+    def add_weights(self, positions_px: Tensor) -> None:
+        """Add to the coverage alone what patches at positions_px (B, 2) would, whatever they show."""
+        for part in torch.split(positions_px, at_once(self.n)):
+            self._add_chunk(None, part)
 
     def result(self) -> StitchResult:
         """Return the weighted mean so far; more patches may be added afterwards."""
@@ -151,35 +157,46 @@ class Stitcher:
         rotated = torch.complex(self.canvas[0], self.canvas[1]) * factor.to(self.device)
         self.canvas[0], self.canvas[1] = rotated.real, rotated.imag
 
-    def _add_chunk(self, patches: Tensor, positions_px: Tensor) -> None:
+    def _add_chunk(self, patches: Tensor | None, positions_px: Tensor) -> None:
+        """Add weighted patches (B, N, N) to the canvas; without them, to its weights alone."""
+        if not torch.isfinite(positions_px).all():
+            raise DataError("a patch's position is not a finite number", expected="[y, x] in canvas pixels")
         trim = (self.n - self.kept) // 2
         # float64: a float32 position of a large canvas is only good to 1e-4 px.
         origin = positions_px.double().cpu() - (self.n - 1) / 2 + trim
         whole = torch.round(origin)
         corners = whole.long().tolist()
         self._check_inside(corners)
-        weighted = self._interpolate(patches.to(self.device), (origin - whole).to(self.device), trim)
-        finite = torch.isfinite(weighted.sum(dim=(1, 2, 3)))
-        if not finite.all():
-            bad = self.n_patches + int(torch.nonzero(~finite)[0, 0])
-            raise DataError(f"patch {bad} holds values that are not finite", expected="finite complex values")
+        shift_px = (origin - whole).to(self.device)
+        weight = self._weights_at(shift_px)
+        if patches is None:
+            weighted, planes = weight[:, None], self.canvas[2:]
+        else:
+            weighted, planes = self._weighted(patches.to(self.device), shift_px, weight, trim), self.canvas
+            finite = torch.isfinite(weighted.sum(dim=(1, 2, 3)))
+            if not finite.all():
+                bad = self.n_patches + int(torch.nonzero(~finite)[0, 0])
+                raise DataError(
+                    f"patch {bad} holds values that are not finite", expected="finite complex values"
+                )
         height, width = self.canvas_shape
-        for (y, x), patch in zip(corners, weighted, strict=True):
+        on_cpu = self.device.type == "cpu"
+        canvas: Any = planes.numpy() if on_cpu else planes  # numpy slices cost less
+        for (y, x), patch in zip(corners, weighted.numpy() if on_cpu else weighted, strict=True):
             top, left = max(-y, 0), max(-x, 0)
             bottom, right = min(self.kept, height - y), min(self.kept, width - x)
             self.n_cropped += bool(top or left or bottom < self.kept or right < self.kept)
             if top >= bottom or left >= right:
                 self.n_outside += 1
                 continue
-            self.canvas[:, y + top : y + bottom, x + left : x + right] += patch[:, top:bottom, left:right]
+            canvas[:, y + top : y + bottom, x + left : x + right] += patch[:, top:bottom, left:right]
         self.n_patches += len(corners)
 
-    def _interpolate(self, patches: Tensor, shift_px: Tensor, trim: int) -> Tensor:
+    def _weighted(self, patches: Tensor, shift_px: Tensor, weight: Tensor, trim: int) -> Tensor:
         """Return weighted real part, weighted imaginary part, weight on the canvas's grid -> (B, 3, n, n)."""
         count, kept = len(patches), self.kept
         patches = patches.to(torch.complex64)
         if shift_px.any():
-            weight = self._weights_at(shift_px)
             # The kept part with the samples its interpolation needs, (B, n + TAPS, n + TAPS). Where the patch
             # ends earlier its edge value is continued; those samples only count with `pad_eval`.
             start, stop = trim - TAPS // 2, trim + kept + TAPS // 2
@@ -193,7 +210,6 @@ class Stitcher:
             shifted = shifted.permute(0, 3, 1, 2).reshape(count, 2 * kept, -1).bmm(columns.mT)
             parts = shifted.view(count, 2, kept, kept)
         else:  # on whole pixels, as a network predicts them: nothing to interpolate
-            weight = self.weight_neighbors[_CENTER].view(1, kept, kept)
             part = slice(trim, trim + kept)
             parts = torch.view_as_real(patches)[:, part, part].permute(0, 3, 1, 2)
         weighted = torch.empty(count, 3, kept, kept, device=self.device)
@@ -206,6 +222,8 @@ class Stitcher:
 
         0 for canvas pixels whose interpolation needs a sample beyond the patch, unless `pad_eval` keeps them.
         """
+        if not shift_px.any():
+            return self.weight_neighbors[_CENTER].expand(len(shift_px), -1).view(-1, self.kept, self.kept)
         toward = torch.stack((shift_px.clamp(min=0), 1 - shift_px.abs(), (-shift_px).clamp(min=0)), dim=2)
         mix = (toward[:, 0, :, None] * toward[:, 1, None, :]).flatten(1).float()
         weight = mix.matmul(self.weight_neighbors).view(-1, self.kept, self.kept)
@@ -246,9 +264,7 @@ def probe_coverage(positions_px: Tensor, probe: Tensor, canvas_shape: tuple[int,
     """
     n = probe.shape[-1]
     stitcher = Stitcher(canvas_shape, n, weights=probe_weights(probe), pad_eval=True)
-    ones = torch.ones(CHUNK, n, n, dtype=torch.complex64)
-    for part in torch.split(positions_px, CHUNK):
-        stitcher.add(ones[: len(part)], part)
+    stitcher.add_weights(positions_px)
     return stitcher.result().coverage
 
 

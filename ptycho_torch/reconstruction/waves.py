@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.physics.forward import intensity
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ class Amplitudes:
         n = scan.n_pixels
         self.cache: Tensor | None = None
         if len(scan) * n * n * 4 <= CACHE_BYTES:
-            self.cache = self._read(torch.arange(len(scan)))
+            self.cache = torch.empty(len(scan), n, n, device=device)
+            for rows in torch.split(torch.arange(len(scan)), at_once(n)):
+                self.cache[rows[0] : rows[-1] + 1] = self._read(rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return (b, N, N) float32."""
@@ -65,7 +70,8 @@ class Comparison(NamedTuple):
     @property
     def error(self) -> Tensor:
         """Sum of (|Psi| - A)^2 over the good pixels."""
-        return self.excess.square().sum()
+        excess = self.excess.flatten()
+        return torch.dot(excess, excess)
 
     @property
     def update(self) -> Tensor:
@@ -75,7 +81,7 @@ class Comparison(NamedTuple):
         counts, minus a fourth of that of sum I - k log I: where many are expected, both are the same.
         """
         if self.unit is None:
-            ratio = self.excess / (self.model + self.floor)
+            ratio = (self.model + self.floor).reciprocal_().mul_(self.excess)
         else:  # (k - I) / 2 I, with k - I as a product, which is 0 at bad pixels
             missing = self.excess * (self.model + self.excess / 2)
             ratio = (missing / (self.model.square() + BARE * self.unit)).clamp_(max=MOST)
@@ -99,10 +105,20 @@ def compare(
     unit: intensity of one count, to follow the likelihood of counts.
     """
     detector = torch.fft.fft2(patches[:, None] * probes, norm="ortho")
-    counts = intensity(detector)
-    model = (counts if background is None else counts + background).sqrt()
+    if background is None and detector.shape[1] == 1:
+        model = _modulus(detector[:, 0])
+    else:
+        counts = intensity(detector)
+        model = (counts if background is None else counts + background).sqrt_()
     floor = torch.finfo(model.dtype).eps * model.amax()
-    return Comparison(detector, model, (amplitude - model) * good, floor, unit)
+    return Comparison(detector, model, (amplitude - model).mul_(good), floor, unit)
+
+
+def _modulus(wave: Tensor) -> Tensor:
+    """Return |wave|, on the CPU by numpy, which takes a fifth of the time."""
+    if wave.device.type != "cpu" or wave.requires_grad:
+        return wave.abs()
+    return torch.from_numpy(np.abs(wave.numpy()))
 
 
 def cut(canvas: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -111,6 +127,11 @@ def cut(canvas: Tensor, corners: Tensor, side: int) -> Tensor:
         along = torch.arange(side, device=canvas.device)
         y, x = corners.to(canvas.device).unsqueeze(-1).add(along).unbind(dim=1)
         return canvas[y[:, :, None], x[:, None, :]]
+    if canvas.device.type == "cpu":  # numpy slices cost less than an index
+        source, blocks = canvas.numpy(), canvas.new_empty(len(corners), side, side)
+        for block, (y, x) in zip(blocks.numpy(), corners.tolist(), strict=True):
+            block[:] = source[y : y + side, x : x + side]
+        return blocks
     height, width = canvas.shape
     windows = canvas.as_strided((height - side + 1, width - side + 1, side, side), (width, 1, width, 1))
     at = corners.to(canvas.device)
@@ -147,17 +168,9 @@ def lerp_slopes(block: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
 def lerp_adjoint(patches: Tensor, fraction: Tensor) -> Tensor:
     """Spread patches (b, N, N) over the pixels they were interpolated from -> (b, N + 1, N + 1)."""
     y, x = _weights(fraction, patches)
-    pairs = torch.view_as_real(patches).flatten(2)
-    count, side, width = pairs.shape
-    right = pairs * x
-    wide = pairs.new_zeros(count, side, width + 2)
-    wide[:, :, 2:] = right
-    wide[:, :, :-2] += pairs - right
-    lower = wide * y
-    block = pairs.new_zeros(count, side + 1, width + 2)
-    block[:, 1:] = lower
-    block[:, :-1] += wide - lower
-    return _complex(block)
+    pairs = F.pad(torch.view_as_real(patches).flatten(2), (2, 2, 1, 1))  # a pixel of zeros on every side
+    rows = torch.lerp(pairs[:, 1:], pairs[:, :-1], y)
+    return _complex(torch.lerp(rows[:, :, 2:], rows[:, :, :-2], x))
 
 
 def _weights(fraction: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

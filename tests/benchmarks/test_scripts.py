@@ -1,6 +1,7 @@
 """The benchmarks measure a tiny scan for real, and their rows say what they should."""
 
 import argparse
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,106 @@ def test_the_suite_names_scripts_that_exist() -> None:
     import suite
 
     assert all((BENCHMARKS / f"{name}.py").is_file() for name in suite.SUITE)
-    assert set(suite.WITH_PEER) <= suite.SUITE.keys()
+    assert {*suite.WITH_CHECKOUT, "refinement"} <= suite.SUITE.keys()
+
+
+def test_the_suite_tells_each_script_about_its_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import engines
+    import suite
+
+    own = engines.Engine("Own", "json", "nothing to do", engines.ENGINES["ptychi"].begin)
+    absent = engines.Engine("Absent", "no_such_package", "pip install no_such_package", own.begin)
+    monkeypatch.setattr(engines, "ENGINES", {"own": own, "absent": absent})
+    told = suite.words_for_peers([str(tmp_path), "own"], ["--peer-timeout", "9"])
+    assert told["training"] == ["--peer", str(tmp_path), "--peer-timeout", "9"]
+    assert told["refinement"] == ["--peer", "own"]
+    assert not any(suite.words_for_peers([], []).values())
+    with pytest.raises(SystemExit, match=r"names no checkout\n  expected: one folder .* own or absent"):
+        suite.words_for_peers(["nowhere"], [])
+    with pytest.raises(
+        SystemExit, match=r"Absent cannot be imported(.|\n)*fix:      pip install no_such_package"
+    ):
+        suite.words_for_peers(["absent"], [])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("key", ["ptychi", "xptycho"])
+def test_another_engine_finds_the_object(key: str) -> None:
+    import engines
+    import numpy as np
+
+    pytest.importorskip(engines.ENGINES[key].package)
+    scan = simulate_scan(n=32, patterns=64, seed=0)
+    task = engines.load(key).begin(scan)
+    task.run(20)
+    inside = np.s_[20:-20, 20:-20]
+    found, truth = task.read()[inside], scan.object_guess[inside]
+    agreement = abs(np.vdot(found, truth)) / np.linalg.norm(found) / np.linalg.norm(truth)
+    flat = abs(truth.sum()) / np.sqrt(truth.size) / np.linalg.norm(truth)
+    assert agreement > flat + 0.5 * (1 - flat)
+
+
+def test_rates_of_engines_are_taken_in_turn(scan_file: Path) -> None:
+    import engines
+    import refinement
+
+    scan = read_scan(scan_file, DataConfig())
+    epochs: list[int] = []
+    work = engines.Task(lambda count: epochs.append(count) or sum(range(10**6)), lambda: scan.object_guess)
+    other = engines.Engine("Other", "json", "", lambda _: work)
+    found = refinement.rates(scan, [other], 3)
+    assert epochs == [1] * 4
+    assert found["Other"]["ratio"].n == 3
+    assert found["Other"]["per_s"].median > 0
+    assert "ratio" not in found[refinement.OURS]
+    judge = refinement.Judge(scan)
+    curve = refinement._curve_of(other, scan, judge, 60.0)
+    assert [point.epochs for point in curve] == [5]  # good at once, since it gives the truth
+
+
+@pytest.mark.slow
+def test_large() -> None:
+    import large
+
+    (row,) = large.measure(large.Size.parse("32x64"), ["refine"], 1, 8)
+    assert (row.n, row.patterns, row.task, row.worked) == (32, 64, "refine", 128)
+    assert row.seconds > 0
+    assert not sys.platform.startswith("linux") or 50 < row.anon_mib < large.MOST_MIB
+
+
+def test_a_large_scan_is_simulated_as_a_small_one_and_equal_each_time(tmp_path: Path) -> None:
+    import large
+    import numpy as np
+
+    scan = read_scan(large.write_scan(large.Size(32, 90), tmp_path / "scan.npz"))
+    again = read_scan(large.write_scan(large.Size(32, 90), tmp_path / "again.npz"))
+    assert (scan.patterns[:] == again.patterns[:]).all()
+    small = simulate_scan(n=32, patterns=90, seed=0)
+    assert np.ptp(scan.positions_px, axis=0) == pytest.approx(np.ptp(small.positions_px, axis=0), abs=2)
+    assert scan.patterns[:].mean() == pytest.approx(small.patterns[:].mean(), rel=0.5)
+
+
+def test_what_grows_too_fast_or_is_too_much_is_told() -> None:
+    import large
+
+    rows = [
+        large.Row(64, 1000, "infer", 1.0, 1000, 300),
+        large.Row(64, 4000, "infer", 4.0, 4000, 301),
+        large.Row(128, 100, "infer", 0.45, 100, 300),  # 4.5 times; 4.67 are pixels x log(pixels)
+        large.Row(256, 100, "infer", 4.0, 100, 800),
+        large.Row(512, 10, "infer", 1.2, 10, 900),
+    ]
+    found = large.report(rows)
+    (with_patterns,) = found["with_patterns"]
+    assert with_patterns["exponent"] == pytest.approx(1)
+    assert with_patterns["mib_per_1000_patterns"] == pytest.approx(1 / 3)
+    assert [round(row["of_pixels_log_pixels"], 2) for row in found["with_pixels"]] == [1, 0.96, 1.87, 1.25]
+    assert len(found["beyond_limits"]) == 3
+    assert "800 MiB" in found["beyond_limits"][0]
+    slow = large.growth_with_patterns([rows[0], large.Row(64, 4000, "infer", 8.0, 4000, 301)])
+    assert len(large.faults(rows[:1], slow, [])) == 1
 
 
 def test_unknown_probe() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.record import read_manifest
-from tests.cluster.launching import PROGRAM, QUICK, left_running, ranks_with, run, scan_file
+from tests.cluster.launching import PROGRAM, QUICK, THOROUGH, left_running, ranks_with, run, scan_file
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,9 @@ DIFFERENT: dict[str, tuple[str, str, str]] = {
     "profile": ("export PTYCHO_EXEC_PROFILE=cautious", "learning_rate", "cautious"),
     "cwd": ("cd sub", "run directory", "sub"),
 }
+
+OTHER_SETTINGS = ("precision", "checkpointing", "epochs", "seed")
+"""Cases that differ from "batch" and "gridsize" by the name alone; a fast test goes through all names."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,9 @@ def stopped(changes: str, place: Path, *more: str) -> str:
     return ended.output
 
 
-@pytest.mark.parametrize("case", DIFFERENT)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[THOROUGH] * (case in OTHER_SETTINGS)) for case in DIFFERENT]
+)
 def test_a_difference_is_named_with_both_values_and_origins(case: str, place: Path) -> None:
     changes, name, origin = DIFFERENT[case]
     output = stopped(changes, place)

@@ -77,7 +77,7 @@ def two_tasks(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[o
     [
         pytest.param("two tasks per node", marks=THOROUGH),
         "one task that starts the other",
-        "torchrun in a task",
+        pytest.param("torchrun in a task", marks=THOROUGH),
     ],
 )
 def test_two_processes_of_a_job_give_the_same_however_they_were_started(

@@ -31,6 +31,7 @@ MEMORY_BUDGET_BYTES = 32 * 2**20
 """A stack up to this size is held in memory; of a larger one, each batch is read from its file."""
 
 _BLOCK_BYTES = 2 * 2**20
+_AT_ONCE_PIXELS = 64 * 64**2
 _FREE_RESERVE_BYTES = 64 * 2**20
 
 
@@ -227,6 +228,14 @@ class ComputedPatterns:
 
 
 Patterns = NDArray[Any] | FilePatterns | ComputedPatterns
+
+
+def at_once(n: int, most: int = 64) -> int:
+    """Return how many patterns of n x n pixels to work on at once, so that they fit the processor's cache.
+
+    64 of 64 x 64 pixels, one of 512 x 512; of small ones not more than `most`.
+    """
+    return max(1, min(most, _AT_ONCE_PIXELS // n**2))
 
 
 def fits_in_memory(nbytes: int) -> bool:

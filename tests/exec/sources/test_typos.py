@@ -26,15 +26,16 @@ def bench() -> ModuleType:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.015, pytest.param(0.05, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", ["ExecutionSettings", "ScienceSettings", "Lab"])
 def test_no_slip_is_accepted_and_the_right_name_comes_first(
-    bench: ModuleType, name: str, request: pytest.FixtureRequest
+    bench: ModuleType, name: str, share: float, request: pytest.FixtureRequest
 ) -> None:
     model = next(model for model in bench.MODELS if model.__name__ == name)
     token = bench.MODEL.set(model)
     request.addfinalizer(lambda: bench.MODEL.reset(token))
-    for source, tally in bench.sweep(bench.OURS, 0.05).items():
-        assert tally.tried > 40, source
+    for source, tally in bench.sweep(bench.OURS, share).items():
+        assert tally.tried > 800 * share, source
         assert tally.accepted == [], source
         assert tally.suggested >= 0.95, (source, tally.wrong)
 

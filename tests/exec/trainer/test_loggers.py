@@ -137,8 +137,10 @@ except SettingsError as error:
 
 NEEDS_PACKAGE = pytest.mark.parametrize(
     ("backend", "packages"),
-    [(word, ",".join(names)) for word, names in LOGGER_PACKAGES.items()],
-    ids=LOGGER_PACKAGES,
+    [
+        pytest.param(word, ",".join(names), marks=[pytest.mark.thorough] * (row > 0), id=word)
+        for row, (word, names) in enumerate(LOGGER_PACKAGES.items())
+    ],
 )
 
 

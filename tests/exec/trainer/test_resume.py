@@ -76,7 +76,12 @@ t.fit(t.settings(), Path(sys.argv[2]), epochs=100_000)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 1)]
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -9),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 1, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_killed_run_leaves_a_whole_checkpoint_and_resumes_to_the_same(
     number: signal.Signals, status: int, tmp_path: Path

@@ -246,7 +246,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("strategy", "to"),
     [
-        ("ddp", "parent"),
+        pytest.param("ddp", "parent", marks=pytest.mark.thorough),
         ("ddp", "rank 1"),
         ("ddp_fork", "parent"),
         pytest.param("ddp_spawn", "parent", marks=pytest.mark.thorough),

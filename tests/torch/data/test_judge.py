@@ -237,10 +237,11 @@ def test_masked_gaps_are_kept_by_convert(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_good_scans_raise_no_alarm() -> None:
+@pytest.mark.parametrize(("count", "most"), [(40, 1), pytest.param(100, 2, marks=pytest.mark.thorough)])
+def test_good_scans_raise_no_alarm(count: int, most: int) -> None:
     """At most two of a hundred scans of many kinds, none of which has any trouble."""
     rng, alarms = np.random.default_rng(0), []
-    for seed in range(100):
+    for seed in range(count):
         how: dict[str, Any] = {
             "n": int(rng.choice([32, 64, 128], p=[0.5, 0.4, 0.1])),
             "patterns": int(rng.choice([49, 100])),
@@ -257,7 +258,7 @@ def test_good_scans_raise_no_alarm() -> None:
         found = simulate_scan(seed=seed, **how).findings
         if found:
             alarms.append((how, [finding.what for finding in found]))
-    assert len(alarms) <= 2, alarms
+    assert len(alarms) <= most, alarms
 
 
 @pytest.mark.parametrize("dim", [0, 0.001])

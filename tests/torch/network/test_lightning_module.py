@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
+from ptycho_torch.data.storage import patterns as stored
 from ptycho_torch.model import PtychoPINN_Lightning
 from ptycho_torch.network.lightning_module import (
     adaptive_gradient_clip,
@@ -252,6 +253,19 @@ class TestPredict:
         together = module.predict_step(scan.batch(8))["patches"]
         alone = [module.predict_step(scan.__getitems__([row]))["patches"] for row in range(8)]
         torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=1e-5)
+
+    def test_a_batch_of_large_patterns_is_predicted_in_pieces(self, monkeypatch) -> None:
+        scan, module = Scan(), make_module(Scan())
+        whole = module.predict_step(scan.batch(8))["patches"]
+        sizes: list[int] = []
+        predict = module._predict
+        monkeypatch.setattr(
+            module, "_predict", lambda a, *p, **k: sizes.append(len(a)) or predict(a, *p, **k)
+        )
+        monkeypatch.setattr(stored, "_AT_ONCE_PIXELS", 3 * N**2)
+        pieces = module.predict_step(scan.batch(8))["patches"]
+        assert sizes == [3, 3, 2]
+        torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("updates", [0, 5])
     def test_prediction_updates_bring_patches_to_the_measurement(self, updates: int) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from ptycho_torch.reconstruction import engine
+from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.simulate import simulate_scan
 
 
 def test_a_minibatch_lights_a_quarter_of_the_field_within_bounds() -> None:
@@ -24,3 +28,25 @@ def test_regions_are_compact_and_hold_every_pattern_once() -> None:
     assert max(len(rows) for rows in regions) <= engine.REGION_PATTERNS
     same_place = torch.zeros(5000, 2, dtype=torch.long)
     assert len(engine.split_scan(same_place)) == 1
+
+
+@pytest.mark.parametrize("refine_probe", [False, "auto", True])
+def test_probes_are_kept_only_while_they_stay_and_give_the_same(monkeypatch, refine_probe) -> None:
+    scan = simulate_scan(n=32, patterns=49, seed=0)
+    probe = scan.probe * (1 if refine_probe is False else np.exp(6j * np.linspace(-1, 1, 32)[:, None] ** 2))
+    kept = []
+    shifted = engine.Engine._shifted_probes
+    monkeypatch.setattr(engine.Engine, "_shifted_probes", lambda self: kept.append(1) or shifted(self))
+
+    def refined() -> RefineResult:
+        options = RefineOptions(refine_probe=refine_probe)
+        return refine_object(scan, "flat", 8, probe=probe, options=options, placement="probe")
+
+    with_kept = refined()
+    assert len(kept) == (refine_probe is not True)
+    monkeypatch.setattr(engine, "CACHE_BYTES", 0)
+    without = refined()
+    assert len(kept) == (refine_probe is not True)
+    assert refine_probe != "auto" or with_kept.probe_decision.refined
+    np.testing.assert_allclose(with_kept.object, without.object, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(with_kept.losses, without.losses, rtol=1e-4)

@@ -128,7 +128,7 @@ def test_a_tiny_scan_is_no_error(patterns: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="needs the real scans of the shared data (../shared/data/real)")
-@pytest.mark.parametrize("name", ["none", "transpose-flip-y"])
+@pytest.mark.parametrize("name", [pytest.param("none", marks=pytest.mark.thorough), "transpose-flip-y"])
 def test_a_real_scan_at_low_dose(name: str) -> None:
     from ptycho_torch.data.read import read_scan
 

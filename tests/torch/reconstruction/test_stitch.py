@@ -106,6 +106,17 @@ def test_a_constant_comes_back_as_that_constant_at_any_sub_pixel_shift() -> None
     )
 
 
+@pytest.mark.parametrize("pad_eval", [False, True])
+def test_coverage_needs_no_patches(pad_eval: bool) -> None:
+    positions = torch.from_numpy(scan(whole=False, count=70))
+    weights = probe_weights(torch.rand(2, N, N, dtype=torch.complex64))
+    given, alone = (Stitcher(CANVAS, N, weights=weights, pad_eval=pad_eval) for _ in range(2))
+    given.add(torch.ones(70, N, N, dtype=torch.complex64), positions)
+    alone.add_weights(positions)
+    assert torch.equal(alone.result().coverage, given.result().coverage)
+    assert alone.result().n_patches == 70
+
+
 def test_coverage_counts_fully_weighted_patches_and_is_zero_elsewhere() -> None:
     positions = scan(whole=True, count=40)
     expected = np.zeros(CANVAS, np.float32)

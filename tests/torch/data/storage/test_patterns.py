@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ptycho_exec.errors import DataError
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.storage import patterns
-from ptycho_torch.data.storage.patterns import FilePatterns, blocks, select_rows, to_amplitude
+from ptycho_torch.data.storage.patterns import FilePatterns, at_once, blocks, select_rows, to_amplitude
 from ptycho_torch.simulate import save, simulate_scan
 
 STACK = np.random.default_rng(0).integers(0, 1000, (40, 6, 6)).astype(np.uint16)
@@ -151,3 +151,10 @@ def test_a_file_that_changes_while_in_use_is_an_error(
         scan.amplitude([19])
     with pytest.raises(DataError, match="changed or truncated"):
         pickle.loads(sent)
+
+
+@pytest.mark.parametrize(
+    ("n", "most", "count"), [(64, 64, 64), (64, 32, 32), (32, 64, 64), (256, 64, 4), (600, 64, 1)]
+)
+def test_large_patterns_are_worked_on_few_at_once(n: int, most: int, count: int) -> None:
+    assert at_once(n, most) == count
