@@ -67,6 +67,7 @@ from ptycho_torch.factory import (
     create_inference_payload,
     create_training_payload,
     overruled,
+    training_defaults,
 )
 from ptycho_torch.quick_start import import_beside, import_lightning, import_torch
 from ptycho_torch.settings import ScienceSettings, flat
@@ -335,13 +336,23 @@ def train(args: argparse.Namespace) -> int:
     if handed is not None:
         test = None if args.test is None else Path(args.test)
         out = Path(args.scan), test, Path(args.out)
-        payload = TrainingPayload(*out, handed.more, handed.plan.requested)
+        start = args.start_from
+        payload = TrainingPayload(*out, handed.more, handed.plan.requested, start_from=start)
     else:
-        settings, science = configs_of(args, TRAINING_DEFAULTS)
+        if args.start_from is not None and args.resume not in (None, AUTO):
+            raise UserError(
+                "--from and --resume are given, and a training begins in one way",
+                where=f"--from {args.start_from}, --resume {args.resume}",
+                expected="--from to begin with the network of a run, --resume to go on with the run itself",
+                fix="leave one of them out",
+            )
+        settings, science = configs_of(args, training_defaults(args.start_from))
         commands.require_launch(settings)
         ask_early()
         overrides = {"test_data_file": args.test} if args.test else {}
-        payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
+        payload = create_training_payload(
+            args.scan, args.out, overrides, settings, science=science.config, start_from=args.start_from
+        )
         _print_settings(args, settings, payload.science, science.notices)
     args.clock.mark("start")
     import_lightning()
@@ -783,6 +794,13 @@ COMMANDS = (
             _path("--out", "RUN", "new directory for the run", required=True),
             _path("--test", "SCAN", "another scan, for validation"),
             _path(
+                "--from",
+                "RUN",
+                "begin with the network of this run or model file (fine-tuning); probe and photon scale are "
+                "the new scan's",
+                dest="start_from",
+            ),
+            _path(
                 "--resume",
                 "RUN",
                 "continue this run, from its last checkpoint, in a new directory; `auto`: continue the run "
@@ -872,7 +890,7 @@ COMMANDS = (
             switch("--verify", "compare data and results with the run; exit 1 if they differ"),
             _path("--data", "SCAN", "where the scan is now, if it was moved"),
             _path("--test", "SCAN", "the same for the validation scan"),
-            _path("--model", "RUN", "the same for the model of an inference"),
+            _path("--model", "RUN", "the same for the model of an inference, or that a training began with"),
             _path("--resume", "RUN", "the same for the checkpoint it went on from"),
         ],
         usage="RUN [--verify]",

@@ -4,7 +4,7 @@ At low dose a refined object carries the noise of its photons, and neighboring p
 of the scan are parted at random (`physics.counts`): three quarters are refined from a flat object, and a
 network that is given this object learns to predict the last quarter of every pattern through the forward
 model, by its likelihood. Its photons are independent of the others, so what the network can learn is the
-object, not the noise (Noise2Noise: Lehtinen et al., arXiv:1803.04189). No truth takes part, and no other scan.
+object, not the noise (Noise2Noise: Lehtinen et al., arXiv:1803.04189). No truth and no other scan take part.
 
 Then it is given the object refined on all counts. How much of its answer is taken, from nothing to all, is
 decided by patterns that were held out from everything. So an object is denoised as far as unseen counts bear.
@@ -113,7 +113,7 @@ def denoise(
     step: called after each draw and each tenth of the training, `rounds()` times in all.
     """
     began = time.perf_counter()
-    assert engine.unit is not None and len(engine.held_out)
+    assert engine.unit is not None
     turn = _mean_phase(engine.frame)
     network = learn(scan, engine, placement, seed=seed, step=step)
     refined = engine.frame * turn.conj()

@@ -189,7 +189,9 @@ def continue_training(
 
 def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
     scans = payload.train_data_file, payload.test_data_file
-    return components.plan_training(*scans, payload.science, payload.settings, say=say, clock=clock)
+    return components.plan_training(
+        *scans, payload.science, payload.settings, start_from=payload.start_from, say=say, clock=clock
+    )
 
 
 def _train(
@@ -237,6 +239,7 @@ def _train(
             return Run(folder, (), result, clock)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
+        source |= _started(training)
         with clock.phase("write"):
             model = folder / MODEL_NAME
             save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
@@ -263,7 +266,12 @@ def _job(payload: TrainingPayload) -> dict[str, Any]:
 def _known(training: components.Training) -> dict[str, Any]:
     """Return what a manifest says of a training once it is planned."""
     scans = {"train": training.container, "test": training.test_container}
-    return {"plan": training.plan.to_json(), "data": _data(**scans)}
+    return {"plan": training.plan.to_json(), "data": _data(**scans), **_started(training)}
+
+
+def _started(training: components.Training) -> dict[str, str]:
+    """Return where the weights came from that a training began with, if they were not new."""
+    return {} if training.start is None else training.start.record()
 
 
 def _asked(task: str, payload: TrainingPayload | InferencePayload) -> dict[str, Any]:
