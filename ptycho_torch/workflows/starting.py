@@ -19,7 +19,7 @@ from ptycho_torch.config import ScienceConfig
 from ptycho_torch.data.dataset import Batch
 from ptycho_torch.factory import other_side
 from ptycho_torch.network.checkpoint import MODEL_KEY, find_model, read_model
-from ptycho_torch.network.lightning_module import weights_do_not_fit
+from ptycho_torch.network.predictor import weights_do_not_fit
 from ptycho_torch.workflows.artifacts import content_sha256
 
 NETWORK = "network."
