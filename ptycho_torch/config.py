@@ -338,7 +338,7 @@ class ModelConfig(_Science):
     """Function that keeps the network's amplitude non-negative; sigmoid bounds it to twice the mean."""
 
     def updates(self, *, predicting: bool) -> int:
-        """Return how many modulus updates follow the network; auto where nobody looked at the counts: of many."""
+        """Return how many updates follow the network; auto where nobody looked at the counts: of many."""
         chosen = self.prediction_updates if predicting else self.modulus_updates
         return UPDATES[predicting] if chosen == "auto" else chosen
 

@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 SHOWN = 0.75
 """Part of the counts that is refined, and shown to the network."""
-DRAWS, DRAW_EPOCHS = 4, 20
+DRAWS, DRAW_EPOCHS = 2, 10
 """How often the counts are parted anew, and epochs of refinement of each part."""
 MOST_PATTERNS = 1200
 """Patterns in the middle of the scan that the network learns from, so that its time does not grow with it."""
-STEPS, PATTERNS_PER_STEP = 200, 64
+STEPS, PATTERNS_PER_STEP = 200, 32
 WIDTHS, RATE, WARM_UP = (24, 48), 3e-3, 30
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _TILE, _HALO = 512, 32
