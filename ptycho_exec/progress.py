@@ -162,6 +162,8 @@ def clock(seconds: float) -> str:
 
 def _bar(stays: bool) -> Progress | NotebookBar | None:
     """Return a bar; None where standard error is neither a terminal nor a notebook."""
+    if not _is_terminal(sys.stderr) and "IPython" not in sys.modules:
+        return None  # without the import of rich
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

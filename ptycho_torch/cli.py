@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -67,7 +68,7 @@ from ptycho_torch.factory import (
     create_training_payload,
     overruled,
 )
-from ptycho_torch.quick_start import import_lightning
+from ptycho_torch.quick_start import import_beside, import_lightning, import_torch
 from ptycho_torch.settings import ScienceSettings, flat
 from ptycho_torch.workflows.clock import Clock, process_age
 
@@ -389,12 +390,7 @@ def infer(args: argparse.Namespace) -> int:
             for scan, out in zip(scans, _outputs(Path(args.out), scans), strict=True)
         ]
         _print_settings(args, settings, payloads[0].science, science.notices)
-    args.clock.mark("start")
-    if any(payload.science.inference.start == "network" for payload in payloads):
-        import_lightning()
-    from ptycho_torch.workflows import runs
-
-    args.clock.mark("import")
+    runs = _workflows(args)
     failed: list[Finding] = []
     for payload, finished in runs.infer_each(payloads, say=_say, clock=args.clock):
         if isinstance(finished, UserError):
@@ -406,6 +402,17 @@ def infer(args: argparse.Namespace) -> int:
     if failed:
         raise UserError.from_findings(failed)
     return 0
+
+
+def _workflows(args: argparse.Namespace) -> ModuleType:
+    """Import what reconstructs, and what draws beside the work on the first scan."""
+    args.clock.mark("start")
+    import_torch()
+    from ptycho_torch.workflows import runs
+
+    import_beside("ptycho_torch.figures", "jinja2")
+    args.clock.mark("import")
+    return runs
 
 
 def _of_scan(finding: Finding, scan: str) -> Finding:
@@ -477,10 +484,7 @@ def reconstruct(args: argparse.Namespace) -> int:
             "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"
         )
     _print_settings(args, settings, science.config, science.notices)
-    args.clock.mark("start")
-    from ptycho_torch.workflows import runs
-
-    args.clock.mark("import")
+    runs = _workflows(args)
     finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say, clock=args.clock)
     _print_end(finished, _scored(finished, args.scan))
     return 0

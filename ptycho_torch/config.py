@@ -336,14 +336,30 @@ class TrainingConfig(_Science):
 
     epochs: Positive = 60
     """Number of passes over the training groups."""
-    loss: Literal["mae", "poisson", "supervised"] = "mae"
-    """mae: amplitude error; poisson: negative log likelihood of the counts; supervised: against labels."""
+    loss: Literal["auto", "mae", "poisson", "supervised"] = "auto"
+    """mae: amplitude error; poisson: negative log likelihood of the counts; supervised: against labels.
+
+    auto: poisson where the patterns hold few counts, else mae.
+    """
+    split_counts: Literal["auto"] | bool = "auto"
+    """Part the counts of each pattern at random: one half is shown, the other compared with (loss = poisson).
+
+    So the network cannot learn the noise of a pattern. auto does where the patterns hold few counts.
+    """
     tv_weight: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Weight of the total variation of the predicted patches."""
     mean_deviation_weight: Annotated[FiniteFloat, Ge(0)] = 0.0
     """Weight of the deviation of the predicted amplitude from its mean."""
     val_fraction: Annotated[FiniteFloat, Ge(0), Lt(1)] = 0.0
     """Part of the training groups held back for validation when no test scan is given."""
+
+    @model_validator(mode="after")
+    def _halves_are_compared(self) -> TrainingConfig:
+        if self.split_counts is True and self.loss not in ("auto", "poisson"):
+            why = f"halves of counts are compared by their likelihood, and loss is {self.loss}"
+            fix = "choose loss = poisson, or leave one of them out"
+            raise contradiction(Contradiction(("split_counts", "loss"), why, fix))
+        return self
 
 
 class InferenceConfig(_Science):
@@ -407,7 +423,7 @@ def refuse_unseen_probe(probe_trainable: bool, loss: str) -> None:
     """
     if probe_trainable and loss == "supervised":
         why = "probe_trainable has no effect on a loss that compares with labels, not with patterns"
-        fix = "choose loss = mae or poisson, or leave it out"
+        fix = "choose loss = auto, mae or poisson, or leave it out"
         raise contradiction(Contradiction(("probe_trainable", "loss"), why, fix))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from ptycho_exec.errors import DataError
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.network.checkpoint import MODEL_KEY, find_model, read_model
 from ptycho_torch.network.lightning_module import PtychoPINN
+from ptycho_torch.network.predictor import load_module
 from ptycho_torch.ptychodus.checkpoints import as_science_configs
 
 
@@ -33,13 +31,4 @@ def load_model(path: str | Path) -> tuple[PtychoPINN_Lightning, ScienceConfig]:
     Raises:
         DataError: as `read_model`.
     """
-    checkpoint = read_model(path)
-    module = PtychoPINN_Lightning(**checkpoint["hyper_parameters"])
-    try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except DataError as error:
-        place = str(find_model(path))
-        raise DataError.from_findings(
-            [replace(finding, where=place) for finding in error.findings]
-        ) from error
-    return module.eval(), ScienceConfig.model_validate(checkpoint[MODEL_KEY]["science"])
+    return load_module(PtychoPINN_Lightning, path)

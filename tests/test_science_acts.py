@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "amp_activation": ("sigmoid", {}),
     "epochs": (2, {}),
     "loss": ("poisson", {}),
+    "split_counts": (True, {"loss": "poisson"}),
     "tv_weight": (0.5, {}),
     "mean_deviation_weight": (0.5, {}),
     "val_fraction": (0.25, {}),

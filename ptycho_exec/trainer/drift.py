@@ -102,7 +102,7 @@ def requested_and_effective(
     ]
     rows += _caller_rows(trainer, own, {row.name for row in rows})
     for role, loader in (loaders or {}).items():
-        rows += _loader_rows(role, loader, inputs.settings)
+        rows += loader_rows(role, loader, inputs.settings)
     return DriftReport(tuple(rows))
 
 
@@ -128,7 +128,7 @@ def plain(value: Any) -> Any:
     return value if value is UNKNOWN or isinstance(value, (str, int, float, type(None))) else UNKNOWN
 
 
-def _loader_rows(role: str, loader: Any, asked_for: ExecutionSettings) -> Iterator[DriftRow]:
+def loader_rows(role: str, loader: Any, asked_for: ExecutionSettings) -> Iterator[DriftRow]:
     """Compare a loader; its batches are counted by its batch sampler where it has one of its own.
 
     Validation may load as training does, or as inference does.

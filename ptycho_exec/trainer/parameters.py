@@ -212,14 +212,27 @@ def _ranking(name: str, option: str, why: str, field: str = "") -> Parameter:
     return _setting(name, why, value, field=field, seen=seen, writes=True)
 
 
-def _of_process(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Read a flag of the whole process through `read(torch)`; beside a stand-in it is unknown."""
+READ_IN_PROCESS: Mapping[str, Callable[[Any], Any]] = {
+    "deterministic": lambda torch: (
+        torch.are_deterministic_algorithms_enabled()
+        and ("warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True)
+    ),
+    "benchmark": lambda torch: torch.backends.cudnn.benchmark,
+    "matmul_precision": lambda torch: torch.get_float32_matmul_precision(),
+    "num_threads": lambda torch: torch.get_num_threads(),
+    "seed": lambda _: int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdigit() else UNKNOWN,
+}
+"""Value of the whole process -> how it is read, given torch."""
+
+
+def _of_process(name: str) -> Callable[[Any], Any]:
+    """Read a value of the whole process; beside a stand-in for the Trainer it is unknown."""
 
     def seen(trainer: Any) -> Any:
         import torch
         from lightning.pytorch.trainer.trainer import Trainer
 
-        return read(torch) if isinstance(trainer, Trainer) else UNKNOWN
+        return READ_IN_PROCESS[name](torch) if isinstance(trainer, Trainer) else UNKNOWN
 
     return seen
 
@@ -371,17 +384,12 @@ TRAINER_PARAMETERS: tuple[Parameter, ...] = (
     _setting(
         "deterministic",
         "the settings' word",
-        seen=_of_process(
-            lambda torch: (
-                torch.are_deterministic_algorithms_enabled()
-                and ("warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True)
-            )
-        ),
+        seen=_of_process("deterministic"),
     ),
     _setting(
         "benchmark",
         "passed even when false, so that no earlier Trainer leaks in",
-        seen=_of_process(lambda torch: torch.backends.cudnn.benchmark),
+        seen=_of_process("benchmark"),
     ),
     _of_table("inference_mode", seen=_inside("predict_loop", "inference_mode")),
     _of_table("use_distributed_sampler", seen=_inside("_accelerator_connector", "use_distributed_sampler")),
@@ -472,19 +480,17 @@ PROCESS_FLAGS: tuple[Parameter, ...] = (
     _setting(
         "matmul_precision",
         "`process_flags` sets it",
-        seen=_of_process(lambda torch: torch.get_float32_matmul_precision()),
+        seen=_of_process("matmul_precision"),
     ),
     _setting(
         "num_threads",
         "`process_flags` sets it; none is torch's own choice",
         lambda s: s.num_threads or UNKNOWN,
-        seen=_of_process(lambda torch: torch.get_num_threads()),
+        seen=_of_process("num_threads"),
     ),
     _setting(
         "seed",
         "`seed_run` sets it, for workers in a variable",
-        seen=_of_process(
-            lambda _: int(seed) if (seed := os.environ.get("PL_GLOBAL_SEED", "")).isdigit() else UNKNOWN
-        ),
+        seen=_of_process("seed"),
     ),
 )

@@ -204,9 +204,7 @@ def _fit_waves(
     waves: NDArray[Any], measured: NDArray[np.float32], good: NDArray[np.bool_]
 ) -> ForwardFit | None:
     """Fit one scale to (K, P, N, N) exit waves against (K, N, N) measured amplitudes."""
-    import scipy.fft
-
-    far_field = scipy.fft.fft2(waves, norm="ortho", overwrite_x=True)
+    far_field = np.fft.fft2(waves, norm="ortho")
     intensity = np.sum(far_field.real**2 + far_field.imag**2, axis=1)
     model = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1))) * good
     power = float(np.sum(model * model, dtype=np.float64))
@@ -220,11 +218,9 @@ def _fit_waves(
 
 def shift_probe(probe: NDArray[np.complex64], shift_px: NDArray[np.float64]) -> NDArray[Any]:
     """Return (K, P, N, N) probes moved by (K, 2) [y, x] pixels with Fourier phase ramps (band-limited)."""
-    import scipy.fft
-
-    ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * scipy.fft.fftfreq(probe.shape[-1])).astype(probe.dtype)
+    ramp = np.exp(-2j * np.pi * shift_px[:, :, None] * np.fft.fftfreq(probe.shape[-1])).astype(probe.dtype)
     kernel = (ramp[:, 0, :, None] * ramp[:, 1, None, :])[:, None]
-    return np.asarray(scipy.fft.ifft2(scipy.fft.fft2(probe) * kernel))
+    return np.asarray(np.fft.ifft2(np.fft.fft2(probe) * kernel), dtype=probe.dtype)
 
 
 def bilinear_patch(canvas: NDArray[np.complex64], origin_px: NDArray[np.float64], N: int) -> NDArray[Any]:

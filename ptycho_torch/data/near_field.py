@@ -88,10 +88,8 @@ def _contrast(frames: NDArray[np.float64], mean: NDArray[np.float64]) -> NDArray
 
 def _shifts(left: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return (K, 2) whole pixels by which the left frames lie beside the right ones, by cross-correlation."""
-    import scipy.fft
-
-    product = scipy.fft.fft2(left) * scipy.fft.fft2(right).conj()
-    peaks = scipy.fft.ifft2(product).real.reshape(len(left), -1).argmax(axis=1)
+    product = np.fft.fft2(left) * np.fft.fft2(right).conj()
+    peaks = np.fft.ifft2(product).real.reshape(len(left), -1).argmax(axis=1)
     n = left.shape[-1]
     found = np.stack(np.unravel_index(peaks, left.shape[1:]), axis=1)
     return np.asarray((found + n // 2) % n - n // 2, dtype=np.float64)

@@ -47,6 +47,11 @@ class Field(NamedTuple):
         """Return the rectangle without a margin on each side."""
         return Field(self.top + margin, self.bottom - margin, self.left + margin, self.right - margin)
 
+    def grown(self, margin: int, shape: tuple[int, ...]) -> Field:
+        """Return the rectangle with a margin on each side, as far as an array of this shape reaches."""
+        rows = max(self.top - margin, 0), min(self.bottom + margin, shape[0])
+        return Field(*rows, max(self.left - margin, 0), min(self.right + margin, shape[1]))
+
 
 @dataclass(frozen=True)
 class Alignment:
@@ -109,7 +114,7 @@ def alike(image: NDArray[Any], reference: NDArray[Any], weights: NDArray[Any]) -
 
 def _model(image: Splines, truth: Complex, area: Field, unknowns: Real) -> tuple[Complex, complex]:
     """Return the moved, deramped reconstruction times the best complex factor, and that factor."""
-    moved = image.shifted(unknowns[2:])[area.slices] * np.exp(1j * _ramp(area.shape, unknowns[:2]))
+    moved = image.shifted(unknowns[2:], area) * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     power = float(np.vdot(moved, moved).real)
     factor = complex(np.vdot(moved, truth[area.slices]) / power) if power > 0 else 1.0 + 0j
     return moved * factor, factor
@@ -127,7 +132,7 @@ def _ramp(shape: tuple[int, int], slope: Real) -> Real:
 
 def shifted(image: Complex, shift_px: Real) -> Complex:
     """Move the content of an image (H, W) by (y, x) pixels with quintic splines; none at zero shift."""
-    return Splines(image).shifted(shift_px)
+    return Splines(image).shifted(shift_px, Field(0, image.shape[0], 0, image.shape[1]))
 
 
 class Splines:
@@ -136,25 +141,43 @@ class Splines:
     def __init__(self, image: Complex) -> None:
         self.image = image
         self._coefficients: Complex | None = None
-        self._last: tuple[float, float] | None = None
-        self._moved = image
+        self._last: tuple[Any, Complex] | None = None
 
-    def shifted(self, shift_px: Real) -> Complex:
-        """Return the image with its content moved by (y, x) pixels; outside, its edge goes on."""
+    def shifted(self, shift_px: Real, area: Field) -> Complex:
+        """Return an area of the image with its content moved by (y, x) pixels; outside, its edge goes on."""
         if not np.any(shift_px):
-            return self.image
-        wanted = float(shift_px[0]), float(shift_px[1])
-        if self._last == wanted:
-            return self._moved
-        from scipy.ndimage import shift, spline_filter
-
+            return self.image[area.slices]
+        wanted = tuple(map(float, shift_px)), area
+        if self._last is not None and self._last[0] == wanted:
+            return self._last[1]
         if self._coefficients is None:
+            from scipy.ndimage import spline_filter
+
             beyond = np.pad(self.image, _BEYOND, mode="edge")
             self._coefficients = np.asarray(spline_filter(beyond, order=5, mode="nearest", output=complex))
-        moved = shift(self._coefficients, shift_px, order=5, mode="nearest", prefilter=False)
-        height, width = self.image.shape
-        self._last, self._moved = wanted, moved[_BEYOND : _BEYOND + height, _BEYOND : _BEYOND + width]
-        return self._moved
+        (top, bottom, left, right), (down, across) = area, shift_px
+        rows = _values_at(self._coefficients, np.arange(top, bottom) + _BEYOND - down)
+        moved = _values_at(rows.T, np.arange(left, right) + _BEYOND - across).T
+        self._last = wanted, moved
+        return moved
+
+
+def _values_at(coefficients: Complex, places: Real) -> Complex:
+    """Return quintic splines (n, K) at places (m,) along the first axis -> (m, K); their edge goes on."""
+    last = len(coefficients) - 1
+    places = np.clip(places, 0, last)
+    first = np.floor(places).astype(np.int64) - 2
+    values = np.zeros((len(places), coefficients.shape[1]), dtype=coefficients.dtype)
+    for index in (first + tap for tap in range(6)):
+        mirrored = last - np.abs(last - np.abs(index))
+        values += _quintic(places - index)[:, None] * coefficients[mirrored]
+    return values
+
+
+def _quintic(x: Real) -> Real:
+    """Return the B-spline of degree five, which is zero from a distance of 3 on."""
+    powers = (np.clip(3 - np.abs(x) - k, 0, None) ** 5 for k in range(3))
+    return np.asarray(sum(n * power for n, power in zip((1, -6, 15), powers, strict=True)) / 120)
 
 
 def _coarse_alignment(image: Splines, truth: Complex, area: Field, max_shift_px: float) -> Real:
@@ -166,7 +189,7 @@ def _coarse_alignment(image: Splines, truth: Complex, area: Field, max_shift_px:
     unknowns = np.zeros(4)
     best = unknowns
     for step in range(4):
-        moved = image.shifted(unknowns[2:])[area.slices]
+        moved = image.shifted(unknowns[2:], area)
         ratio = reference * moved.conj()
         # Phase differences of neighbors give the ramp without unwrapping.
         down = np.sum(ratio[1:] * ratio[:-1].conj())
@@ -206,13 +229,18 @@ def _gauss_newton_step(image: Splines, truth: Complex, area: Field, unknowns: Re
     """Return the step of (ramp, shift) that best explains what is left, scale and phase free."""
     model, factor = _model(image, truth, area, unknowns)
     rows, columns = (np.arange(side) - (side - 1) / 2 for side in area.shape)
-    slopes = np.gradient(image.shifted(unknowns[2:]))
+    around = area.grown(1, image.image.shape)
+    inside = tuple(
+        slice(first - outer, last - outer)
+        for first, last, outer in ((area.top, area.bottom, around.top), (area.left, area.right, around.left))
+    )
+    slopes = [slope[inside] for slope in np.gradient(image.shifted(unknowns[2:], around))]
     rotated = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     derivatives = [
         1j * model * rows[:, None],
         1j * model * columns[None, :],
-        -slopes[0][area.slices] * rotated,
-        -slopes[1][area.slices] * rotated,
+        -slopes[0] * rotated,
+        -slopes[1] * rotated,
         model,
         1j * model,
     ]

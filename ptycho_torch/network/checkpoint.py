@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import ScienceConfig
+from ptycho_torch.quick_start import import_torch
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -87,9 +88,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: the file is damaged, holds code, or is no checkpoint.
     """
+    file = find_model(path)
+    import_torch()
     import torch
 
-    file = find_model(path)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:

@@ -355,7 +355,7 @@ def from_science(science: ScienceConfig) -> Configs:
         model=ModelConfig(
             mode="Supervised" if training.loss == "supervised" else "Unsupervised",
             object_big=model.object_big,
-            loss_function="MAE" if training.loss == "mae" else "Poisson",
+            loss_function="MAE" if training.loss in ("auto", "mae") else "Poisson",
             amp_activation=model.amp_activation,
             intensity_scale_trainable=model.intensity_scale_trainable,
             n_filters_scale=model.n_filters / FILTERS,
@@ -365,7 +365,7 @@ def from_science(science: ScienceConfig) -> Configs:
             amp_loss="Total_Variation" if training.tv_weight else None,
             amp_loss_coeff=training.tv_weight or 1.0,
         ),
-        training=TrainingConfig(epochs=training.epochs, nll=training.loss != "mae"),
+        training=TrainingConfig(epochs=training.epochs, nll=training.loss not in ("auto", "mae")),
         inference=InferenceConfig(patch_weighting=science.inference.patch_weighting, middle_trim=0),
     )
 

@@ -34,7 +34,7 @@ from ptycho_torch.reconstruction.engine import (
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
 from ptycho_torch.reconstruction.probe_gauge import mode_powers, with_modes
 from ptycho_torch.reconstruction.waves import Amplitudes
-from ptycho_torch.reconstruction.yardsticks import Noise, measured_intensity, noise_of, spread
+from ptycho_torch.reconstruction.yardsticks import noise_in
 
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
@@ -183,8 +183,7 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
     """
     if likelihood == "amplitude" or (likelihood == "auto" and not _is_low_dose(scan)):
         return None
-    measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
-    noise = noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
+    noise = noise_in(scan)
     if noise.source == "counts":
         return noise.gain
     if likelihood == "counts":

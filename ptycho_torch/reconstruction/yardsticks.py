@@ -99,6 +99,12 @@ def noise_of(scan: ScanData, intensity: Real) -> Noise:
     return estimated or Noise(None, "unknown")
 
 
+def noise_in(scan: ScanData) -> Noise:
+    """Return the noise of a scan's patterns, from some of them."""
+    measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
+    return noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
+
+
 def _variance_over_mean(intensity: Real) -> Noise | None:
     """Fit variance = readout^2 + gain (mean - pedestal) + c mean^2 to dim pixels; None where noise is hidden.
 

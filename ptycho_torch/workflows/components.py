@@ -26,6 +26,7 @@ from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import ModuleTraits, Plan, announce, resolve_plan
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.trainer.alone import needs_trainer
 from ptycho_exec.trainer.build import (
     DriftReport,
     build_trainer,
@@ -54,17 +55,21 @@ from ptycho_torch.factory import (
     science_of,
     split_overrides,
 )
+from ptycho_torch.network.predictor import Predictor, load_module
+from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.reconstruction.stitch import StitchResult
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.settings import changed, flat
-from ptycho_torch.workflows.clock import Clock
+from ptycho_torch.workflows.clock import Clock, Parts
+from ptycho_torch.workflows.dose import fitted_to_dose, tell_noise
+from ptycho_torch.workflows.predicting import predict_all
 from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
+from ptycho_torch.workflows.stitching import ObjectWriter
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
-
-    from ptycho_torch.workflows.times import PartTimes
 
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
@@ -164,6 +169,7 @@ def plan_training(
             )  # what the network learned with holds for the scans it will see
             science = changed(science, "data", {"orient": found.value}, found.evidence)
             data = science.data
+        science = fitted_to_dose(science, train, say)
         test = prepared(test, data, probe=False, seed=settings.seed, say=say)
         if isinstance(train, ScanData):
             optics_of(train)  # refuses a scan without a probe
@@ -291,8 +297,8 @@ def build_module(
     every = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     taken = {name: value for name, value in arguments.items() if every or name in parameters}
     module = model.PtychoPINN_Lightning(**taken)
-    if isinstance(container, ScanData) and container.holds_counts and hasattr(module, "noise_floor"):
-        module.health.noise_floor = module.noise_floor(amplitude)
+    if isinstance(container, ScanData) and hasattr(module, "noise_floor"):
+        tell_noise(module, container)
     return module
 
 
@@ -381,9 +387,7 @@ def plan_inference(
     with clock.phase("load model"):
         module, trained = model_or_bundle, getattr(model_or_bundle, "science", None) or ScienceConfig()
         if isinstance(model_or_bundle, (str, Path)):
-            from ptycho_torch.model import load_model
-
-            module, trained = load_model(model_or_bundle)
+            module, trained = load_module(Predictor, model_or_bundle)
         elif isinstance(model_or_bundle, Mapping):
             module, trained = model_or_bundle["models"]["lightning_module"], model_or_bundle["science"]
     handed = handed_over()
@@ -407,7 +411,21 @@ def plan_inference(
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
     with clock.phase("plan"):
         plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
+    if type(module) is Predictor and needs_trainer(plan):
+        with clock.phase("import"):
+            import_lightning()
+        with clock.phase("load model"):
+            module = _for_trainer(module)
     return Inference(module, scan, science, plan, overrides or {}, clock)
+
+
+def _for_trainer(module: Predictor) -> Any:
+    """Return a network as the module that a Trainer takes; its class is looked up when called."""
+    from ptycho_torch import model
+
+    made = model.PtychoPINN_Lightning(**module.arguments())
+    made.load_state_dict(module.state_dict())
+    return made.eval()
 
 
 def run_inference(inference: Inference) -> InferenceResult:
@@ -500,7 +518,7 @@ class Predicted:
     notices: tuple[str, ...]
     phases_turned_rad: float
     drift: DriftReport
-    times: PartTimes | None
+    times: Parts | None
     processes: int = 1
 
 
@@ -511,16 +529,40 @@ def _flat(scan: ScanData) -> Predicted:
 
 
 def _predict(inference: Inference) -> Predicted:
-    """Predict all patches and stitch them one batch at a time; the module is left in the mode it came in."""
+    """Predict all patches and stitch them one batch at a time; the module is left in the mode it came in.
+
+    A network that was loaded for one process on one device is predicted with in a loop of our own: to import
+    Lightning takes longer than many a prediction. Both ways give the same object.
+    """
+    if getattr(inference.module, "predicts_single_patterns", False):
+        # A pattern's group makes no difference to it: with gridsize 2, a fourth of the work.
+        science = inference.science
+        single = science.data.model_copy(update={"gridsize": 1})
+        inference = replace(inference, science=science.model_copy(update={"data": single}))
+    return (_predict_alone if type(inference.module) is Predictor else _predict_with_trainer)(inference)
+
+
+def _predict_alone(inference: Inference) -> Predicted:
+    module, plan, clock, times = inference.module, inference.plan, inference.clock, Parts()
+    with clock.phase("prepare"):
+        loader = _build_inference_dataloader(inference.scan, inference.science, plan.requested, plan=plan)
+        writer = ObjectWriter(inference.scan, module, inference.science.inference, plan.settings)
+        module.compile_as_asked()
+    with clock.phase("predict and stitch"):
+        drift = predict_all(module, loader, plan, writer.add, times)
+        with times.part("stitch"):
+            writer.finish()
+        stitched = writer.result()
+    return _predicted(writer, stitched, drift, times)
+
+
+def _predict_with_trainer(inference: Inference) -> Predicted:
     from ptycho_exec.trainer.together import on_all_processes
     from ptycho_torch.workflows.callbacks import StitchWriter
     from ptycho_torch.workflows.times import PartTimes
 
     module, scan, plan, clock = inference.module, inference.scan, inference.plan, inference.clock
     science, training = inference.science, bool(getattr(module, "training", False))
-    if getattr(module, "predicts_single_patterns", False):
-        # A pattern's group makes no difference to it: with gridsize 2, a fourth of the work.
-        science = science.model_copy(update={"data": science.data.model_copy(update={"gridsize": 1})})
     try:
         with clock.phase("prepare"):
             loader = _build_inference_dataloader(scan, science, plan.requested, plan=plan)
@@ -540,16 +582,21 @@ def _predict(inference: Inference) -> Predicted:
     finally:
         if training and hasattr(module, "train"):
             module.train()
-    obj, coverage = stitched.object.numpy(), stitched.coverage.numpy()
+    return _predicted(writer, stitched, drift, times, trainer.world_size)
+
+
+def _predicted(
+    writer: ObjectWriter, stitched: StitchResult, drift: DriftReport, times: Parts, processes: int = 1
+) -> Predicted:
     return Predicted(
-        obj,
-        coverage,
+        stitched.object.numpy(),
+        stitched.coverage.numpy(),
         stitched.n_patches,
         stitched.notices,
         writer.moved_rad,
         drift,
         times,
-        trainer.world_size,
+        processes,
     )
 
 

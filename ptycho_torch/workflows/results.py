@@ -22,7 +22,7 @@ from ptycho_torch.reconstruction.verdict import Verdict
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ptycho_torch.workflows.times import PartTimes
+    from ptycho_torch.workflows.clock import Parts
 
 
 class Result(MutableMapping[str, Any]):
@@ -80,7 +80,7 @@ class TrainingResult(Result):
     settings: ExecutionSettings
     plan: Plan
     drift: DriftReport
-    times: PartTimes
+    times: Parts
     applied: Mapping[str, Any]
     inference: InferenceResult | None = None
 
@@ -152,7 +152,7 @@ class InferenceResult(Result):
     plan: Plan
     drift: DriftReport
     applied: Mapping[str, Any]
-    times: PartTimes | None = None
+    times: Parts | None = None
     phases_turned_rad: float | None = None
     probe: NDArray[np.complex64] | None = None
     refine_losses: list[float] | None = None

@@ -537,7 +537,7 @@ def test_wrong_science_values_are_told_together_like_wrong_settings() -> None:
     assert set(told) == {"epochs", "loss", "y_bounds", "sequential"}
     assert told["loss"].what == "loss = 'mse' is not allowed"
     assert told["loss"].where == "flag --loss"
-    assert told["loss"].expected == "one of: mae, poisson, supervised"
+    assert told["loss"].expected == "one of: auto, mae, poisson, supervised"
     assert told["loss"].fix == "did you mean mae?"
     assert told["y_bounds"].expected == "a list of two fractions with 0 <= low < high <= 1"
     assert told["epochs"].fix == "write another value, or remove it for the default, 60"

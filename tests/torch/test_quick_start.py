@@ -49,3 +49,28 @@ def test_optional_packages_stay_out_and_are_available_afterwards() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.split() == ["0", "True", "True"]
+
+
+def test_torch_is_imported_without_collections() -> None:
+    code = CODE.replace("import_lightning", "import_torch").replace(
+        "lightning.pytorch import Trainer", "torch import nn"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["0", "True", "True"]
+
+
+def test_modules_are_imported_beside_and_what_fails_there_fails_again_where_it_is_used() -> None:
+    code = (
+        "import threading\nfrom ptycho_torch.quick_start import import_beside\n"
+        "import_beside('json.tool', 'no_such_package', 'wave')\n"
+        "[thread.join() for thread in threading.enumerate() if thread.name == 'imports']\n"
+        "import sys; print('json.tool' in sys.modules, 'wave' in sys.modules)\n"
+        "try:\n    import no_such_package\nexcept ImportError:\n    print('told')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["True", "False", "told"]
+    assert done.stderr == ""

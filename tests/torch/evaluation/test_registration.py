@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from numpy.typing import NDArray
 
 from ptycho_torch.evaluation.metrics import evaluate
-from ptycho_torch.evaluation.registration import Field, align, largest_rectangle, shifted
+from ptycho_torch.evaluation.registration import Field, Splines, align, largest_rectangle, shifted
 from tests.torch.evaluation.disguises import coverage_map, disguised, make_truth, noisy
 
 DISGUISES: list[dict[str, Any]] = [
@@ -114,7 +115,20 @@ def test_a_shift_moves_the_content_down_and_right_and_by_parts_of_a_pixel() -> N
     )
     turned = wave * np.exp(-2j * np.pi * (0.37 / 16 - 1.62 / 24))
     np.testing.assert_allclose(shifted(wave, np.array([0.37, -1.62]))[inner], turned[inner], atol=5e-4)
-    assert shifted(wave, np.zeros(2)) is wave
+    np.testing.assert_array_equal(shifted(wave, np.zeros(2)), wave)
+
+
+def test_splines_of_an_area_are_those_of_scipy_of_the_whole_image() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(40, 50)) + 1j * rng.normal(size=(40, 50))
+    edge = np.pad(image, 12, mode="edge")
+    for move in ((0.3, -0.7), (5.2, -7.9), (2, 0)):
+        wanted = scipy.ndimage.shift(edge, move, order=5, mode="nearest")[12:-12, 12:-12]
+        np.testing.assert_allclose(shifted(image, np.array(move)), wanted, atol=1e-9)
+        area = Field(0, 21, 30, 50)
+        np.testing.assert_allclose(
+            Splines(image).shifted(np.array(move), area), wanted[area.slices], atol=1e-9
+        )
 
 
 def test_the_field_loses_the_margin_that_moved_in_from_outside() -> None:

@@ -25,6 +25,7 @@ from ptycho_torch.network.lightning_module import (
     estimate_intensity_scale,
 )
 from ptycho_torch.physics import forward as physics
+from ptycho_torch.physics.counts import split_amplitude
 from ptycho_torch.reconstruction.stitch import probe_weights
 
 N = 32
@@ -592,15 +593,47 @@ class TestHealth:
             fit(make_module(scan), scan)
         assert "gradient_clip_val" in str(caught.value)
 
-    @pytest.mark.parametrize("loss", ["mae", "poisson"])
-    def test_the_noise_floor_is_the_loss_of_the_truth(self, loss: str) -> None:
-        scan = Scan()
-        module = make_module(scan, training_config={"loss": loss})
-        truth = 20 * torch.rand(64, 1, N, N, generator=torch.Generator().manual_seed(1))
-        measured = torch.poisson(truth, generator=torch.Generator().manual_seed(2)).sqrt()
+    @pytest.mark.parametrize(
+        ("loss", "split"), [("mae", False), ("poisson", False), ("poisson", True)], ids=str
+    )
+    def test_the_noise_floor_is_the_loss_of_the_truth(self, loss: str, split: bool) -> None:
+        module = make_module(Scan(), training_config={"loss": loss, "split_counts": split})
+        module.count_unit = 3.0
+        truth = 3 * 20 * torch.rand(64, 1, N, N, generator=torch.Generator().manual_seed(1))
+        counts = torch.poisson(truth / 3, generator=torch.Generator().manual_seed(2))
+        compared = (3 * counts).sqrt()
+        if split:
+            compared = split_amplitude(compared, 3.0, torch.arange(64)[:, None])[1]
         unit = module.forward_model.reference_rms
-        want = float(module._misfit(truth / unit.square(), measured / unit).detach())
-        assert module.noise_floor(measured) == pytest.approx(want, rel=0.1)
+        want = float(module._misfit(truth / unit.square(), compared / unit, None).detach())
+        assert module.noise_floor(truth) == pytest.approx(want, rel=0.05)
+
+    def test_half_of_the_counts_is_shown_and_the_other_compared(self) -> None:
+        scan = Scan()
+        module = make_module(scan, training_config={"loss": "poisson", "split_counts": True})
+        batch = scan.batch(2)
+        batch["amplitude"] = (40 * batch["amplitude"]).square().round().sqrt()
+        seen: dict[str, torch.Tensor] = {}
+
+        def predict(amplitude: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            seen["shown"] = amplitude
+            return type(module)._predict(module, amplitude, *args, **kwargs)
+
+        def misfit(expected: torch.Tensor, measured: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+            seen["compared"] = measured * module.forward_model.reference_rms
+            return type(module)._misfit(module, expected, measured, good)
+
+        module._predict, module._misfit = predict, misfit
+        module.loss(batch)
+        halves = [seen[name].square() / 2 for name in ("shown", "compared")]
+        assert torch.allclose(sum(halves), batch["amplitude"].square(), rtol=1e-3)
+        assert all(torch.allclose(half, half.round(), atol=1e-2) for half in halves)
+        first = dict(seen)
+        module.loss(batch)
+        assert torch.equal(seen["shown"], first["shown"]), "one epoch draws once"
+        module.eval()
+        module.loss(batch)
+        assert not torch.equal(seen["shown"], first["shown"]), "validation has a draw of its own"
 
     def test_spread_is_relative_and_weighed_by_the_probe(self) -> None:
         probe = torch.zeros(1, N, N, dtype=torch.complex64)

@@ -392,7 +392,7 @@ def test_a_model_of_the_command_line_has_keywords_that_mean_the_same() -> None:
     )
     back = translation.to_science(translation.from_science(science), science)
     assert back == science
-    plain = ScienceConfig(data=ScienceData(N=64))
+    plain = ScienceConfig(data=ScienceData(N=64), training=ScienceTraining(loss="mae"))
     assert translation.to_science(translation.from_science(plain), plain) == plain
 
 

@@ -1,4 +1,4 @@
-"""Every second inside fit and predict belongs to one part, taken from what Lightning really does."""
+"""Every second inside fit and predict belongs to one part, taken from what really happens."""
 
 import pickle
 from pathlib import Path
@@ -12,6 +12,7 @@ from ptycho_torch.config import ScienceConfig, TrainingConfig
 from ptycho_torch.factory import create_inference_payload, create_training_payload
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows import runs, times
+from ptycho_torch.workflows.clock import Parts
 
 
 @pytest.fixture
@@ -40,6 +41,18 @@ def test_inner_actions_count_for_themselves(clock: list[float]) -> None:
     assert taken.first_step_at is not None
 
 
+def test_parts_of_a_loop_of_our_own_are_taken_likewise(clock: list[float]) -> None:
+    taken = Parts()
+    with taken.part("compute"):
+        clock[0] += 1.0
+        with taken.part("load"):
+            clock[0] += 2.0
+    clock[0] += 4.0
+    taken.leave()  # of nothing
+    assert taken.seconds == {"compute": 1.0, "load": 2.0}
+    assert taken.first_step_at is None
+
+
 def test_it_travels_to_other_processes() -> None:
     taken = times.PartTimes()
     taken.start("run_training_batch")
@@ -66,7 +79,6 @@ def test_a_real_run_fills_every_part(tmp_path: Path) -> None:
     assert trained["first_step_at"] > 1.7e9
     read_back = {"name": "profiler", "requested": "PartTimes", "effective": "PartTimes", "verdict": "same"}
     assert read_back in trained["drift"]
-    assert read_back in inferred["drift"]
 
 
 def test_the_machine_is_asked_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""How the dose of a scan shapes a training: what the network is shown, and what is compared with it.
+
+From few counts a network that is shown a whole pattern learns its noise: more training makes the object
+worse. There the counts are parted, and their likelihood is followed (`physics.counts`, `physics.losses`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptycho_exec.errors import DataError
+from ptycho_torch.config import ScienceConfig
+from ptycho_torch.data.scan import ScanData
+from ptycho_torch.reconstruction.yardsticks import measured_intensity, noise_in, spread
+from ptycho_torch.settings import changed
+from ptycho_torch.workflows.preparing import AUTO, Decision
+
+FEW_COUNTS = 5.0
+"""Counts on a good pixel of a pattern, on average, below which the network would learn their noise."""
+
+
+def fitted_to_dose(
+    science: ScienceConfig, scan: Any, say: Callable[[str], None] = lambda _: None
+) -> ScienceConfig:
+    """Return the science with `loss` and `split_counts` decided, the evidence as their origin.
+
+    scan: of other containers than scans the counts are not known.
+
+    Raises:
+        DataError: counts are to be parted, and the patterns hold none.
+    """
+    training = science.training
+    counts = counts_per_pixel(scan) if isinstance(scan, ScanData) else None
+    if training.split_counts is True and counts is None:
+        raise no_counts(scan)
+    few = counts is not None and counts < FEW_COUNTS
+    evidence = "the patterns do not tell their photons" if counts is None else _evidence(counts, few)
+    found: dict[str, Any] = {}
+    if training.loss == AUTO:
+        found["loss"] = "poisson" if few or training.split_counts is True else "mae"
+    loss = found.get("loss", training.loss)
+    if training.split_counts == AUTO:
+        found["split_counts"] = few and loss == "poisson"
+    if few and found:
+        for name, value in found.items():
+            say(Decision(name, value, evidence).line())
+    return changed(science, "training", found, evidence) if found else science
+
+
+def counts_per_pixel(scan: ScanData) -> float | None:
+    """Return the mean count of a good pixel of a pattern; None where the patterns are no counts."""
+    noise = noise_in(scan)
+    if noise.source != "counts" or noise.gain is None:
+        return None
+    return float(_some(scan).mean(dtype=np.float64)) / noise.gain
+
+
+def tell_noise(module: Any, scan: ScanData) -> None:
+    """Tell a network what its patterns count in, and what their noise leaves of a loss."""
+    noise = noise_in(scan)
+    if noise.source != "counts" or noise.gain is None:
+        return
+    module.count_unit = noise.gain
+    module.health.noise_floor = module.noise_floor(torch.from_numpy(noise.draw(_some(scan))[0]))
+
+
+def no_counts(scan: Any) -> DataError:
+    """Return the error for counts that are to be parted where there are none."""
+    return DataError(
+        "split_counts parts the photons of each pattern, and the patterns hold no counts",
+        where=str(getattr(scan, "source", None) or "the patterns"),
+        expected="whole numbers of photons, or a known number of detector units for each",
+        fix="--split-counts false; or --gain VALUE, with the detector units of one photon",
+    )
+
+
+def _some(scan: ScanData) -> Any:
+    return measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
+
+
+def _evidence(counts: float, few: bool) -> str:
+    if few:
+        return f"{counts:.2g} counts per pixel are few: a network would learn their noise"
+    return f"{counts:.2g} counts per pixel are enough"
