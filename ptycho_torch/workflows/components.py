@@ -74,6 +74,8 @@ if TYPE_CHECKING:
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
+SCALE_VALUES = 2**22
+"""Fewer where their pixels are more than this, but never less than an eighth."""
 HELD_OUT_FROM = 64
 """Patterns from which on a refinement holds some out, to judge its object by."""
 HOLDS_OUT = "a refinement holds some out, try --refine 5"
@@ -304,7 +306,8 @@ def build_module(
 
 def _spread_amplitudes(samples: PtychoDataset) -> Tensor:
     """Return measured amplitudes, (B, C, N, N), to estimate photon scale and noise; spread over the scan."""
-    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), SCALE_SAMPLES)).astype(int)
+    most = min(SCALE_SAMPLES, max(SCALE_SAMPLES // 8, SCALE_VALUES // samples.n_pixels**2))
+    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), most)).astype(int)
     return collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
 
 
