@@ -67,6 +67,7 @@ from ptycho_torch.factory import (
     create_inference_payload,
     create_training_payload,
     overruled,
+    training_defaults,
 )
 from ptycho_torch.quick_start import import_beside, import_lightning, import_torch
 from ptycho_torch.settings import ScienceSettings, flat
@@ -335,13 +336,23 @@ def train(args: argparse.Namespace) -> int:
     if handed is not None:
         test = None if args.test is None else Path(args.test)
         out = Path(args.scan), test, Path(args.out)
-        payload = TrainingPayload(*out, handed.more, handed.plan.requested)
+        start = args.start_from
+        payload = TrainingPayload(*out, handed.more, handed.plan.requested, start_from=start)
     else:
-        settings, science = configs_of(args, TRAINING_DEFAULTS)
+        if args.start_from is not None and args.resume not in (None, AUTO):
+            raise UserError(
+                "--from and --resume are given, and a training begins in one way",
+                where=f"--from {args.start_from}, --resume {args.resume}",
+                expected="--from to begin with the network of a run, --resume to go on with the run itself",
+                fix="leave one of them out",
+            )
+        settings, science = configs_of(args, training_defaults(args.start_from))
         commands.require_launch(settings)
         ask_early()
         overrides = {"test_data_file": args.test} if args.test else {}
-        payload = create_training_payload(args.scan, args.out, overrides, settings, science=science.config)
+        payload = create_training_payload(
+            args.scan, args.out, overrides, settings, science=science.config, start_from=args.start_from
+        )
         _print_settings(args, settings, payload.science, science.notices)
     args.clock.mark("start")
     import_lightning()
@@ -390,7 +401,7 @@ def infer(args: argparse.Namespace) -> int:
             for scan, out in zip(scans, _outputs(Path(args.out), scans), strict=True)
         ]
         _print_settings(args, settings, payloads[0].science, science.notices)
-    runs = _workflows(args)
+    runs = _workflows(args, payloads[0].settings)
     failed: list[Finding] = []
     for payload, finished in runs.infer_each(payloads, say=_say, clock=args.clock):
         if isinstance(finished, UserError):
@@ -398,19 +409,23 @@ def infer(args: argparse.Namespace) -> int:
             failed += [_of_scan(finding, str(scan)) for finding in finished.findings]
             _say(f"{scan}: failed: {finished.findings[0].what}")
         else:
-            _print_end(finished, _scored(finished, payload.test_data_file))
+            _print_inference(finished)
     if failed:
         raise UserError.from_findings(failed)
     return 0
 
 
-def _workflows(args: argparse.Namespace) -> ModuleType:
-    """Import what reconstructs, and what draws beside the work on the first scan."""
+def _workflows(args: argparse.Namespace, settings: ExecutionSettings) -> ModuleType:
+    """Import what reconstructs, and what draws beside the work on the first scan.
+
+    Loader workers are forked, which must not happen in the middle of an import.
+    """
     args.clock.mark("start")
     import_torch()
     from ptycho_torch.workflows import runs
 
-    import_beside("ptycho_torch.figures", "jinja2")
+    if settings.num_workers == 0:
+        import_beside("ptycho_torch.figures", "jinja2")
     args.clock.mark("import")
     return runs
 
@@ -458,20 +473,10 @@ def _outputs(out: Path, scans: Sequence[Path]) -> list[Path]:
     return [out / name for name in names]
 
 
-def _scored(finished: Run[InferenceResult], scan_file: Path) -> Sequence[Path]:
-    """Score an object where the truth is known and return what was written; with most scans it is not."""
-    from ptycho_torch.workflows import runs
-
-    data = finished.results.science.data.model_copy(update={"canvas": "auto"})
-    if not is_rank_zero() or not runs.has_truth(scan_file, data):
-        return ()
-    try:
-        result, written = runs.score(finished.folder, scan_file, data)
-    except DataError as error:  # the reconstruction is there; only its score is not
-        print(f"note: it is not scored against the object in {scan_file}: {error.findings[0].what}")
-        return ()
-    _print_metrics({"reconstruction": result.to_json()})
-    return written
+def _print_inference(finished: Run[InferenceResult]) -> None:
+    if finished.evaluation is not None:
+        _print_metrics({"reconstruction": finished.evaluation.to_json()})
+    _print_end(finished)
 
 
 def reconstruct(args: argparse.Namespace) -> int:
@@ -484,9 +489,9 @@ def reconstruct(args: argparse.Namespace) -> int:
             "scan not found", where=str(args.scan), expected="an existing file", fix="correct the path"
         )
     _print_settings(args, settings, science.config, science.notices)
-    runs = _workflows(args)
+    runs = _workflows(args, settings)
     finished = runs.reconstruct(args.scan, args.out, settings, science, say=_say, clock=args.clock)
-    _print_end(finished, _scored(finished, args.scan))
+    _print_inference(finished)
     return 0
 
 
@@ -674,13 +679,13 @@ def _print_metrics(scores: Mapping[str, Mapping[str, Any]]) -> None:
     print("\n".join(f"  {line}" for line in table(rows)))
 
 
-def _print_end(finished: Run[Any], more: Sequence[Path] = ()) -> None:
+def _print_end(finished: Run[Any]) -> None:
     for notice in finished.notices:
         print(f"note: {notice}")
-    _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written, *more])))
+    _print_written(list(dict.fromkeys([finished.folder / "manifest.json", *finished.written])))
     from ptycho_torch.workflows.runs import record_times
 
-    record_times(finished, "score" if more else "report")
+    record_times(finished, "report")
     seconds = finished.clock.seconds
     phases = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items() if value >= 0.05)
     print(f"time: {sum(seconds.values()):.1f} s ({phases})")
@@ -789,6 +794,13 @@ COMMANDS = (
             _path("--out", "RUN", "new directory for the run", required=True),
             _path("--test", "SCAN", "another scan, for validation"),
             _path(
+                "--from",
+                "RUN",
+                "begin with the network of this run or model file (fine-tuning); probe and photon scale are "
+                "the new scan's",
+                dest="start_from",
+            ),
+            _path(
                 "--resume",
                 "RUN",
                 "continue this run, from its last checkpoint, in a new directory; `auto`: continue the run "
@@ -878,7 +890,7 @@ COMMANDS = (
             switch("--verify", "compare data and results with the run; exit 1 if they differ"),
             _path("--data", "SCAN", "where the scan is now, if it was moved"),
             _path("--test", "SCAN", "the same for the validation scan"),
-            _path("--model", "RUN", "the same for the model of an inference"),
+            _path("--model", "RUN", "the same for the model of an inference, or that a training began with"),
             _path("--resume", "RUN", "the same for the checkpoint it went on from"),
         ],
         usage="RUN [--verify]",

@@ -317,10 +317,17 @@ class ModelConfig(_Science):
     """Width of the network's first level; each level down doubles it."""
     depth: Annotated[int, Interval(ge=1, le=6), BeforeValidator(as_integer)] = 2
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
-    modulus_updates: Annotated[int, Interval(ge=0, le=20), BeforeValidator(as_integer)] = 1
-    """Steps after the network that bring each patch closer to its measured amplitude, in training."""
-    prediction_updates: Annotated[int, Interval(ge=0, le=100), BeforeValidator(as_integer)] = 3
-    """The same in prediction, in larger steps; the object is sharpest at three or four."""
+    modulus_updates: Literal["auto"] | Annotated[int, Interval(ge=0, le=20), BeforeValidator(as_integer)] = (
+        "auto"
+    )
+    """Steps after the network that bring each patch closer to its measured amplitude, in training.
+
+    auto: 1; of few counts, whose noise they would bring back, 0.
+    """
+    prediction_updates: (
+        Literal["auto"] | Annotated[int, Interval(ge=0, le=100), BeforeValidator(as_integer)]
+    ) = "auto"
+    """The same in prediction, in larger steps. auto: 3, where the object is sharpest; of few counts 1."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
     probe_trainable: bool = False
@@ -329,6 +336,15 @@ class ModelConfig(_Science):
     """Let the photon scale that ties normalised amplitude to counts move; supervised training has none."""
     amp_activation: Literal["softplus", "sigmoid", "silu"] = "softplus"
     """Function that keeps the network's amplitude non-negative; sigmoid bounds it to twice the mean."""
+
+    def updates(self, *, predicting: bool) -> int:
+        """Return how many modulus updates follow the network; auto where nobody looked at the counts: of many."""
+        chosen = self.prediction_updates if predicting else self.modulus_updates
+        return UPDATES[predicting] if chosen == "auto" else chosen
+
+
+UPDATES, UPDATES_OF_FEW_COUNTS = (1, 3), (0, 1)
+"""Modulus updates in training and in prediction that `auto` stands for."""
 
 
 class TrainingConfig(_Science):
@@ -379,6 +395,11 @@ class InferenceConfig(_Science):
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
     """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts at low dose."""
+    denoise: Literal["auto"] | bool = "auto"
+    """Denoise the refined object by a network that learns from parted counts; held-out ones decide how far.
+
+    auto does where refinement follows counts and patterns are held out.
+    """
     refine_probe: Literal["auto"] | bool = "auto"
     """Refine the probe with the object; auto does where the given one explains the patterns poorly."""
     probe_modes: Annotated[int, Interval(ge=1, le=64), BeforeValidator(as_integer)] = 1
@@ -395,6 +416,7 @@ class InferenceConfig(_Science):
         asked = {
             "start": self.start == "flat",
             "likelihood": self.likelihood != "auto",
+            "denoise": self.denoise is True,
             "refine_probe": self.refine_probe is True,
             "probe_modes": self.probe_modes > 1,
             "refine_positions": self.refine_positions,
@@ -408,6 +430,10 @@ class InferenceConfig(_Science):
             why = f"{self.probe_modes} probe modes are found by refinement, and refine_probe is false"
             fix = "choose refine_probe = true, or leave it out"
             raise contradiction(Contradiction(("probe_modes", "refine_probe"), why, fix))
+        if self.denoise is True and self.likelihood == "amplitude":
+            why = "what is noise is learned from counts, and likelihood is amplitude"
+            fix = "choose likelihood = counts, or leave one of them out"
+            raise contradiction(Contradiction(("denoise", "likelihood"), why, fix))
         if self.position_limit_px is not None and not self.refine_positions:
             why = "position_limit_px has no effect on positions that are not refined"
             fix = "choose refine_positions = true, or leave it out"

@@ -17,7 +17,7 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_exec.sources.suggestions import unknown_name
-from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig
+from ptycho_torch.config import DataConfig, InferenceConfig, ModelConfig, ScienceConfig
 from ptycho_torch.settings import SECTIONS, ScienceSettings, changed, flat
 
 TRAINING_DEFAULTS: Mapping[str, Factory] = {
@@ -27,6 +27,12 @@ TRAINING_DEFAULTS: Mapping[str, Factory] = {
     "gradient_clip_val": Factory(1.0, "early gradients are large while the object is flat"),
 }
 """Execution values that training chooses where nobody did."""
+
+FINE_TUNING_DEFAULTS: Mapping[str, Factory] = {
+    **TRAINING_DEFAULTS,
+    "learning_rate": Factory(2e-3, "a network that knows something forgets it at a larger rate"),
+}
+"""The same for a training that starts from the weights of another."""
 
 INFERENCE_DEFAULTS: Mapping[str, Factory] = {
     "inference_batch_size": Factory(64, "large enough to be fast, small enough for any memory"),
@@ -38,6 +44,11 @@ RECONSTRUCTION_DEFAULTS: Mapping[str, Factory] = {
     "refine": Factory(30, "a probe that moves as well needs so many epochs"),
 }
 """Science values that a reconstruction without a network begins with where nobody chose."""
+
+NETWORK_SHAPE = ("n_filters", "depth", "amp_activation")
+"""Fields that decide what the weights of a network mean."""
+NETWORK_USE = ("modulus_updates", "prediction_updates")
+"""Fields that the weights of a network have got used to."""
 
 ALIASES = {
     "nepochs": "epochs",
@@ -60,6 +71,8 @@ class TrainingPayload:
     science: ScienceConfig
     settings: ExecutionSettings
     overrides_applied: Mapping[str, Any] = field(default_factory=dict)
+    start_from: Path | None = None
+    """The model file whose network the training begins with; None begins with a new one."""
 
     @property
     def execution_config(self) -> ExecutionSettings:
@@ -91,28 +104,35 @@ def create_training_payload(
     execution_config: object = None,
     *,
     science: ScienceConfig | None = None,
+    start_from: str | Path | None = None,
 ) -> TrainingPayload:
     """Resolve and validate everything for a training run; `overrides` may name a `test_data_file`.
 
-    Science and settings that are not given are resolved from environment, files and profile.
+    Science and settings that are not given are resolved from environment, files and profile. `start_from` is
+    a run directory or model file whose network the training begins with; see `started_science`.
 
     Raises:
-        SettingsError: an unknown name or a bad value in `overrides` or `execution_config`.
-        DataError: a data file that is not there, or whose probe does not match `N`.
+        SettingsError: an unknown name or a bad value in `overrides` or `execution_config`, or another network
+            than the one to start from.
+        DataError: a data file that is not there, or whose probe does not match `N`; no model to start from.
     """
     from ptycho_torch.data.other_files import from_here
+    from ptycho_torch.network.checkpoint import find_model, read_science
 
     given = dict(overrides or {})
     test = given.pop("test_data_file", None)
     science, execution = split_overrides(given, science)
-    settings = execution_settings(execution_config, execution, TRAINING_DEFAULTS)
+    start = None if start_from is None else find_model(start_from)
+    settings = execution_settings(execution_config, execution, training_defaults(start))
     train = _existing(train_data_file, "training scan")
     science = from_here(with_size(science, train))
+    if start is not None:
+        science = started_science(science, read_science(start), str(start))
     applied = _applied(given, science, settings)
     if test is not None:
         applied["test_data_file"] = str(test)
     test_file = None if test is None else _existing(test, "test scan")
-    return TrainingPayload(train, test_file, Path(output_dir), science, settings, applied)
+    return TrainingPayload(train, test_file, Path(output_dir), science, settings, applied, start)
 
 
 def create_inference_payload(
@@ -283,6 +303,68 @@ def inference_science(
     }
     settings = (asked or ScienceSettings()).with_factory_defaults(**free)
     return settings.with_recorded(fixed, place=place).config
+
+
+def training_defaults(start_from: object) -> Mapping[str, Factory]:
+    """Return what a training chooses where nobody did: a new one, or one that starts from a network."""
+    return TRAINING_DEFAULTS if start_from is None else FINE_TUNING_DEFAULTS
+
+
+def started_science(science: ScienceConfig, trained: ScienceConfig, place: str) -> ScienceConfig:
+    """Return the science of a training that begins with the network of another.
+
+    What shapes the network is the other's; how many modulus updates follow it is, where nobody says.
+
+    Args:
+        science: of the new training.
+        trained: of the other one.
+        place: where that is kept.
+
+    Raises:
+        SettingsError: a call or a flag asks for another network, or the patterns have another side.
+    """
+    model = dict(trained.model)
+    shape = {name: model[name] for name in NETWORK_SHAPE}
+    use = {name: Factory(model[name], f"as in {place}") for name in NETWORK_USE}
+    if science.origins:
+        settings = ScienceSettings.from_config(science)
+    else:  # configs written in code: of the network's fields only what is written there was chosen
+        unset = ModelConfig.model_fields.keys() - science.model.model_fields_set
+        chosen = {name: value for name, value in flat(science).items() if name not in unset}
+        settings = ScienceSettings.from_values(chosen, place="the configs")
+    settings = settings.with_recorded(shape, place=place).with_factory_defaults(**use)
+    findings = [
+        Finding(
+            f"{name} is {format_value(getattr(settings, name))}, and the network to start from has "
+            f"{format_value(value)}",
+            where=f"{settings.origins[name].describe()}; the network: {place}",
+            expected="the shape of that network",
+            fix=f"leave {name} out; or train anew, without a network to start from",
+            code="another-network",
+            field=name,
+        )
+        for name, value in shape.items()
+        if getattr(settings, name) != value
+    ]
+    findings += other_side(settings.N, trained.data.N, place)
+    if findings:
+        raise SettingsError.from_findings(findings)
+    return settings.config
+
+
+def other_side(side: int | None, trained: int | None, place: str) -> Iterator[Finding]:
+    """Yield a finding where patterns have another side, in pixels, than those that a network saw."""
+    if side is not None and trained is not None and side != trained:
+        change = "crop" if side > trained else "pad"
+        yield Finding(
+            f"the patterns have {side} x {side} pixels, and the network to start from saw {trained} x "
+            f"{trained}",
+            where=place,
+            expected=f"patterns of {trained} x {trained} pixels",
+            fix=f"{change} = {trained}; or train anew, without a network to start from",
+            code="another-network",
+            field="N",
+        )
 
 
 def overruled(science: ScienceConfig) -> Iterator[Finding]:

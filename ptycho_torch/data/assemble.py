@@ -511,3 +511,26 @@ def _read_labels(raw: RawScan, labels: Patterns, patterns: Patterns) -> Patterns
         )
     checks.check_numeric(labels.dtype, "iufc", "the labels", raw.where("labels"))
     return labels
+
+
+def on_own_canvas(
+    scan: ScanData,
+    rows: NDArray[np.int64],
+    move: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+) -> ScanData:
+    """Return the patterns of these rows, in memory, as a scan on its own canvas, without probe and object.
+
+    move: what is done to the positions (M, 2).
+    """
+    positions = scan.positions_px[rows] if move is None else move(scan.positions_px[rows])
+    canvas, shift = fit_canvas(positions, scan.n_pixels)
+    return replace(
+        scan,
+        patterns=np.asarray(scan.patterns[rows]),
+        positions_px=positions + shift,
+        canvas_shape=canvas,
+        probe=None,
+        object_guess=None,
+        labels=None,
+        scan_index=None,
+    )

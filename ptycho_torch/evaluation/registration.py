@@ -234,7 +234,7 @@ def _gauss_newton_step(image: Splines, truth: Complex, area: Field, unknowns: Re
         slice(first - outer, last - outer)
         for first, last, outer in ((area.top, area.bottom, around.top), (area.left, area.right, around.left))
     )
-    slopes = [slope[inside] for slope in np.gradient(image.shifted(unknowns[2:], around))]
+    slopes = [np.asarray(slope)[inside] for slope in np.gradient(image.shifted(unknowns[2:], around))]
     rotated = factor * np.exp(1j * _ramp(area.shape, unknowns[:2]))
     derivatives = [
         1j * model * rows[:, None],

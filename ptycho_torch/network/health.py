@@ -41,6 +41,10 @@ class TrainingHealth:
         self._epoch_loss = 0.0
         self._epoch_steps = 0
 
+    def begin_trained(self, untrained_loss: float) -> None:
+        """Take the loss of an untrained network as given, where a training begins with a trained one."""
+        self.reference, self._steps = untrained_loss, REFERENCE_STEPS
+
     def after_step(self, loss: float, patterns: int) -> None:
         """Count one optimizer micro-step.
 

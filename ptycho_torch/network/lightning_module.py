@@ -124,7 +124,7 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         shown, compared = self._halves(batch) if config.split_counts is True else (amplitude, amplitude)
         with torch.autocast(device_type, enabled=False):
             probe = self.forward_model.shifted_probe(rest)
-        patches = self._predict(shown, probe, self.model_config.modulus_updates, predicting=False)
+        patches = self._predict(shown, probe, self.model_config.updates(predicting=False), predicting=False)
         with torch.autocast(device_type, enabled=False):
             if config.loss == "supervised":
                 error = self._supervised_error(batch, patches, rest)

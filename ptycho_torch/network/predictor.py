@@ -237,7 +237,7 @@ class Predictor(nn.Module):
         """
         _, rest = physics.split_position(positions_px, amplitude.shape[-1])
         probe = self.forward_model.shifted_probe(rest)
-        return self._predict(amplitude, probe, self.model_config.prediction_updates, predicting=True)
+        return self._predict(amplitude, probe, self.model_config.updates(predicting=True), predicting=True)
 
     def _predict(self, amplitude: Tensor, probe: Tensor, updates: int, *, predicting: bool) -> Tensor:
         measured = amplitude / self.forward_model.reference_rms
@@ -266,8 +266,11 @@ class Predictor(nn.Module):
         pieces = at_once(amplitude.shape[-1]) if amplitude.device.type == "cpu" else len(amplitude)
         parts = zip(torch.split(amplitude, pieces), torch.split(positions, pieces), strict=True)
         patches = [self(*part) for part in parts]
-        together = torch.cat(patches) if len(patches) > 1 else patches[0]
-        return {"patches": together, "positions_px": grid, "index": index}
+        return {
+            "patches": torch.cat(patches) if len(patches) > 1 else patches[0],
+            "positions_px": grid,
+            "index": index,
+        }
 
     def _require_probe(self) -> None:
         if not bool((self.probe != 0).any()):

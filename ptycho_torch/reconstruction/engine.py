@@ -105,6 +105,9 @@ class RefineOptions:
     """Estimate a smooth intensity that lies under every pattern."""
     held_out: float = 0.0
     """Part of the patterns that are not refined on, and whose loss is measured after each epoch."""
+    denoise: bool | Literal["auto"] = False
+    """Denoise the refined object by a network that learns from parted counts; auto: where counts are followed
+    and patterns are held out, which decide how far."""
 
 
 class Region:
@@ -362,11 +365,14 @@ class Engine:
             region.enclose(self.corners, self.side)
 
     def _place(self, rows: Tensor, ramps: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return object patches (b, N, N) and the probes (b or 1, P, N, N) on them.
+        return self.place_on(self.frame, rows, ramps)
+
+    def place_on(self, frame: Tensor, rows: Tensor, ramps: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return patches (b, N, N) of an object on the frame, and the probes (b or 1, P, N, N) on them.
 
         ramps: of these rows, where they are known already.
         """
-        block = cut(self.frame, self.corners[rows], self.side)
+        block = cut(frame, self.corners[rows], self.side)
         if self.placement == "object":
             return lerp(block, self.fraction[rows.to(block.device)]), self.probe[None]
         if self.shifted is not None:

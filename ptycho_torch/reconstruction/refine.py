@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.progress import steps as shown_steps
+from ptycho_torch.reconstruction.denoise import Denoising, denoise, rounds
 from ptycho_torch.reconstruction.engine import (
     LOW_DOSE,
     Engine,
@@ -81,6 +82,8 @@ class RefineResult:
     notices: tuple[str, ...] = ()
     unit: float | None = None
     """Intensity of one count, if the steps followed the likelihood of counts."""
+    denoising: Denoising | None = None
+    """How far the object was denoised, where it was asked for."""
 
     def more_arrays(self) -> dict[str, NDArray[Any]]:
         """Return by name what was found besides object and probe, for a file."""
@@ -99,6 +102,7 @@ class RefineResult:
             "placement": self.placement,
             "loss": self.losses[-1],
             "likelihood": "amplitude" if self.unit is None else "counts",
+            "denoising": None if self.denoising is None else asdict(self.denoising),
             "losses": list(self.losses),
             "held_out_losses": list(self.held_out_losses),
             "mode_powers": list(self.mode_powers),
@@ -153,9 +157,12 @@ def refine_object(
                 step(note=f"loss {engine.losses[-1]:.4g}")
                 if progress:
                     progress(done, steps, engine.losses[-1])
+        denoising = _denoised(scan, engine, kind, seed)
     decision, correction, background = engine.decision, engine.correction, engine.background
     if decision is not None and decision.refined:
         notices = (*notices, decision.line())
+    if denoising is not None:
+        notices = (*notices, denoising.line())
     return RefineResult(
         object=engine.object(),
         probe=engine.probe.cpu().numpy(),
@@ -168,11 +175,35 @@ def refine_object(
         positions_px=None if correction is None else correction.positions_px,
         position_affine=None if correction is None else correction.linear,
         unit=engine.unit,
+        denoising=denoising,
         background=None if background is None else torch.fft.fftshift(background.intensity).cpu().numpy(),
         held_out=held_out,
         held_out_losses=tuple(engine.held_out_losses),
         notices=notices,
     )
+
+
+def _denoised(scan: ScanData, engine: Engine, placement: Placement, seed: int) -> Denoising | None:
+    """Denoise the object of a finished refinement, where its options say so and its counts allow it.
+
+    Raises:
+        DataError: it is asked for, and no counts were followed or no patterns held out.
+    """
+    asked, able = engine.options.denoise, engine.unit is not None and len(engine.held_out)
+    if asked is True and not able:
+        lacking = "no patterns are held out" if engine.unit is not None else "no counts are followed"
+        raise DataError(
+            f"the object cannot be denoised: {lacking}",
+            where=str(scan.source or "the patterns"),
+            expected="a refinement that follows counts (--likelihood counts) of at least 64 patterns",
+            fix="--denoise false, or auto",
+        )
+    if not asked or not able:
+        return None
+    moved = engine.correction
+    found = scan if moved is None else replace(scan, positions_px=moved.positions_px)
+    with shown_steps("denoising", rounds(), unit="rounds") as step:
+        return denoise(found, engine, placement, seed=seed, step=step)
 
 
 def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"]) -> float | None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, UserError
 from ptycho_exec.progress import steps
-from ptycho_torch.data.assemble import fit_canvas
+from ptycho_torch.data.assemble import on_own_canvas
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.physics import forward as physics
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
@@ -99,18 +99,7 @@ def compact_part(
     held = inner[: max(count // HELD_BACK, 4)] if count >= FEW else nearest
     fitted = np.setdiff1d(nearest, held) if count >= FEW else nearest
     taken = np.concatenate([np.sort(fitted), np.sort(held)])
-    positions = scan.positions_px[taken] if move is None else move(scan.positions_px[taken])
-    canvas, shift = fit_canvas(positions, scan.n_pixels)
-    whole = replace(
-        scan,
-        patterns=np.asarray(scan.patterns[taken]),
-        positions_px=positions + shift,
-        canvas_shape=canvas,
-        probe=None,
-        object_guess=None,
-        labels=None,
-        scan_index=None,
-    )
+    whole = on_own_canvas(scan, taken, move)
     rows = np.arange(len(taken))
     return Part(whole.subset(rows[: len(fitted)]), whole.subset(rows[len(fitted) :]))
 

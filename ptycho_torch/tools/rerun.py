@@ -94,10 +94,12 @@ def rerun(
         scan = same_data(data["train"], places.data, "--data")
         test = None if data["test"] is None else same_data(data["test"], places.test, "--test")
         resume = _same_checkpoint(manifest, places.resume)
-        repeated_run = runs.train(TrainingPayload(scan, test, *rest), resume=resume, say=say)
+        start = _same_model(manifest, places.model, "started_from", "started_weights")
+        payload = TrainingPayload(scan, test, *rest, start_from=start)
+        repeated_run = runs.train(payload, resume=resume, say=say)
     elif task == "infer":
         scan = same_data(data["test"], places.data, "--data")
-        model = _same_model(manifest, places.model)
+        model = _same_model(manifest, places.model, "model", "model_weights")
         repeated_run = runs.infer(InferencePayload(model, scan, *rest), say=say)
     else:
         raise UserError("the manifest does not say what was run", where=str(run), expected="train or infer")
@@ -165,9 +167,12 @@ def _same_checkpoint(manifest: Mapping[str, Any], moved_to: Path | None) -> Path
     return file
 
 
-def _same_model(manifest: Mapping[str, Any], moved_to: Path | None) -> Path | None:
-    """Compare the weights, not the file: the same training written again has the same weights."""
-    place = manifest.get("model")
+def _same_model(manifest: Mapping[str, Any], moved_to: Path | None, name: str, weights: str) -> Path | None:
+    """Compare the weights, not the file: the same training written again has the same weights.
+
+    name, weights: where the manifest has the place of the model, and the hash of its weights.
+    """
+    place = manifest.get(name)
     if place is None:
         return None
     try:
@@ -176,15 +181,15 @@ def _same_model(manifest: Mapping[str, Any], moved_to: Path | None) -> Path | No
         raise DataError(
             "the model of this run is not where it was",
             where=str(place if moved_to is None else moved_to),
-            expected=f"a model whose weights have SHA-256 {manifest['model_weights']}",
+            expected=f"a model whose weights have SHA-256 {manifest[weights]}",
             fix="say where it is now: --model FILE",
         ) from None
     found = model_weights_sha256(file)
-    if found != manifest["model_weights"]:
+    if found != manifest[weights]:
         raise DataError(
             f"the model has changed: its weights have SHA-256 {found}",
             where=str(file),
-            expected=f"SHA-256 {manifest['model_weights']}",
+            expected=f"SHA-256 {manifest[weights]}",
             fix="bring the original model back, or say where it is: --model FILE",
         )
     return file

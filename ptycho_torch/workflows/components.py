@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ptycho_exec.errors import DataError
@@ -49,11 +48,12 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
-    TRAINING_DEFAULTS,
     execution_settings,
     inference_science,
     science_of,
     split_overrides,
+    started_science,
+    training_defaults,
 )
 from ptycho_torch.network.predictor import Predictor, load_module
 from ptycho_torch.quick_start import import_lightning
@@ -66,6 +66,7 @@ from ptycho_torch.workflows.dose import fitted_to_dose, tell_noise
 from ptycho_torch.workflows.predicting import predict_all
 from ptycho_torch.workflows.preparing import AUTO, Say, decision_on, prepared
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
+from ptycho_torch.workflows.starting import Start, begin_with, start_of
 from ptycho_torch.workflows.stitching import ObjectWriter
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
 SCALE_VALUES = 2**22
 """Fewer where their pixels are more than this, but never less than an eighth."""
+FLAT_SAMPLES = 32
+"""At most so many give the loss of a flat object, where a training begins with a trained network."""
 HELD_OUT_FROM = 64
 """Patterns from which on a refinement holds some out, to judge its object by."""
 HOLDS_OUT = "a refinement holds some out, try --refine 5"
@@ -114,6 +117,7 @@ class Training:
     plan: Plan
     overrides: Mapping[str, Any]
     clock: Clock
+    start: Start | None = None
 
     def loaders(self) -> dict[str, DataLoader[Batch]]:
         """Return the loaders, `train` and, with validation samples, `validation`."""
@@ -143,6 +147,7 @@ def plan_training(
     execution_config: Any = None,
     overrides: Mapping[str, Any] | None = None,
     *,
+    start_from: Any = None,
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
     say: Say = lambda _: None,
@@ -152,11 +157,13 @@ def plan_training(
     `say` takes a line where the preparation of a scan takes long, or decides something.
     """
     clock = clock or Clock()
-    handed = handed_over()
+    start, handed = start_of(start_from), handed_over()
     if handed is not None:
         science, settings = handed.more, handed.plan.requested
     else:
-        science, settings = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
+        science, settings = _configs(config, execution_config, overrides, training_defaults(start))
+        if start is not None:
+            science = started_science(science, start.science, start.place)
     data = science.data
     with clock.phase("read"):
         train, test = (
@@ -176,6 +183,8 @@ def plan_training(
         if isinstance(train, ScanData):
             optics_of(train)  # refuses a scan without a probe
         samples = dataset_of(train, data, settings.seed)
+        if start is not None:
+            start.require_side(samples.n_pixels)
         held_back = round(science.training.val_fraction * len(samples)) if test is None else 0
         test_samples = None if test is None else dataset_of(test, data, settings.seed)
         if held_back:
@@ -190,7 +199,7 @@ def plan_training(
     )
     with clock.phase("plan"):
         plan = handed.plan if handed else resolve_plan(settings, facts or MachineFacts.probe(), traits)
-    return Training(train, test, samples, test_samples, science, plan, overrides or {}, clock)
+    return Training(train, test, samples, test_samples, science, plan, overrides or {}, clock, start)
 
 
 def run_training(
@@ -215,6 +224,8 @@ def run_training(
         with clock.phase("prepare"):
             loaders = training.loaders()
             module = build_module(training.container, training.samples, science, plan.settings)
+            if training.start is not None:
+                begin_with(module, training.start, spread_batch(training.samples, FLAT_SAMPLES))
         times = PartTimes()
         trainer = build_trainer(
             plan.requested,
@@ -269,6 +280,8 @@ def _identity(
     for name, scan in scans.items():
         if isinstance(scan, ScanData):
             rows[f"SHA-256 of the {name}"] = scan.sha256, f"{scan.source}, as this process reads it"
+    if training.start is not None:
+        rows["weights to start from"] = training.start.sha256, training.start.place
     rows["training samples"] = len(training.samples), "the data and how they are grouped"
     place = f"the command, in {Path.cwd()}"
     rows["run directory"] = None if run_dir is None else str(Path(run_dir).absolute()), place
@@ -284,7 +297,7 @@ def build_module(
     from ptycho_torch.network.lightning_module import estimate_intensity_scale
 
     probe, good_pixels = optics_of(container)
-    amplitude = _spread_amplitudes(samples)
+    amplitude = spread_batch(samples, SCALE_SAMPLES)["amplitude"]
     arguments: dict[str, Any] = {
         "model_config": science.model,
         "data_config": science.data.model_copy(update={"N": int(amplitude.shape[-1])}),
@@ -304,11 +317,11 @@ def build_module(
     return module
 
 
-def _spread_amplitudes(samples: PtychoDataset) -> Tensor:
-    """Return measured amplitudes, (B, C, N, N), to estimate photon scale and noise; spread over the scan."""
-    most = min(SCALE_SAMPLES, max(SCALE_SAMPLES // 8, SCALE_VALUES // samples.n_pixels**2))
+def spread_batch(samples: PtychoDataset, most: int) -> Batch:
+    """Return at most so many samples, spread over the scan, as one batch; fewer where they are large."""
+    most = min(most, max(most // 8, SCALE_VALUES // samples.n_pixels**2))
     spread = np.linspace(0, len(samples) - 1, num=min(len(samples), most)).astype(int)
-    return collate(samples.__getitems__(np.unique(spread).tolist()))["amplitude"]
+    return collate(samples.__getitems__(np.unique(spread).tolist()))
 
 
 def train(
@@ -320,6 +333,7 @@ def train(
     *,
     run_dir: str | Path | None = None,
     resume_from: str | Path | None = None,
+    start_from: Any = None,
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
     callbacks: Sequence[Callback] = (),
@@ -335,6 +349,8 @@ def train(
         overrides: values of either kind that win over both.
         run_dir: where checkpoints and logs go; None writes nothing.
         resume_from: a checkpoint to continue from.
+        start_from: the network to begin with (fine-tuning): run directory, model file, or the result of a
+            training. Its shape is taken, too; probe and photon scale are those of the new scan.
         clock: takes the seconds of each phase.
         facts: of this machine, where they are known already; None asks it, which takes seconds with a GPU.
         callbacks: the caller's own, for the Trainer.
@@ -345,7 +361,14 @@ def train(
         UserError: the training went wrong (NaN, collapse, plateau).
     """
     training = plan_training(
-        train_container, test_container, config, execution_config, overrides, clock=clock, facts=facts
+        train_container,
+        test_container,
+        config,
+        execution_config,
+        overrides,
+        start_from=start_from,
+        clock=clock,
+        facts=facts,
     )
     training.plan.raise_if_blocked(include_trainer_refusals=False)
     training.plan.announce()
@@ -632,6 +655,7 @@ def refine_options(inference: InferenceConfig) -> RefineOptions:
     """Return how the science asks to refine."""
     return RefineOptions(
         likelihood=inference.likelihood,
+        denoise=inference.denoise,
         refine_probe=inference.refine_probe,
         probe_modes=inference.probe_modes,
         refine_positions=inference.refine_positions,

@@ -117,6 +117,9 @@ def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
         where = ["no file" if found is None else str(found["source"]) for found in scans]
         yield f"SHA-256 of the {role} scan", one, other, where[0], where[1]
     if "plan" in now:
+        one, other = (manifest.get("started_weights") for manifest in (before, now))
+        where = [str(manifest.get("started_from", "a new network")) for manifest in (before, now)]
+        yield "SHA-256 of the weights to start from", one, other, where[0], where[1]
         for name in numeric:
             rows = [manifest["plan"]["effective"].get(name, {}) for manifest in (before, now)]
             where = [str(row.get("reason") or "the settings") for row in rows]

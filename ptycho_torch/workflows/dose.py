@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.config import ScienceConfig
+from ptycho_torch.config import UPDATES, UPDATES_OF_FEW_COUNTS, ScienceConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.reconstruction.yardsticks import measured_intensity, noise_in, spread
 from ptycho_torch.settings import changed
 from ptycho_torch.workflows.preparing import AUTO, Decision
+
+_UPDATES = "modulus_updates", "prediction_updates"
 
 FEW_COUNTS = 5.0
 """Counts on a good pixel of a pattern, on average, below which the network would learn their noise."""
@@ -26,7 +28,7 @@ FEW_COUNTS = 5.0
 def fitted_to_dose(
     science: ScienceConfig, scan: Any, say: Callable[[str], None] = lambda _: None
 ) -> ScienceConfig:
-    """Return the science with `loss` and `split_counts` decided, the evidence as their origin.
+    """Return the science with what its dose decides, the evidence as its origin.
 
     scan: of other containers than scans the counts are not known.
 
@@ -45,10 +47,14 @@ def fitted_to_dose(
     loss = found.get("loss", training.loss)
     if training.split_counts == AUTO:
         found["split_counts"] = few and loss == "poisson"
-    if few and found:
-        for name, value in found.items():
+    parted = found.get("split_counts", training.split_counts)
+    numbers = dict(zip(_UPDATES, UPDATES_OF_FEW_COUNTS if parted else UPDATES, strict=True))
+    updates = {name: number for name, number in numbers.items() if getattr(science.model, name) == AUTO}
+    if few:
+        for name, value in {**found, **updates}.items():
             say(Decision(name, value, evidence).line())
-    return changed(science, "training", found, evidence) if found else science
+    science = changed(science, "training", found, evidence) if found else science
+    return changed(science, "model", updates, evidence) if updates else science
 
 
 def counts_per_pixel(scan: ScanData) -> float | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, UserError, redact
 from ptycho_exec.files import file_sha256
@@ -63,6 +64,7 @@ from ptycho_torch.workflows.continuing import (
     progress_of,
     require_same_job,
 )
+from ptycho_torch.workflows.preparing import AUTO
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
@@ -79,7 +81,11 @@ ResultT = TypeVar("ResultT", TrainingResult, InferenceResult)
 
 @dataclass(frozen=True)
 class Run(Generic[ResultT]):
-    """A finished run: its directory, what it wrote, its results, the seconds of each phase, advice."""
+    """A finished run: its directory, what it wrote, its results, the seconds of each phase, advice.
+
+    Attributes:
+        evaluation: of an inference against the true object, where that was asked for and is known.
+    """
 
     folder: Path
     written: tuple[Path, ...]
@@ -87,6 +93,7 @@ class Run(Generic[ResultT]):
     clock: Clock
     notices: tuple[str, ...] = ()
     advice: str | None = None
+    evaluation: Evaluation | None = None
 
 
 def train(
@@ -182,7 +189,9 @@ def continue_training(
 
 def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
     scans = payload.train_data_file, payload.test_data_file
-    return components.plan_training(*scans, payload.science, payload.settings, say=say, clock=clock)
+    return components.plan_training(
+        *scans, payload.science, payload.settings, start_from=payload.start_from, say=say, clock=clock
+    )
 
 
 def _train(
@@ -230,6 +239,7 @@ def _train(
             return Run(folder, (), result, clock)
         trained = result.summary()
         source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
+        source |= _started(training)
         with clock.phase("write"):
             model = folder / MODEL_NAME
             save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
@@ -256,7 +266,12 @@ def _job(payload: TrainingPayload) -> dict[str, Any]:
 def _known(training: components.Training) -> dict[str, Any]:
     """Return what a manifest says of a training once it is planned."""
     scans = {"train": training.container, "test": training.test_container}
-    return {"plan": training.plan.to_json(), "data": _data(**scans)}
+    return {"plan": training.plan.to_json(), "data": _data(**scans), **_started(training)}
+
+
+def _started(training: components.Training) -> dict[str, str]:
+    """Return where the weights came from that a training began with, if they were not new."""
+    return {} if training.start is None else training.start.record()
 
 
 def _asked(task: str, payload: TrainingPayload | InferencePayload) -> dict[str, Any]:
@@ -360,6 +375,7 @@ def infer(
     say: Say = lambda _: None,
     inference: components.Inference | Callable[[], components.Inference] | None = None,
     clock: Clock | None = None,
+    scores: bool = False,
 ) -> Run[InferenceResult]:
     """Reconstruct the payload's scan with a trained model and leave a complete output directory.
 
@@ -369,18 +385,19 @@ def infer(
         inference: the payload's inference, where the caller has read and planned it, or what does so as soon
             as the directory is there.
         clock: of the command, where the run is all of it.
+        scores: compare with the scan's true object, where it has one.
 
     Raises:
         SettingsError, DataError, UserError: before the directory exists, or recorded in its manifest.
     """
     with undone_if_interrupted(payload.output_dir):
-        return _infer(payload, say, inference, clock)
+        return _infer(payload, say, inference, clock, scores)
 
 
 def infer_each(
     payloads: Sequence[InferencePayload], *, say: Say = lambda _: None, clock: Clock | None = None
 ) -> Iterator[tuple[InferencePayload, Run[InferenceResult] | UserError]]:
-    """Reconstruct scans one after the other with one network, which is loaded once; see `infer`.
+    """Reconstruct scans one after the other with one network, which is loaded once, and score; see `infer`.
 
     Args:
         payloads: from `create_inference_payload`, all of one model.
@@ -405,7 +422,7 @@ def infer_each(
             return planned
 
         try:
-            yield payload, infer(payload, say=say, inference=planned)
+            yield payload, infer(payload, say=say, inference=planned, scores=True)
         except UserError as error:
             if len(payloads) == 1:
                 raise
@@ -422,6 +439,7 @@ def _infer(
     say: Say,
     inference: components.Inference | Callable[[], components.Inference] | None,
     clock: Clock | None,
+    scores: bool,
 ) -> Run[InferenceResult]:
     model = payload.model_path
     with reserved_dir(payload.output_dir) as folder:
@@ -452,14 +470,32 @@ def _infer(
         notices += result.notices
         if not result.verdict.warns:  # what warns is among the notices
             say(result.verdict.line())
-        written = _write_inference(folder, scan, result, clock, notices)
-    return _run(folder, written, result, clock, notices, scan, said=odd)
+        with clock.phase("score"):
+            truth = _truth(payload.test_data_file, scan, inference.science.data) if scores else None
+        written, evaluation = _write_inference(folder, scan, result, clock, notices, truth, say)
+    finished = _run(folder, written, result, clock, notices, scan, said=odd)
+    return replace(finished, evaluation=evaluation)
+
+
+def _truth(scan_file: Path, scan: ScanData, data: DataConfig) -> NDArray[np.complex64] | None:
+    """Return the true object of a scan on the canvas that its file gives; None where it is not known."""
+    own = data.model_copy(update={"canvas": "auto"})
+    if not has_truth(scan_file, own):
+        return None
+    as_in_file = data.canvas == "auto" and data.orient != AUTO
+    return scan.object_guess if as_in_file else read_scan(scan_file, own).object_guess
 
 
 def _write_inference(
-    folder: Path, scan: ScanData, result: InferenceResult, clock: Clock, notices: list[str]
-) -> list[Path]:
-    """Write what was reconstructed, the manifest and the report."""
+    folder: Path,
+    scan: ScanData,
+    result: InferenceResult,
+    clock: Clock,
+    notices: list[str],
+    truth: NDArray[np.complex64] | None,
+    say: Say,
+) -> tuple[list[Path], Evaluation | None]:
+    """Write what was reconstructed, its score where there is a truth, the manifest and the report."""
     refined = result.refinement
     with clock.phase("write"):
         used = scan if refined is None or refined.positions_px is None else result.scan
@@ -468,6 +504,19 @@ def _write_inference(
         )
         fits = result.verdict.fits
         written.append(write_report_data(folder, used, **({} if fits is None else fits.arrays())))
+    evaluation, scored = None, {}
+    if truth is not None:
+        with clock.phase("score"):
+            try:
+                evaluation = evaluate(
+                    result.object, truth, coverage=result.coverage, pixel_size_m=scan.pixel_size_m
+                )
+            except DataError as error:  # the reconstruction is there; only its score is not
+                what = error.findings[0].what
+                say(f"note: it is not scored against the object in {scan.source}: {what}")
+            else:
+                written += _write_score(folder, evaluation, truth)
+                scored = {"metrics": evaluation.to_json(), "truth": str(scan.source)}
     arrays = {name: result[name] for name in ("object", "coverage", "probe") if result[name] is not None}
     _complete(
         folder,
@@ -479,9 +528,21 @@ def _write_inference(
         refinement=None if refined is None else refined.record(),
         verdict={"line": result.verdict.line(), **result.verdict.to_json()},
         content={name: content_sha256({name: array}) for name, array in arrays.items()},
+        **scored,
     )
     with clock.phase("report"):
-        return [*written, write_run_report(folder)]
+        return [*written, write_run_report(folder)], evaluation
+
+
+def _write_score(folder: Path, evaluation: Evaluation, truth: NDArray[np.complex64]) -> list[Path]:
+    """Write the scores of a reconstruction, an image beside the truth, and their ring correlation."""
+    rings, pixel_size_m = evaluation.rings, evaluation.pixel_size_m
+    return [
+        write_json(folder / METRICS, evaluation.to_json()),
+        plots.save_comparison({"reconstruction": evaluation}, folder / "comparison.png"),
+        plots.save_frc({"reconstruction": rings}, folder / "frc.png", pixel_size_m=pixel_size_m),
+        write_arrays(folder / COMPARISON, {"truth": truth.astype(np.complex64), **rings.arrays()}),
+    ]
 
 
 def reconstruct(
@@ -511,7 +572,7 @@ def reconstruct(
     def planned() -> components.Inference:
         return plan_reconstruction(scan_file, asked, settings, say=say, clock=clock)
 
-    return infer(payload, say=say, inference=planned)
+    return infer(payload, say=say, inference=planned, scores=True)
 
 
 def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:
@@ -524,12 +585,6 @@ def has_truth(scan_file: Path, data: DataConfig | None = None) -> bool:
         name = product.format.truth(product.archive)
         values = np.empty(0) if name is None else product.archive.array(name)
     return bool((values != values.flat[0]).any()) if values.size else False
-
-
-def score(folder: Path, truth_file: Path, data: DataConfig | None = None) -> tuple[Evaluation, list[Path]]:
-    """Compare an output directory's reconstruction with the true object of a scan; see `compare`."""
-    results, written = compare([folder], truth_file, data=data)
-    return results[folder.name], written
 
 
 def compare(
@@ -569,17 +624,7 @@ def compare(
             pixel_size_m=scan.pixel_size_m,
         )
     for folder, result in zip(folders, results.values(), strict=True):
-        written += [
-            write_json(folder / METRICS, result.to_json()),
-            plots.save_comparison({"reconstruction": result}, folder / "comparison.png"),
-            plots.save_frc(
-                {"reconstruction": result.rings}, folder / "frc.png", pixel_size_m=result.pixel_size_m
-            ),
-            write_arrays(
-                folder / COMPARISON,
-                {"truth": scan.object_guess.astype(np.complex64), **result.rings.arrays()},
-            ),
-        ]
+        written += _write_score(folder, result, scan.object_guess)
         if (folder / "manifest.json").is_file():
             write_manifest(folder, metrics=result.to_json(), truth=str(truth_file))
             written.append(write_run_report(folder))

@@ -172,3 +172,13 @@ def test_a_pipe_gets_plain_lines_on_standard_error(forced: dict[str, str]) -> No
     assert len(done.stderr.splitlines()) == 4
     assert done.stderr.startswith("reading: 1 of 4 patterns (25%), so far good, 0:00:0")
     assert "\x1b" not in done.stderr
+
+
+def test_a_log_needs_no_rich() -> None:
+    code = (
+        "import sys\nfrom ptycho_exec.progress import Meter\nimport ptycho_exec.progress as progress\n"
+        "progress.DELAY_S = 0.0\nmeter = Meter('working', 2); meter.step(); meter.close()\n"
+        "print('rich' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]

@@ -542,3 +542,15 @@ def test_wrong_science_values_are_told_together_like_wrong_settings() -> None:
     assert told["y_bounds"].expected == "a list of two fractions with 0 <= low < high <= 1"
     assert told["epochs"].fix == "write another value, or remove it for the default, 60"
     assert told["sequential"].expected == "true or false"
+
+
+@pytest.mark.parametrize(("workers", "beside"), [(0, [("ptycho_torch.figures", "jinja2")]), (2, [])])
+def test_nothing_is_imported_beside_where_workers_are_forked(
+    workers: int, beside: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    imported: list[Any] = []
+    monkeypatch.setattr("ptycho_torch.cli.import_beside", lambda *names: imported.append(names))
+    file = save(simulate_scan(n=32, patterns=40, seed=0), tmp_path / "scan.npz")
+    words = ["--start=flat", "--refine=1", "--num-threads=1", f"--num-workers={workers}"]
+    assert main(["infer", str(file), *words, f"--out={tmp_path / 'out'}"]) == 0
+    assert imported == beside

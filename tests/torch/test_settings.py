@@ -69,6 +69,7 @@ COMPANIONS: dict[str, dict[str, Any]] = {
     "scan_rotation_deg": {"scan_step": 1.0},
     "start": {"refine": 1},
     "likelihood": {"refine": 1},
+    "denoise": {"refine": 1},
     "refine_probe": {"refine": 1},
     "probe_modes": {"refine": 1},
     "refine_positions": {"refine": 1},

@@ -121,9 +121,12 @@ def test_a_shift_moves_the_content_down_and_right_and_by_parts_of_a_pixel() -> N
 def test_splines_of_an_area_are_those_of_scipy_of_the_whole_image() -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(size=(40, 50)) + 1j * rng.normal(size=(40, 50))
-    edge = np.pad(image, 12, mode="edge")
+    edge = scipy.ndimage.spline_filter(
+        np.pad(image, 12, mode="edge"), order=5, mode="nearest", output=complex
+    )
     for move in ((0.3, -0.7), (5.2, -7.9), (2, 0)):
-        wanted = scipy.ndimage.shift(edge, move, order=5, mode="nearest")[12:-12, 12:-12]
+        wanted = scipy.ndimage.shift(edge, move, order=5, mode="nearest", prefilter=False)
+        wanted = wanted[12:-12, 12:-12]
         np.testing.assert_allclose(shifted(image, np.array(move)), wanted, atol=1e-9)
         area = Field(0, 21, 30, 50)
         np.testing.assert_allclose(

@@ -203,3 +203,21 @@ def test_every_weight_learns_at_256_pixels() -> None:
         assert weight.grad is not None, name
         assert torch.isfinite(weight.grad).all(), name
         assert weight.grad.any(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_folding_and_unfolding_have_the_derivatives_of_shuffling(side: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 8, 16, dtype=dtype, requires_grad=True)
+    channels = torch.randn(2, 3 * side**2, 8 // side, 16 // side, dtype=dtype, requires_grad=True)
+    for values, ours, theirs in (
+        (images, fold_blocks, torch.nn.functional.pixel_unshuffle),
+        (channels, unfold_blocks, torch.nn.functional.pixel_shuffle),
+    ):
+        weight = torch.randn_like(theirs(values, side))
+        (mine,) = torch.autograd.grad(ours(values, side), values, weight)
+        (wanted,) = torch.autograd.grad(theirs(values, side), values, weight)
+        assert torch.equal(mine, wanted)
+    part = torch.randn(2, 6, 8, 16, dtype=dtype)[:, ::2]  # does not lie in one piece
+    assert torch.equal(fold_blocks(part, side), torch.nn.functional.pixel_unshuffle(part, side))

@@ -11,7 +11,7 @@ import pytest
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_torch import simulate_scan
-from ptycho_torch.config import ScienceConfig, TrainingConfig
+from ptycho_torch.config import ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows.dose import counts_per_pixel, fitted_to_dose
@@ -78,5 +78,18 @@ def test_the_reason_is_the_origin_and_is_said() -> None:
     fitted = fitted_to_dose(science, scan_of(2e3), said.append)
     reason = fitted.origins["loss"].describe()
     assert " counts per pixel are few" in reason
-    assert [line.split(":")[0] for line in said] == ["--loss poisson", "--split-counts true"]
+    assert [line.split(":")[0] for line in said] == [
+        "--loss poisson",
+        "--split-counts true",
+        "--modulus-updates 0",
+        "--prediction-updates 1",
+    ]
     assert fitted_to_dose(fitted, scan_of(1e6)) == fitted, "what was decided stands"
+
+
+def test_of_many_counts_and_where_the_user_says_so_patches_are_brought_to_the_measurement() -> None:
+    model = fitted_to_dose(ScienceConfig(), scan_of(1e6)).model
+    assert (model.modulus_updates, model.prediction_updates) == (1, 3)
+    asked = ScienceConfig(model=ModelConfig(modulus_updates=2))
+    model = fitted_to_dose(asked, scan_of(2e3)).model
+    assert (model.modulus_updates, model.prediction_updates) == (2, 1)

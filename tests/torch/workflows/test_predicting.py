@@ -87,7 +87,7 @@ ACTS: dict[str, tuple[Any, Any]] = {
     "precision": ("bf16-mixed", torch.bfloat16),
     "deterministic": (False, False),
     "matmul_precision": ("medium", "medium"),
-    "num_threads": (1, 1),
+    "num_threads": (3, 3),
     "seed": (7, (7, 7)),
 }
 """Field -> a value, and what a prediction sees of it."""
@@ -138,7 +138,7 @@ def test_workers_load_without_a_trainer(
     assert not (tmp_path / str(os.getpid())).exists()
 
 
-@pytest.mark.acts("enable_progress_bar", "the meter that counts batches", ["True"])
+@pytest.mark.acts("enable_progress_bar", "the meter that counts batches", ["False"])
 @pytest.mark.parametrize("shows", [True, False], ids=str)
 def test_the_batches_are_counted_where_progress_is_shown(
     shows: bool, model: Path, scan: ScanData, monkeypatch: pytest.MonkeyPatch

@@ -272,3 +272,42 @@ def test_the_decision_on_the_probe_is_recorded_and_a_refined_one_is_a_note(
     assert (decision["unexplained"] > 0.4) is poor
     assert any("the probe is refined" in line for line in manifest["warnings"]) is poor
     assert np.array_equal(read_reconstruction("out")["probe"], scan.probe) is not poor
+
+
+def test_a_scored_inference_reads_its_scan_once_and_writes_its_page_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = save(simulate_scan(n=32, patterns=60, seed=0), tmp_path / "scan.npz")
+    calls: Counter[str] = Counter()
+    for module, name in ((runs, "write_run_report"), (runs, "read_scan"), (runs.plots, "save_comparison")):
+        work = getattr(module, name)
+
+        def count(*args: Any, _name: str = name, _work: Any = work, **more: Any) -> Any:
+            calls[_name] += 1
+            return _work(*args, **more)
+
+        monkeypatch.setattr(module, name, count)
+    assert main(["infer", "scan.npz", "--start=flat", "--refine=1", "--num-threads=1", "--out=out"]) == 0
+    assert calls == {"write_run_report": 1, "save_comparison": 1}
+    made = manifest(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == made["metrics"]
+    assert made["truth"] == str(scan.relative_to(tmp_path))
+    results, written = runs.compare([tmp_path / "out"], scan)
+    assert results["out"].to_json() == made["metrics"]
+    assert {path.name for path in written} <= set(made["outputs"]) | {"report.html"}
+
+
+def test_a_score_that_cannot_be_told_is_a_note_and_the_reconstruction_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(simulate_scan(n=32, patterns=60, seed=0), tmp_path / "scan.npz")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise DataError("the canvases differ")
+
+    monkeypatch.setattr(runs, "evaluate", refuse)
+    assert main(["infer", "scan.npz", "--start=flat", "--refine=1", "--num-threads=1", "--out=out"]) == 0
+    said = capsys.readouterr().out
+    assert "note: it is not scored against the object in scan.npz: the canvases differ" in said
+    assert "metrics" not in manifest(tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
