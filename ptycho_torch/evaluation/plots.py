@@ -37,6 +37,8 @@ INK = "#1d2733"
 FAINT = "#8a94a0"
 COLORS = ("#0b6fb8", "#d1495b", "#2a9d6f", "#8a5cb8", "#c98a12", "#4b5d6b")
 """Line colors, distinguished also by people with color blindness when printed in gray."""
+MOST_PIXELS = 1000
+"""Pixels along the longer side of an image that are drawn: more than a picture has."""
 MOST_MODES = 6
 """Modes of a probe that are shown, the strongest."""
 SHOWN_FROM = 0.05
@@ -262,7 +264,17 @@ def _show(
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    shown = axes.imshow(image, cmap=color_map, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    # Of a large image every second pixel, or fewer, is taken; drawn as the nearest ones, others are not seen.
+    height, width = image.shape
+    step = math.ceil(max(height, width) / MOST_PIXELS)
+    shown = axes.imshow(
+        image[::step, ::step],
+        cmap=color_map,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+    )
     axes.xaxis.set_visible(False)
     axes.set_yticks([])
     axes.set_facecolor("#e9ecef")

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.physics import forward as physics
 
 Real = NDArray[np.float32]
@@ -262,6 +263,10 @@ def predicted_intensity(
     place; where it would leave the object, it stays in it.
     """
     n = probe.shape[-1]
+    count = at_once(n)
+    if len(rows) > count:  # large patterns in pieces, which take less memory
+        pieces = np.split(rows, range(count, len(rows), count))
+        return np.concatenate([predicted_intensity(scan, obj, probe, piece, moved) for piece in pieces])
     grid, rest = physics.split_position(torch.from_numpy(scan.positions_px[rows]), n)
     limits = torch.tensor(obj.shape) - n
     corners = torch.round(grid - (n - 1) / 2).long() + torch.tensor(moved)

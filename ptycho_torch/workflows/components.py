@@ -75,6 +75,8 @@ if TYPE_CHECKING:
 REFINES_ALONE = "only the first process refined; the others ended with the object before it"
 SCALE_SAMPLES = 256
 """At most so many samples, spread over the scan, give the photon scale of a new network."""
+SCALE_VALUES = 2**22
+"""Fewer where their pixels are more than this, but never less than an eighth."""
 FLAT_SAMPLES = 32
 """At most so many give the loss of a flat object, where a training begins with a trained network."""
 HELD_OUT_FROM = 64
@@ -316,7 +318,8 @@ def build_module(
 
 
 def spread_batch(samples: PtychoDataset, most: int) -> Batch:
-    """Return at most so many samples, spread over the scan, as one batch."""
+    """Return at most so many samples, spread over the scan, as one batch; fewer where they are large."""
+    most = min(most, max(most // 8, SCALE_VALUES // samples.n_pixels**2))
     spread = np.linspace(0, len(samples) - 1, num=min(len(samples), most)).astype(int)
     return collate(samples.__getitems__(np.unique(spread).tolist()))
 
