@@ -54,6 +54,9 @@ FEW_HELD_OUT, ENOUGH_HELD_OUT = 4, 12
 """Patterns held out to take q from them; and to compare them with the mean pattern."""
 HALVES, HALVES_EPOCHS = 256, 8
 """Patterns of both halves of a scan together, and the epochs of either."""
+VALUES_PER_UNKNOWN = 4
+"""Values of all patterns for each unknown of the object, below which a good fit says nothing: a pattern that
+overlaps no other has hardly more values than unknowns, and is explained by many objects."""
 FINE_PX = 1 / 8
 """Halves agree when they do so down to a period of this part of a pattern's side."""
 WORST, WORST_VALUES = 6, 2**21
@@ -226,8 +229,9 @@ def judge_object(
     verdict = _with_held_out(_figures(compared, yardstick, beneath), compared, yardstick, out, beneath)
     verdict = replace(_judged(verdict, compared, yardstick), fits=_fits(compared))
     unknown = 2 * (obj.size + (modes.numel() if probe_refined else 0))
-    if verdict.status == "good" and verdict.by == "misfit" and len(used) * scan.good_pixels.sum() < unknown:
-        reason = "the patterns have fewer values than the object has, and none were held out"
+    values = len(used) * int(scan.good_pixels.sum())
+    if verdict.status == "good" and verdict.by == "misfit" and values < VALUES_PER_UNKNOWN * unknown:
+        reason = "the patterns hold too few values for an object of this size, and none were held out"
         return replace(verdict, status="cannot-judge", by="nothing", reason=reason)
     if verdict.status in ("doubtful", "poor"):
         start = scan.probe if probe_refined else None
@@ -358,7 +362,11 @@ def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
         return replace(verdict, reason=f"{hidden}, and so do patterns held out")
     reason = f"{hidden}; patterns held out are explained better than by the mean pattern"
     frc = halves_agree_px(compared.scan, compared.probe * float(np.sqrt(compared.scale)))
-    good = frc is not None and frc <= FINE_PX * compared.scan.n_pixels
+    agree = frc is not None and frc <= FINE_PX * compared.scan.n_pixels
+    left = verdict.held_out_q or 0.0
+    good = agree and left - abs(1 - left) / verdict.better <= GOOD  # less its standard error
+    if not good and agree:
+        reason += f", but {left:.0%} of what the mean pattern leaves is not explained"
     return replace(
         verdict,
         status="good" if good else "doubtful",
