@@ -132,6 +132,7 @@ CODES: Mapping[str, str] = {
     "bad-value": "a value that its field does not accept",
     "missing-value": "a field without a default that nobody set",
     "conflict": "values that contradict each other",
+    "another-network": "a network to start from that does not fit what is asked for",
     "endless-profile": "a profile that extends itself",
     # files
     "unreadable-file": "a file that is not there or cannot be read",

@@ -398,7 +398,7 @@ class InferenceConfig(_Science):
     denoise: Literal["auto"] | bool = "auto"
     """Denoise the refined object by a network that learns from parted counts; held-out ones decide how far.
 
-    auto does where refinement follows counts and patterns are held out.
+    auto does where refinement follows counts, fewer than 500 fell on a pixel, and patterns are held out.
     """
     refine_probe: Literal["auto"] | bool = "auto"
     """Refine the probe with the object; auto does where the given one explains the patterns poorly."""

@@ -34,6 +34,8 @@ from ptycho_torch.reconstruction.waves import BARE, Amplitudes
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
 
+DENOISED_BELOW = 500.0
+"""Photons on a pixel of the object above which there is nothing to gain."""
 SHOWN = 0.75
 """Part of the counts that is refined, and shown to the network."""
 DRAWS, DRAW_EPOCHS = 2, 10

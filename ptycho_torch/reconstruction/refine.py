@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ptycho_exec.errors import DataError
 from ptycho_exec.progress import steps as shown_steps
-from ptycho_torch.reconstruction.denoise import Denoising, denoise, rounds
+from ptycho_torch.reconstruction.denoise import DENOISED_BELOW, Denoising, denoise, rounds
 from ptycho_torch.reconstruction.engine import (
     LOW_DOSE,
     Engine,
@@ -199,6 +199,8 @@ def _denoised(scan: ScanData, engine: Engine, placement: Placement, seed: int) -
             fix="--denoise false, or auto",
         )
     if not asked or not able:
+        return None
+    if asked == "auto" and photons_per_pixel(scan, engine.unit or 1.0) > DENOISED_BELOW:
         return None
     moved = engine.correction
     found = scan if moved is None else replace(scan, positions_px=moved.positions_px)
