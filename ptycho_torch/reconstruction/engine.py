@@ -65,7 +65,7 @@ PART_PER_STEP = 0.28
 less, momentum carries pixels on that no pattern of the next steps corrects."""
 SETTLE, SETTLE_LOW = 0.4, 0.7
 """Last part of a run in which steps shrink; and the same at low dose."""
-LOW_DOSE, DOSE_PATTERNS = 1500.0, 32
+LOW_DOSE, DOSE_PATTERNS = 1000.0, 32
 """Photons per pixel of the object below which the dose is low, and patterns that show it."""
 CURVATURE_EPOCHS = 4
 """The curvature of the loss in the positions, which only scales their steps, is taken anew after so many."""

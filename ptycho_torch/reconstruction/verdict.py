@@ -54,7 +54,7 @@ FEW_HELD_OUT, ENOUGH_HELD_OUT = 4, 12
 """Patterns held out to take q from them; and to compare them with the mean pattern."""
 HALVES, HALVES_EPOCHS = 256, 8
 """Patterns of both halves of a scan together, and the epochs of either."""
-VALUES_PER_UNKNOWN = 4
+VALUES_PER_UNKNOWN = 2.5
 """Values of all patterns for each unknown of the object, below which a good fit says nothing: a pattern that
 overlaps no other has hardly more values than unknowns, and is explained by many objects."""
 FINE_PX = 1 / 8
@@ -364,7 +364,7 @@ def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
     frc = halves_agree_px(compared.scan, compared.probe * float(np.sqrt(compared.scale)))
     agree = frc is not None and frc <= FINE_PX * compared.scan.n_pixels
     left = verdict.held_out_q or 0.0
-    good = agree and left - abs(1 - left) / verdict.better <= GOOD  # less its standard error
+    good = agree and left < POOR
     if not good and agree:
         reason += f", but {left:.0%} of what the mean pattern leaves is not explained"
     return replace(
