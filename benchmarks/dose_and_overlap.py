@@ -45,6 +45,9 @@ from ptycho_torch.simulate import diffract
 from ptycho_torch.workflows import components
 
 QUIET = {"enable_progress_bar": False, "logger_backend": None, "num_threads": 1, "early_stop_patience": None}
+ENOUGH = 20_000
+"""Epochs times patterns from which on an iteration gains little; an epoch of few patterns is little work."""
+MOST_EPOCHS = 1000
 SIMULATED = ("dead_leaves", "siemens_star")
 
 
@@ -195,8 +198,9 @@ def cases(space: argparse.Namespace) -> Iterator[Case]:
         for (dose, count), seed, gridsize in itertools.product(
             sorted(wanted), range(space.seeds), space.gridsizes
         ):
+            refine = max(space.refine, min(ENOUGH // count, MOST_EPOCHS))
             yield Case(
-                source, dose, count, seed, gridsize, space.epochs, space.refine, space.peer, space.accelerator
+                source, dose, count, seed, gridsize, space.epochs, refine, space.peer, space.accelerator
             )
 
 
@@ -251,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     space.add_argument("--patterns", type=int, nargs="+", default=[1000, 100, 50, 25, 12])
     space.add_argument("--seeds", type=int, default=3)
     space.add_argument("--epochs", type=int, default=15)
-    space.add_argument("--refine", type=int, default=20)
+    space.add_argument("--refine", type=int, default=20, help="epochs; of few patterns more")
     space.add_argument("--gridsizes", type=int, nargs="+", default=[1])
     space.add_argument("--accelerator", default="cpu")
     space.add_argument("--jobs", type=int, default=1, help="scans at once")

@@ -163,7 +163,7 @@ def _run(words: list[str], out: Path) -> tuple[common.Child, dict[str, float]]:
 def growth_with_patterns(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return, for each side and task with several lengths, p of seconds ~ patterns^p, and the memory added.
 
-    The steps of a training do not depend on the length, so only its memory is told.
+    The steps of a training do not depend on the length, so only its memory is measured.
     """
     found = []
     for n, task in sorted({(row.n, row.task) for row in rows}, key=lambda key: (key[0], TASKS.index(key[1]))):

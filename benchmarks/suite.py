@@ -49,7 +49,7 @@ def run(name: str, more: list[str]) -> tuple[int, float]:
 
 
 def words_for_peers(peers: list[str], more: list[str]) -> dict[str, list[str]]:
-    """Return what each script is told about the peers: a folder is a checkout, other names are engines."""
+    """Return each script's arguments about the peers: a folder is a checkout, other names are engines."""
     named = [peer for peer in peers if peer in engines.ENGINES]
     folders = [peer for peer in peers if peer not in engines.ENGINES]
     if len(folders) > 1 or not all(Path(folder).is_dir() for folder in folders):
@@ -73,8 +73,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(SUITE), default=list(SUITE), metavar="NAME")
     parser.add_argument("--peer", nargs="+", default=[], metavar="PEER", help="DIR, ptychi, xptycho")
     space = parser.parse_args(words[:cut])
-    told = words_for_peers(space.peer, words[cut + 1 :])
-    done = {name: run(name, told.get(name, [])) for name in space.only}
+    for_peers = words_for_peers(space.peer, words[cut + 1 :])
+    done = {name: run(name, for_peers.get(name, [])) for name in space.only}
     print()
     rows = [(name, f"{seconds:.0f}", code or "") for name, (code, seconds) in done.items()]
     common.print_table(("benchmark", "seconds", "exit code"), rows)

@@ -67,7 +67,6 @@ from ptycho_torch.factory import (
     create_inference_payload,
     create_training_payload,
     overruled,
-    training_defaults,
 )
 from ptycho_torch.quick_start import import_beside, import_lightning, import_torch
 from ptycho_torch.settings import ScienceSettings, flat
@@ -346,7 +345,7 @@ def train(args: argparse.Namespace) -> int:
                 expected="--from to begin with the network of a run, --resume to go on with the run itself",
                 fix="leave one of them out",
             )
-        settings, science = configs_of(args, training_defaults(args.start_from))
+        settings, science = configs_of(args, TRAINING_DEFAULTS)
         commands.require_launch(settings)
         ask_early()
         overrides = {"test_data_file": args.test} if args.test else {}

@@ -310,6 +310,10 @@ class DataConfig(Preprocessing):
         return self
 
 
+UpTo20 = Annotated[int, Interval(ge=0, le=20), BeforeValidator(as_integer)]
+UpTo100 = Annotated[int, Interval(ge=0, le=100), BeforeValidator(as_integer)]
+
+
 class ModelConfig(_Science):
     """The network and the forward model around it."""
 
@@ -317,16 +321,12 @@ class ModelConfig(_Science):
     """Width of the network's first level; each level down doubles it."""
     depth: Annotated[int, Interval(ge=1, le=6), BeforeValidator(as_integer)] = 2
     """Number of levels of the network for patterns of 64 x 64; each doubling of the side adds one."""
-    modulus_updates: Literal["auto"] | Annotated[int, Interval(ge=0, le=20), BeforeValidator(as_integer)] = (
-        "auto"
-    )
+    modulus_updates: Literal["auto"] | UpTo20 = "auto"
     """Steps after the network that bring each patch closer to its measured amplitude, in training.
 
     auto: 1; of few counts, whose noise they would bring back, 0.
     """
-    prediction_updates: (
-        Literal["auto"] | Annotated[int, Interval(ge=0, le=100), BeforeValidator(as_integer)]
-    ) = "auto"
+    prediction_updates: Literal["auto"] | UpTo100 = "auto"
     """The same in prediction, in larger steps. auto: 3, where the object is sharpest; of few counts 1."""
     object_big: bool = True
     """Merge the patches of a group on a common canvas (the overlap constraint) before illumination."""
@@ -338,7 +338,7 @@ class ModelConfig(_Science):
     """Function that keeps the network's amplitude non-negative; sigmoid bounds it to twice the mean."""
 
     def updates(self, *, predicting: bool) -> int:
-        """Return how many updates follow the network; auto where nobody looked at the counts: of many."""
+        """Return how many modulus updates follow the network; auto means many counts."""
         chosen = self.prediction_updates if predicting else self.modulus_updates
         return UPDATES[predicting] if chosen == "auto" else chosen
 
@@ -358,7 +358,7 @@ class TrainingConfig(_Science):
     auto: poisson where the patterns hold few counts, else mae.
     """
     split_counts: Literal["auto"] | bool = "auto"
-    """Part the counts of each pattern at random: one half is shown, the other compared with (loss = poisson).
+    """Split the counts of each pattern at random: one half is shown, the other compared (loss = poisson).
 
     So the network cannot learn the noise of a pattern. auto does where the patterns hold few counts.
     """
@@ -396,7 +396,7 @@ class InferenceConfig(_Science):
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
     """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts at low dose."""
     denoise: Literal["auto"] | bool = "auto"
-    """Denoise the refined object by a network that learns from parted counts; held-out ones decide how far.
+    """Denoise the refined object by a network that learns from split counts; held-out ones decide how far.
 
     auto does where refinement follows counts, fewer than 500 fell on a pixel, and patterns are held out.
     """

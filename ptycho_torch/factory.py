@@ -28,12 +28,6 @@ TRAINING_DEFAULTS: Mapping[str, Factory] = {
 }
 """Execution values that training chooses where nobody did."""
 
-FINE_TUNING_DEFAULTS: Mapping[str, Factory] = {
-    **TRAINING_DEFAULTS,
-    "learning_rate": Factory(2e-3, "a network that knows something forgets it at a larger rate"),
-}
-"""The same for a training that starts from the weights of another."""
-
 INFERENCE_DEFAULTS: Mapping[str, Factory] = {
     "inference_batch_size": Factory(64, "large enough to be fast, small enough for any memory"),
 }
@@ -123,7 +117,7 @@ def create_training_payload(
     test = given.pop("test_data_file", None)
     science, execution = split_overrides(given, science)
     start = None if start_from is None else find_model(start_from)
-    settings = execution_settings(execution_config, execution, training_defaults(start))
+    settings = execution_settings(execution_config, execution, TRAINING_DEFAULTS)
     train = _existing(train_data_file, "training scan")
     science = from_here(with_size(science, train))
     if start is not None:
@@ -303,11 +297,6 @@ def inference_science(
     }
     settings = (asked or ScienceSettings()).with_factory_defaults(**free)
     return settings.with_recorded(fixed, place=place).config
-
-
-def training_defaults(start_from: object) -> Mapping[str, Factory]:
-    """Return what a training chooses where nobody did: a new one, or one that starts from a network."""
-    return TRAINING_DEFAULTS if start_from is None else FINE_TUNING_DEFAULTS
 
 
 def started_science(science: ScienceConfig, trained: ScienceConfig, place: str) -> ScienceConfig:

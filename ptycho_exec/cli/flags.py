@@ -120,9 +120,24 @@ class Parser(argparse.ArgumentParser):
         if findings:
             raise SettingsError.from_findings(findings)
         if extra:
-            what = f"unexpected argument {redact(extra[0])!r}"
-            raise SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
+            raise _unexpected(extra[0], list(argv), switches)
         return args
+
+
+def _unexpected(word: str, argv: Sequence[str], switches: Mapping[str, FieldSpec]) -> SettingsError:
+    """Return the error for an argument that nothing takes; after a switch, it was meant as its value."""
+    before = argv[argv.index(word) - 1] if word in argv[1:] else ""
+    if before in switches:
+        words = [format_value(choice) for choice in switches[before].choices or (True, False)]
+        return SettingsError(
+            f"{before} = {redact(word)!r} is not allowed",
+            where="command line",
+            expected=f"one of: {', '.join(words)}",
+            fix=f"{before} {words[0]}; or remove {redact(word)!r} if it was not meant for it",
+            code="bad-value",
+        )
+    what = f"unexpected argument {redact(word)!r}"
+    return SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
 
 
 def with_commands(parser: Parser) -> Iterator[Parser]:

@@ -1,4 +1,4 @@
-"""Counted photons parted at random in two: what one part teaches can be tested on the other.
+"""Photon counts split at random in two: what one part teaches can be tested on the other.
 
 Each photon goes to either part with probability 1/2. Of Poisson counts, both parts are Poisson counts again
 and independent of each other (Kingman, Poisson Processes, 1993, section 5.1), so noise that is in one part
@@ -19,7 +19,7 @@ _FIRST, _SECOND = -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
 """The constants of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as signed numbers."""
 _BITS = 64
 _WORDS = 16
-"""Counts up to 16 x 64 are parted bit by bit, larger ones by the normal distribution, close to it there."""
+"""Counts up to 16 x 64 are split bit by bit, larger ones by the normal distribution, close to it there."""
 
 
 def split_counts(counts: Tensor, key: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def split_counts(counts: Tensor, key: Tensor) -> Tensor:
 
 
 def split_amplitude(amplitude: Tensor, unit: float, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Part the counts behind amplitudes, and return the amplitudes of both parts at the dose of the whole.
+    """Split the counts behind amplitudes, and return the amplitudes of both parts at the dose of the whole.
 
     Args:
         amplitude: (..., N, N), roots of intensities.

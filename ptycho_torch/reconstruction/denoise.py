@@ -1,7 +1,7 @@
 """A small network that learns from the counts themselves what in a refined object is noise.
 
 At low dose a refined object carries the noise of its photons, and neighboring pixels know better. The counts
-of the scan are parted at random (`physics.counts`): three quarters are refined from a flat object, and a
+of the scan are split at random (`physics.counts`): three quarters are refined from a flat object, and a
 network that is given this object learns to predict the last quarter of every pattern through the forward
 model, by its likelihood. Its photons are independent of the others, so what the network can learn is the
 object, not the noise (Noise2Noise: Lehtinen et al., arXiv:1803.04189). No truth and no other scan take part.
@@ -28,7 +28,7 @@ from ptycho_torch.data.assemble import on_own_canvas
 from ptycho_torch.network.unet import UNet
 from ptycho_torch.physics.counts import key_of, split_counts
 from ptycho_torch.physics.forward import intensity
-from ptycho_torch.reconstruction.engine import Engine, Placement, RefineOptions
+from ptycho_torch.reconstruction.engine import Engine, RefineOptions
 from ptycho_torch.reconstruction.waves import BARE, Amplitudes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ DENOISED_BELOW = 500.0
 SHOWN = 0.75
 """Part of the counts that is refined, and shown to the network."""
 DRAWS, DRAW_EPOCHS = 2, 10
-"""How often the counts are parted anew, and epochs of refinement of each part."""
+"""How often the counts are split anew, and epochs of refinement of each part."""
 MOST_PATTERNS = 1200
 """Patterns in the middle of the scan that the network learns from, so that its time does not grow with it."""
 STEPS, PATTERNS_PER_STEP = 200, 32
@@ -64,7 +64,7 @@ class Denoising:
         if not self.weight:
             return "denoising was tried and left out: held-out counts are predicted no better with it"
         return (
-            f"denoised by {100 * self.weight:.0f} %, by a network that learned from parted counts; held-out "
+            f"denoised by {100 * self.weight:.0f} %, by a network that learned from split counts; held-out "
             "counts are predicted better with it (--denoise false leaves the object as refined)"
         )
 
@@ -86,8 +86,8 @@ class Denoiser(nn.Module):
         return obj + torch.complex(real, imag)
 
 
-class PartedCounts(Amplitudes):
-    """Amplitudes of one part of a scan's counts, `SHOWN` of them or the rest, as one draw parts them."""
+class SplitCounts(Amplitudes):
+    """Amplitudes of one part of a scan's counts, `SHOWN` of them or the rest, as one draw splits them."""
 
     def __init__(self, scan: ScanData, device: torch.device, unit: float, draw: int, *, shown: bool) -> None:
         self.unit, self.draw, self.shown = unit, draw, shown
@@ -104,7 +104,6 @@ class PartedCounts(Amplitudes):
 def denoise(
     scan: ScanData,
     engine: Engine,
-    placement: Placement,
     *,
     seed: int = 0,
     step: Callable[[], None] = lambda: None,
@@ -117,7 +116,7 @@ def denoise(
     began = time.perf_counter()
     assert engine.unit is not None
     turn = _mean_phase(engine.frame)
-    network = learn(scan, engine, placement, seed=seed, step=step)
+    network = learn(scan, engine, seed=seed, step=step)
     refined = engine.frame * turn.conj()
     answer = _in_tiles(network, refined) - refined
     misfits = []
@@ -136,9 +135,7 @@ def rounds() -> int:
     return DRAWS + 10
 
 
-def learn(
-    scan: ScanData, engine: Engine, placement: Placement, *, seed: int, step: Callable[[], None]
-) -> Denoiser:
+def learn(scan: ScanData, engine: Engine, *, seed: int, step: Callable[[], None]) -> Denoiser:
     """Train a denoiser on the middle of a scan, with the probe of a refinement."""
     unit, device = engine.unit, engine.frame.device
     assert unit is not None
@@ -147,13 +144,13 @@ def learn(
     options = RefineOptions(likelihood="counts", settle=engine.settle)
     draws = []
     for draw in range(DRAWS):
-        shown = PartedCounts(part, device, unit, 2 * draw + seed, shown=True)
+        shown = SplitCounts(part, device, unit, 2 * draw + seed, shown=True)
         weak = engine.probe * math.sqrt(SHOWN)
-        refined = Engine(part, shown, "flat", weak, placement, options, seed + draw, None, unit)
+        refined = Engine(part, shown, "flat", weak, engine.placement, options, seed + draw, None, unit)
         for _ in range(DRAW_EPOCHS):
             refined.epoch(DRAW_EPOCHS)
         refined.frame *= _mean_phase(refined.frame).conj()
-        hidden = PartedCounts(part, device, unit, 2 * draw + seed, shown=False)
+        hidden = SplitCounts(part, device, unit, 2 * draw + seed, shown=False)
         draws.append((refined, hidden))
         step()
     with torch.random.fork_rng(devices=[]):

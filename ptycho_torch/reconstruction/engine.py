@@ -106,7 +106,7 @@ class RefineOptions:
     held_out: float = 0.0
     """Part of the patterns that are not refined on, and whose loss is measured after each epoch."""
     denoise: bool | Literal["auto"] = False
-    """Denoise the refined object by a network that learns from parted counts; auto: where counts are followed
+    """Denoise the refined object by a network that learns from split counts; auto: where counts are followed
     and patterns are held out, which decide how far."""
 
 

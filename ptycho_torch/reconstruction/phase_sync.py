@@ -44,7 +44,7 @@ class _Sums:
         self._corners = torch.empty(AT_ONCE, 2, dtype=torch.int64)
 
     def add(self, sums: Tensor, corners: Tensor) -> int:
-        """Keep as many of the sums (B, K, K) as there is room for; return how many."""
+        """Keep as many of the sums (B, K, K) as fit in memory; return how many."""
         taken = min(len(sums), AT_ONCE - self.count)
         rows = slice(self.count, self.count + taken)
         self._parts[rows], self._corners[rows] = torch.view_as_real(sums[:taken]), corners[:taken]

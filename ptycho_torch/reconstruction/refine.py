@@ -35,7 +35,7 @@ from ptycho_torch.reconstruction.engine import (
 from ptycho_torch.reconstruction.probe_decision import ProbeDecision
 from ptycho_torch.reconstruction.probe_gauge import mode_powers, with_modes
 from ptycho_torch.reconstruction.waves import Amplitudes
-from ptycho_torch.reconstruction.yardsticks import noise_in
+from ptycho_torch.reconstruction.yardsticks import sample_of
 
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
@@ -150,6 +150,7 @@ def refine_object(
     kind = choose_placement(scan) if placement == "auto" else placement
     with _few_threads(scan.n_pixels, data.device):
         unit = count_unit(scan, options.likelihood)
+        denoises = _denoises(scan, options, unit, held_out)
         engine = Engine(scan, data, start, modes, kind, options, seed, held_out, unit)
         with shown_steps("refining", steps, unit="epochs") as step:
             for done in range(1, steps + 1):
@@ -157,7 +158,13 @@ def refine_object(
                 step(note=f"loss {engine.losses[-1]:.4g}")
                 if progress:
                     progress(done, steps, engine.losses[-1])
-        denoising = _denoised(scan, engine, kind, seed)
+        denoising = _denoised(scan, engine, seed) if denoises else None
+    return _result(scan, engine, denoising, notices, time.perf_counter() - began)
+
+
+def _result(
+    scan: ScanData, engine: Engine, denoising: Denoising | None, notices: tuple[str, ...], seconds: float
+) -> RefineResult:
     decision, correction, background = engine.decision, engine.correction, engine.background
     if decision is not None and decision.refined:
         notices = (*notices, decision.line())
@@ -168,7 +175,7 @@ def refine_object(
         probe=engine.probe.cpu().numpy(),
         coverage=engine.coverage(scan),
         losses=engine.losses,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         placement=engine.placement,
         mode_powers=tuple(mode_powers(engine.probe).tolist()),
         probe_decision=decision,
@@ -177,35 +184,40 @@ def refine_object(
         unit=engine.unit,
         denoising=denoising,
         background=None if background is None else torch.fft.fftshift(background.intensity).cpu().numpy(),
-        held_out=held_out,
+        held_out=engine.held_out.numpy() if len(engine.held_out) else None,
         held_out_losses=tuple(engine.held_out_losses),
         notices=notices,
     )
 
 
-def _denoised(scan: ScanData, engine: Engine, placement: Placement, seed: int) -> Denoising | None:
-    """Denoise the object of a finished refinement, where its options say so and its counts allow it.
+def _denoises(
+    scan: ScanData, options: RefineOptions, unit: float | None, held_out: NDArray[np.int64] | None
+) -> bool:
+    """Return whether the object will be denoised, before any work is done.
 
     Raises:
-        DataError: it is asked for, and no counts were followed or no patterns held out.
+        DataError: it is asked for, and no counts are followed or no patterns held out.
     """
-    asked, able = engine.options.denoise, engine.unit is not None and len(engine.held_out)
-    if asked is True and not able:
-        lacking = "no patterns are held out" if engine.unit is not None else "no counts are followed"
+    able = unit is not None and held_out is not None
+    if options.denoise is True and not able:
+        lacking = "no patterns are held out" if unit is not None else "no counts are followed"
         raise DataError(
             f"the object cannot be denoised: {lacking}",
             where=str(scan.source or "the patterns"),
             expected="a refinement that follows counts (--likelihood counts) of at least 64 patterns",
-            fix="--denoise false, or auto",
+            fix="--denoise false, or auto" + ("" if unit is not None else "; or --likelihood counts"),
         )
-    if not asked or not able:
-        return None
-    if asked == "auto" and photons_per_pixel(scan, engine.unit or 1.0) > DENOISED_BELOW:
-        return None
+    if options.denoise == "auto":
+        return unit is not None and able and photons_per_pixel(scan, unit) <= DENOISED_BELOW
+    return options.denoise
+
+
+def _denoised(scan: ScanData, engine: Engine, seed: int) -> Denoising:
+    """Denoise the object of a finished refinement, at the positions that it found."""
     moved = engine.correction
     found = scan if moved is None else replace(scan, positions_px=moved.positions_px)
     with shown_steps("denoising", rounds(), unit="rounds") as step:
-        return denoise(found, engine, placement, seed=seed, step=step)
+        return denoise(found, engine, seed=seed, step=step)
 
 
 def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"]) -> float | None:
@@ -216,7 +228,7 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
     """
     if likelihood == "amplitude" or (likelihood == "auto" and not _is_low_dose(scan)):
         return None
-    noise = noise_in(scan)
+    noise = sample_of(scan)[1]
     if noise.source == "counts":
         return noise.gain
     if likelihood == "counts":

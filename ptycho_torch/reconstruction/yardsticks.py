@@ -100,10 +100,11 @@ def noise_of(scan: ScanData, intensity: Real) -> Noise:
     return estimated or Noise(None, "unknown")
 
 
-def noise_in(scan: ScanData) -> Noise:
-    """Return the noise of a scan's patterns, from some of them."""
+def sample_of(scan: ScanData) -> tuple[Real, Noise]:
+    """Return the intensities (K, G) of some patterns of a scan, and their noise."""
     measured = measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
-    return noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
+    noise = noise_of(scan, measured) if np.isfinite(measured).all() else Noise(None, "unknown")
+    return measured, noise
 
 
 def _variance_over_mean(intensity: Real) -> Noise | None:

@@ -48,12 +48,12 @@ from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
+    TRAINING_DEFAULTS,
     execution_settings,
     inference_science,
     science_of,
     split_overrides,
     started_science,
-    training_defaults,
 )
 from ptycho_torch.network.predictor import Predictor, load_module
 from ptycho_torch.quick_start import import_lightning
@@ -161,7 +161,7 @@ def plan_training(
     if handed is not None:
         science, settings = handed.more, handed.plan.requested
     else:
-        science, settings = _configs(config, execution_config, overrides, training_defaults(start))
+        science, settings = _configs(config, execution_config, overrides, TRAINING_DEFAULTS)
         if start is not None:
             science = started_science(science, start.science, start.place)
     data = science.data

@@ -1,7 +1,7 @@
 """How the dose of a scan shapes a training: what the network is shown, and what is compared with it.
 
 From few counts a network that is shown a whole pattern learns its noise: more training makes the object
-worse. There the counts are parted, and their likelihood is followed (`physics.counts`, `physics.losses`).
+worse. There the counts are split, and their likelihood is followed (`physics.counts`, `physics.losses`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import UPDATES, UPDATES_OF_FEW_COUNTS, ScienceConfig
 from ptycho_torch.data.scan import ScanData
-from ptycho_torch.reconstruction.yardsticks import measured_intensity, noise_in, spread
+from ptycho_torch.reconstruction.yardsticks import sample_of
 from ptycho_torch.settings import changed
 from ptycho_torch.workflows.preparing import AUTO, Decision
 
@@ -33,7 +33,7 @@ def fitted_to_dose(
     scan: of other containers than scans the counts are not known.
 
     Raises:
-        DataError: counts are to be parted, and the patterns hold none.
+        DataError: counts are to be split, and the patterns hold none.
     """
     training = science.training
     counts = counts_per_pixel(scan) if isinstance(scan, ScanData) else None
@@ -47,8 +47,8 @@ def fitted_to_dose(
     loss = found.get("loss", training.loss)
     if training.split_counts == AUTO:
         found["split_counts"] = few and loss == "poisson"
-    parted = found.get("split_counts", training.split_counts)
-    numbers = dict(zip(_UPDATES, UPDATES_OF_FEW_COUNTS if parted else UPDATES, strict=True))
+    split = found.get("split_counts", training.split_counts)
+    numbers = dict(zip(_UPDATES, UPDATES_OF_FEW_COUNTS if split else UPDATES, strict=True))
     updates = {name: number for name, number in numbers.items() if getattr(science.model, name) == AUTO}
     if few:
         for name, value in {**found, **updates}.items():
@@ -59,33 +59,28 @@ def fitted_to_dose(
 
 def counts_per_pixel(scan: ScanData) -> float | None:
     """Return the mean count of a good pixel of a pattern; None where the patterns are no counts."""
-    noise = noise_in(scan)
+    intensity, noise = sample_of(scan)
     if noise.source != "counts" or noise.gain is None:
         return None
-    return float(_some(scan).mean(dtype=np.float64)) / noise.gain
+    return float(intensity.mean(dtype=np.float64)) / noise.gain
 
 
 def tell_noise(module: Any, scan: ScanData) -> None:
-    """Tell a network what its patterns count in, and what their noise leaves of a loss."""
-    noise = noise_in(scan)
-    if noise.source != "counts" or noise.gain is None:
-        return
-    module.count_unit = noise.gain
-    module.health.noise_floor = module.noise_floor(torch.from_numpy(noise.draw(_some(scan))[0]))
+    """Give a network the unit of its counts, and what their noise leaves of its loss."""
+    intensity, noise = sample_of(scan)
+    if noise.source == "counts" and noise.gain is not None:
+        module.count_unit = noise.gain
+        module.health.noise_floor = module.noise_floor(torch.from_numpy(noise.draw(intensity)[0]))
 
 
 def no_counts(scan: Any) -> DataError:
-    """Return the error for counts that are to be parted where there are none."""
+    """Return the error for counts that are to be split where there are none."""
     return DataError(
-        "split_counts parts the photons of each pattern, and the patterns hold no counts",
+        "split_counts splits the photons of each pattern, and the patterns hold no counts",
         where=str(getattr(scan, "source", None) or "the patterns"),
         expected="whole numbers of photons, or a known number of detector units for each",
         fix="--split-counts false; or --gain VALUE, with the detector units of one photon",
     )
-
-
-def _some(scan: ScanData) -> Any:
-    return measured_intensity(scan, spread(np.arange(len(scan)), scan.n_pixels))
 
 
 def _evidence(counts: float, few: bool) -> str:

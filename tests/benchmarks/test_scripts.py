@@ -129,9 +129,9 @@ def test_the_suite_tells_each_script_about_its_peers(
     own = engines.Engine("Own", "json", "nothing to do", engines.ENGINES["ptychi"].begin)
     absent = engines.Engine("Absent", "no_such_package", "pip install no_such_package", own.begin)
     monkeypatch.setattr(engines, "ENGINES", {"own": own, "absent": absent})
-    told = suite.words_for_peers([str(tmp_path), "own"], ["--peer-timeout", "9"])
-    assert told["training"] == ["--peer", str(tmp_path), "--peer-timeout", "9"]
-    assert told["refinement"] == ["--peer", "own"]
+    arguments = suite.words_for_peers([str(tmp_path), "own"], ["--peer-timeout", "9"])
+    assert arguments["training"] == ["--peer", str(tmp_path), "--peer-timeout", "9"]
+    assert arguments["refinement"] == ["--peer", "own"]
     assert not any(suite.words_for_peers([], []).values())
     with pytest.raises(SystemExit, match=r"names no checkout\n  expected: one folder .* own or absent"):
         suite.words_for_peers(["nowhere"], [])

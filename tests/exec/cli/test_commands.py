@@ -247,6 +247,8 @@ def test_findings_as_json_and_as_annotations(here: Run, clean_process: Place, wo
         (["show", "--jsno"], "expected: --json"),
         (["show", "--batch", "3"], "unknown flag '--batch'"),
         (["show", "extra"], "unexpected argument 'extra'"),
+        (["show", "--pin-memory", "maybe"], "--pin-memory = 'maybe' is not allowed"),
+        (["show", "--compile", "maybe"], "expected: one of: "),
         (["diff", "env"], "required: B"),
         (["diff", "env", "nothing.toml"], "there is no nothing.toml to compare"),
         (["diff", "env", "env", "--only", "speed"], "--only = 'speed' is not allowed"),

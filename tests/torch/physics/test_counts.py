@@ -1,4 +1,4 @@
-"""Counts are parted as photons are: each to either side with probability 1/2, reproducibly."""
+"""Counts are split as photons are: each to either side with probability 1/2, reproducibly."""
 
 from __future__ import annotations
 

@@ -70,16 +70,18 @@ def test_what_cannot_be_denoised_is_refused_and_the_remedy_works(held_out: float
         amplitude = scan.amplitude(np.arange(len(scan))) + 0.3
         scan = replace(scan, patterns=amplitude, domain="amplitude", report={})
     options = RefineOptions(denoise=True, held_out=held_out)
+    worked: list[int] = []
     with pytest.raises(DataError, match="cannot be denoised") as caught:
-        refine_object(scan, "flat", 2, options=options)
+        refine_object(scan, "flat", 2, options=options, progress=lambda done, *_: worked.append(done))
     assert "--denoise false" in str(caught.value)
+    assert worked == [], "refused before any work is done"
     assert refine_object(scan, "flat", 2, options=replace(options, denoise="auto")).denoising is None
 
 
 def test_parts_of_the_counts_make_up_the_whole() -> None:
     scan = scan_of(1e3)
     parts = [
-        denoise.PartedCounts(scan, torch.device("cpu"), 1.0, 7, shown=shown)[torch.arange(20)].square()
+        denoise.SplitCounts(scan, torch.device("cpu"), 1.0, 7, shown=shown)[torch.arange(20)].square()
         for shown in (True, False)
     ]
     whole = torch.fft.ifftshift(torch.from_numpy(scan.amplitude(np.arange(20))).square(), dim=(-2, -1))

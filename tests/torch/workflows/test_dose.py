@@ -45,7 +45,7 @@ def chosen(scan: Any, **values: Any) -> tuple[str, bool]:
         (2e3, {"loss": "supervised"}, ("supervised", False)),
     ],
 )
-def test_few_counts_are_parted(photons: float, values: dict[str, Any], want: tuple[str, bool]) -> None:
+def test_few_counts_are_split(photons: float, values: dict[str, Any], want: tuple[str, bool]) -> None:
     assert chosen(scan_of(photons), **values) == want
 
 
@@ -56,7 +56,7 @@ def test_patterns_without_counts_are_compared_by_amplitude() -> None:
     assert chosen({"X": np.ones((4, 32, 32))}) == ("mae", False)
 
 
-def test_counts_that_are_not_there_cannot_be_parted_and_the_remedy_works() -> None:
+def test_counts_that_are_not_there_cannot_be_split_and_the_remedy_works() -> None:
     roots = as_amplitudes(scan_of(2e3))
     with pytest.raises(DataError, match="hold no counts") as caught:
         chosen(roots, split_counts=True)
