@@ -20,12 +20,13 @@ from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 from ptycho_exec.sources.resolve import Factory
 from ptycho_torch.config import ScienceConfig
+from ptycho_torch.data.containers import selected
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import RECONSTRUCTION_DEFAULTS
-from ptycho_torch.reconstruction.refine import RefineResult, refine_object
+from ptycho_torch.reconstruction.refine import RefineResult, enough_epochs, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
-from ptycho_torch.settings import ScienceSettings
+from ptycho_torch.settings import ScienceSettings, changed
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.preparing import (
@@ -134,10 +135,11 @@ def plan_reconstruction(
     with clock.phase("decide"):
         for decide in (_find_orientation, _find_probe, _adapt):
             scan = decide(scan, decisions, settings.seed)
+        science = _lengthen(scan, decisions, settings.seed)
     rows = [asdict(Decision(name, made.value, made.reason)) for name, made in decisions.made.items()]
     rows += [row for row in decisions_of(scan) if row["field"] not in decisions.made]
     scan = replace(scan, report={**scan.report, "decisions": rows})
-    return components.plan_inference(None, scan, decisions.science, settings, clock=clock)
+    return components.plan_inference(None, scan, science, settings, clock=clock)
 
 
 def _read(scan_file: Path, decisions: Decisions) -> ScanData:
@@ -219,6 +221,19 @@ def _try(scan: ScanData, science: ScienceConfig, seed: int) -> Trial:
         probe_refined=moves,
     )
     return Trial(found, verdict)
+
+
+def _lengthen(scan: ScanData, decisions: Decisions, seed: int) -> ScienceConfig:
+    """Return the science; few patterns are refined for more epochs, unless somebody set their number."""
+    science, usual = decisions.science, RECONSTRUCTION_DEFAULTS["refine"].value
+    used = len(selected(scan, science.data, seed))
+    epochs = enough_epochs(used)
+    if epochs <= usual or decisions.asked.origins["refine"].kind not in (Kind.DEFAULT, Kind.FACTORY):
+        return science
+    evidence = f"of {used} patterns {usual} epochs are too little work for an object"
+    decisions.made["refine"] = Factory(epochs, evidence)
+    decisions.say(Decision("refine", epochs, evidence).line())
+    return changed(science, "inference", {"refine": epochs}, evidence)
 
 
 def _adapt(scan: ScanData, decisions: Decisions, seed: int) -> ScanData:

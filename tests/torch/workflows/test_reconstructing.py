@@ -171,6 +171,21 @@ def test_a_right_probe_is_kept_and_the_result_no_worse_than_that_of_the_plain_co
     assert manifest["verdict"]["r_factor"] <= 1.05 * other["verdict"]["r_factor"]
 
 
+def test_few_patterns_are_refined_for_more_epochs_unless_somebody_says_how_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(simulate_scan(n=32, patterns=60, photons=1e6, seed=1), tmp_path / "scan.npz")
+    words = ["reconstruct", str(tmp_path / "scan.npz"), "--orient", "none", "--refine-probe", "false"]
+    found = {}
+    for out, flags, epochs in (("few", ["--n-patterns", "30"], 667), ("said", ["--refine", "25"], 25)):
+        assert main([*words, *flags, "--out", str(tmp_path / out)]) == 0
+        assert (f"--refine {epochs}: of 30 patterns" in capsys.readouterr().out) == (out == "few")
+        found[out] = json.loads((tmp_path / out / "manifest.json").read_text())
+        assert found[out]["science"]["inference"]["refine"] == epochs
+        assert len(found[out]["refinement"]["losses"]) == epochs
+    assert "30 patterns" in found["few"]["science_origins"]["refine"]["reason"]
+
+
 def test_patterns_that_share_nothing_are_refused_before_the_search(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
