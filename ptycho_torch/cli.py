@@ -60,11 +60,16 @@ from ptycho_torch.config import (
 )
 from ptycho_torch.factory import (
     INFERENCE_DEFAULTS,
+    PHOTONS,
+    PRETRAINING_DEFAULTS,
+    PRETRAINING_SCIENCE,
     RECONSTRUCTION_DEFAULTS,
     TRAINING_DEFAULTS,
     InferencePayload,
+    PretrainingPayload,
     TrainingPayload,
     create_inference_payload,
+    create_pretraining_payload,
     create_training_payload,
     overruled,
 )
@@ -75,7 +80,7 @@ from ptycho_torch.workflows.clock import Clock, process_age
 if TYPE_CHECKING:
     from ptycho_torch.data.scan import ScanData
     from ptycho_torch.tools.rerun import Compared
-    from ptycho_torch.workflows.results import InferenceResult
+    from ptycho_torch.workflows.results import InferenceResult, TrainingResult
     from ptycho_torch.workflows.runs import Run
 
 AUTO = Path("auto")
@@ -353,6 +358,39 @@ def train(args: argparse.Namespace) -> int:
             args.scan, args.out, overrides, settings, science=science.config, start_from=args.start_from
         )
         _print_settings(args, settings, payload.science, science.notices)
+    finished = _trained(args, payload)
+    if finished is None:
+        return 0
+    words = shlex.join([str(finished.folder), str(payload.train_data_file)])
+    print(f"a loss does not judge; `ptycho-torch infer {words} --out OUT` reconstructs the scan and judges")
+    _print_end(finished)
+    return 0
+
+
+def pretrain(args: argparse.Namespace) -> int:
+    """Train on simulated objects under a probe, and leave a run directory."""
+    handed = handed_over()
+    photons = (args.photons[0], args.photons[1])
+    if handed is not None:
+        probe, out = Path(args.probe), Path(args.out)
+        payload = PretrainingPayload(probe, None, out, handed.more, handed.plan.requested, photons=photons)
+    else:
+        settings, science = configs_of(args, PRETRAINING_DEFAULTS, PRETRAINING_SCIENCE)
+        commands.require_launch(settings)
+        ask_early()
+        payload = create_pretraining_payload(args.probe, args.out, photons, settings, science=science.config)
+        _print_settings(args, settings, payload.science, science.notices)
+    finished = _trained(args, payload)
+    if finished is None:
+        return 0
+    folder = shlex.quote(str(finished.folder))
+    print(f"`ptycho-torch infer {folder} SCAN --out OUT` reconstructs a scan of this beam")
+    _print_end(finished)
+    return 0
+
+
+def _trained(args: argparse.Namespace, payload: TrainingPayload) -> Run[TrainingResult] | None:
+    """Train, or go on with a training, and print its losses; None where it was complete already."""
     args.clock.mark("start")
     import_lightning()
     from ptycho_torch.workflows import runs
@@ -360,18 +398,13 @@ def train(args: argparse.Namespace) -> int:
     args.clock.mark("import")
     if args.resume == AUTO:
         finished = runs.continue_training(payload, say=print, clock=args.clock)
-        if finished is None:
-            return 0
     else:
         finished = runs.train(payload, resume=args.resume, say=print, clock=args.clock)
-    history = finished.results["history"]
+    history = {} if finished is None else finished.results["history"]
     for name in ("train_loss", "val_loss"):
         if values := history.get(name):
             print(f"{name}: {values[0]:.4g} -> {values[-1]:.4g} in {len(values)} epochs")
-    words = shlex.join([str(finished.folder), str(payload.train_data_file)])
-    print(f"a loss does not judge; `ptycho-torch infer {words} --out OUT` reconstructs the scan and judges")
-    _print_end(finished)
-    return 0
+    return finished
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -740,6 +773,12 @@ def _path(name: str, metavar: str, help_text: str, **options: Any) -> Argument:
 
 
 _ALL = (DataConfig, ModelConfig, TrainingConfig, InferenceConfig)
+_RESUME = _path(
+    "--resume",
+    "RUN",
+    "continue this run, from its last checkpoint, in a new directory; `auto`: continue the run in --out, if "
+    "one began there",
+)
 _WHERE_UNKNOWN = "where the source has none"
 COMMANDS = (
     Command(
@@ -799,15 +838,36 @@ COMMANDS = (
                 "the new scan's",
                 dest="start_from",
             ),
-            _path(
-                "--resume",
-                "RUN",
-                "continue this run, from its last checkpoint, in a new directory; `auto`: continue the run "
-                "in --out, if one began there",
-            ),
+            _RESUME,
         ],
         usage="SCAN --out RUN",
         science=_science(DataConfig, ModelConfig, TrainingConfig),
+        settings=True,
+        stage="training",
+    ),
+    Command(
+        pretrain,
+        "train a network for a beam on simulated objects, for scans that are measured later",
+        [
+            _path(
+                "--probe",
+                "PROBE",
+                "the beam: a scan, a result, a product, or a file with an array",
+                required=True,
+            ),
+            _path("--out", "RUN", "new directory for the run", required=True),
+            argument(
+                "--photons",
+                type=float,
+                nargs=2,
+                metavar=("LOW", "HIGH"),
+                default=PHOTONS,
+                help=f"fewest and most photons of a pattern [{PHOTONS[0]:g} {PHOTONS[1]:g}]",
+            ),
+            _RESUME,
+        ],
+        usage="--probe PROBE --out RUN",
+        science=_science(ModelConfig, TrainingConfig),
         settings=True,
         stage="training",
     ),

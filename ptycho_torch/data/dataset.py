@@ -142,6 +142,10 @@ class PtychoDataset(Dataset[Batch]):
             setattr(part, name, getattr(self, name)[chosen])
         return part
 
+    def order(self, batch_size: int, *, shuffle: bool, seed: int, shared: bool) -> GlobalBatches:
+        """Return the order in which a loader asks for samples; see `GlobalBatches`."""
+        return GlobalBatches(self, batch_size, shuffle=shuffle, seed=seed, shared=shared)
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Return a batch of samples; the loader calls this once per batch. ~i is sample i as padding."""
         asked = torch.as_tensor(indices, dtype=torch.int64)

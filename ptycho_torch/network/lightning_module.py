@@ -24,7 +24,7 @@ from ptycho_torch.data.dataset import Batch, samples_in
 from ptycho_torch.network.checkpoint import read_checkpoint
 from ptycho_torch.network.flat_adam import FlatAdam
 from ptycho_torch.network.health import TrainingHealth, check_weights
-from ptycho_torch.network.predictor import Predictor, as_modes, full_precision
+from ptycho_torch.network.predictor import Predictor, estimate_intensity_scale, full_precision
 from ptycho_torch.network.ranks import agreed, mean_over_ranks, of_each_rank, on_ranks, several
 from ptycho_torch.network.schedulers import STEP_DRIVEN, build_scheduler
 from ptycho_torch.physics import forward as physics
@@ -127,7 +127,7 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         patches = self._predict(shown, probe, self.model_config.updates(predicting=False), predicting=False)
         with torch.autocast(device_type, enabled=False):
             if config.loss == "supervised":
-                error = self._supervised_error(batch, patches, rest)
+                error = self._supervised_error(batch, patches, rest, probe)
             else:
                 expected = self.forward_model.expected_intensity(self._merged(patches, grid), probe)
                 unit = self.forward_model.reference_rms
@@ -176,7 +176,7 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         trust = illumination + 1e-3 * illumination.max()
         return physics.overlap_constraint(physics.common_phase(patches, offsets, trust), offsets, trust)
 
-    def _supervised_error(self, batch: Batch, patches: Tensor, rest: Tensor) -> Tensor:
+    def _supervised_error(self, batch: Batch, patches: Tensor, rest: Tensor, probe: Tensor) -> Tensor:
         if "labels" not in batch:
             raise DataError(
                 "supervised training needs labels, and the data have none",
@@ -184,8 +184,13 @@ class PtychoPINN(Predictor, lightning.LightningModule):
                 fix="choose TrainingConfig.loss = mae or poisson, which learn from the measurement alone",
             )
         labels = physics.shift_subpixel(batch["labels"], rest)
-        size, _ = mean_over_ranks(self._trainer, labels.abs().mean(), samples_in(batch))
-        return losses.supervised(patches, labels / size, physics.intensity(self.probe).detach())
+        # In the network's unit, true patches give the measured energy.
+        with torch.no_grad():
+            given = self.forward_model.expected_intensity(labels, probe)[..., self.good_pixels].mean()
+            found = batch["amplitude"][..., self.good_pixels].square().mean()
+            energy = given * self.forward_model.reference_rms.square() / found
+        energy, _ = mean_over_ranks(self._trainer, energy, samples_in(batch))
+        return losses.supervised(patches, labels / energy.sqrt(), physics.intensity(self.probe).detach())
 
     # --- photon scale
 
@@ -308,34 +313,6 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         """Go on judging where the interrupted training stopped."""
         if "training_health" in checkpoint:
             self.health.load_state_dict(checkpoint["training_health"])
-
-
-def estimate_intensity_scale(
-    amplitude: ArrayLike | Tensor, probe: ArrayLike | Tensor, good_pixels: ArrayLike | Tensor | None = None
-) -> float:
-    """Scale s that gives a flat object of 1 the measured energy: sqrt(mean counts / probe energy).
-
-    Args:
-        amplitude: (..., N, N) measured amplitude of some patterns, any units.
-        probe: (P, N, N) or (N, N) complex, any units.
-        good_pixels: (N, N) bool; both energies count the good pixels only.
-
-    Raises:
-        DataError: the patterns or the probe are zero everywhere, or not finite.
-    """
-    measured = torch.as_tensor(amplitude).detach()
-    modes = as_modes(torch.as_tensor(probe).detach())
-    bare = physics.intensity(physics.far_field(modes))
-    good = torch.ones_like(bare, dtype=torch.bool) if good_pixels is None else torch.as_tensor(good_pixels)
-    counts = measured.square().reshape(-1, *bare.shape).double().mean(dim=0)
-    ratio = float(counts[good].sum()) / max(float(bare[good].double().sum()), 1e-300)
-    if not (math.isfinite(ratio) and ratio > 0 and float(bare.sum()) > 0):
-        raise DataError(
-            "the photon scale cannot be estimated: patterns or probe have no intensity",
-            expected="finite patterns and a finite probe that are not zero everywhere",
-            fix="check both with `ptycho-torch inspect`",
-        )
-    return math.sqrt(ratio)
 
 
 def amplitude_spread(patches: Tensor, probe: Tensor) -> Tensor:

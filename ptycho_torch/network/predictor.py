@@ -11,6 +11,7 @@ where the patches lie on whole pixels of the object canvas; patches of a group a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -77,6 +78,7 @@ class ForwardModel(nn.Module):
         self.register_buffer("good_pixels", good_pixels.clone())
         self.register_buffer("reference_rms", torch.ones(()))
         self.register_buffer("scale_known", torch.zeros((), dtype=torch.bool))
+        self.scale_of_each_scan = False
 
     @property
     def probe(self) -> Tensor:
@@ -101,6 +103,12 @@ class ForwardModel(nn.Module):
         self.log_intensity_scale.fill_(math.log(scale))
         self.reference_rms.fill_(scale * math.sqrt(energy) / self.good_pixels.shape[-1])
         self.scale_known.fill_(True)
+
+    @torch.no_grad()
+    def forget_scale(self) -> None:
+        """Leave the scale to each scan, as in a network that was trained for a beam."""
+        self.scale_known.fill_(False)
+        self.scale_of_each_scan = True
 
     def shifted_probe(self, shift_px: Tensor) -> Tensor:
         """Probe for each pattern, in the network's unit: shift (B, C, 2) -> (B, C, P, N, N)."""
@@ -299,7 +307,63 @@ def load_module(kind: type[PredictorT], path: str | Path) -> tuple[PredictorT, S
         raise DataError.from_findings(
             [replace(finding, where=place) for finding in error.findings]
         ) from error
+    if not bool(module.forward_model.scale_known):
+        module.forward_model.forget_scale()
     return module.eval(), ScienceConfig.model_validate(checkpoint[MODEL_KEY]["science"])
+
+
+def estimate_intensity_scale(
+    amplitude: ArrayLike | Tensor, probe: ArrayLike | Tensor, good_pixels: ArrayLike | Tensor | None = None
+) -> float:
+    """Scale s that gives a flat object of 1 the measured energy: sqrt(mean counts / probe energy).
+
+    Args:
+        amplitude: (..., N, N) measured amplitude of some patterns, any units.
+        probe: (P, N, N) or (N, N) complex, any units.
+        good_pixels: (N, N) bool; both energies count the good pixels only.
+
+    Raises:
+        DataError: the patterns or the probe are zero everywhere, or not finite.
+    """
+    measured = torch.as_tensor(amplitude).detach()
+    modes = as_modes(torch.as_tensor(probe).detach())
+    bare = physics.intensity(physics.far_field(modes))
+    good = torch.ones_like(bare, dtype=torch.bool) if good_pixels is None else torch.as_tensor(good_pixels)
+    counts = measured.square().reshape(-1, *bare.shape).double().mean(dim=0)
+    ratio = float(counts[good].sum()) / max(float(bare[good].double().sum()), 1e-300)
+    if not (math.isfinite(ratio) and ratio > 0 and float(bare.sum()) > 0):
+        raise DataError(
+            "the photon scale cannot be estimated: patterns or probe have no intensity",
+            expected="finite patterns and a finite probe that are not zero everywhere",
+            fix="check both with `ptycho-torch inspect`",
+        )
+    return math.sqrt(ratio)
+
+
+def measured_as(
+    module: PredictorT, amplitude: ArrayLike | Tensor, good_pixels: ArrayLike | Tensor
+) -> PredictorT:
+    """Return a copy of a network that was trained for a beam, with the photon scale and the mask of a scan.
+
+    Args:
+        module: a network that knows its probe.
+        amplitude: (..., N, N) of some patterns, as `estimate_intensity_scale` takes it.
+        good_pixels: (N, N) bool, those of the scan.
+
+    Raises:
+        DataError: patterns of another side than the network's, or without intensity.
+    """
+    model, good = copy.deepcopy(module), torch.as_tensor(good_pixels)
+    side = model.good_pixels.shape[-1]
+    if good.shape[-1] != side:
+        raise DataError(
+            f"the patterns have {good.shape[-1]} pixels on a side, and the network was trained for {side}",
+            expected=f"patterns of {side} x {side}",
+            fix="crop, pad or bin the patterns, or train a network for a probe of their size",
+        )
+    model.forward_model.good_pixels.copy_(good)
+    model.forward_model.set_scale(estimate_intensity_scale(amplitude, model.probe, good))
+    return model
 
 
 def weights_do_not_fit(detail: str, where: str = "its weights") -> DataError:

@@ -62,20 +62,19 @@ def mean_deviation(patches: Tensor) -> Tensor:
 
 
 def supervised(patches: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean of the amplitude error plus the phase error of predicted patches against the truth.
+    """Squared error of the patches over the square of the truth, weighted; a constant phase is no error.
 
-    The phase error is `|exp(i a) - exp(i b)|`, which does not jump where the phase wraps; it counts as much
-    as the true amplitude, because the phase of a dark pixel means nothing.
+    Each patch is turned by the constant phase that brings it closest to its truth, since its pattern does not
+    determine that: min over a of sum w |e^(ia) p - t|^2 = sum w |p|^2 + sum w |t|^2 - 2 |sum w t* p|.
 
     Args:
         patches: (B, C, N, N) complex prediction.
         labels: (B, C, N, N) complex truth.
         weights: (N, N) or (B, C, N, N) non-negative, such as the probe's intensity; none weighs all alike.
     """
-    size, truth = patches.abs(), labels.abs()
-    phase_gap = (patches / size.clamp_min(1e-6) - labels / truth.clamp_min(1e-6)).abs() * truth
-    error = (size - truth).abs() + phase_gap
-    if weights is None:
-        return error.mean()
-    trust = weights.expand(error.shape)
-    return (error * trust).sum() / trust.sum().clamp_min(torch.finfo(trust.dtype).tiny)
+    trust = torch.ones_like(labels.real) if weights is None else weights.expand(labels.shape)
+    sizes = [
+        (trust * (wave.real.square() + wave.imag.square())).sum(dim=(-2, -1)) for wave in (patches, labels)
+    ]
+    agreement = (trust * labels.conj() * patches).sum(dim=(-2, -1)).abs()
+    return ((sizes[0] + sizes[1] - 2 * agreement) / sizes[1].clamp_min(torch.finfo(trust.dtype).tiny)).mean()

@@ -22,7 +22,7 @@ from ptycho_exec.fields.spec import field_specs
 from ptycho_exec.files import file_sha256
 from ptycho_exec.record import read_manifest, settings_from_manifest, write_manifest
 from ptycho_torch.config import ScienceConfig
-from ptycho_torch.factory import InferencePayload, TrainingPayload
+from ptycho_torch.factory import InferencePayload, PretrainingPayload, TrainingPayload
 from ptycho_torch.network.checkpoint import find_model, read_model
 from ptycho_torch.workflows import runs
 from ptycho_torch.workflows.artifacts import model_weights_sha256, read_reconstruction
@@ -70,7 +70,7 @@ def rerun(
     overrides: Mapping[str, Any] | None = None,
     say: Say = lambda _: None,
 ) -> Run[Any]:
-    """Repeat a training or inference from its manifest and leave a new run directory.
+    """Repeat a training, pretraining or inference from its manifest and leave a new run directory.
 
     Args:
         run: the run directory, or its manifest alone.
@@ -97,12 +97,21 @@ def rerun(
         start = _same_model(manifest, places.model, "started_from", "started_weights")
         payload = TrainingPayload(scan, test, *rest, start_from=start)
         repeated_run = runs.train(payload, resume=resume, say=say)
+    elif task == "pretrain":
+        probe = same_data(data["train"], places.data, "--data")
+        resume = _same_checkpoint(manifest, places.resume)
+        low, high = manifest["photons"]
+        repeated_run = runs.train(
+            PretrainingPayload(probe, None, *rest, photons=(low, high)), resume=resume, say=say
+        )
     elif task == "infer":
         scan = same_data(data["test"], places.data, "--data")
         model = _same_model(manifest, places.model, "model", "model_weights")
         repeated_run = runs.infer(InferencePayload(model, scan, *rest), say=say)
     else:
-        raise UserError("the manifest does not say what was run", where=str(run), expected="train or infer")
+        raise UserError(
+            "the manifest does not say what was run", where=str(run), expected="train, pretrain or infer"
+        )
     origin = {"manifest": os.path.abspath(run), "created": manifest["created"]}
     write_manifest(repeated_run.folder, rerun_of=origin)
     return repeated_run
@@ -263,7 +272,7 @@ def _share_out_alike(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     specs = field_specs()
     own = [name for name in specs if specs[name].effect is Effect.NUMERICS and name not in SHARING]
     values = [[manifest["plan"]["effective"][name]["value"] for name in own] for manifest in (before, now)]
-    trains = before["task"] == "train"
+    trains = before["task"] in ("train", "pretrain")
     sizes = [manifest["plan"]["totals"]["samples_per_step"] for manifest in (before, now)]
     return values[0] == values[1] and (not trains or sizes[0] == sizes[1])
 

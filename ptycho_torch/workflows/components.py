@@ -55,7 +55,7 @@ from ptycho_torch.factory import (
     split_overrides,
     started_science,
 )
-from ptycho_torch.network.predictor import Predictor, load_module
+from ptycho_torch.network.predictor import Predictor, estimate_intensity_scale, load_module, measured_as
 from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
 from ptycho_torch.reconstruction.stitch import StitchResult
@@ -118,15 +118,16 @@ class Training:
     overrides: Mapping[str, Any]
     clock: Clock
     start: Start | None = None
+    for_a_beam: bool = False
+    """Whether the network is for scans that are measured later, each with a photon scale of its own."""
 
     def loaders(self) -> dict[str, DataLoader[Batch]]:
         """Return the loaders, `train` and, with validation samples, `validation`."""
         kwargs, seed = train_loader_kwargs(self.plan.requested, self.plan), self.plan.requested.seed
 
         def loader(samples: PtychoDataset, shuffle: bool) -> DataLoader[Batch]:
-            order = GlobalBatches(
-                samples, kwargs["batch_size"], shuffle=shuffle, seed=seed, shared=shares_work(self.plan)
-            )
+            shared = shares_work(self.plan)
+            order = samples.order(kwargs["batch_size"], shuffle=shuffle, seed=seed, shared=shared)
             return DataLoader(samples, sampler=order, collate_fn=collate, **kwargs)
 
         loaders = {"train": loader(self.samples, shuffle=True)}
@@ -249,6 +250,8 @@ def run_training(
                 ckpt_path=None if resume_from is None else str(resume_from),
             )
         close_logger(getattr(trainer, "logger", None))
+    if training.for_a_beam:
+        module.forward_model.forget_scale()
     # A report that a callback made inside fit saw more than the one before it.
     reports: list[Any] = [getattr(callback, "report", None) for callback in getattr(trainer, "callbacks", ())]
     drift = next((report for report in reports if getattr(report, "rows", None)), drift)
@@ -294,7 +297,6 @@ def build_module(
 ) -> Any:
     """Build a network; its class is looked up when called and gets the arguments that its signature takes."""
     from ptycho_torch import model
-    from ptycho_torch.network.lightning_module import estimate_intensity_scale
 
     probe, good_pixels = optics_of(container)
     amplitude = spread_batch(samples, SCALE_SAMPLES)["amplitude"]
@@ -319,9 +321,13 @@ def build_module(
 
 def spread_batch(samples: PtychoDataset, most: int) -> Batch:
     """Return at most so many samples, spread over the scan, as one batch; fewer where they are large."""
-    most = min(most, max(most // 8, SCALE_VALUES // samples.n_pixels**2))
-    spread = np.linspace(0, len(samples) - 1, num=min(len(samples), most)).astype(int)
-    return collate(samples.__getitems__(np.unique(spread).tolist()))
+    return collate(samples.__getitems__(spread_rows(len(samples), samples.n_pixels, most).tolist()))
+
+
+def spread_rows(count: int, n: int, most: int) -> NDArray[np.int64]:
+    """Return at most so many numbers, spread from 0 to `count`; fewer where patterns of n x n are large."""
+    most = min(most, max(most // 8, SCALE_VALUES // n**2))
+    return np.unique(np.linspace(0, count - 1, num=min(count, most)).astype(np.int64))
 
 
 def train(
@@ -432,6 +438,9 @@ def plan_inference(
         if not isinstance(data, ScanData):
             flat_start = science.inference.start == "flat"  # a network has a probe of its own
             scan = prepared(scan, science.data, probe=flat_start, seed=settings.seed, say=say)
+        if getattr(getattr(module, "forward_model", None), "scale_of_each_scan", False):
+            rows = spread_rows(len(scan), scan.n_pixels, SCALE_SAMPLES)
+            module = measured_as(module, scan.amplitude(rows), scan.good_pixels)
     if module is None:
         optics_of(scan)  # refuses a scan without a probe
     traits = ModuleTraits(logged_metrics=("train_loss",), has_validation=False, trains=False)
@@ -451,6 +460,7 @@ def _for_trainer(module: Predictor) -> Any:
 
     made = model.PtychoPINN_Lightning(**module.arguments())
     made.load_state_dict(module.state_dict())
+    made.forward_model.scale_of_each_scan = module.forward_model.scale_of_each_scan
     return made.eval()
 
 

@@ -55,9 +55,9 @@ def look_for(folder: Path, now: Mapping[str, Any]) -> Begun:
             fix="choose another name, or remove the directory",
         )
     before = read_manifest(folder)
-    if before.get("task") != "train":
+    if before.get("task") != now["task"]:
         raise UserError(
-            f"the output directory holds no training, but: {before.get('task')}",
+            f"the output directory holds no run of {now['task']}, but one of: {before.get('task')}",
             where=str(folder),
             fix="choose another --out",
         )
@@ -111,6 +111,7 @@ def _compared(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tup
             one = before["science"].get(group, {}).get(name)
             where = [place(manifest, "science_origins", name) for manifest in (before, now)]
             yield name, one, other, where[0], where[1]
+    yield "photons", before.get("photons"), now.get("photons"), "flag --photons", "flag --photons"
     for role, scan in now.get("data", {}).items():
         scans = before["data"].get(role), scan
         one, other = (None if found is None else found["sha256"] for found in scans)

@@ -40,7 +40,7 @@ from ptycho_torch.data.read import open_scan, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
-from ptycho_torch.factory import InferencePayload, TrainingPayload
+from ptycho_torch.factory import InferencePayload, PretrainingPayload, TrainingPayload
 from ptycho_torch.network.checkpoint import MODEL_NAME, read_checkpoint, save_model
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
@@ -65,6 +65,7 @@ from ptycho_torch.workflows.continuing import (
     require_same_job,
 )
 from ptycho_torch.workflows.preparing import AUTO
+from ptycho_torch.workflows.pretraining import plan_pretraining
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
@@ -188,6 +189,8 @@ def continue_training(
 
 
 def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
+    if isinstance(payload, PretrainingPayload):
+        return plan_pretraining(payload, clock=clock)
     scans = payload.train_data_file, payload.test_data_file
     return components.plan_training(
         *scans, payload.science, payload.settings, start_from=payload.start_from, say=say, clock=clock
@@ -216,7 +219,7 @@ def _train(
     say(f"effective batch: {plan.totals}")
     parts = {
         **manifest_parts(payload.settings, plan=plan),
-        **_asked("train", payload),
+        **_asked(payload),
         **_known(training),
         "resumed_from": checkpoint,
         "resumed_sha256": None if checkpoint is None else file_sha256(checkpoint),
@@ -260,7 +263,7 @@ def _train(
 
 def _job(payload: TrainingPayload) -> dict[str, Any]:
     """Return what a manifest says of a training before its data are read."""
-    return {**manifest_parts(payload.settings), **_asked("train", payload)}
+    return {**manifest_parts(payload.settings), **_asked(payload)}
 
 
 def _known(training: components.Training) -> dict[str, Any]:
@@ -274,16 +277,17 @@ def _started(training: components.Training) -> dict[str, str]:
     return {} if training.start is None else training.start.record()
 
 
-def _asked(task: str, payload: TrainingPayload | InferencePayload) -> dict[str, Any]:
-    """Return what the manifests of both tasks say of what was asked, beside the settings."""
+def _asked(payload: TrainingPayload | InferencePayload) -> dict[str, Any]:
+    """Return what the manifests of all tasks say of what was asked, beside the settings."""
     return {
-        "task": task,
+        "task": payload.task,
         "science": payload.science.model_dump(mode="json"),
         "science_origins": {
             name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
             for name, origin in payload.science.origins.items()
         },
         "overrides_applied": dict(payload.overrides_applied),
+        **({"photons": list(payload.photons)} if isinstance(payload, PretrainingPayload) else {}),
     }
 
 
@@ -456,7 +460,7 @@ def _infer(
     odd = _say_what_is_odd(say, lines(scan))
     parts = {
         **manifest_parts(payload.settings, plan=inference.plan),
-        **_asked("infer", payload),
+        **_asked(payload),
         "data": _data(test=scan),
         "model": None if model is None else os.path.abspath(model),
         "model_weights": None if model is None else model_weights_sha256(model),

@@ -11,7 +11,7 @@ from ptycho_exec import ExecutionSettings
 from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.model import PtychoPINN_Lightning
-from ptycho_torch.network.lightning_module import estimate_intensity_scale
+from ptycho_torch.network.predictor import estimate_intensity_scale
 from ptycho_torch.simulate import simulate_scan
 
 
