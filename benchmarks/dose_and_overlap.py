@@ -6,6 +6,7 @@ rows reconstruct an object (the same, turned by 90 degrees) with a network that 
 
     network          the network alone
     network+refine   and refined, as `infer --refine N` does it; denoised where that is decided
+    beam, beam+refine  the same of a network that was trained for the beam (`--beam RUN`)
     iteration        refined from a flat object, likelihood by dose, not denoised
     iteration+denoise the same, denoised where that is decided
 
@@ -40,14 +41,12 @@ from ptycho_torch.config import DataConfig, InferenceConfig, ScienceConfig, Trai
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.evaluation.metrics import evaluate
+from ptycho_torch.reconstruction.refine import enough_epochs
 from ptycho_torch.reconstruction.stitch import probe_coverage
 from ptycho_torch.simulate import diffract
 from ptycho_torch.workflows import components
 
 QUIET = {"enable_progress_bar": False, "logger_backend": None, "num_threads": 1, "early_stop_patience": None}
-ENOUGH = 20_000
-"""Epochs times patterns from which on an iteration gains little; an epoch of few patterns is little work."""
-MOST_EPOCHS = 1000
 SIMULATED = ("dead_leaves", "siemens_star")
 
 
@@ -64,6 +63,8 @@ class Case(NamedTuple):
     refine: int
     peer: bool
     accelerator: str
+    beam: str | None
+    """A run of `ptycho-torch pretrain` for the scan's probe."""
 
 
 @cache
@@ -129,7 +130,10 @@ def scored(
 
 def described(method: str, case: Case) -> dict[str, Any]:
     """Return what a row is about."""
-    return {"method": method, **{k: v for k, v in case._asdict().items() if k not in ("peer", "accelerator")}}
+    return {
+        "method": method,
+        **{k: v for k, v in case._asdict().items() if k not in ("peer", "accelerator", "beam")},
+    }
 
 
 def measure(case: Case) -> list[dict[str, Any]]:
@@ -138,7 +142,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
     scan, quiet = true_scan(case.source), {**QUIET, "seed": case.seed, "accelerator": case.accelerator}
     science = ScienceConfig(
         data=DataConfig(gridsize=case.gridsize),
-        training=TrainingConfig(epochs=case.epochs),
+        training=TrainingConfig(epochs=max(1, case.epochs)),
         inference=InferenceConfig(),
     )
     rows: list[dict[str, Any]] = []
@@ -146,7 +150,7 @@ def measure(case: Case) -> list[dict[str, Any]]:
     same = counted(scan, np.asarray(scan.object_guess), case.photons, case.seed)
     network: Any = None
     try:
-        network = components.train(same, None, science, quiet)
+        network = components.train(same, None, science, quiet) if case.epochs else None
     except UserError as error:
         rows.append({**described("network", case), "error": str(error).splitlines()[0]})
     trained_s = time.perf_counter() - began
@@ -160,14 +164,18 @@ def measure(case: Case) -> list[dict[str, Any]]:
         ]
         if network is not None:
             ways += [("network", network, {}), ("network+refine", network, {"refine": case.refine})]
+        if case.beam is not None:
+            ways += [("beam", case.beam, {}), ("beam+refine", case.beam, {"refine": case.refine})]
         for method, model, asked in ways:
             began = time.perf_counter()
             try:
-                found = components.reconstruct(model, part, science, quiet, asked)
+                found = components.reconstruct(
+                    model, part, None if model is case.beam else science, quiet, asked
+                )
             except UserError as error:
                 rows.append({**described(method + name, case), "error": str(error).splitlines()[0]})
                 continue
-            seconds = time.perf_counter() - began + (trained_s if model is not None else 0)
+            seconds = time.perf_counter() - began + (trained_s if model is network is not None else 0)
             rows.append(scored(method + name, case, found, truth, seconds))
         if case.peer:
             rows.append(by_peer(part, truth, name, case))
@@ -198,9 +206,18 @@ def cases(space: argparse.Namespace) -> Iterator[Case]:
         for (dose, count), seed, gridsize in itertools.product(
             sorted(wanted), range(space.seeds), space.gridsizes
         ):
-            refine = max(space.refine, min(ENOUGH // count, MOST_EPOCHS))
+            refine = max(space.refine, enough_epochs(count))
             yield Case(
-                source, dose, count, seed, gridsize, space.epochs, refine, space.peer, space.accelerator
+                source,
+                dose,
+                count,
+                seed,
+                gridsize,
+                space.epochs,
+                refine,
+                space.peer,
+                space.accelerator,
+                space.beam,
             )
 
 
@@ -254,11 +271,12 @@ def parser() -> argparse.ArgumentParser:
     space.add_argument("--photons", type=float, nargs="+", default=[1e6, 1e5, 1e4, 3e3, 1e3, 3e2])
     space.add_argument("--patterns", type=int, nargs="+", default=[1000, 100, 50, 25, 12])
     space.add_argument("--seeds", type=int, default=3)
-    space.add_argument("--epochs", type=int, default=15)
+    space.add_argument("--epochs", type=int, default=15, help="of the network; 0 trains none")
     space.add_argument("--refine", type=int, default=20, help="epochs; of few patterns more")
     space.add_argument("--gridsizes", type=int, nargs="+", default=[1])
     space.add_argument("--accelerator", default="cpu")
     space.add_argument("--jobs", type=int, default=1, help="scans at once")
+    space.add_argument("--beam", metavar="RUN", help="a run of `ptycho-torch pretrain` for the scan's probe")
     space.add_argument("--peer", action="store_true", help="add Pty-Chi's LSQML")
     space.add_argument("--json", type=Path)
     return space

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_torch.config import DataConfig
+from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
-from ptycho_torch.factory import create_training_payload
+from ptycho_torch.factory import create_pretraining_payload, create_training_payload
 from ptycho_torch.simulate import save, simulate_scan
 from ptycho_torch.workflows import runs
 
@@ -54,6 +54,37 @@ def test_quality(scan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(point.seconds > 0 and point.scores["nrmse"] > 0 for point in points)
     quality.print_points(points)
     assert "amplitude SSIM" in capsys.readouterr().out
+
+
+def test_dose_and_overlap(scan_file: Path, tmp_path: Path) -> None:
+    import dose_and_overlap
+
+    quiet = {"enable_progress_bar": False, "logger_backend": None, "limit_train_batches": 2}
+    small = ScienceConfig(model=ModelConfig(n_filters=4, depth=1), training=TrainingConfig(epochs=1))
+    beam = runs.train(
+        create_pretraining_payload(scan_file, tmp_path / "beam", (1e3, 1e6), quiet, science=small)
+    )
+    words = [
+        "--scan",
+        str(scan_file),
+        "--photons",
+        "1e5",
+        "--patterns",
+        "64",
+        "--seeds",
+        "1",
+        "--refine",
+        "2",
+    ]
+    space = dose_and_overlap.parser().parse_args([*words, "--epochs", "0", "--beam", str(beam.folder)])
+    (case,) = dose_and_overlap.cases(space)
+    assert case.refine > 300  # as many as 64 patterns take
+    rows = {row["method"]: row for row in dose_and_overlap.measure(case._replace(refine=3))}
+    methods = ["iteration", "iteration+denoise", "beam", "beam+refine"]
+    assert list(rows) == [*methods, *(f"{method} new" for method in methods)]
+    assert all(row["nrmse"] > 0 for row in rows.values())
+    assert rows["beam"]["nrmse"] != rows["beam+refine"]["nrmse"]
+    assert len(list(dose_and_overlap.table(list(rows.values())))) == len(rows)
 
 
 def test_settings_share(scan_file: Path, tmp_path: Path) -> None:
