@@ -104,6 +104,10 @@ class Cause:
 _NO_FIGURE = "no figure points to a cause, and this is a frequent one"
 UNKNOWN = (Cause("orientation", _NO_FIGURE, _ORIENTATION, 0.0), Cause("probe", _NO_FIGURE, _PROBE, 0.0))
 """What is named where nothing was found."""
+PREDICTED = Cause(
+    "network", "the object is a network's, which nothing fitted to the patterns", ({"refine": 5},), 1.0
+)
+"""What is named first for an object that a network predicts."""
 
 
 @dataclass(frozen=True)

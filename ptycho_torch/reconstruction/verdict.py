@@ -21,7 +21,7 @@ from ptycho_exec.errors import UserError
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.display import facts_html
 from ptycho_torch.evaluation.metrics import evaluate
-from ptycho_torch.reconstruction.causes import Cause, Compared, find_causes
+from ptycho_torch.reconstruction.causes import PREDICTED, Cause, Compared, find_causes
 from ptycho_torch.reconstruction.refine import refine_object
 from ptycho_torch.reconstruction.yardsticks import (
     Real,
@@ -42,6 +42,9 @@ By = Literal["misfit", "held-out patterns", "held-out patterns and two halves", 
 
 GOOD, POOR = 0.15, 0.5
 """Parts q that are not explained: up to the first the object is good, from the second on poor."""
+GOOD_PREDICTED = 0.05
+"""The same of an object that a network predicts and nothing fits to the patterns: what that leaves is its own
+error, and what a fitted one leaves is often that of probe, positions or detector."""
 WITHIN_NOISE = 0.35
 """The mean pattern must leave so much more than noise; otherwise q says nothing."""
 WORSE = 0.02
@@ -193,6 +196,7 @@ def judge_object(
     held_out: NDArray[np.int64] | None = None,
     background: NDArray[np.float32] | None = None,
     probe_refined: bool = False,
+    fitted: bool = True,
 ) -> Verdict:
     """Judge an object (H, W) by the patterns of a scan.
 
@@ -203,6 +207,7 @@ def judge_object(
         held_out: rows of patterns that took no part in finding the object.
         background: (N, N) intensity under every pattern, in the units of the patterns.
         probe_refined: whether the probe was refined with the object; the scan's own is what it began with.
+        fitted: whether the object was refined with the patterns, or a network predicted it.
     """
     given = scan.probe if probe is None else probe
     if given is None:
@@ -227,7 +232,7 @@ def judge_object(
     )
     out = spread(inside(scan, obj.shape, out), scan.n_pixels) if len(out) else out
     verdict = _with_held_out(_figures(compared, yardstick, beneath), compared, yardstick, out, beneath)
-    verdict = replace(_judged(verdict, compared, yardstick), fits=_fits(compared))
+    verdict = replace(_judged(verdict, compared, yardstick, fitted), fits=_fits(compared))
     unknown = 2 * (obj.size + (modes.numel() if probe_refined else 0))
     values = len(used) * int(scan.good_pixels.sum())
     if verdict.status == "good" and verdict.by == "misfit" and values < VALUES_PER_UNKNOWN * unknown:
@@ -235,7 +240,10 @@ def judge_object(
         return replace(verdict, status="cannot-judge", by="nothing", reason=reason)
     if verdict.status in ("doubtful", "poor"):
         start = scan.probe if probe_refined else None
-        return replace(verdict, causes=find_causes(compared, probe_refined=probe_refined, start_probe=start))
+        causes = find_causes(compared, probe_refined=probe_refined, start_probe=start)
+        if not fitted:
+            causes = (PREDICTED, *(cause for cause in causes if cause.weight > 0))
+        return replace(verdict, causes=causes)
     return verdict
 
 
@@ -321,8 +329,9 @@ def _with_held_out(
     )
 
 
-def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick) -> Verdict:
+def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick, fitted: bool) -> Verdict:
     """Add the status, and what it was judged by."""
+    good = GOOD if fitted else GOOD_PREDICTED
     q: float = max(verdict.q or 0.0, 0.0)
     by: By = "misfit"
     worse = yardstick.contrast > 0 and (q - 1) * yardstick.contrast > WORSE
@@ -338,9 +347,9 @@ def _judged(verdict: Verdict, compared: Compared, yardstick: Yardstick) -> Verdi
         )
     unexplained = f"{q:.0%} of what the mean pattern leaves is not explained"
     reason = unexplained if q < 1 else "it explains no more than the mean pattern does"
-    if q > GOOD and yardstick.noise.gain is None:
+    if q > good and yardstick.noise.gain is None:
         reason += ", noise included, which is not known here"
-    status: Status = "good" if q <= GOOD else "doubtful" if q < POOR else "poor"
+    status: Status = "good" if q <= good else "doubtful" if q < POOR else "poor"
     return replace(verdict, status=status, by=by, reason=reason)
 
 

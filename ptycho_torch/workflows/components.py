@@ -520,7 +520,7 @@ def _judge(
         found["orient"] = AUTO
     used = {**science.data.model_dump(), **science.inference.model_dump(), **found}
     if refined is None:
-        verdict = judge_object(scan, obj, probe)
+        verdict = judge_object(scan, obj, probe, fitted=False)
         if verdict.status == "cannot-judge" and verdict.patterns >= HELD_OUT_FROM:
             verdict = replace(verdict, reason=f"{verdict.reason}; {HOLDS_OUT}")
         return verdict.beyond(used)

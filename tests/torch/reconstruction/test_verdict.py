@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from ptycho_torch import simulate_scan
@@ -55,6 +56,20 @@ def test_the_true_object_is_good_at_every_dose(photons: float) -> None:
     assert verdict.q is not None
     assert verdict.q < 0.1
     assert verdict.causes == ()
+
+
+def test_what_a_network_predicts_must_leave_less_than_what_was_fitted() -> None:
+    scan = simulated(photons=1e6)
+    blurred = scipy.ndimage.gaussian_filter(truth(scan), 0.6)
+    fitted, predicted = (judge_object(scan, blurred, fitted=fitted) for fitted in (True, False))
+    assert fitted.q == predicted.q
+    assert 0.05 < (fitted.q or 0) < 0.15
+    assert (fitted.status, predicted.status) == ("good", "doubtful")
+    assert predicted.causes[0].line().startswith("network: ")
+    assert predicted.causes[0].options == ({"refine": 5},)
+    again = refine_object(scan, blurred, 5)
+    assert judge_object(scan, again.object).status == "good"
+    assert judge_object(scan, again.object, fitted=False).status == "good"
 
 
 @pytest.mark.parametrize("photons", [1e3, 1e5])
