@@ -214,7 +214,8 @@ def cpus_per_task(plan: Plan, tasks: int, cuda: bool) -> int:
 def resumed(words: Sequence[str]) -> list[str]:
     """Return the command so that, started again in the same directory, a training goes on."""
     named = any(word == "--resume" or word.startswith("--resume=") for word in words)
-    return [*words] if named or "train" not in words else [*words, "--resume", "auto"]
+    trains = not {"train", "pretrain"}.isdisjoint(words)
+    return [*words, "--resume", "auto"] if trains and not named else [*words]
 
 
 def exported(settings: ExecutionSettings, profile: str | None, settings_file: str | None) -> list[str]:

@@ -188,9 +188,12 @@ class PtychoPINN(Predictor, lightning.LightningModule):
         with torch.no_grad():
             given = self.forward_model.expected_intensity(labels, probe)[..., self.good_pixels].mean()
             found = batch["amplitude"][..., self.good_pixels].square().mean()
-            energy = given * self.forward_model.reference_rms.square() / found
-        energy, _ = mean_over_ranks(self._trainer, energy, samples_in(batch))
-        return losses.supervised(patches, labels / energy.sqrt(), physics.intensity(self.probe).detach())
+            unit = self.forward_model.reference_rms
+            given, found = (
+                mean_over_ranks(self._trainer, one, samples_in(batch))[0] for one in (given, found)
+            )
+            labels = labels * (found / given).sqrt() / unit
+        return losses.supervised(patches, labels, physics.intensity(self.probe).detach())
 
     # --- photon scale
 

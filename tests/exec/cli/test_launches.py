@@ -210,6 +210,7 @@ def test_a_process_gets_cpus_for_its_threads_and_workers(
         (["prog", "train", "scan"], True),
         (["prog", "train", "scan", "--resume", "old"], False),
         (["prog", "train", "scan", "--resume=auto"], False),
+        (["prog", "pretrain", "--probe", "probe.npy"], True),
         (["prog", "infer", "run", "scan"], False),
         ([], False),
     ],
