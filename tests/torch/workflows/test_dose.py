@@ -13,7 +13,9 @@ from ptycho_exec.errors import DataError, SettingsError
 from ptycho_torch import simulate_scan
 from ptycho_torch.config import ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.settings import ScienceSettings
+from ptycho_torch.workflows import components
 from ptycho_torch.workflows.dose import counts_per_pixel, fitted_to_dose
 
 
@@ -93,3 +95,22 @@ def test_of_many_counts_and_where_the_user_says_so_patches_are_brought_to_the_me
     asked = ScienceConfig(model=ModelConfig(modulus_updates=2))
     model = fitted_to_dose(asked, scan_of(2e3)).model
     assert (model.modulus_updates, model.prediction_updates) == (2, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_more_epochs_of_few_counts_do_not_make_the_object_worse() -> None:
+    scan = simulate_scan(n=32, patterns=225, photons=2e3, seed=3)
+    quiet = {"logger_backend": None, "enable_progress_bar": False, "num_threads": 1}
+    errors = []
+    for epochs in (5, 40):
+        science = ScienceConfig(training=TrainingConfig(epochs=epochs))
+        trained = components.train(scan, None, science, quiet)
+        made = components.reconstruct(trained, scan, None, quiet)
+        errors.append(evaluate(made.object, truth_of(scan), coverage=made.coverage).nrmse)
+    assert errors[1] < 1.02 * errors[0]  # 1.06 where the counts are not split
+
+
+def truth_of(scan: ScanData) -> np.ndarray:
+    assert scan.object_guess is not None
+    return scan.object_guess
