@@ -6,11 +6,13 @@ every scan has anew, it knows nothing; an inference measures it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.fields.spec import format_value
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.facts import MachineFacts
 from ptycho_exec.plan import ModuleTraits, resolve_plan
@@ -22,7 +24,7 @@ from ptycho_torch.data.scan import ScanData
 from ptycho_torch.factory import PretrainingPayload
 from ptycho_torch.pretraining.samples import SimulatedSamples
 from ptycho_torch.pretraining.textures import random_object
-from ptycho_torch.settings import changed
+from ptycho_torch.settings import changed, flat
 from ptycho_torch.simulate import diffract, scan_positions
 from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.components import Training
@@ -35,9 +37,13 @@ EXAMPLE_PATTERNS = 64
 
 
 def plan_pretraining(
-    payload: PretrainingPayload, *, clock: Clock | None = None, facts: MachineFacts | None = None
+    payload: PretrainingPayload,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    clock: Clock | None = None,
+    facts: MachineFacts | None = None,
 ) -> Training:
-    """Read the probe, and plan a training on simulated patterns.
+    """Read the probe, and plan a training on simulated patterns; `say` takes what has no effect.
 
     Raises:
         DataError: there is no probe.
@@ -48,7 +54,7 @@ def plan_pretraining(
     with clock.phase("read"):
         stored = read_probe(str(payload.train_data_file))
     with clock.phase("prepare"):
-        science = simulated_science(science, stored.wave.shape[-1])
+        science = simulated_science(science, stored.wave.shape[-1], say)
         example = example_scan(stored, payload.photons, settings.seed)
         assert example.probe is not None
         samples = SimulatedSamples(example.probe, payload.photons, EPOCH_SAMPLES, settings.seed)
@@ -60,29 +66,43 @@ def plan_pretraining(
     )
 
 
-def simulated_science(science: ScienceConfig, n: int) -> ScienceConfig:
-    """Return the science with what simulated patterns decide.
+def simulated_science(
+    science: ScienceConfig, n: int, say: Callable[[str], None] = lambda _: None
+) -> ScienceConfig:
+    """Return the science with what simulated patterns of n x n pixels decide; `say` takes what has no effect.
 
     Raises:
         SettingsError: it asks for what needs measured patterns, or for patterns of another side.
     """
-    why = "simulated patterns come with the true patches"
-    training = science.training
-    if training.split_counts is True or training.val_fraction:
-        name = "split_counts" if training.split_counts is True else "val_fraction"
-        raise SettingsError(
-            f"{name} = {getattr(training, name)}, and simulated patterns are seen once each",
-            where=name,
-            expected="a training on a scan",
+    training, data = science.training, science.data
+    refused = {
+        "split_counts": (training.split_counts is True, "simulated patterns are seen once each"),
+        "val_fraction": (training.val_fraction > 0, "simulated patterns are seen once each"),
+        "probe_trainable": (science.model.probe_trainable, "the simulated beam is the one that is given"),
+        "N": (data.N not in (None, n), f"the probe has {n} pixels on a side"),
+    }
+    values = flat(science)
+    findings = [
+        Finding(
+            f"{name} = {format_value(values[name])}, and {why}",
+            where=science.origins[name].describe() if name in science.origins else name,
+            expected="a training on a scan" if name != "N" else str(n),
             fix="leave it out",
+            field=name,
         )
-    if training.loss == AUTO:
-        science = changed(science, "training", {"loss": "supervised"}, why)
-    science = changed(science, "training", {"split_counts": False}, "each simulated pattern is seen once")
+        for name, (is_asked, why) in refused.items()
+        if is_asked
+    ]
+    if findings:
+        raise SettingsError.from_findings(findings)
+    if data.gridsize != 1:
+        say(f"note: gridsize = {data.gridsize} has no effect here: each simulated pattern is one sample")
+    why = "simulated patterns come with the true patches"
+    decided = {"split_counts": False} | ({"loss": "supervised"} if training.loss == AUTO else {})
+    science = changed(science, "training", decided, why)
     numbers = dict(zip(("modulus_updates", "prediction_updates"), UPDATES, strict=True))
     updates = {name: value for name, value in numbers.items() if getattr(science.model, name) == AUTO}
-    if updates:
-        science = changed(science, "model", updates, why)
+    science = changed(science, "model", updates, why) if updates else science
     return changed(science, "data", {"N": n, "gridsize": 1}, "the probe has it; each pattern is one sample")
 
 

@@ -190,7 +190,7 @@ def continue_training(
 
 def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
     if isinstance(payload, PretrainingPayload):
-        return plan_pretraining(payload, clock=clock)
+        return plan_pretraining(payload, say=say, clock=clock)
     scans = payload.train_data_file, payload.test_data_file
     return components.plan_training(
         *scans, payload.science, payload.settings, start_from=payload.start_from, say=say, clock=clock

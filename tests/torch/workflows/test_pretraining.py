@@ -12,7 +12,7 @@ import pytest
 from ptycho_exec.errors import DataError, SettingsError, UserError
 from ptycho_exec.record import read_manifest
 from ptycho_torch.cli import main
-from ptycho_torch.config import ModelConfig, ScienceConfig, TrainingConfig
+from ptycho_torch.config import DataConfig, ModelConfig, ScienceConfig, TrainingConfig
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.factory import create_pretraining_payload
 from ptycho_torch.model import load_model
@@ -182,9 +182,10 @@ def _unit(probe: Any) -> Any:
         (["--photons", "1e5", "1e3"], "no range of doses"),
         (["--split-counts", "true"], "seen once"),
         (["--val-fraction", "0.1"], "seen once"),
+        (["--probe-trainable", "true"], "the one that is given"),
         (["--probe", "nowhere.npy"], "no such probe"),
     ],
-    ids=["photons", "split_counts", "val_fraction", "probe"],
+    ids=["photons", "split_counts", "val_fraction", "probe_trainable", "probe"],
 )
 def test_what_cannot_be_is_refused_before_the_work_and_the_way_out_works(
     words: list[str], said: str, probe_file: Path, capsys: pytest.CaptureFixture[str]
@@ -197,6 +198,19 @@ def test_what_cannot_be_is_refused_before_the_work_and_the_way_out_works(
     assert "Traceback" not in told
     assert not Path("run").exists()
     assert main(["pretrain", "--probe", str(probe_file), "--out", "run", *ways]) == 0
+
+
+def test_what_files_and_variables_say_of_scans_is_refused_or_told(probe_file: Path) -> None:
+    asked = payload(probe_file, "run")
+    other = {"N": 48, "gridsize": 2}
+    with pytest.raises(SettingsError, match="N = 48, and the probe has 32 pixels"):
+        pretraining.plan_pretraining(replace(asked, science=ScienceConfig(data=DataConfig(**other))))
+    said: list[str] = []
+    grouped = replace(asked, science=ScienceConfig(data=DataConfig(gridsize=2)))
+    planned = pretraining.plan_pretraining(grouped, say=said.append)
+    assert planned.science.data.gridsize == 1
+    assert len(said) == 1
+    assert "gridsize = 2 has no effect" in said[0]
 
 
 @pytest.mark.slow
