@@ -65,7 +65,8 @@ def supervised(patches: Tensor, labels: Tensor, weights: Tensor | None = None) -
     """Squared error of the patches over the square of the truth, weighted; a constant phase is no error.
 
     Each patch is turned by the constant phase that brings it closest to its truth, since its pattern does not
-    determine that: min over a of sum w |e^(ia) p - t|^2 = sum w |p|^2 + sum w |t|^2 - 2 |sum w t* p|.
+    determine that: the least of ``sum w |e^(ia) p - t|^2`` over a is
+    ``sum w |p|^2 + sum w |t|^2 - 2 |sum w t* p|``.
 
     Args:
         patches: (B, C, N, N) complex prediction.

@@ -88,6 +88,7 @@ def simulated_science(
             where=science.origins[name].describe() if name in science.origins else name,
             expected="a training on a scan" if name != "N" else str(n),
             fix="leave it out",
+            code="conflict",
             field=name,
         )
         for name, (is_asked, why) in refused.items()
