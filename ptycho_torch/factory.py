@@ -173,7 +173,8 @@ def create_pretraining_payload(
     """Resolve and validate everything for a training on simulated objects under a probe.
 
     Args:
-        probe: a scan, a result of ours, a product, or a file with an array, with `:NAME` after it for one of several.
+        probe: a scan, a result of ours, a product, or a file with an array; of several arrays in a file the
+            name follows a colon.
         output_dir: new directory for the run.
         photons: fewest and most of a pattern.
         execution_config: as in `create_training_payload`.
