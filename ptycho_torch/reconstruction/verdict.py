@@ -42,7 +42,7 @@ By = Literal["misfit", "held-out patterns", "held-out patterns and two halves", 
 
 GOOD, POOR = 0.15, 0.5
 """Parts q that are not explained: up to the first the object is good, from the second on poor."""
-GOOD_PREDICTED = 0.05
+GOOD_PREDICTED = 0.08
 """The same of an object that a network predicts and nothing fits to the patterns: what that leaves is its own
 error, and what a fitted one leaves is often that of probe, positions or detector."""
 WITHIN_NOISE = 0.35
