@@ -6,7 +6,6 @@ What took effect is listed in `overrides_applied`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +31,9 @@ TRAINING_DEFAULTS: Mapping[str, Factory] = {
 PRETRAINING_DEFAULTS: Mapping[str, Factory] = {
     **TRAINING_DEFAULTS,
     "batch_size": Factory(
-        16, "of simulated patterns there are as many as wanted, and larger batches are faster"
+        16, "more patterns per second than 8, and of simulated ones there are as many as wanted"
     ),
-    "learning_rate": Factory(2e-3, "objects of all kinds pull in more directions than those of one scan"),
+    "learning_rate": Factory(2e-3, "the rate that was measured on scans that no training saw"),
 }
 """The same for a training on simulated objects."""
 
@@ -93,6 +92,8 @@ class TrainingPayload:
 
 PHOTONS = (1e3, 1e7)
 """Fewest and most photons of a simulated pattern."""
+LEAST_PHOTONS, MOST_PHOTONS = 1.0, 1e9
+"""What they may be: of less than one there is no pattern, and more than that are no noise any more."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +185,12 @@ def create_pretraining_payload(
         SettingsError: as there, or photons that are no range.
     """
     low, high = photons
-    if not 0 < low <= high < math.inf:
+    if not LEAST_PHOTONS <= low <= high <= MOST_PHOTONS:
         raise SettingsError(
             f"photons from {low:g} to {high:g} are no range of doses",
-            where="photons",
-            expected="the fewest and the most photons of a pattern, above 0",
-            fix=f"give the fewest first, as in --photons {PHOTONS[0]:g} {PHOTONS[1]:g}",
+            where="--photons",
+            expected=f"fewest and most photons of a pattern, between {LEAST_PHOTONS:g} and {MOST_PHOTONS:g}",
+            fix=f"give two numbers, the fewest first, as in --photons {PHOTONS[0]:g} {PHOTONS[1]:g}",
         )
     if science is None:
         science = ScienceSettings().with_factory_defaults(**PRETRAINING_SCIENCE).config

@@ -26,11 +26,15 @@ _RESULTS = ("reconstruction.npz", "product.h5", "product.npz")
 
 
 class StoredProbe(NamedTuple):
-    """A probe as it lies in a file, with the side of its pixels in meters where the file tells."""
+    """A probe as it lies in a file, with the side of its pixels in meters where the file tells.
+
+    `array` is its name where that was given.
+    """
 
     wave: NDArray[np.complex64]
     pixel_size_m: float | None
     path: Path
+    array: str | None = None
 
 
 class Target(NamedTuple):
@@ -129,7 +133,7 @@ def read_probe(text: str, beside: Path | None = None) -> StoredProbe:
     with path.open("rb") as stream:
         single = stream.read(6).startswith(b"\x93NUMPY")
     if single or name:
-        return _checked(read_array(text, "the probe", beside=beside), None, path)
+        return _checked(read_array(text, "the probe", beside=beside), None, path)._replace(array=name)
     archive = open_archive(path)
     try:
         for names, pixel in _KINDS:

@@ -68,6 +68,8 @@ class ForwardModel(nn.Module):
     good_pixels: Tensor
     reference_rms: Tensor
     scale_known: Tensor
+    scale_of_each_scan = False
+    """Whether a scan that is reconstructed gives the scale, as for a network that was trained for a beam."""
 
     def __init__(
         self, probe: Tensor, good_pixels: Tensor, *, train_probe: bool = False, train_scale: bool = False
@@ -78,7 +80,6 @@ class ForwardModel(nn.Module):
         self.register_buffer("good_pixels", good_pixels.clone())
         self.register_buffer("reference_rms", torch.ones(()))
         self.register_buffer("scale_known", torch.zeros((), dtype=torch.bool))
-        self.scale_of_each_scan = False
 
     @property
     def probe(self) -> Tensor:
@@ -260,9 +261,10 @@ class Predictor(nn.Module):
         self._require_probe()
         if not bool(self.forward_model.scale_known):
             raise DataError(
-                "the model was never trained: its photon scale is not known",
-                expected="weights from a training, or intensity_scale",
-                fix="train first, or load a checkpoint",
+                "the photon scale of these patterns is not known to the model",
+                expected="weights from a training on a scan, or intensity_scale",
+                fix="train first, or load a checkpoint; a model of `ptycho-torch pretrain` gets that of a "
+                "scan from `ptycho-torch infer`, or from `ptycho_torch.reconstruct`",
             )
         positions = full_precision(batch["positions_px"])
         grid, _ = physics.split_position(positions, batch["amplitude"].shape[-1])

@@ -26,7 +26,7 @@ from ptycho_torch.pretraining.textures import random_object
 PATCHES = 128
 """Patches that are cut out of one object."""
 DEFOCUS_RAD = 0.2
-"""A beam's focus wanders: rms of the phase that defocus adds to the probe at most, where its light is."""
+"""A beam's focus wanders: rms of the phase that defocus adds to the probe at most, weighted by intensity."""
 CURRENT = 0.05
 """So does its current: each pattern is brighter or dimmer than the probe says by up to this part."""
 MARGIN_PX, LEAST_MARGIN = 96, 0.5
@@ -133,11 +133,11 @@ def _drawn(values: Sequence[Any]) -> Tensor:
 
 
 def _defocus(spectrum: Tensor) -> Tensor:
-    """Phase (N, N) of defocus over the frequencies of a beam (P, N, N), of spread 1 where its light is."""
+    """Phase (N, N) of defocus over the spectrum (P, N, N) of a beam; its rms, weighted by intensity, is 1."""
     frequency = torch.fft.fftfreq(spectrum.shape[-1]).square()
     square = frequency[:, None] + frequency[None, :]
-    light = physics.intensity(spectrum)
-    light = light / light.sum()
-    bend: Tensor = square - (light * square).sum()
-    spread: Tensor = (light * bend.square()).sum().sqrt()
+    weight = physics.intensity(spectrum)
+    weight = weight / weight.sum()
+    bend: Tensor = square - (weight * square).sum()
+    spread: Tensor = (weight * bend.square()).sum().sqrt()
     return bend / spread.clamp_min(torch.finfo(bend.dtype).tiny)

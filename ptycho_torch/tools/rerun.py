@@ -98,7 +98,8 @@ def rerun(
         payload = TrainingPayload(scan, test, *rest, start_from=start)
         repeated_run = runs.train(payload, resume=resume, say=say)
     elif task == "pretrain":
-        probe = same_data(data["train"], places.data, "--data")
+        file, array = same_data(data["train"], places.data, "--data"), data["train"]["report"]["array"]
+        probe = file if array is None else Path(f"{file}:{array}")
         resume = _same_checkpoint(manifest, places.resume)
         low, high = manifest["photons"]
         repeated_run = runs.train(

@@ -60,6 +60,7 @@ from ptycho_torch.quick_start import import_lightning
 from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
 from ptycho_torch.reconstruction.stitch import StitchResult
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
+from ptycho_torch.reconstruction.yardsticks import spread
 from ptycho_torch.settings import changed, flat
 from ptycho_torch.workflows.clock import Clock, Parts
 from ptycho_torch.workflows.dose import fitted_to_dose, tell_noise
@@ -252,11 +253,19 @@ def run_training(
         close_logger(getattr(trainer, "logger", None))
     if training.for_a_beam:
         module.forward_model.forget_scale()
+    return _trained(training, module, trainer, history.values, drift, times)
+
+
+def _trained(
+    training: Training, module: Any, trainer: Any, history: Any, drift: DriftReport, times: Parts
+) -> TrainingResult:
+    """Return what a fit that ended gave."""
+    plan, science = training.plan, training.science
     # A report that a callback made inside fit saw more than the one before it.
     reports: list[Any] = [getattr(callback, "report", None) for callback in getattr(trainer, "callbacks", ())]
     drift = next((report for report in reports if getattr(report, "rows", None)), drift)
     return TrainingResult(
-        history=history.values,
+        history=history,
         models={"lightning_module": module, "trainer": trainer},
         train_container=training.container,
         test_container=training.test_container,
@@ -321,13 +330,9 @@ def build_module(
 
 def spread_batch(samples: PtychoDataset, most: int) -> Batch:
     """Return at most so many samples, spread over the scan, as one batch; fewer where they are large."""
-    return collate(samples.__getitems__(spread_rows(len(samples), samples.n_pixels, most).tolist()))
-
-
-def spread_rows(count: int, n: int, most: int) -> NDArray[np.int64]:
-    """Return at most so many numbers, spread from 0 to `count`; fewer where patterns of n x n are large."""
-    most = min(most, max(most // 8, SCALE_VALUES // n**2))
-    return np.unique(np.linspace(0, count - 1, num=min(count, most)).astype(np.int64))
+    most = min(most, max(most // 8, SCALE_VALUES // samples.n_pixels**2))
+    numbers = np.linspace(0, len(samples) - 1, num=min(len(samples), most)).astype(int)
+    return collate(samples.__getitems__(np.unique(numbers).tolist()))
 
 
 def train(
@@ -439,7 +444,7 @@ def plan_inference(
             flat_start = science.inference.start == "flat"  # a network has a probe of its own
             scan = prepared(scan, science.data, probe=flat_start, seed=settings.seed, say=say)
         if getattr(getattr(module, "forward_model", None), "scale_of_each_scan", False):
-            rows = spread_rows(len(scan), scan.n_pixels, SCALE_SAMPLES)
+            rows = spread(np.arange(len(scan)), scan.n_pixels)
             module = measured_as(module, scan.amplitude(rows), scan.good_pixels)
     if module is None:
         optics_of(scan)  # refuses a scan without a probe

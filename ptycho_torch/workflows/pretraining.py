@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.errors import DataError, Finding, SettingsError
 from ptycho_exec.fields.spec import format_value
 from ptycho_exec.files import file_sha256
 from ptycho_exec.machine.facts import MachineFacts
@@ -28,7 +29,7 @@ from ptycho_torch.settings import changed, flat
 from ptycho_torch.simulate import diffract, scan_positions
 from ptycho_torch.workflows.clock import Clock
 from ptycho_torch.workflows.components import Training
-from ptycho_torch.workflows.preparing import AUTO
+from ptycho_torch.workflows.preparing import AUTO, Decision
 
 EPOCH_SAMPLES = 8192
 """Patterns of an epoch; each of them is seen once."""
@@ -43,7 +44,7 @@ def plan_pretraining(
     clock: Clock | None = None,
     facts: MachineFacts | None = None,
 ) -> Training:
-    """Read the probe, and plan a training on simulated patterns; `say` takes what has no effect.
+    """Read the probe, and plan a training on simulated patterns; `say` takes what is decided.
 
     Raises:
         DataError: there is no probe.
@@ -52,7 +53,7 @@ def plan_pretraining(
     clock, handed = clock or Clock(), handed_over()
     science, settings = payload.science, payload.settings
     with clock.phase("read"):
-        stored = read_probe(str(payload.train_data_file))
+        stored = _beam(str(payload.train_data_file))
     with clock.phase("prepare"):
         science = simulated_science(science, stored.wave.shape[-1], say)
         example = example_scan(stored, payload.photons, settings.seed)
@@ -64,6 +65,29 @@ def plan_pretraining(
     return Training(
         example, None, samples, None, science, plan, payload.overrides_applied, clock, for_a_beam=True
     )
+
+
+def _beam(text: str) -> StoredProbe:
+    """Read the probe; a remedy that is for the probe of a scan is replaced.
+
+    Raises:
+        DataError: as `read_probe`.
+    """
+    try:
+        return read_probe(text)
+    except DataError as error:
+        fix = "mend the file, or name another place of the probe: --probe FILE"
+        place = "a path to a result, a product, a scan or an array"
+        raise DataError.from_findings(
+            [
+                replace(
+                    finding,
+                    expected=place if place in finding.expected else finding.expected,
+                    fix=fix if "--probe estimate" in finding.fix else finding.fix,
+                )
+                for finding in error.findings
+            ]
+        ) from error
 
 
 def simulated_science(
@@ -99,7 +123,10 @@ def simulated_science(
     if data.gridsize != 1:
         say(f"note: gridsize = {data.gridsize} has no effect here: each simulated pattern is one sample")
     why = "simulated patterns come with the true patches"
-    decided = {"split_counts": False} | ({"loss": "supervised"} if training.loss == AUTO else {})
+    decided: dict[str, Any] = {"split_counts": False}
+    if training.loss == AUTO:
+        decided["loss"] = "supervised"
+        say(Decision("loss", "supervised", why).line())
     science = changed(science, "training", decided, why)
     numbers = dict(zip(("modulus_updates", "prediction_updates"), UPDATES, strict=True))
     updates = {name: value for name, value in numbers.items() if getattr(science.model, name) == AUTO}
@@ -127,5 +154,9 @@ def example_scan(probe: StoredProbe, photons: tuple[float, float], seed: int) ->
         format="simulated",
         geometry={"pixel_size_m": probe.pixel_size_m} if probe.pixel_size_m else None,
     )
-    files = {probe.path.name: file_sha256(probe.path)}
-    return replace(scan, source=probe.path, report={**scan.report, "files": files, "photons": list(photons)})
+    about = {
+        "files": {probe.path.name: file_sha256(probe.path)},
+        "array": probe.array,
+        "photons": list(photons),
+    }
+    return replace(scan, source=probe.path, report={**scan.report, **about})

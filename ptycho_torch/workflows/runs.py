@@ -214,8 +214,9 @@ def _train(
     from ptycho_exec.trainer.stop import leaving_in_order
 
     plan, scan, clock, checkpoint = training.plan, training.container, training.clock, begun.checkpoint
-    say(_scan_line(scan))
-    odd = _say_what_is_odd(say, odd_lines(scan, training.test_container))
+    say(_beam_line(training) if training.for_a_beam else _scan_line(scan))
+    scans = () if training.for_a_beam else (scan, training.test_container)
+    odd = _say_what_is_odd(say, odd_lines(*scans))
     say(f"effective batch: {plan.totals}")
     parts = {
         **manifest_parts(payload.settings, plan=plan),
@@ -240,25 +241,28 @@ def _train(
         )
         if not is_rank_zero():
             return Run(folder, (), result, clock)
-        trained = result.summary()
-        source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
-        source |= _started(training)
         with clock.phase("write"):
-            model = folder / MODEL_NAME
-            save_model(model, result.module, result.science, {**source, "trained": trained, **(about or {})})
-            probe = getattr(result.module, "probe", None)
-            shown = {} if probe is None else {"probe": probe.detach().cpu().numpy()}
-            written = [
-                model,
-                plots.save_loss_curve(result.curves(), folder / "loss.png"),
-                write_report_data(folder, scan, **shown),
-            ]
+            source = {"train_data_file": str(payload.train_data_file), "sha256": scan.sha256}
+            written = _write_training(folder, result, {**source, **_started(training), **(about or {})})
         weights = model_weights_sha256(folder)
-        done = {"trained": trained, "history": result.history, "content": {"weights": weights}}
+        done = {"trained": result.summary(), "history": result.history, "content": {"weights": weights}}
         _complete(folder, result, clock, written, **done)
         with clock.phase("report"):
             written.append(write_run_report(folder))
     return _run(folder, written, result, clock, notices, scan, said=odd)
+
+
+def _write_training(folder: Path, result: TrainingResult, about: Mapping[str, Any]) -> list[Path]:
+    """Write the model file, with what is known about its origin, and what the page shows."""
+    model = folder / MODEL_NAME
+    save_model(model, result.module, result.science, {**about, "trained": result.summary()})
+    probe = getattr(result.module, "probe", None)
+    shown = {} if probe is None else {"probe": probe.detach().cpu().numpy()}
+    return [
+        model,
+        plots.save_loss_curve(result.curves(), folder / "loss.png"),
+        write_report_data(folder, result.train_container, **shown),
+    ]
 
 
 def _job(payload: TrainingPayload) -> dict[str, Any]:
@@ -641,6 +645,16 @@ def _say_what_is_odd(say: Say, odd: list[str]) -> list[str]:
     for text in odd:
         say(f"{WARNING}{text}")
     return odd
+
+
+def _beam_line(training: components.Training) -> str:
+    scan, samples = training.container, training.samples
+    low, high = scan.report["photons"]
+    n, per_epoch = samples.n_pixels, len(samples)
+    return (
+        f"{scan.source}: a beam of {n} x {n} pixels; {per_epoch} simulated patterns of {low:g} to {high:g} "
+        "photons in an epoch, none of them twice"
+    )
 
 
 def _scan_line(scan: ScanData) -> str:

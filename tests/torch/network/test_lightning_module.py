@@ -280,7 +280,7 @@ class TestPredict:
 
     def test_an_untrained_model_is_refused(self) -> None:
         scan = Scan()
-        with pytest.raises(DataError, match="never trained"):
+        with pytest.raises(DataError, match="photon scale of these patterns is not known"):
             make_module(scan, intensity_scale=None).predict_step(scan.batch(2))
 
     def test_training_needs_a_probe(self, fit: Any) -> None:

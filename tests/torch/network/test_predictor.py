@@ -56,7 +56,7 @@ def test_a_network_without_probe_or_scale_predicts_nothing(scan: ScanData) -> No
     }
     with pytest.raises(DataError, match="no probe"):
         Predictor(data_config=DataConfig(N=32)).predict_step(batch)
-    with pytest.raises(DataError, match="never trained"):
+    with pytest.raises(DataError, match="photon scale of these patterns is not known"):
         Predictor(data_config=DataConfig(N=32), probe=scan.probe).predict_step(batch)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,10 +111,11 @@ def test_several_scans_in_a_row_do_not_share_a_scale(pretrained: Path, tmp_path:
 
 def test_patterns_of_another_size_are_refused_with_the_way_out(pretrained: Path, tmp_path: Path) -> None:
     save(simulate_scan(n=48, patterns=20, photons=1e5, seed=1), tmp_path / "large.npz")
-    with pytest.raises(UserError) as refused:
-        components.reconstruct(pretrained, tmp_path / "large.npz", None, settings())
-    assert "48" in str(refused.value)
-    assert "32" in str(refused.value)
+    for scan in (tmp_path / "large.npz", read_scan(tmp_path / "large.npz")):
+        with pytest.raises(UserError) as refused:
+            components.reconstruct(pretrained, scan, None, settings())
+        assert "48" in str(refused.value)
+        assert "32" in str(refused.value)
 
 
 def test_a_training_begins_with_the_network_of_a_beam(pretrained: Path, tmp_path: Path) -> None:
@@ -166,6 +169,52 @@ def test_it_is_repeated_from_its_manifest(pretrained: Path) -> None:
     assert repeated(verify(pretrained, finished.folder))
 
 
+def test_one_of_several_arrays_is_the_same_again(tmp_path: Path) -> None:
+    np.savez(tmp_path / "two.npz", first=make_probe(N, 1e5, curvature_rad=9), other=make_probe(N, 1e5))
+    before = begin(tmp_path / "two.npz:other", "before", epochs=1).folder
+    assert repeated(verify(before, rerun(before, Path("after")).folder))
+    assert model_weights_sha256(begin(tmp_path / "two.npz:first", "first", epochs=1).folder) != (
+        model_weights_sha256(before)
+    )
+
+
+@pytest.mark.parametrize("broken", [np.zeros((N, N)), np.full((N, N), np.nan), np.ones((N, N - 4))])
+def test_a_broken_probe_is_refused_with_what_can_be_done_here(broken: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "broken.npy", broken)
+    with pytest.raises(DataError) as refused:
+        pretraining.plan_pretraining(payload(tmp_path / "broken.npy", "run"))
+    assert "mend the file, or name another place of the probe" in str(refused.value)
+    assert "estimate" not in str(refused.value)
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_command_learn_what_one_does(probe_file: Path) -> None:
+    ways = ["--epochs", "1", "--limit-train-batches", "4", "--n-filters", "4", "--depth", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "ptycho_torch",
+        "pretrain",
+        "--probe",
+        str(probe_file),
+        "--photons",
+        "1e4",
+        "1e5",
+    ]
+    states = []
+    for out, words in (
+        ("one", ["--batch-size", "8"]),
+        ("two", ["--batch-size", "4", "--devices", "2", "--strategy", "ddp"]),
+    ):
+        whole = [*command, *ways, *words, "--out", out, "--accelerator", "cpu"]
+        done = subprocess.run(whole, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        states.append(load_model(out)[0].network.state_dict())
+    for name, value in states[0].items():
+        if name.endswith("weight"):
+            torch.testing.assert_close(states[1][name], value, rtol=0, atol=0.01 * float(value.abs().max()))
+
+
 def test_the_beam_may_lie_in_a_scan_and_in_a_result(tmp_path: Path) -> None:
     scan = save(simulate_scan(n=N, patterns=30, photons=1e6, seed=4), tmp_path / "scan.npz")
     given = pretraining.plan_pretraining(payload(scan, "run")).container
@@ -177,27 +226,37 @@ def _unit(probe: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--photons", "1e5", "1e3"], "no range of doses"),
+        (["--photons", "1e20", "1e21"], "between 1 and 1e+09"),
+        (["--photons", "0", "10"], "between 1 and 1e+09"),
         (["--split-counts", "true"], "seen once"),
         (["--val-fraction", "0.1"], "seen once"),
         (["--probe-trainable", "true"], "the one that is given"),
         (["--probe", "nowhere.npy"], "no such probe"),
     ],
-    ids=["photons", "split_counts", "val_fraction", "probe_trainable", "probe"],
+    ids=["order", "many", "none", "split_counts", "val_fraction", "probe_trainable", "probe"],
 )
 def test_what_cannot_be_is_refused_before_the_work_and_the_way_out_works(
-    words: list[str], said: str, probe_file: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, probe_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ways = ["--epochs", "1", "--limit-train-batches", "1", "--n-filters", "4", "--depth", "1"]
     given = ["pretrain", *([] if "--probe" in words else ["--probe", str(probe_file)]), "--out", "run", *ways]
     assert main([*given, *words]) != 0
-    told = capsys.readouterr().err
-    assert said in told
-    assert "Traceback" not in told
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+    assert "--probe estimate" not in text
+    assert "auto, file, estimate" not in text
     assert not Path("run").exists()
-    assert main(["pretrain", "--probe", str(probe_file), "--out", "run", *ways]) == 0
+    ways += ["--probe", str(probe_file), "--photons", "10", "1e3"]
+    assert main(["pretrain", "--out", "run", *ways]) == 0
+    assert read_manifest("run")["photons"] == [10, 1e3]
+    out = capsys.readouterr().out
+    assert "8192 simulated patterns of 10 to 1000 photons in an epoch" in out
+    assert "64 patterns" not in out
+    assert "warning" not in out
 
 
 def test_what_files_and_variables_say_of_scans_is_refused_or_told(probe_file: Path) -> None:
@@ -205,12 +264,13 @@ def test_what_files_and_variables_say_of_scans_is_refused_or_told(probe_file: Pa
     other = {"N": 48, "gridsize": 2}
     with pytest.raises(SettingsError, match="N = 48, and the probe has 32 pixels"):
         pretraining.plan_pretraining(replace(asked, science=ScienceConfig(data=DataConfig(**other))))
-    said: list[str] = []
+    lines: list[str] = []
     grouped = replace(asked, science=ScienceConfig(data=DataConfig(gridsize=2)))
-    planned = pretraining.plan_pretraining(grouped, say=said.append)
+    planned = pretraining.plan_pretraining(grouped, say=lines.append)
     assert planned.science.data.gridsize == 1
-    assert len(said) == 1
-    assert "gridsize = 2 has no effect" in said[0]
+    gridsize, loss = lines
+    assert "gridsize = 2 has no effect" in gridsize
+    assert loss.startswith("--loss supervised: ")
 
 
 @pytest.mark.slow
