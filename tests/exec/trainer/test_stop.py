@@ -248,7 +248,7 @@ if __name__ == "__main__":
     [
         pytest.param("ddp", "parent", marks=pytest.mark.thorough),
         ("ddp", "rank 1"),
-        ("ddp_fork", "parent"),
+        pytest.param("ddp_fork", "parent", marks=pytest.mark.thorough),
         pytest.param("ddp_spawn", "parent", marks=pytest.mark.thorough),
         pytest.param("ddp_fork", "rank 1", marks=pytest.mark.thorough),
     ],

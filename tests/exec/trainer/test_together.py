@@ -166,7 +166,7 @@ DIE = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.thorough), 2])
+@pytest.mark.parametrize("dies", [0, *(pytest.param(rank, marks=pytest.mark.thorough) for rank in (1, 2))])
 def test_the_others_know_who_was_killed(dies: int) -> None:
     ended = outputs(DIE, {rank: {"DIES": str(dies)} for rank in range(3)}, 3)
     for rank, (_, text) in ended.items():

@@ -49,7 +49,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     "strategy",
     [
-        "ddp",
+        pytest.param("ddp", marks=pytest.mark.thorough),
         pytest.param("ddp_spawn", marks=pytest.mark.thorough),
         pytest.param("ddp_fork", marks=pytest.mark.thorough),
         "torchrun",
@@ -102,7 +102,9 @@ def test_what_goes_wrong_in_one_process_stops_all_with_the_same_words(
     assert message in first
 
 
-@pytest.mark.parametrize(("strategy", "devices"), [("auto", 1), ("ddp", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "devices"), [pytest.param("auto", 1, marks=pytest.mark.thorough), ("ddp", 2)]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(strategy: str, devices: int, tmp_path: Path) -> None:
     on_processes.run("interrupt_and_resume", strategy, devices, 8 // devices, tmp_path)
     (wanted, whole), (made, resumed) = torch.load(tmp_path / "both.pt", weights_only=False)
