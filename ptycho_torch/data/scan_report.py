@@ -105,6 +105,9 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
     """Photons per pattern are known when the values are whole multiples of one count."""
     values = sample if scan.good_pixels.all() else sample[:, scan.good_pixels]
     quantum = find_quantum(values if scan.domain == "intensity" else values * values)
+    whole = bool((values == np.round(values)).all())
+    if quantum is None and whole and scan.domain == "intensity" and _hardly_any(values):
+        quantum = 1.0
     if scan.domain == "intensity":
         mean_sum, peak = float(statistics.frame_sum.mean()), statistics.maximum
     else:
@@ -112,9 +115,14 @@ def _counts(scan: ScanData, statistics: PatternStatistics, sample: NDArray[np.fl
     return {
         "mean_intensity_per_pattern": mean_sum,
         "max_intensity": peak,
-        "whole_numbers": bool((values == np.round(values)).all()),
+        "whole_numbers": whole,
         "count_quantum": quantum,
         "photons_per_pattern": None if quantum is None else mean_sum / quantum,
         "zero_patterns": int((statistics.frame_sum == 0).sum()),
         "saturated_values": statistics.saturated,
     }
+
+
+def _hardly_any(counts: NDArray[np.float64]) -> bool:
+    """Return whether most counts above 0 are 1: too few photons to show the step from a count to the next."""
+    return bool(2 * np.count_nonzero(counts == 1) > np.count_nonzero(counts > 0))

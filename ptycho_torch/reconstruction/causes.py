@@ -20,7 +20,9 @@ from torch import Tensor
 
 from ptycho_exec.errors import UserError
 from ptycho_exec.fields.spec import as_flags
+from ptycho_torch.data.assemble import on_own_canvas
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.yardsticks import (
     Noise,
@@ -230,7 +232,8 @@ def _orientation(scan: ScanData) -> Iterator[Cause]:
     """
     if len(scan) < 50 or on_a_line(scan.positions_px):
         return
-    now, *others = (curl_of(scan, axes) for axes in (((1, 0), (0, 1)), *_OTHER_AXES))
+    shift, place = shifts_of_centers(scan)
+    now, *others = (curl_of(shift, place, axes) for axes in (((1, 0), (0, 1)), *_OTHER_AXES))
     best = int(np.argmin(others))
     if now - others[best] > CURL_APART:
         what = tuple(_OTHER_AXES.values())[best]
@@ -247,22 +250,33 @@ def on_a_line(positions_px: NDArray[np.float64]) -> bool:
     return bool(across < 0.1 * np.sqrt(len(positions_px)))
 
 
-def curl_of(scan: ScanData, axes: Axes) -> float:
-    """Return the curl of the patterns' centers of mass as a part of all change, 0 to 1.
+def shifts_of_centers(scan: ScanData) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the shifts of the centers of mass of the patterns in the middle, and their positions.
+
+    Both (K, 2) as [y, x], in pixels of the detector and of the object.
+    """
+    rows = in_the_middle(scan, CENTERS)
+    pixels = np.indices(scan.good_pixels.shape, dtype=np.float32)[:, scan.good_pixels]
+    found = []
+    for part in np.array_split(rows, -(-len(rows) // at_once(scan.n_pixels))):
+        intensity = measured_intensity(scan, part)
+        power = intensity.sum(axis=1, dtype=np.float64).clip(1e-30)
+        found.append((intensity @ pixels.T) / power[:, None])
+    shift = np.concatenate(found)
+    return shift - np.median(shift, axis=0), scan.positions_px[rows]
+
+
+def curl_of(shift: NDArray[np.float64], positions_px: NDArray[np.float64], axes: Axes) -> float:
+    """Return the curl of the shifts of patterns as a part of all change, 0 to 1.
 
     Args:
-        scan: of which the patterns in the middle are taken.
+        shift: (K, 2), of their centers of mass.
+        positions_px: (K, 2).
         axes: (2, 2), applied to the positions.
     """
     from scipy.spatial import Delaunay, cKDTree
 
-    rows = in_the_middle(scan, CENTERS)
-    intensity = measured_intensity(scan, rows).astype(np.float64)
-    y, x = np.indices(scan.good_pixels.shape, dtype=np.float64)[:, scan.good_pixels]
-    power = intensity.sum(axis=1).clip(1e-30)
-    shift = np.stack([intensity @ y / power, intensity @ x / power], axis=1)
-    shift -= np.median(shift, axis=0)
-    place = scan.positions_px[rows] @ np.asarray(axes, dtype=np.float64).T
+    place = positions_px @ np.asarray(axes, dtype=np.float64).T
     _, near = cKDTree(place).query(place, k=SMOOTHED)
     shift = shift[np.asarray(near)].mean(axis=1).reshape(-1, 2)
     corners = Delaunay(place).simplices
@@ -284,13 +298,13 @@ def _probe(compared: Compared, refined: bool, start_probe: NDArray[np.complex64]
         yield Cause("probe", evidence, ({"probe": "estimate"}, *_MODES), min(max(changed, BEGAN), 2 * BEGAN))
         return
     scan = compared.scan
-    middle = scan.subset(in_the_middle(scan, TRIAL_PATTERNS))
+    middle, obj = _middle(scan, compared.obj)
     probe = compared.probe * float(np.sqrt(compared.scale))
     try:
         fixed, free = (
             refine_object(
                 middle,
-                compared.obj,
+                obj,
                 TRIAL_EPOCHS,
                 probe=probe,
                 options=RefineOptions(refine_probe=free, likelihood="amplitude"),
@@ -303,6 +317,18 @@ def _probe(compared: Compared, refined: bool, start_probe: NDArray[np.complex64]
     if weight > FEWEST:
         evidence = f"{TRIAL_EPOCHS} epochs with the probe refined leave {weight:.0%} less misfit than without"
         yield Cause("probe", evidence, _PROBE, FREE_PROBE * weight)
+
+
+def _middle(scan: ScanData, obj: NDArray[np.complex64]) -> tuple[ScanData, NDArray[np.complex64]]:
+    """Return the patterns in the middle as a scan of their own, and the part of the object that they show."""
+    rows = in_the_middle(scan, TRIAL_PATTERNS)
+    middle = on_own_canvas(scan, rows)
+    low = np.round(scan.positions_px[rows[0]] - middle.positions_px[0]).astype(int)
+    begin, end = np.maximum(low, 0), np.minimum(low + middle.canvas_shape, obj.shape)
+    part = np.ones(middle.canvas_shape, np.complex64)
+    (top, left), (bottom, right) = begin - low, end - low
+    part[top:bottom, left:right] = obj[begin[0] : end[0], begin[1] : end[1]]
+    return middle, part
 
 
 def _apart(first: NDArray[np.complex64], second: NDArray[np.complex64]) -> float:

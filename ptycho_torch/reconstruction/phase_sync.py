@@ -16,18 +16,20 @@ Shapes: B patches of N x N, K x K blocks of a patch, (H, W) canvas.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from ptycho_torch.data.storage.patterns import at_once
 
 BLOCKS = 16
 """Blocks along the side of a patch."""
 PASSES = 100
 AT_ONCE = 512
 """Patches whose sums are worked on at once: they stay in the processor's cache."""
+ROWS_AT_ONCE = 256
+"""Rows of the canvas whose phase is worked on at once."""
 TOLERANCE_RAD = 1e-3
 _TINY = 1e-6
 
@@ -84,7 +86,8 @@ class PhaseAligner:
         self.weight = torch.zeros(height * width)
         # The weights' sums depend only on where in a block a patch begins.
         begins = torch.cartesian_prod(torch.arange(self.block), torch.arange(self.block))
-        self._weight_sums = _summed(self.weights.expand(len(begins), n, n), self._blocks(begins))
+        rows, columns = self._blocks(begins)
+        self._weight_sums = rows.matmul(self.weights).bmm(columns.mT)
         self._kept: list[_Sums] = []
         self._rotations_rad: list[Tensor] = []
 
@@ -94,12 +97,6 @@ class PhaseAligner:
 
         One after the other, so that the result does not depend on how a scan is cut into batches.
         """
-        count = at_once(self.n)
-        parts = zip(torch.split(patches, count), torch.split(positions_px, count), strict=True)
-        aligned = [self._align(*part) for part in parts]
-        return torch.cat(aligned) if len(aligned) > 1 else aligned[0]
-
-    def _align(self, patches: Tensor, positions_px: Tensor) -> Tensor:
         # First pixel of each patch on the canvas with its margin; what lies farther off is moved there.
         origin = torch.round(positions_px.cpu().double() - (self.n - 1) / 2).long() + self.margin
         corners = torch.minimum(origin.clamp_min(0), torch.tensor(self.grid) * self.block - self.margin)
@@ -139,10 +136,14 @@ class PhaseAligner:
         return rotations
 
     @torch.no_grad()
-    def field(self) -> Tensor:
-        """Unit complex64 (H, W) with which the stitched object is still to be multiplied."""
+    def fields(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield what the stitched object is still to be multiplied with, some rows of the canvas at a time.
+
+        A slice of rows, and unit complex64 numbers (rows, W).
+        """
         if not self._kept:
-            return torch.ones(self.canvas_shape, dtype=torch.complex64)
+            yield slice(0, self.canvas_shape[0]), torch.ones(self.canvas_shape, dtype=torch.complex64)
+            return
         rotations = self._power_iteration()
         self.total, mean = torch.zeros_like(self.total), torch.zeros_like(self.total)
         for kept, rotation in zip(self._kept, rotations, strict=True):
@@ -152,13 +153,24 @@ class PhaseAligner:
         # Interpolate each block's mean rotation to canvas pixels; 1 where nothing was illuminated.
         mean = mean.view(self.grid)
         unit = torch.where(mean.abs() > _TINY, mean / mean.abs().clamp_min(_TINY), 1)
-        planes = torch.view_as_real(unit).permute(2, 0, 1)[None]
+        height, width = self.canvas_shape
+        step = max(1, ROWS_AT_ONCE // self.block)
+        for first in range(0, self.grid[0], step):
+            begin = first * self.block - self.margin
+            rows = slice(max(begin, 0), min(begin + step * self.block, height))
+            if rows.start < rows.stop:
+                fine, top = self._interpolated(unit, first, step)
+                image = fine[rows.start - top : rows.stop - top, self.margin : self.margin + width]
+                yield rows, torch.where(image.abs() > _TINY, image / image.abs().clamp_min(_TINY), 1)
+
+    def _interpolated(self, unit: Tensor, first: int, count: int) -> tuple[Tensor, int]:
+        """Return rows of blocks, one more on either side, as rows of pixels; and which row comes first."""
+        above = max(first - 1, 0)
+        planes = torch.view_as_real(unit[above : first + count + 1]).permute(2, 0, 1)[None]
         fine = torch.nn.functional.interpolate(
             planes, scale_factor=float(self.block), mode="bilinear", align_corners=False
         )[0]
-        rows, columns = (slice(self.margin, self.margin + extent) for extent in self.canvas_shape)
-        image = torch.complex(fine[0], fine[1])[rows, columns]
-        return torch.where(image.abs() > _TINY, image / image.abs().clamp_min(_TINY), 1)
+        return torch.complex(fine[0], fine[1]), above * self.block - self.margin
 
     @property
     def moved_rad(self) -> float:
@@ -207,12 +219,6 @@ class PhaseAligner:
 
 def _add(canvas: Tensor, index: Tensor, values: Tensor) -> None:
     canvas.index_add_(0, index.flatten(), values.flatten().to(canvas.dtype))
-
-
-def _summed(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:
-    """Sum real images (B, N, N) over the blocks -> (B, K, K)."""
-    rows, columns = blocks
-    return rows.bmm(images).bmm(columns.mT)
 
 
 def _complex_sums(images: Tensor, blocks: tuple[Tensor, Tensor]) -> Tensor:

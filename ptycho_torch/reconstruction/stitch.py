@@ -142,20 +142,24 @@ class Stitcher:
         """Return the weighted mean so far; more patches may be added afterwards."""
         total = self.canvas[2]
         covered = total > MIN_WEIGHT
-        mean = torch.complex(self.canvas[0], self.canvas[1]) / torch.where(covered, total, 1.0)
+        mean = torch.empty((*self.canvas_shape, 2), device=self.device)
+        coverage = torch.where(covered, total, 0.0)
+        for part in range(2):
+            torch.div(self.canvas[part], total, out=mean[..., part]).masked_fill_(~covered, 0)
         return StitchResult(
-            object=torch.where(covered, mean, 0),
-            coverage=torch.where(covered, total, 0.0),
+            object=torch.view_as_complex(mean),
+            coverage=coverage,
             n_patches=self.n_patches,
             n_cropped=self.n_cropped,
             n_outside=self.n_outside,
         )
 
     @torch.no_grad()
-    def rotate_phase(self, factor: Tensor) -> None:
-        """Multiply what was stitched so far by a unit complex factor, (H, W) or a scalar."""
-        rotated = torch.complex(self.canvas[0], self.canvas[1]) * factor.to(self.device)
-        self.canvas[0], self.canvas[1] = rotated.real, rotated.imag
+    def rotate_phase(self, factor: Tensor, rows: slice = slice(None)) -> None:
+        """Multiply some rows of what was stitched so far by a unit complex factor, (rows, W) or a scalar."""
+        canvas = self.canvas[:, rows]
+        rotated = torch.complex(canvas[0], canvas[1]) * factor.to(self.device)
+        canvas[0], canvas[1] = rotated.real, rotated.imag
 
     def _add_chunk(self, patches: Tensor | None, positions_px: Tensor) -> None:
         """Add weighted patches (B, N, N) to the canvas; without them, to its weights alone."""

@@ -93,8 +93,6 @@ def noise_of(scan: ScanData, intensity: Real) -> Noise:
     quantum = scan.report.get("units_per_count") or quantum  # with read-out noise, no step is that of a count
     estimated = _variance_over_mean(intensity)
     gain = None if estimated is None else estimated.gain
-    if quantum is None and scan.holds_counts and gain is not None:
-        quantum = 1.0  # few counts, too few to see the step from one number to the next
     if quantum is not None and (gain is None or gain < _NO_COUNTS * quantum):
         return Noise(float(quantum), "counts")
     return estimated or Noise(None, "unknown")

@@ -11,6 +11,7 @@ from ptycho_exec.errors import DataError
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.config import InferenceConfig
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.storage.patterns import at_once
 from ptycho_torch.reconstruction.phase_sync import PhaseAligner
 from ptycho_torch.reconstruction.stitch import Stitcher, StitchResult, probe_weights
 
@@ -46,14 +47,16 @@ class ObjectWriter:
     def add_patches(self, patches: Tensor, positions_px: Tensor) -> None:
         """Add the patches (B, N, N) of one batch at their positions (B, 2)."""
         patches, positions_px = patches.cpu(), positions_px.cpu()
-        if self.aligner is not None:
-            patches = self.aligner.align(patches, positions_px)
-        self.stitcher.add(patches, positions_px)
+        count = at_once(patches.shape[-1])
+        for some, places in zip(torch.split(patches, count), torch.split(positions_px, count), strict=True):
+            aligned = some if self.aligner is None else self.aligner.align(some, places)
+            self.stitcher.add(aligned, places)
 
     def finish(self) -> None:
         """Take out what phase is left, once all batches are added."""
         if self.aligner is not None:
-            self.stitcher.rotate_phase(self.aligner.field())
+            for rows, factor in self.aligner.fields():
+                self.stitcher.rotate_phase(factor, rows)
             self.moved_rad = self.aligner.moved_rad
         self.aligner = None
 

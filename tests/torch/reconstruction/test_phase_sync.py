@@ -35,8 +35,13 @@ def stitched(patches: Tensor, positions: Tensor, weights: Tensor, *, align: bool
     for part, place in zip(patches.split(batch), positions.split(batch), strict=True):
         stitcher.add(aligner.align(part, place) if align else part, place)
     if align:
-        stitcher.rotate_phase(aligner.field())
+        for rows, factor in aligner.fields():
+            stitcher.rotate_phase(factor, rows)
     return stitcher.result().object
+
+
+def field(aligner: PhaseAligner) -> Tensor:
+    return torch.cat([factor for _, factor in aligner.fields()])
 
 
 def error(image: Tensor, truth: Tensor) -> float:
@@ -111,7 +116,7 @@ def test_patches_are_kept_in_pieces_that_make_no_difference(scene, monkeypatch):
         pieces.align(part, place)
     assert [len(kept.sums) for kept in whole._kept] == [len(patches)]
     assert {len(kept.sums) for kept in pieces._kept[:-1]} == {32}
-    torch.testing.assert_close(pieces.field(), whole.field(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(field(pieces), field(whole), rtol=1e-5, atol=1e-5)
 
 
 def test_patches_beyond_the_canvas_are_accepted(scene):
@@ -119,12 +124,27 @@ def test_patches_beyond_the_canvas_are_accepted(scene):
     aligner = PhaseAligner(CANVAS, N, weights)
     far = torch.tensor([[-200.0, -200.0], [500.0, 500.0], [-10.0, 40.0]])
     assert torch.isfinite(torch.view_as_real(aligner.align(patches[:3], far))).all()
-    assert aligner.field().shape == CANVAS
+    assert field(aligner).shape == CANVAS
+
+
+@pytest.mark.parametrize("rows", [1, 24, 40])
+def test_the_phase_left_is_the_same_however_many_rows_it_comes_in(scene, monkeypatch, rows):
+    _, patches, positions, weights = scene
+    aligner = PhaseAligner(CANVAS, N, weights)
+    phases = 2 * math.pi * torch.rand(len(patches), generator=torch.Generator().manual_seed(1))
+    aligner.align(patches * torch.polar(torch.ones_like(phases), phases)[:, None, None], positions)
+    ((all_rows, whole),) = aligner.fields()
+    assert all_rows == slice(0, CANVAS[0])
+    monkeypatch.setattr(phase_sync, "ROWS_AT_ONCE", rows)
+    parts = list(aligner.fields())
+    assert len(parts) > 2
+    assert [row for part, _ in parts for row in range(CANVAS[0])[part]] == list(range(CANVAS[0]))
+    torch.testing.assert_close(torch.cat([factor for _, factor in parts]), whole)
 
 
 def test_no_patches_rotate_nothing():
     aligner = PhaseAligner(CANVAS, N, torch.ones(N, N))
-    assert (aligner.field() == 1).all()
+    assert (field(aligner) == 1).all()
     assert aligner.moved_rad == 0
 
 
