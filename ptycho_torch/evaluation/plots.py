@@ -53,8 +53,9 @@ def save_amplitude(
     pixel_size_m: float | None = None,
 ) -> Path:
     """Render the amplitude of an object, complex (H, W), cropped to its coverage (H, W)."""
-    image = _cropped(np.abs(obj), coverage)
-    return _save_single(image, path, "gray", _limits(image.compressed()), "Amplitude", "", pixel_size_m)
+    step, obj, coverage = _drawn(obj, coverage)
+    image, pixel = _cropped(np.abs(obj), coverage), _pixel(pixel_size_m, step)
+    return _save_single(image, path, "gray", _limits(image.compressed()), "Amplitude", "", pixel)
 
 
 def save_phase(
@@ -65,23 +66,24 @@ def save_phase(
     pixel_size_m: float | None = None,
 ) -> Path:
     """Render the phase of an object, complex (H, W), in radians about its mean, cropped to its coverage."""
-    shown = np.asarray(obj) if coverage is None else np.where(np.asarray(coverage) > 0, obj, 0)
-    image = _cropped(centered_phase(shown), coverage)
+    step, obj, coverage = _drawn(obj, coverage)
+    image, pixel = _cropped(centered_phase(obj), coverage), _pixel(pixel_size_m, step)
     color_map, limits = _phase_style(image.compressed())
-    return _save_single(image, path, color_map, limits, "Phase", "radians", pixel_size_m)
+    return _save_single(image, path, color_map, limits, "Phase", "radians", pixel)
 
 
 def object_figure(
     obj: NDArray[Any], *, coverage: NDArray[Any] | None = None, pixel_size_m: float | None = None
 ) -> Figure:
     """Return amplitude and phase of an object, complex (H, W), side by side, cropped to its coverage."""
-    shown = np.asarray(obj) if coverage is None else np.where(np.asarray(coverage) > 0, obj, 0)
-    amplitude, phase = _cropped(np.abs(obj), coverage), _cropped(centered_phase(shown), coverage)
+    step, obj, coverage = _drawn(obj, coverage)
+    amplitude, phase = _cropped(np.abs(obj), coverage), _cropped(centered_phase(obj), coverage)
+    pixel = _pixel(pixel_size_m, step)
     figure = _figure((9.4, 4.2 * amplitude.shape[0] / amplitude.shape[1] + 0.5))
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.3})
     color_map, limits = _phase_style(phase.compressed())
-    _show(left, amplitude, "gray", _limits(amplitude.compressed()), "Amplitude", "", pixel_size_m)
-    _show(right, phase, color_map, limits, "Phase", "radians", pixel_size_m)
+    _show(left, amplitude, "gray", _limits(amplitude.compressed()), "Amplitude", "", pixel)
+    _show(right, phase, color_map, limits, "Phase", "radians", pixel)
     return figure
 
 
@@ -264,7 +266,7 @@ def _show(
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    # Of a large image every second pixel, or fewer, is taken; drawn as the nearest ones, others are not seen.
+    # Of a large image every second pixel, or fewer, is taken, as in `_drawn`.
     height, width = image.shape
     step = math.ceil(max(height, width) / MOST_PIXELS)
     shown = axes.imshow(
@@ -354,6 +356,25 @@ def _comparison_panels(evaluations: Mapping[str, Evaluation]) -> list[tuple[str,
         score = f"SSIM {evaluation.amplitude_ssim:.3f} / {evaluation.phase_ssim:.3f}"
         panels.append((f"{name}\n{score}", np.abs(reconstruction), phase))
     return panels
+
+
+def _drawn(
+    obj: NDArray[Any], coverage: NDArray[Any] | None
+) -> tuple[int, NDArray[Any], NDArray[np.bool_] | None]:
+    """Return every how many pixels of an object are drawn, those pixels, and which of them are covered.
+
+    Drawn as the nearest ones, other pixels would not be seen.
+    """
+    step = math.ceil(max(np.shape(obj)) / MOST_PIXELS)
+    shown = np.asarray(obj)[::step, ::step]
+    if coverage is None:
+        return step, shown, None
+    covered = np.asarray(coverage)[::step, ::step] > 0
+    return step, np.where(covered, shown, 0), covered
+
+
+def _pixel(pixel_size_m: float | None, step: int) -> float | None:
+    return None if pixel_size_m is None else pixel_size_m * step
 
 
 def _cropped(image: Image, coverage: NDArray[Any] | None) -> MaskedImage:

@@ -120,6 +120,9 @@ class Verdict:
     """Standard errors by which the object explains patterns held out better than the mean pattern does."""
     frc_px: float | None = None
     """Period, in pixels, down to which two halves of the scan agree (ring correlation of 1/7)."""
+    halves_apart: float | None = None
+    """NRMSE between the objects of those halves. Noise of the counts is in both; the object has about half of
+    it, less where it was denoised."""
     patterns: int = 0
     held_out: int = 0
     causes: tuple[Cause, ...] = ()
@@ -145,6 +148,8 @@ class Verdict:
             known.append(f"{self.held_out} patterns held out {self.held_out_r:.3f}")
         if self.frc_px is not None:
             known.append(f"halves agree to {self.frc_px:.1f} px")
+        if self.halves_apart is not None:
+            known.append(f"and differ by {self.halves_apart:.0%}" if self.frc_px else "halves do not agree")
         says = {"cannot-judge": "the object cannot be judged"}.get(
             self.status, f"the object is {self.status}"
         )
@@ -166,6 +171,7 @@ class Verdict:
                 f"R of {self.held_out} patterns held out": self.held_out_r,
                 "unexplained part": self.q,
                 "halves agree to (px)": self.frc_px,
+                "halves differ by": self.halves_apart,
                 **{f"likely cause {number}": cause.line() for number, cause in enumerate(self.causes, 1)},
             },
         )
@@ -370,7 +376,7 @@ def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
     if verdict.better < CLEARLY:
         return replace(verdict, reason=f"{hidden}, and so do patterns held out")
     reason = f"{hidden}; patterns held out are explained better than by the mean pattern"
-    frc = halves_agree_px(compared.scan, compared.probe * float(np.sqrt(compared.scale)))
+    frc, apart = compare_halves(compared.scan, compared.probe * float(np.sqrt(compared.scale)))
     agree = frc is not None and frc <= FINE_PX * compared.scan.n_pixels
     left = verdict.held_out_q or 0.0
     good = agree and left < POOR
@@ -382,11 +388,14 @@ def _by_patterns_held_out(verdict: Verdict, compared: Compared) -> Verdict:
         by="held-out patterns and two halves",
         reason=reason,
         frc_px=frc,
+        halves_apart=apart,
     )
 
 
-def halves_agree_px(scan: ScanData, probe: Tensor) -> float | None:
-    """Return the period, in pixels, down to which objects of two halves of a scan agree; None for none.
+def compare_halves(scan: ScanData, probe: Tensor) -> tuple[float | None, float | None]:
+    """Return the period, in pixels, down to which objects of two halves of a scan agree, and their NRMSE.
+
+    None where they agree on nothing, or cannot be compared.
 
     Either half is refined from a flat object, so that they have nothing but the patterns' place in common.
     """
@@ -397,6 +406,7 @@ def halves_agree_px(scan: ScanData, probe: Tensor) -> float | None:
             for half in (0, 1)
         )
         both = np.minimum(first.coverage, second.coverage)
-        return evaluate(first.object, second.object, coverage=both).frc_one_seventh_px
+        scores = evaluate(first.object, second.object, coverage=both)
+        return scores.frc_one_seventh_px, float(scores.nrmse)
     except UserError:  # too few patterns, or nothing in common
-        return None
+        return None, None

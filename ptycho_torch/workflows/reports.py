@@ -61,6 +61,7 @@ FIGURES = {
     "held_out_r": "R of patterns held out",
     "q": "unexplained part",
     "frc_px": "halves agree to (px)",
+    "halves_apart": "halves differ by",
 }
 
 

@@ -155,6 +155,8 @@ def test_where_r_cannot_judge_patterns_held_out_do(wrong: bool) -> None:
         assert "R cannot judge" in verdict.reason
         assert verdict.by == "held-out patterns and two halves"
         assert verdict.frc_px is not None
+        assert 0.3 < (verdict.halves_apart or 0) < 1
+        assert f"and differ by {verdict.halves_apart:.0%}" in verdict.line()
 
 
 def test_amplitudes_of_unknown_scale_are_judged_too() -> None:
