@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ptycho_exec.errors import UserError
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.data.scan_report import probe_diameter_px
 from ptycho_torch.display import facts_html
 from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction.causes import PREDICTED, Cause, Compared, find_causes
@@ -30,6 +31,7 @@ from ptycho_torch.reconstruction.yardsticks import (
     inside,
     measured_intensity,
     misfits,
+    photons_at_peak,
     predicted_intensity,
     r_factor,
     scaled,
@@ -62,6 +64,8 @@ VALUES_PER_UNKNOWN = 2.5
 overlaps no other has hardly more values than unknowns, and is explained by many objects."""
 FINE_PX = 1 / 8
 """Halves agree when they do so down to a period of this part of a pattern's side."""
+NOISY = 0.1
+"""Error of counting from which on it is said."""
 WORST, WORST_VALUES = 6, 2**21
 """Patterns that are kept beside their prediction, those explained worst; two where they are very large."""
 
@@ -123,6 +127,9 @@ class Verdict:
     halves_apart: float | None = None
     """NRMSE between the objects of those halves. Noise of the counts is in both; the object has about half of
     it, less where it was denoised."""
+    counting: float | None = None
+    """NRMSE that the noise of counts leaves to an object that is not denoised, about 1 / sqrt(photons on a
+    pixel of it); None where the patterns hold no counts. `error_of_counting` has it for each pixel."""
     patterns: int = 0
     held_out: int = 0
     causes: tuple[Cause, ...] = ()
@@ -146,14 +153,16 @@ class Verdict:
             )
         if self.held_out_r is not None:
             known.append(f"{self.held_out} patterns held out {self.held_out_r:.3f}")
-        if self.frc_px is not None:
-            known.append(f"halves agree to {self.frc_px:.1f} px")
         if self.halves_apart is not None:
-            known.append(f"and differ by {self.halves_apart:.0%}" if self.frc_px else "halves do not agree")
+            agree = "differ" if self.frc_px is None else f"agree to {self.frc_px:.1f} px and differ"
+            known.append(f"halves {agree} by {self.halves_apart:.0%}")
         says = {"cannot-judge": "the object cannot be judged"}.get(
             self.status, f"the object is {self.status}"
         )
-        return f"{says}: {self.reason}; R factor {self.r_factor:.3f} ({', '.join(known)})"
+        line = f"{says}: {self.reason}; R factor {self.r_factor:.3f} ({', '.join(known)})"
+        if self.counting is not None and self.counting > NOISY:
+            line += f"; so few photons leave an error of about {min(self.counting, 1):.0%}"
+        return line
 
     def lines(self) -> list[str]:
         """Return the line, and one for each likely cause."""
@@ -172,6 +181,7 @@ class Verdict:
                 "unexplained part": self.q,
                 "halves agree to (px)": self.frc_px,
                 "halves differ by": self.halves_apart,
+                "error of counting": self.counting,
                 **{f"likely cause {number}": cause.line() for number, cause in enumerate(self.causes, 1)},
             },
         )
@@ -291,8 +301,20 @@ def _figures(compared: Compared, yardstick: Yardstick, beneath: NDArray[np.float
         noise=yardstick.r_noise if yardstick.noise.gain else None,
         noise_source=yardstick.noise.source,
         q=_q(own, yardstick.misfit_mean, yardstick.misfit_noise),
+        counting=_error_of_counting(compared),
         patterns=len(compared.rows),
     )
+
+
+def _error_of_counting(compared: Compared) -> float | None:
+    """Return 1 / sqrt(photons on a pixel) where the scan is, with the area that the probe reaches."""
+    peak = photons_at_peak(compared.scan, compared.probe.numpy())
+    if peak is None:
+        return None
+    illumination = compared.probe.abs().square().sum(dim=0)
+    photons = len(compared.scan) * peak * float(illumination.sum() / illumination.max())
+    reach = np.ptp(compared.scan.positions_px, axis=0) + probe_diameter_px(compared.probe.numpy())
+    return float(np.sqrt(reach.prod() / photons))
 
 
 def _r(

@@ -105,6 +105,34 @@ def sample_of(scan: ScanData) -> tuple[Real, Noise]:
     return measured, noise
 
 
+def photons_at_peak(scan: ScanData, probe: NDArray[np.complex64]) -> float | None:
+    """Return how many photons of a pattern fell on the pixel of the object where a probe is brightest.
+
+    None where the patterns hold no counts.
+    """
+    measured, noise = sample_of(scan)
+    illumination = np.square(np.abs(probe)).reshape(-1, *probe.shape[-2:]).sum(axis=0, dtype=np.float64)
+    if noise.source != "counts" or noise.gain is None or not illumination.any():
+        return None
+    photons = float(measured.sum(axis=1, dtype=np.float64).mean()) / noise.gain
+    return photons * float(illumination.max() / illumination.sum())
+
+
+def error_of_counting(coverage: NDArray[Any], at_peak: float) -> NDArray[np.float64]:
+    """Return the error that the noise of counts leaves at each pixel of an object near 1, (H, W).
+
+    1 / sqrt(n), at most 1, with n photons on the pixel; NaN where none fell. Patterns tell the amplitude of
+    a wave on the detector, not its phase, and so half of what n photons could tell of a complex number
+    (Fisher information, on average over the pixels). Iteration comes to it, a denoised object below it.
+
+    Args:
+        coverage: (H, W); 1 is one pattern at the brightest pixel of the probe.
+        at_peak: photons of a pattern on that pixel.
+    """
+    photons = np.asarray(coverage, np.float64) * at_peak
+    return np.where(photons > 0, np.maximum(photons, 1.0) ** -0.5, np.nan)
+
+
 def _variance_over_mean(intensity: Real) -> Noise | None:
     """Fit variance = readout^2 + gain (mean - pedestal) + c mean^2 to dim pixels; None where noise is hidden.
 

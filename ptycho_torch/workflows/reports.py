@@ -32,6 +32,7 @@ from ptycho_torch.evaluation.report.images import (
     points_of,
 )
 from ptycho_torch.evaluation.report.page import Figure, Page, Row, Section, Table, plain, write_page
+from ptycho_torch.reconstruction.yardsticks import error_of_counting
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows.artifacts import RECONSTRUCTION, REPORT_DATA, read_arrays
 
@@ -62,6 +63,7 @@ FIGURES = {
     "q": "unexplained part",
     "frc_px": "halves agree to (px)",
     "halves_apart": "halves differ by",
+    "counting": "error of counting",
 }
 
 
@@ -280,6 +282,11 @@ def _scan_section(run: RunFolder) -> Section:
         coverage, name = patterns_per_pixel(positions, n, canvas), "patterns on a pixel"
     side = bin_for(16 * coverage.size)  # a map of the scan is not worth many bytes
     coverage = averaged(coverage, side)
+    images: list[NDArray[np.float64]] = [coverage]
+    quantities = [Quantity(name, "gray", (0.0, limits_of(coverage)[1]))]
+    if "photons_at_peak" in data and "coverage" in result:
+        images.append(error_of_counting(coverage, float(data["photons_at_peak"])))
+        quantities.append(Quantity("error of counting", "viridis", (0.0, limits_of(images[1])[1])))
     moved, values = result.get("positions_px"), None
     if "rows" in data:
         values = np.full(len(positions), np.nan)
@@ -288,9 +295,9 @@ def _scan_section(run: RunFolder) -> Section:
         positions, moved_px=moved, values=values, value_name=_misfit_name(data), far=data["far"]
     )
     places = Shown(
-        things={"scan": [coverage]},
-        quantities=[Quantity(name, "gray", (0.0, limits_of(coverage)[1]))],
-        panes=[(0, None)],
+        things={"scan": images},
+        quantities=quantities,
+        panes=[(row, None) for row in range(len(images))],
         label="scan positions",
         binned=side,
         pixel_size_m=float(result["pixel_size_m"]) if "pixel_size_m" in result else None,

@@ -42,6 +42,7 @@ from ptycho_torch.evaluation import plots
 from ptycho_torch.evaluation.metrics import Evaluation, evaluate
 from ptycho_torch.factory import InferencePayload, PretrainingPayload, TrainingPayload
 from ptycho_torch.network.checkpoint import MODEL_NAME, read_checkpoint, save_model
+from ptycho_torch.reconstruction.yardsticks import photons_at_peak
 from ptycho_torch.settings import ScienceSettings
 from ptycho_torch.workflows import components
 from ptycho_torch.workflows.advice import Times, advice, limited_threads, shares
@@ -510,8 +511,7 @@ def _write_inference(
         written = write_reconstruction(
             folder, result.object, result.coverage, used, result.probe, refined, result.network_object
         )
-        fits = result.verdict.fits
-        written.append(write_report_data(folder, used, **({} if fits is None else fits.arrays())))
+        written.append(write_report_data(folder, used, **_shown_of(result, used)))
     evaluation, scored = None, {}
     if truth is not None:
         with clock.phase("score"):
@@ -540,6 +540,14 @@ def _write_inference(
     )
     with clock.phase("report"):
         return [*written, write_run_report(folder)], evaluation
+
+
+def _shown_of(result: InferenceResult, scan: ScanData) -> dict[str, NDArray[Any]]:
+    """Return what the page shows besides the result: single patterns, and photons at the probe's peak."""
+    fits, probe = result.verdict.fits, scan.probe if result.probe is None else result.probe
+    shown = {} if fits is None else fits.arrays()
+    photons = None if probe is None else photons_at_peak(scan, probe)
+    return shown if photons is None else {**shown, "photons_at_peak": np.array(photons)}
 
 
 def _write_score(folder: Path, evaluation: Evaluation, truth: NDArray[np.complex64]) -> list[Path]:

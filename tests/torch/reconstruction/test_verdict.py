@@ -17,9 +17,10 @@ from ptycho_torch import simulate_scan
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.data.scan import ScanData
+from ptycho_torch.evaluation.metrics import evaluate
 from ptycho_torch.reconstruction.refine import RefineOptions, refine_object
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
-from ptycho_torch.reconstruction.yardsticks import predicted_intensity
+from ptycho_torch.reconstruction.yardsticks import error_of_counting, photons_at_peak, predicted_intensity
 
 
 def simulated(**values: Any) -> ScanData:
@@ -156,7 +157,35 @@ def test_where_r_cannot_judge_patterns_held_out_do(wrong: bool) -> None:
         assert verdict.by == "held-out patterns and two halves"
         assert verdict.frc_px is not None
         assert 0.3 < (verdict.halves_apart or 0) < 1
-        assert f"and differ by {verdict.halves_apart:.0%}" in verdict.line()
+        assert (
+            f"halves agree to {verdict.frc_px:.1f} px and differ by {verdict.halves_apart:.0%}"
+            in verdict.line()
+        )
+
+
+@pytest.mark.parametrize(
+    ("photons", "kind"), [(300, "dead_leaves"), (3e3, "dead_leaves"), (3e3, "star_and_leaves")]
+)
+def test_the_error_that_counting_leaves_is_that_of_iteration(photons: float, kind: Any) -> None:
+    scan = simulate_scan(n=32, patterns=400, photons=photons, object_kind=kind, seed=2)
+    result = refine_object(scan, "flat", 20)
+    found = evaluate(result.object, truth(scan), coverage=result.coverage).nrmse
+    verdict = judge_object(scan, result.object)
+    assert verdict.counting == pytest.approx(found, rel=0.4)
+    assert (f"error of about {verdict.counting:.0%}" in verdict.line()) == (verdict.counting > 0.1)
+    at_peak = photons_at_peak(scan, np.asarray(scan.probe))
+    assert at_peak is not None
+    each = error_of_counting(result.coverage, at_peak)
+    assert np.isnan(each[result.coverage == 0]).all()
+    assert np.nanmax(each) <= 1
+    well = result.coverage > 0.5 * result.coverage.max()
+    assert np.sqrt(np.square(each[well]).mean()) == pytest.approx(verdict.counting, rel=0.4)
+
+
+def test_patterns_that_are_no_counts_have_no_error_of_counting(scan: ScanData) -> None:
+    roots = replace(scan, patterns=0.1 * scan.amplitude(np.arange(len(scan))), domain="amplitude", report={})
+    assert judge_object(roots, truth(scan)).counting is None
+    assert photons_at_peak(roots, np.asarray(scan.probe)) is None
 
 
 def test_amplitudes_of_unknown_scale_are_judged_too() -> None:
