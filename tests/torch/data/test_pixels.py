@@ -189,6 +189,23 @@ def test_patterns_that_are_all_the_same_are_named() -> None:
     assert "same-patterns" not in codes(scan)
 
 
+@pytest.mark.parametrize("photons", [1, 3, 10, 50])
+def test_hardly_any_photons_are_counts_and_no_fault_of_the_detector(photons: float) -> None:
+    few = simulate_scan(n=32, patterns=200, photons=photons, seed=4)
+    scan = scan_of(np.asarray(few.patterns), probe=few.probe, positions_px=few.positions_px)
+    assert scan.report["count_quantum"] == 1
+    assert not {"dead-pixels", "hot-pixels", "dark-patterns"} & set(codes(scan))
+    assert (scan.report["zero_patterns"] > 20) == (photons < 10)
+
+
+def test_closed_shutters_among_few_photons_are_told() -> None:
+    few = simulate_scan(n=32, patterns=200, photons=20, seed=4)
+    patterns = np.asarray(few.patterns).copy()
+    patterns[50:60] = 0
+    scan = scan_of(patterns, probe=few.probe, positions_px=few.positions_px)
+    assert "dark-patterns" in codes(scan)
+
+
 @pytest.mark.parametrize("photons", [0, 1000])
 def test_patterns_of_one_bright_pixel_are_read(photons: int) -> None:
     patterns = np.zeros_like(COUNTS)

@@ -119,6 +119,16 @@ def test_the_worst_patterns_are_shown_with_their_misfit(runs: Path) -> None:
     )
 
 
+def test_the_map_of_the_scan_shows_the_error_that_counting_leaves(runs: Path) -> None:
+    places = viewers(page_of(runs, "refine").read_text())[1]
+    assert [quantity["name"] for quantity in places["quantities"]] == ["coverage", "error of counting"]
+    coverage, error = map(unpacked, places["things"][0]["images"])
+    at_peak = float(read_arrays(runs / "refine" / "report.npz")["photons_at_peak"])
+    known = coverage > 0.2 * coverage.max()  # images are stored in steps
+    np.testing.assert_allclose(error[known], (coverage[known] * at_peak) ** -0.5, rtol=0.05)
+    assert at_peak > 1
+
+
 def test_settings_and_science_have_origins_and_those_at_their_default_are_hidden(runs: Path) -> None:
     page = page_of(runs, "refine").read_text()
     row = re.search(r"<tr><td class=\"name\">refine_positions</td>.*?</tr>", page)
