@@ -8,8 +8,8 @@ the group U(1) (Singer, Appl. Comput. Harmon. Anal. 30, 20 (2011)), solved here 
 
 It runs while patches arrive, in memory that hardly grows with their number: each patch is reduced to its
 probe-weighted sums over blocks of canvas pixels. A patch is rotated in phase to agree with what came before
-it. What remains when all have come varies slowly over the canvas, and is taken out of the stitched sum as a
-smooth phase.
+it. When all have come, their sums are rotated again, along the rows of the canvas and by power iteration.
+What remains varies slowly over the canvas, and is taken out of the stitched sum as a smooth phase.
 
 Shapes: B patches of N x N, K x K blocks of a patch, (H, W) canvas.
 """
@@ -57,6 +57,11 @@ class _Sums:
     def sums(self) -> Tensor:
         """(B, K, K) complex."""
         pairs: Tensor = torch.view_as_complex(self._parts[: self.count].float())
+        return pairs
+
+    def sum_of(self, row: int) -> Tensor:
+        """(K, K) complex, of one patch."""
+        pairs: Tensor = torch.view_as_complex(self._parts[row].float())
         return pairs
 
     @property
@@ -178,23 +183,43 @@ class PhaseAligner:
         phases = self._rotations_rad
         return float(torch.cat(phases).square().mean().sqrt()) if phases else 0.0
 
+    def _one_after_the_other(self) -> list[Tensor]:
+        """Rotate patches to those before them once more, now along the rows of the canvas.
+
+        Each then overlaps one before it, in whatever order the scan visited them: phases that grew from
+        several places at a time would meet at borders that the power iteration hardly moves.
+        """
+        corners = torch.cat([kept.corners for kept in self._kept])
+        line, column = corners[:, 0] // max(self.n // 4, 1), corners[:, 1]
+        there_and_back = torch.where(line % 2 == 0, column, -column)
+        order = np.lexsort((there_and_back.numpy(), line.numpy()))
+        counts = [kept.count for kept in self._kept]
+        piece = np.repeat(np.arange(len(counts)), counts)
+        row = np.concatenate([np.arange(count) for count in counts])
+        found = np.ones(len(order), dtype=np.complex64)
+        self.total.zero_()
+        self.weight.zero_()
+        for some in np.split(order, range(AT_ONCE, len(order), AT_ONCE)):
+            places = corners[some]
+            sums = torch.stack([self._kept[piece[i]].sum_of(row[i]) for i in some])
+            found[some] = self._rotations(sums, self._block_index(places), self._weights_at(places))
+        return list(torch.split(torch.from_numpy(found), counts))
+
     def _power_iteration(self) -> list[Tensor]:
         """Rotate patches towards the mean of all until none changes by more than the tolerance."""
-        rotations = [torch.ones(kept.count, dtype=torch.complex64) for kept in self._kept]
+        rotations = self._one_after_the_other()
         weight = self.weight.clamp_min(_TINY)
+        mean = self.total
         for _ in range(PASSES):
-            mean = torch.zeros_like(self.total)
-            for kept, rotation in zip(self._kept, rotations, strict=True):
-                _add(mean, self._block_index(kept.corners), _rotated(kept.sums, rotation))
-            mean /= weight
-            changed = 0.0
+            before, mean, changed = mean / weight, torch.zeros_like(mean), 0.0
             for i, kept in enumerate(self._kept):
-                there = mean[self._block_index(kept.corners)]
-                agreement = torch.linalg.vecdot(kept.sums.flatten(1), there.flatten(1))
+                sums, index = kept.sums, self._block_index(kept.corners)
+                agreement = torch.linalg.vecdot(sums.flatten(1), before[index].flatten(1))
                 size = agreement.abs()  # 0 where a patch shares no illuminated block with another
                 unit = agreement / size.clamp_min(torch.finfo(size.dtype).tiny)
-                before, rotations[i] = rotations[i], torch.where(size > 0, unit, 1)
-                changed = max(changed, float((rotations[i] * before.conj()).angle().abs().max()))
+                last, rotations[i] = rotations[i], torch.where(size > 0, unit, 1)
+                changed = max(changed, float((rotations[i] * last.conj()).angle().abs().max()))
+                _add(mean, index, _rotated(sums, rotations[i]))
             if changed < TOLERANCE_RAD:
                 break
         return rotations

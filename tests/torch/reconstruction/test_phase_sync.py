@@ -89,6 +89,31 @@ def test_a_scan_in_random_order_is_aligned_as_well(scene):
     assert error(stitched(flattened[order], positions[order], weights, align=True), obj) < 0.05
 
 
+def test_a_large_noisy_scan_in_random_order_is_aligned_as_in_the_order_of_its_rows():
+    """Phases that grow from many places at a time meet at borders; those go, too."""
+    canvas = (320, 320)
+    y, x = torch.meshgrid(*(torch.linspace(0, 1, extent) for extent in canvas), indexing="ij")
+    obj = torch.polar(1 - 0.3 * x * y, 3 * torch.sin(13 * x) + 2 * torch.cos(11 * y))
+    corners = torch.cartesian_prod(torch.arange(0, 289, 5), torch.arange(0, 289, 5))
+    radius = (torch.arange(N) - (N - 1) / 2).square()
+    weights = torch.exp(-(radius[:, None] + radius) / (2 * 6.0**2))
+    generator = torch.Generator().manual_seed(0)
+    errors = []
+    for order in (torch.arange(len(corners)), torch.randperm(len(corners), generator=generator)):
+        stitcher, aligner = Stitcher(canvas, N, weights=weights), PhaseAligner(canvas, N, weights)
+        for part in corners[order].split(64):
+            patches = torch.stack([obj[a : a + N, b : b + N] for a, b in part.tolist()])
+            patches += 0.3 * torch.randn(patches.shape, dtype=torch.complex64, generator=generator)
+            mean = (weights * patches).sum(dim=(1, 2))
+            patches *= (mean.conj() / mean.abs())[:, None, None]
+            stitcher.add(aligner.align(patches, part + (N - 1) / 2), part + (N - 1) / 2)
+        for rows, factor in aligner.fields():
+            stitcher.rotate_phase(factor, rows)
+        errors.append(error(stitcher.result().object, obj))
+    assert errors[0] < 0.15
+    assert errors[1] < 0.25
+
+
 def test_two_parts_of_a_scan_that_do_not_touch_are_each_aligned(scene):
     _, patches, positions, weights = scene
     left, right = positions[:, 1] < 30, positions[:, 1] > 97
