@@ -26,7 +26,7 @@ _RESULTS = ("reconstruction.npz", "product.h5", "product.npz")
 
 
 class StoredProbe(NamedTuple):
-    """A probe as it lies in a file, with the side of its pixels in meters where the file tells.
+    """A probe as it lies in a file, with its pixel size in meters where the file gives it.
 
     `array` is its name where that was given.
     """

@@ -324,7 +324,8 @@ def _middle(scan: ScanData, obj: NDArray[np.complex64]) -> tuple[ScanData, NDArr
     rows = in_the_middle(scan, TRIAL_PATTERNS)
     middle = on_own_canvas(scan, rows)
     low = np.round(scan.positions_px[rows[0]] - middle.positions_px[0]).astype(int)
-    begin, end = np.maximum(low, 0), np.minimum(low + middle.canvas_shape, obj.shape)
+    begin = np.maximum(low, 0)
+    end = np.maximum(begin, np.minimum(low + middle.canvas_shape, obj.shape))
     part = np.ones(middle.canvas_shape, np.complex64)
     (top, left), (bottom, right) = begin - low, end - low
     part[top:bottom, left:right] = obj[begin[0] : end[0], begin[1] : end[1]]

@@ -31,7 +31,6 @@ from ptycho_torch.reconstruction.yardsticks import (
     inside,
     measured_intensity,
     misfits,
-    photons_at_peak,
     predicted_intensity,
     r_factor,
     scaled,
@@ -125,8 +124,7 @@ class Verdict:
     frc_px: float | None = None
     """Period, in pixels, down to which two halves of the scan agree (ring correlation of 1/7)."""
     halves_apart: float | None = None
-    """NRMSE between the objects of those halves. Noise of the counts is in both; the object has about half of
-    it, less where it was denoised."""
+    """NRMSE between the objects of those halves; the object of all patterns is nearer the true one."""
     counting: float | None = None
     """NRMSE that the noise of counts leaves to an object that is not denoised, about 1 / sqrt(photons on a
     pixel of it); None where the patterns hold no counts. `error_of_counting` has it for each pixel."""
@@ -308,11 +306,11 @@ def _figures(compared: Compared, yardstick: Yardstick, beneath: NDArray[np.float
 
 def _error_of_counting(compared: Compared) -> float | None:
     """Return 1 / sqrt(photons on a pixel) where the scan is, with the area that the probe reaches."""
-    peak = photons_at_peak(compared.scan, compared.probe.numpy())
-    if peak is None:
+    noise = compared.noise
+    if noise.source != "counts" or noise.gain is None:
         return None
-    illumination = compared.probe.abs().square().sum(dim=0)
-    photons = len(compared.scan) * peak * float(illumination.sum() / illumination.max())
+    per_pattern = float(compared.measured.sum(axis=1, dtype=np.float64).mean()) / noise.gain
+    photons = len(compared.scan) * per_pattern
     reach = np.ptp(compared.scan.positions_px, axis=0) + probe_diameter_px(compared.probe.numpy())
     return float(np.sqrt(reach.prod() / photons))
 

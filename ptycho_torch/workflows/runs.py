@@ -546,6 +546,10 @@ def _shown_of(result: InferenceResult, scan: ScanData) -> dict[str, NDArray[Any]
     """Return what the page shows besides the result: single patterns, and photons at the probe's peak."""
     fits, probe = result.verdict.fits, scan.probe if result.probe is None else result.probe
     shown = {} if fits is None else fits.arrays()
+    asked = result.science.inference
+    by_probe = asked.patch_weighting == "probe" and asked.window == "none"
+    if result.refinement is None and (not by_probe or result.plan.settings.middle_trim):
+        return shown  # the coverage is not the light that fell on a pixel
     photons = None if probe is None else photons_at_peak(scan, probe)
     return shown if photons is None else {**shown, "photons_at_peak": np.array(photons)}
 

@@ -129,6 +129,16 @@ def test_the_map_of_the_scan_shows_the_error_that_counting_leaves(runs: Path) ->
     assert at_peak > 1
 
 
+@pytest.mark.parametrize("words", [["--patch-weighting=uniform"], ["--window=hann"], ["--middle-trim=16"]])
+def test_there_is_no_error_of_counting_where_the_coverage_is_not_the_light(
+    runs: Path, tmp_path: Path, words: list[str]
+) -> None:
+    out = tmp_path / "other"
+    assert main(["infer", str(runs / "train"), str(runs / "scan.npz"), *words, "--out", str(out)]) == 0
+    assert "photons_at_peak" not in read_arrays(out / "report.npz")
+    assert "photons_at_peak" in read_arrays(runs / "infer" / "report.npz")
+
+
 def test_settings_and_science_have_origins_and_those_at_their_default_are_hidden(runs: Path) -> None:
     page = page_of(runs, "refine").read_text()
     row = re.search(r"<tr><td class=\"name\">refine_positions</td>.*?</tr>", page)
