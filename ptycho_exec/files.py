@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ptycho_exec.errors import UserError
@@ -26,21 +26,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        for left_by_a_kill in target.parent.glob(f".{target.name}.*.part"):
-            left_by_a_kill.unlink(missing_ok=True)
-        yield temporary
-        with temporary.open("r+b") as written:  # Windows flushes only what may be written
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
+        with writing(target):
+            for left_by_a_kill in target.parent.glob(f".{target.name}.*.part"):
+                left_by_a_kill.unlink(missing_ok=True)
+            yield temporary
+            with temporary.open("r+b") as written:  # Windows flushes only what may be written
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
+    finally:
+        with suppress(OSError):  # as where the path cannot be; what went wrong is raised already
+            temporary.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a place that cannot be written into one `UserError`."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write the file: {error.strerror or error}",
-            where=str(target),
+            where=str(path),
             expected="an existing directory that you may write to, with free space for the file",
-            fix="choose another place, or free some space",
+            fix="choose another place or a shorter name, or free some space",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

@@ -9,6 +9,7 @@ options that change results or the world size become a problem with a remedy, or
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 import warnings
@@ -40,6 +41,9 @@ class ModuleTraits:
         logged_metrics: names that the module logs, in training and in validation.
         has_validation: there is validation data.
         train_samples: number of training samples.
+        train_batches: batches of the training loader, of all processes together; infinite if it has no length.
+        validation_batches: those of the shortest validation loader.
+        train_batch_size: samples per batch of the training loader.
         clips_gradients: the module has Lightning's hook `configure_gradient_clipping`, as agc needs it.
         trains: it is trained; in an inference there are no optimizer steps.
     """
@@ -48,6 +52,9 @@ class ModuleTraits:
     logged_metrics: tuple[str, ...] | None = None
     has_validation: bool = True
     train_samples: int | None = None
+    train_batches: float | None = None
+    validation_batches: float | None = None
+    train_batch_size: int | None = None
     clips_gradients: bool | None = None
     trains: bool = True
 
@@ -247,10 +254,17 @@ class Draft:
         """Whether this run validates: there is data for it, and it is not switched off."""
         return self.traits.has_validation and self["limit_val_batches"] != 0
 
+    def per_process(self, batches: float) -> float:
+        """Return how many batches of a loader are one process's."""
+        shared = self["trainer"].get("use_distributed_sampler", True) and batches < math.inf
+        return math.ceil(batches / self.world_size) if shared else batches
+
     @property
     def batches_per_epoch(self) -> int | None:
-        """Training batches of one process in a whole epoch; None where nobody knows the samples."""
-        samples = self.traits.train_samples
+        """Training batches of one process in a whole epoch; None where nobody knows them."""
+        batches, samples = self.traits.train_batches, self.traits.train_samples
+        if batches is not None:
+            return None if batches == math.inf else int(self.per_process(batches))
         return -(-samples // (self["batch_size"] * self.world_size)) if samples else None
 
     @property
@@ -668,7 +682,10 @@ def choose_batch_size(draft: Draft) -> None:
     if not draft.traits.trains:
         return
     if total is None:
-        if world > 1 and not asked(draft.settings, "batch_size"):
+        given = draft.traits.train_batch_size
+        if given is not None and not asked(draft.settings, "batch_size"):
+            draft.decide("batch_size", given, "that of the training loader")
+        elif world > 1 and not asked(draft.settings, "batch_size"):
             all_of_them = world * accum * draft["batch_size"]
             text = (
                 f"batch_size={draft['batch_size']} is per process, and nobody chose it for {world} of them: "
@@ -701,12 +718,12 @@ def choose_batch_size(draft: Draft) -> None:
 
 
 def check_amounts(draft: Draft) -> None:
-    """Batches, accumulation and limits against the number of training samples."""
+    """Batches, accumulation and limits against the training samples and the length of the loaders."""
     samples, batch, limit = draft.traits.train_samples, draft["batch_size"], draft["limit_train_batches"]
     batches = draft.batches_per_epoch
-    if not samples or batches is None:
+    if not batches:
         return
-    if batch > samples:
+    if samples and batch > samples:
         text = f"batch_size={batch} is more than the {samples} training samples"
         draft.note("batch-larger-than-data", "batch_size", text)
     if type(limit) is int and limit > batches:
@@ -722,21 +739,53 @@ def check_amounts(draft: Draft) -> None:
             f"set val_check_interval={batches}, or check_val_every_n_epoch for less than once per epoch",
             None,
         )
-    if isinstance(limit, float) and int(batches * limit) == 0:
-        draft.unsupported(
-            "no-batches",
-            "limit_train_batches",
-            f"that fraction of {batches} batches is no batch at all",
-            "an integer, or a larger fraction",
-            "set limit_train_batches=1 for one batch",
-            1,
-        )
-    limit = draft["limit_train_batches"]
     batches = min(batches, int(batches * limit) if isinstance(limit, float) else limit or batches)
     if draft["accum_steps"] > batches:
         text = f"accum_steps={draft['accum_steps']} is more than the {batches} batches of an epoch"
         text += "; the optimizer steps once per epoch"
         draft.note("accumulates-beyond-epoch", "accum_steps", text)
+
+
+FRACTIONS = {
+    "limit_train_batches": ("training",),
+    "overfit_batches": ("training", "validation"),
+    "val_check_interval": ("training",),
+    "limit_val_batches": ("validation",),
+}
+"""Fields that can be a fraction of the batches of a loader, and which loaders."""
+
+
+def check_fractions(draft: Draft) -> None:
+    """A fraction needs a loader that knows its length, and must be one batch at least."""
+    validation = draft.traits.validation_batches if draft.validates else None
+    endless = draft.traits.train_batches == math.inf
+    lengths = {
+        "training": math.inf if endless else draft.batches_per_epoch,
+        "validation": None if validation is None else draft.per_process(validation),
+    }
+    for name, loaders in FRACTIONS.items() if not draft["fast_dev_run"] else ():
+        known = {loader: length for loader in loaders if (length := lengths[loader])}
+        part, shortest = draft[name], min(known.values(), default=0)
+        if not known or not isinstance(part, float) or part == 1.0:
+            continue
+        if math.inf in known.values():
+            loader = next(loader for loader, length in known.items() if length == math.inf)
+            draft.unsupported(
+                "no-length",
+                name,
+                f"it is a fraction, and the {loader} loader does not know how many batches it has",
+                "a number of batches",
+                f"set {name}=1, or another number of batches",
+            )
+        elif name != "val_check_interval" and int(shortest * part) == 0:
+            draft.unsupported(
+                "no-batches",
+                name,
+                f"that fraction of {shortest} batches is no batch at all",
+                "an integer, or a larger fraction",
+                f"set {name}=1 for one batch",
+                1,
+            )
 
 
 def choose_monitor(draft: Draft) -> None:
@@ -804,6 +853,9 @@ def check_readers(draft: Draft) -> None:
     for name in ("checkpoint_every_n_steps", "checkpoint_every"):
         if draft[name] is not None and not draft["enable_checkpointing"]:
             draft.note("no-checkpoints", name, f"{name} has no effect: no checkpoints are written")
+    for name in ("sync_batchnorm", "use_distributed_sampler"):
+        if draft.world_size == 1 and name in draft["trainer"]:
+            draft.note("idle", "trainer", f"trainer.{name} has no effect: there is one process")
     for name in ("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"):
         if draft.was_set(name) and not draft.validates:
             draft.note("no-validation", name, f"{name} has no effect: nothing is validated")
@@ -906,6 +958,7 @@ RULES: tuple[Callable[[Draft], None], ...] = (
     check_speed_flags,
     check_optimization,
     choose_batch_size,
+    check_fractions,
     check_amounts,
     check_averaging,
     check_smoke_test,

@@ -31,7 +31,8 @@ from ptycho_exec.machine.facts import MachineFacts, package_versions
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan, announce, asked
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.sources.resolve import resolve_values
+from ptycho_exec.sources.origins import Kind, Origin
+from ptycho_exec.sources.resolve import resolve_values, values_given
 
 MANIFEST = "manifest.json"
 SETTINGS_FILE = "settings.toml"
@@ -56,8 +57,9 @@ def names_of(settings: ExecutionSettings) -> list[str]:
 
 
 def values_of(settings: ExecutionSettings) -> dict[str, Any]:
-    """Return the values of `names_of` as plain JSON data."""
-    return {name: as_data(getattr(settings, name)) for name in names_of(settings)}
+    """Return the values of `names_of` as plain JSON data, but those of `Field(exclude=True)`."""
+    specs = field_specs(type(settings))
+    return {name: as_data(vars(settings)[name]) for name in names_of(settings) if not specs[name].excluded}
 
 
 def numerics(settings: ExecutionSettings) -> dict[str, Any]:
@@ -231,13 +233,11 @@ def manifest_parts(
     settings: ExecutionSettings, *, plan: Plan | None = None, facts: MachineFacts | None = None
 ) -> dict[str, Any]:
     """Return the parts of a manifest that the settings, the plan and this process know."""
+    specs = field_specs(type(settings))
     parts: dict[str, Any] = {
         "intent": {name: redact(value) for name, value in values_of(settings).items()},
         **_class_part(type(settings)),
-        "origins": {
-            name: {**origin.to_json(), "shadowed": [other.to_json() for other in origin.shadowed]}
-            for name, origin in settings.origins.items()
-        },
+        "origins": {name: _places(origin, specs[name].excluded) for name, origin in settings.origins.items()},
         "fingerprint": fingerprint(settings),
         "versions": {"python": sys.version.split()[0], **package_versions()},
         "git": git_state(),
@@ -246,11 +246,22 @@ def manifest_parts(
     }
     if plan is not None:
         parts["plan"] = plan.to_json()
+        for name in (name for name, spec in specs.items() if spec.excluded):
+            del parts["plan"]["effective"][name]
         parts["effective_fingerprint"] = fingerprint(plan.settings)
     known = facts or (plan.facts if plan else None)
     if known is not None:
         parts["facts"] = known.model_dump(mode="json")
     return parts
+
+
+def _places(origin: Origin, excluded: bool) -> dict[str, Any]:
+    """Return where a value came from as JSON data, without its texts where the field is excluded."""
+    rows = [
+        (replace(row, raw=None, parts=(), changed=False) if excluded else row).to_json()
+        for row in (origin, *origin.shadowed)
+    ]
+    return {**rows[0], "shadowed": rows[1:]}
 
 
 def _class_part(model: type[ExecutionSettings]) -> dict[str, Any]:
@@ -450,18 +461,21 @@ def settings_from_manifest(
     """Rebuild the settings that a run was asked for, reading nothing but its manifest.
 
     `overrides` win over it, and stand in for credentials that the manifest hides. Settings of a subclass need
-    that class as `model`; without it, fields of its own are left out, and a warning and a notice name them.
+    that class as `model`; without it, fields of its own are left out, and a warning and a notice name them, as
+    they name fields of `Field(exclude=True)` that were set and are not given again.
 
     Raises:
         UserError: there is no manifest.
         SettingsError: a credential in it was hidden.
     """
     target = _manifest_path(path)
-    found = intent_of(read_manifest(target))
+    manifest = read_manifest(target)
+    found = intent_of(manifest)
     if found is None:
         raise UserError("the manifest has no settings", where=str(target), expected="a part named intent")
     others = found.others(model)
-    given = {name: _read(value, name, model) for name, value in found.values.items() if name not in others}
+    values = values_given(model, found.values, manifest.get("origins", {}))
+    given = {name: _read(value, name, model) for name, value in values.items() if name not in others}
     intent, missed = _shown(given, overrides or {}, model)
     if missed:
         raise SettingsError(
@@ -470,6 +484,8 @@ def settings_from_manifest(
             fix="give the value again, as an argument",
         )
     notes = [_left_out(others, found.class_name, str(target))] if others else []
+    anew = {*intent, *(overrides or {})}
+    notes += [_not_kept(name, str(target)) for name in _excluded(manifest, model) if name not in anew]
     announce(notes)
     resolution = resolve_values(model, intent, place=str(target), overrides=overrides)
     return model.from_resolution(replace(resolution, findings=(*resolution.findings, *notes)))
@@ -512,6 +528,25 @@ def _left_out(names: Sequence[str], class_name: str, where: str) -> Finding:
     )
 
 
+def _excluded(manifest: Mapping[str, Any], model: type[ExecutionSettings]) -> Iterator[str]:
+    """Yield the fields that somebody set and whose values a manifest never has."""
+    origins = manifest.get("origins", {})
+    for name, spec in field_specs(model).items():
+        if spec.excluded and origins.get(name, {}).get("kind", Kind.DEFAULT) != Kind.DEFAULT:
+            yield name
+
+
+def _not_kept(name: str, where: str) -> Finding:
+    return Finding(
+        f"{name} was set in that run, and its value is kept in no manifest: Field(exclude=True)",
+        where=where,
+        fix=f'give it again: settings_from_manifest(..., {{"{name}": ...}})',
+        level="note",
+        code="left-out",
+        field=name,
+    )
+
+
 def _toml(value: Any) -> Any:
     """Return data as TOML has them: none is a word."""
     if isinstance(value, Mapping):
@@ -522,7 +557,8 @@ def _toml(value: Any) -> Any:
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word.
 
-    What TOML cannot hold, and credentials of a secret type, are left out, with a line that says so.
+    What TOML cannot hold, credentials of a secret type, and fields that are excluded, are left out, with a line
+    that says so.
     """
     import tomli_w
 
@@ -534,10 +570,12 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     if model is not ExecutionSettings:
         head += f"# They are of the class {model.__module__}:{model.__qualname__}.\n"
+    for name in (name for name, spec in field_specs(model).items() if spec.excluded):
+        head += f"# {name} is left out: Field(exclude=True)\n"
     for name in [name for name in rows if name not in field_specs()]:
         try:
             text = tomli_w.dumps({name: rows[name]})
-            fits = converted(model, name, tomllib.loads(text)[name]) == getattr(settings, name)
+            fits = converted(model, name, tomllib.loads(text)[name]) == vars(settings)[name]
         except (TypeError, ValueError):
             fits = False
         if not fits:

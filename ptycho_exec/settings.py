@@ -10,20 +10,28 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args, get_origin, is_typeddict
 
-from pydantic import BaseModel, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_settings import CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import FrozenModel, branches, fill, hashable, is_filling, kind_of
 from ptycho_exec.fields.model import ENV_PREFIX, ExecutionFields, malformed
-from ptycho_exec.fields.spec import Renamed, field_specs, format_value, table_specs
+from ptycho_exec.fields.spec import Renamed, field_specs, format_value, table_specs, unique_names
 from ptycho_exec.sources.discovery import Request, paths_of
 from ptycho_exec.sources.explain import changed, checked_name, explain_field, explain_html, part_of
+from ptycho_exec.sources.messages import said_by_validators
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 from ptycho_exec.sources.resolve import (
     CONTROLS,
@@ -36,7 +44,7 @@ from ptycho_exec.sources.resolve import (
     resolve_values,
     standard_sources,
 )
-from ptycho_exec.sources.validators import origins_after
+from ptycho_exec.sources.validators import fits_alone, origins_after
 from ptycho_exec.version import __version__
 
 if TYPE_CHECKING:
@@ -89,6 +97,8 @@ class ResolvedSettings(BaseSettings):
         settings_file: str | Path | None = None
         overrides: Mapping[str, Any] | None = None
         factory_defaults: Mapping[str, Any] | None = None
+        _env_file: str | Path | Sequence[str | Path] | None = None
+        _secrets_dir: str | Path | Sequence[str | Path] | None = None
     else:
 
         def __init__(
@@ -227,7 +237,10 @@ class ResolvedSettings(BaseSettings):
         origin = self._origins.get(field)
         if origin and inner:
             rows = table_specs(field_specs(type(self))[field])
-            origin = part_of(rows[inner], origin) if inner in rows else None
+            known = rows or (origin.value if isinstance(origin.value, Mapping) else ())
+            origin = (
+                (part_of(rows[inner], origin) if rows else origin.part(inner)) if inner in known else None
+            )
         return origin.describe() if origin else ""
 
     @property
@@ -310,7 +323,7 @@ class ResolvedSettings(BaseSettings):
         return hash(tuple(map(hashable, self.__dict__.values())))
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in self.__dict__.items():
+        for name, value in super().__repr_args__():
             yield name, redact(value)
 
 
@@ -355,17 +368,9 @@ def _parsed_json(data: str | bytes | bytearray) -> Any:
     Raises:
         SettingsError: it is no JSON.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{twice} is defined twice")
-        return dict(pairs)
-
     try:
         text = data if isinstance(data, str) else bytes(data).decode("utf-8")
-        return json.loads(text, object_pairs_hook=unique)
+        return json.loads(text, object_pairs_hook=unique_names)
     except (ValueError, RecursionError) as error:
         problem = "bytes that are not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         what, where = f"this is not valid JSON: {problem}", "argument of model_validate_json()"
@@ -422,6 +427,24 @@ def _states(base: type[BaseModel], key: str) -> bool:
     return base.model_config.get(key) not in inherited
 
 
+def _kinds_inside(annotation: Any) -> Iterator[Any]:
+    """Yield every type that a value is made of: of `list[A] | None` the list, A and None."""
+    for kind, _ in branches(annotation):
+        yield kind_of(kind)
+        if get_origin(kind) not in (Literal, type):
+            for part in get_args(kind):
+                yield from _kinds_inside(part)
+
+
+def _with_fields(kind: Any) -> str:
+    """Return what a type is that has fields of its own, which no variable and no flag could name."""
+    if is_typeddict(kind):
+        return "TypedDict"
+    if isinstance(kind, type):
+        return "model" if issubclass(kind, BaseModel) else "dataclass" if is_dataclass(kind) else ""
+    return ""
+
+
 def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
     problems = [
         f"model_config[{key!r}]: {why}"
@@ -430,13 +453,12 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
     ]
     problems += _names_of_two_classes(cls)
     for name, info in cls.model_fields.items():
-        kinds = [kind_of(kind) for kind, _ in branches(info.annotation)]
         if name in CONTROLS:
             problems.append(f"field {name}: the constructor has an argument of that name")
         if info.alias or info.validation_alias:
             problems.append(f"field {name}: an alias; variable, flag and key have the name of the field")
-        if any(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
-            problems.append(f"field {name}: a model; put it beside these settings in a class around both")
+        if kind := next(filter(None, map(_with_fields, _kinds_inside(info.annotation))), ""):
+            problems.append(f"field {name}: a {kind}; put it beside these settings in a class around both")
         if getattr(info, "default_factory_takes_validated_data", False):
             problems.append(f"field {name}: a default made of other fields; make it a property")
     stated = inspect.get_annotations(cls).keys() & cls.model_fields.keys()
@@ -444,8 +466,9 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
         specs = field_specs(cls)
         defaults = {name: specs[name].default for name in stated if not specs[name].required}
         for name in malformed(defaults, cls):
-            value, expected = format_value(defaults[name]), field_specs(cls)[name].expected()
-            problems.append(f"field {name}: its default {value} is not allowed; expected {expected}")
+            if why := _why_refused(cls, name, defaults[name]):
+                value = format_value(defaults[name])
+                problems.append(f"field {name}: its default {value} is not allowed; {why}")
     if problems:
         raise SettingsError(
             f"class {cls.__name__} cannot have: {'; '.join(problems)}",
@@ -453,6 +476,22 @@ def _refuse_what_cannot_work(cls: type[ResolvedSettings]) -> None:
             expected="flat fields, and env_prefix, env_file, secrets_dir or program of its own",
             fix="change the class as said, or hold the settings in a class of your own",
         )
+
+
+def _why_refused(cls: type[ResolvedSettings], name: str, default: Any) -> str:
+    """Return why a field does not take its default; empty where a validator is only not made for it.
+
+    pydantic sends no default through validators, so one may fail that is made for the text of a variable.
+    """
+    expected = f"expected {field_specs(cls)[name].expected()}"
+    try:
+        fill(cls.__new__(cls), {name: default})
+    except ValidationError as error:
+        items = error.errors(include_url=False, include_input=False)
+        return "; ".join(said_by_validators(items, field_specs(cls)[name])) or expected
+    except Exception:
+        return "" if fits_alone(cls, name, default) else expected
+    return ""
 
 
 ResolvedSettings.model_config["use_attribute_docstrings"] = True  # a subclass says a sentence for each field

@@ -128,10 +128,12 @@ class Preprocessing(_Science):
     """Set values below this to 0, negative ones included, and report how many; 0 sets none."""
     mask_file: _File = None
     """Mask to use beside the file's own: FILE or FILE:NAME, (ky, kx) as stored, not 0 at bad pixels."""
+    mask_marks: Literal["auto", "bad", "good"] = "auto"
+    """Which pixels the mask file, or without one the scan's own mask, is not 0 at; auto takes bad where it can be."""
     mask_suspects: bool = False
     """Mask the pixels that look hot, dead or stuck."""
-    zero_frequency: Literal["center", "corner"] = "center"
-    """Where the patterns have their zero frequency; corner moves it to N/2 (fftshift)."""
+    zero_frequency: Literal["center", "corner", "first-row", "first-column"] = "center"
+    """Where the patterns have their zero frequency; others move it to N/2 (fftshift along one axis or both)."""
     flip_patterns: Literal["none", "y", "x", "yx"] = "none"
     """Mirror the patterns about their zero frequency: up-down (y), left-right (x) or both; not the probe."""
     transpose_patterns: bool = False

@@ -44,6 +44,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "clip_negative": (True, {"pedestal": 1.0}),
     "threshold": (3.0, {}),
     "mask_file": ("mask.npy", {}),
+    "mask_marks": ("good", {"mask_file": "mask.npy"}),
     "mask_suspects": (True, {}),
     "zero_frequency": ("corner", {}),
     "flip_patterns": ("y", {}),

@@ -97,7 +97,8 @@ class Parser(argparse.ArgumentParser):
         parsers = list(with_commands(self))
         switches = {flag: spec for parser in parsers for flag, spec in parser.switches.items()}
         args, extra = self.parse_known_args(complete_switches(complete_annotations(argv), switches))
-        flags = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+        typed = _typed_command(self, args)
+        flags = {flag for action in typed._actions for flag in action.option_strings}
         known = sorted(
             (f for f in flags if f.startswith("--")), key=lambda f: (f in ("--profile", "--settings"), f)
         )
@@ -138,6 +139,14 @@ def _unexpected(word: str, argv: Sequence[str], switches: Mapping[str, FieldSpec
         )
     what = f"unexpected argument {redact(word)!r}"
     return SettingsError(what, where="command line", expected="no more arguments", fix="remove it")
+
+
+def _typed_command(parser: Parser, args: argparse.Namespace) -> Parser:
+    """Return the parser of the command that was typed, at any depth; without one the parser itself."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and (name := getattr(args, action.dest, None)):
+            return _typed_command(action.choices[name], args)
+    return parser
 
 
 def with_commands(parser: Parser) -> Iterator[Parser]:

@@ -110,7 +110,7 @@ def freeze(
     lines, left_out = list[str](), list[str]()
     for name in specs if names is None else names:
         spec, value = specs[name], getattr(settings, name)
-        hidden = (spec.secret or redact(value) != value) and not show_secrets
+        hidden = (spec.hidden or redact(value) != value) and not show_secrets
         if isinstance(value, (SecretStr, SecretBytes)):
             value = value.get_secret_value()
         text = None if hidden else write.value(spec, value)

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainValidator,
+    PrivateAttr,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+    WrapValidator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from ptycho_exec.errors import SettingsError
@@ -77,6 +92,65 @@ def kind_of(annotation: Any) -> Any:
     return typing.get_origin(annotation) or annotation
 
 
+_MODES = {BeforeValidator: "before", AfterValidator: "after", WrapValidator: "wrap", PlainValidator: "plain"}
+OURS = ("ptycho_exec.settings", "ptycho_exec.fields.model")
+"""Modules whose validators check, or only take another form of the same value."""
+
+
+class OwnValidator(NamedTuple):
+    """A validator that a settings class adds to ours."""
+
+    mode: str
+    """When it runs: before, after, wrap or plain."""
+    function: Any
+    of_all: bool = False
+    """Whether it is for every field, `"*"`."""
+
+
+def own_validators(model: type[BaseModel], name: str) -> Iterator[OwnValidator]:
+    """Yield the validators of a field, those in its annotation included; none where it is no field."""
+    info = model.model_fields.get(name)
+    yield from _in_annotation((info.annotation, *info.metadata)) if info else ()
+    for row in model.__pydantic_decorators__.field_validators.values():
+        if {name, "*"} & set(row.info.fields) and row.func.__module__ not in OURS:
+            yield OwnValidator(row.info.mode, row.func, "*" in row.info.fields)
+
+
+def _in_annotation(parts: Iterable[Any]) -> Iterator[OwnValidator]:
+    for part in parts:
+        if _is_own(part):
+            yield OwnValidator(_MODES[type(part)], part.func)
+        elif typing.get_origin(part) is Annotated:
+            yield from _in_annotation((part.__origin__, *part.__metadata__))
+        elif typing.get_origin(part) is not Literal:
+            yield from _in_annotation(typing.get_args(part))
+
+
+def _is_own(item: Any) -> bool:
+    return type(item) in _MODES and getattr(item.func, "__module__", "") not in OURS
+
+
+def bare_type(annotation: Any) -> Any:
+    """Return an annotation without the validators in it that are not ours."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        kept = [item for item in annotation.__metadata__ if not _is_own(item)]
+        inner = bare_type(annotation.__origin__)
+        return Annotated[(inner, *kept)] if kept else inner
+    if not any(True for _ in _in_annotation(parts)) or origin is Literal:
+        return annotation
+    return (typing.Union if origin is types.UnionType else origin)[tuple(map(bare_type, parts))]
+
+
+def bare_adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return what checks a value strictly by its type alone, without validators that are not ours."""
+    kind = bare_type(annotation)
+    try:
+        return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except PydanticUserError:  # a model has a configuration of its own
+        return TypeAdapter(kind)
+
+
 def hashable(value: Any) -> Any:
     """Return what stands for a value in a hash: equal values have equal ones, lists and mappings too."""
     if isinstance(value, dict):
@@ -126,27 +200,65 @@ def _converters(model: type[BaseModel]) -> Mapping[str, Callable[[Any], Any]]:
     found: dict[str, Callable[[Any], Any]] = {}
     for name, info in model.model_fields.items():
         table = next((item for item in info.metadata if isinstance(item, Table)), None)
-        kinds = [kind for kind, _ in branches(info.annotation)]
-        others = [kind for kind in kinds if kind_of(kind) not in PLAIN]
-        optional = type(None) in kinds and not any("none" in typing.get_args(kind) for kind in kinds)
+        kinds = {kind_of(kind) for kind, _ in branches(info.annotation)}
+        words = (word for kind, _ in branches(info.annotation) for word in typing.get_args(kind))
+        optional = type(None) in kinds and "none" not in words
         if table is not None:
             found[name] = table.converted
-        elif others or optional or any(kind_of(kind) is tuple for kind in kinds):
-            adapters = tuple(TypeAdapter(kind) for kind in others)
-            found[name] = _converter(adapters, bool(len(kinds) > len(others)), optional)
+        elif not _is_plain(info.annotation):
+            found[name] = _converter(info.annotation, _plain_form(kinds, optional))
+        elif optional or tuple in kinds or int in kinds:
+            found[name] = _plain_form(kinds, optional)
     return found
 
 
-def _converter(others: tuple[TypeAdapter[Any], ...], plain: bool, optional: bool) -> Callable[[Any], Any]:
+def _plain_form(kinds: Collection[Any], optional: bool) -> Callable[[Any], Any]:
+    """Return what writes none, a tuple and a whole number as Python has them, for a field of these kinds."""
+    in_tuple, whole = tuple in kinds, int in kinds and float not in kinds
+
     def convert(value: Any) -> Any:
         if optional and isinstance(value, str) and value.lower() in NONE_WORDS:
             return None
-        for adapter in others:
-            with suppress(ValidationError):
-                return adapter.validate_python(value)
-        return tuple(value) if plain and isinstance(value, list) else value
+        if in_tuple and isinstance(value, list):
+            return tuple(value)
+        return int(value) if whole and isinstance(value, float) and value.is_integer() else value
 
     return convert
+
+
+def _converter(annotation: Any, plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    adapter = bare_adapter(annotation)
+    others = tuple(kind for kind, _ in branches(annotation) if not _is_plain(kind))
+    of_numbers = bare_adapter(typing.Union[others])  # noqa: UP007  # how many there are is not known here
+
+    def convert(value: Any) -> Any:
+        """Take a value as it is, else as JSON has it, else as another sequence or from a number or a date."""
+        form = plain(value)
+        if form is None:
+            return None
+        for given in (value, form):
+            with suppress(ValidationError):
+                return adapter.validate_python(given)
+        with suppress(ValidationError, TypeError, ValueError):
+            data = list(value) if isinstance(value, (set, frozenset)) else value
+            return adapter.validate_json(json.dumps(data), strict=True)
+        if isinstance(value, (list, tuple, set, frozenset)):
+            for make in (list, tuple, set, frozenset):
+                with suppress(ValidationError, TypeError):
+                    return adapter.validate_python(make(value))
+        elif isinstance(value, (int, float, date)) and not isinstance(value, bool):
+            with suppress(ValidationError):
+                return of_numbers.validate_python(value, strict=False)
+        return value
+
+    return convert
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Return whether a text or a settings file can give all that a type is made of."""
+    kinds = [kind for kind, _ in branches(annotation) if kind is not Ellipsis]
+    inner = (part for kind in kinds if kind_of(kind) is tuple for part in typing.get_args(kind))
+    return all(kind_of(kind) in PLAIN for kind in kinds) and all(map(_is_plain, inner))
 
 
 class ReadOnly(dict[str, Any]):

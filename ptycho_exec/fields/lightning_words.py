@@ -155,5 +155,11 @@ BROUGHT_PARAMETERS: dict[str, str] = {
     "plugins": "a program passes its own to `build_trainer` or `trainer_run` in trainer_kwargs=",
     "max_epochs": "the call of `build_trainer` brings it, for how long to train is no matter of the machine",
     "default_root_dir": "it is the run directory, which is passed to `build_trainer`",
+    "resume_from_checkpoint": "the checkpoint is passed to `Trainer.fit`, as ckpt_path=",
+    "auto_scale_batch_size": "`Tuner(trainer).scale_batch_size` of Lightning tries some; batch_size sets one",
+    "auto_lr_find": "`Tuner(trainer).lr_find` of Lightning tries some; learning_rate sets one",
+    "weights_save_path": "checkpoints go into the run directory",
+    "track_grad_norm": "a module logs the norm in its hook on_before_optimizer_step",
+    "warmup_steps": "the module says how long its scheduler warms up; scheduler=WarmupCosine chooses one",
 }
-"""Parameters of `lightning.Trainer` that are no settings because the call brings them."""
+"""Parameters that Lightning has or had and that are no settings: who brings each, or what is there instead."""

@@ -355,14 +355,24 @@ read_sentences(ExecutionFields, TrainerTable)
 
 def malformed(values: Mapping[str, Any], model: type[BaseModel] = ExecutionFields) -> list[str]:
     """Return the names in `values` whose value their field of `model` does not accept by itself."""
+    return list(refused(values, model))
+
+
+def refused(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, list[str]]:
+    """Return `malformed` with the types of the errors; a validator that fails otherwise refuses as well."""
+    found: dict[str, list[str]] = {}
     try:
         fill(model.__new__(model), values)
     except ValidationError as error:
-        items = error.errors(include_input=False)
-        return list(
-            dict.fromkeys(str(item["loc"][0]) for item in items if item["loc"] and item["loc"][0] in values)
-        )
-    return []
+        for item in error.errors(include_input=False):
+            if item["loc"] and item["loc"][0] in values:
+                found.setdefault(str(item["loc"][0]), []).append(item["type"])
+    except Exception:
+        if len(values) == 1:
+            return {name: ["value_error"] for name in values}
+        for name, value in values.items():
+            found |= refused({name: value}, model)
+    return found
 
 
 class Contradiction(NamedTuple):

@@ -7,17 +7,20 @@ import re
 import reprlib
 import shlex
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import to_jsonable_python
+from pydantic_settings import ForceDecode, NoDecode
 
-from ptycho_exec.fields.base import NONE_WORDS, Table, branches, kind_of
-from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed
+from ptycho_exec.fields.base import NONE_WORDS, Table, branches, kind_of, own_validators
+from ptycho_exec.fields.model import MOST, Effect, ExecutionFields, malformed, refused
 
 HIDDEN = "***"
 TRUE_WORDS = frozenset({"1", "true", "yes", "on", "t", "y"})
@@ -50,6 +53,10 @@ class FieldSpec:
     """What a table holds: a model whose fields are its names."""
     within: FieldSpec | None = None
     """The field whose table has this name."""
+    verbatim: bool = False
+    """Whether validators of the class are given texts as they are, as `NoDecode` says."""
+    reads_texts: bool = False
+    """Whether validators of the class see a value before its type is checked."""
 
     @property
     def full_name(self) -> str:
@@ -67,7 +74,7 @@ class FieldSpec:
     def variable(self) -> str:
         if self.within:
             return f"{self.within.variable}__{self.name.upper()}"
-        return f"{self.model.model_config.get('env_prefix', '')}{self.name.upper()}"
+        return f"{self.model.model_config.get('env_prefix', '')}{self.name}".upper()
 
     @property
     def flag(self) -> str:
@@ -84,9 +91,29 @@ class FieldSpec:
         return bool in self.kinds
 
     @property
+    def tabled(self) -> bool:
+        """Whether it takes tables."""
+        return not self.kinds.isdisjoint(_TABLES)
+
+    @property
+    def listed(self) -> bool:
+        """Whether it takes nothing but lists."""
+        return self.kinds - {type(None)} <= set(_LISTS) and not self.choices
+
+    @property
     def secret(self) -> bool:
         """Whether its values are of a type of pydantic's that hides them."""
         return not self.kinds.isdisjoint((SecretStr, SecretBytes))
+
+    @property
+    def hidden(self) -> bool:
+        """Whether its values are shown as `***`: those of a secret type, or of `Field(repr=False)`."""
+        return self.secret or not self.model.model_fields[self.field or self.name].repr
+
+    @property
+    def excluded(self) -> bool:
+        """Whether its values are written nowhere: those of `Field(exclude=True)`."""
+        return bool(self.model.model_fields[self.field or self.name].exclude)
 
     def accepts(self, value: Any) -> bool:
         """Return whether the field takes `value`, looked at by itself."""
@@ -105,7 +132,7 @@ def table_specs(spec: FieldSpec) -> Mapping[str, FieldSpec]:
     return {name: replace(row, within=spec) for name, row in rows.items()}
 
 
-_LISTS = (tuple, list, set, frozenset)
+_LISTS = (tuple, list, set, frozenset, Sequence, AbstractSet)
 _TABLES = (dict, Mapping)
 _SPECS: dict[type[BaseModel], dict[str, FieldSpec]] = {}
 
@@ -154,6 +181,10 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         **dict.fromkeys(_LISTS, "a list"),
         str: "a string",
         **dict.fromkeys(_TABLES, "a table"),
+        timedelta: "a duration (HH:MM:SS, or PT90S as in ISO 8601)",
+        datetime: "a date and time (YYYY-MM-DDTHH:MM:SS)",
+        date: "a date (YYYY-MM-DD)",
+        time: "a time (HH:MM:SS)",
     }
     choices: list[Any] = []
     words = []
@@ -181,7 +212,17 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
         kinds=frozenset(kinds),
         words=tuple(words),
         table=next((item.model for item in info.metadata if isinstance(item, Table)), None),
+        verbatim=not kinds.isdisjoint((*_LISTS, *_TABLES)) and _has_no_decode(model, info.metadata),
+        reads_texts=any(
+            validator.mode != "after" and not validator.of_all for validator in own_validators(model, name)
+        ),
     )
+
+
+def _has_no_decode(model: type[BaseModel], metadata: Sequence[Any]) -> bool:
+    """Return whether a class tells pydantic-settings to leave the texts for a list or table alone."""
+    decoding = model.model_config.get("enable_decoding", True)
+    return NoDecode in metadata or (decoding is False and ForceDecode not in metadata)
 
 
 def _limits(constraints: tuple[Any, ...]) -> Iterator[str]:
@@ -265,9 +306,17 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
 
     Validation follows, so this only decides the type: `8` is a number, `none` is None for an optional
     field, `0,1` and `[0, 1]` are lists, and the boolean words of pydantic are understood in any case.
+    A text that validators of the class make something of is left to them.
     """
     word = text.strip()
     lower = word.lower()
+    listed, tabled = spec.kinds.intersection(_LISTS), spec.kinds.intersection(_TABLES)
+    if spec.verbatim:
+        return text
+    if spec.reads_texts and not (spec.optional and lower in NONE_WORDS):
+        as_json = (listed or tabled) and word.startswith(("[", "{"))
+        if not as_json and _is_for_validators(spec, text):
+            return text
     chosen = next((choice for choice in spec.choices if format_value(choice) == word), None)
     if chosen is not None:
         return chosen
@@ -280,12 +329,19 @@ def decode_text(spec: FieldSpec, text: str) -> Any:
         return float(number)
     if bool in spec.kinds and lower in TRUE_WORDS | FALSE_WORDS:
         return lower in TRUE_WORDS
-    if spec.kinds.intersection(_LISTS) and ("," in lower or lower.startswith("[")):
+    if listed and ("," in lower or lower.startswith("[")):
         return _decode_list(spec, word)
-    if spec.kinds.intersection(_TABLES) and word.startswith("{"):
-        with suppress(ValueError):
-            return json.loads(word)
+    if tabled and word.startswith("{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(word, object_pairs_hook=unique_names)
     return _decode_table(spec, word) if spec.table and "=" in word else word
+
+
+def _is_for_validators(spec: FieldSpec, text: str) -> bool:
+    """Return whether validators of the class take a text, or refuse it in their own words."""
+    name = spec.field or spec.name
+    types = refused({name: text}, spec.model).get(name, [])
+    return not types or "value_error" in types or "assertion_error" in types
 
 
 def decode_texts(spec: FieldSpec, value: Any) -> Any:
@@ -298,25 +354,80 @@ def decode_texts(spec: FieldSpec, value: Any) -> Any:
     return {name: decode_texts(rows[name], item) if name in rows else item for name, item in value.items()}
 
 
+def unique_names(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        ValueError: it has a name twice.
+    """
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is defined twice")
+    return dict(pairs)
+
+
+def _pairs(word: str) -> list[tuple[str, str]]:
+    inner = word[1:-1] if word.startswith("{") and word.endswith("}") else word
+    parts = (part.partition("=") for part in inner.split(","))
+    return [(name.strip(), text.strip()) for name, _, text in parts]
+
+
+def why_no_table(text: str) -> str:
+    """Return which name a text for a table has twice, in words; empty where there is none."""
+    try:
+        try:
+            json.loads(text, object_pairs_hook=unique_names)
+        except json.JSONDecodeError:
+            unique_names(_pairs(text.strip()) if "=" in text else ())
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _decode_table(spec: FieldSpec, word: str) -> Any:
     """Read `min_epochs=3,barebones=true`, also in braces, each text typed by its name."""
-    inner = word[1:-1] if word.startswith("{") and word.endswith("}") else word
-    rows, pairs = table_specs(spec), [part.partition("=") for part in inner.split(",")]
-    names = ((name.strip(), text.strip()) for name, _, text in pairs)
-    return {name: decode_text(rows[name], text) if name in rows else text for name, text in names}
+    try:
+        texts = unique_names(_pairs(word))
+    except ValueError:
+        return word
+    rows = table_specs(spec)
+    return {name: decode_text(rows[name], text) if name in rows else text for name, text in texts.items()}
 
 
 def _decode_list(spec: FieldSpec, word: str) -> Any:
-    with suppress(ValueError):
-        items = json.loads(word)
+    with suppress(ValueError, RecursionError):
+        items = json.loads(word, object_pairs_hook=unique_names)
         if isinstance(items, list) and spec.accepts(items):
             return items
-    inner = word[1:-1] if word.startswith("[") and word.endswith("]") else word
-    parts = [part.strip().strip("\"'") for part in inner.split(",")]
+    parts = _elements(word)
+    if parts is None or spec.accepts(parts):
+        return word if parts is None else parts
     numbers = [_number(part.lower()) for part in parts]
-    if None not in numbers and not spec.accepts(parts):
+    if None not in numbers:
         return numbers
-    return parts if spec.accepts(parts) else word
+    return word if spec.accepts(word) else parts
+
+
+_ELEMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^\s,"'\[({][^,]*?))\s*(,|$)""")
+
+
+def _elements(word: str) -> list[str] | None:
+    """Return the elements of `a,b` or `[a, b]`, each maybe in quotes; None where it is no whole list."""
+    if word.startswith("[") and word.endswith("]"):
+        word = word[1:-1]
+    parts, at, comma = list[str](), 0, ","
+    while comma:
+        match = _ELEMENT.match(word, at)
+        if match is None:
+            return None
+        double, single, bare, comma = match.groups()
+        part = next(text for text in (double, single, bare) if text is not None)
+        if bare and bare.count("[") != bare.count("]"):
+            return None
+        parts.append(part)
+        at = match.end()
+    return parts
 
 
 def _number(word: str) -> int | float | None:

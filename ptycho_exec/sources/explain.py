@@ -25,6 +25,11 @@ def shown(value: Any) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shown_of(spec: FieldSpec, value: Any) -> str:
+    """Write a value of a field as `shown` does; one that the field hides as `***`."""
+    return HIDDEN if spec.hidden else shown(value)
+
+
 def table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     """Yield rows as text with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -48,8 +53,8 @@ def part_of(row: FieldSpec, origin: Origin) -> Origin:
 
 def rows_of(spec: FieldSpec, value: Any, origin: Origin | None) -> Iterator[tuple[str, str, str]]:
     """Yield name, value and place of a field; of a table with values, those of each."""
-    rows = [(spec.name, shown(value), origin)]
-    if spec.table and value:
+    rows = [(spec.name, shown_of(spec, value), origin)]
+    if spec.table and value and not spec.hidden:
         rows = [
             (f"{spec.name}.{name}", _shown_in(name, part), origin and origin.part(name))
             for name, part in value.items()
@@ -100,12 +105,12 @@ def explain_field(
     spec: FieldSpec, value: Any, origin: Origin, notices: Sequence[Finding] = ()
 ) -> Iterator[str]:
     """Yield the lines about one field: value, origin, what it shadowed, what it means and accepts."""
-    yield f"{spec.full_name} = {_shown_in(spec.name, value) if spec.within else shown(value)}"
+    yield f"{spec.full_name} = {_shown_in(spec.name, value) if spec.within else shown_of(spec, value)}"
     yield f"  from      {_given_as(origin)}"
-    for name, part in origin.parts if spec.table else ():
+    for name, part in origin.parts if spec.table and not spec.hidden else ():
         yield f"  of these  {name} = {_shown_in(name, part.value)} from {_given_as(part)}"
     for other in origin.shadowed:
-        yield f"  shadows   {shown(other.value)} from {_given_as(other)}"
+        yield f"  shadows   {shown_of(spec, other.value)} from {_given_as(other)}"
     for notice in notices:
         if notice.field == spec.name:
             yield f"  {'unset' if notice.code == 'empty-variable' else 'note':<8}  {notice.what}"
@@ -121,7 +126,8 @@ def explain_field(
 
 def _given_as(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
-    given = f", given as {raw!r}" if raw is not None and raw != format_value(redact(origin.value)) else ""
+    told = raw in (None, HIDDEN, format_value(redact(origin.value)))
+    given = "" if told else f", given as {raw!r}"
     return f"{redact(origin.describe())}{given}"
 
 
@@ -129,9 +135,9 @@ def explain_json(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> di
     """Return field -> value, origin and what it shadowed, as plain JSON data."""
     return {
         name: {
-            "value": redact(as_data(value)),
+            "value": HIDDEN if origins[name].raw == HIDDEN else redact(as_data(value)),
             "origin": origins[name].to_json(),
-            "shadowed": [{"value": redact(as_data(o.value)), **o.to_json()} for o in origins[name].shadowed],
+            "shadowed": [{"value": redact(as_data(o.shown)), **o.to_json()} for o in origins[name].shadowed],
         }
         for name, value in values.items()
     }

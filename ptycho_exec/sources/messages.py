@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from os import PathLike
+from traceback import walk_tb
 from typing import Any
 from unicodedata import normalize
 
@@ -17,8 +18,15 @@ from pydantic import ValidationError
 from ptycho_exec.errors import Finding, redact
 from ptycho_exec.fields.lightning_words import NOTHING, Meaning, meanings
 from ptycho_exec.fields.model import Contradiction, malformed
-from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, table_specs
-from ptycho_exec.sources.origins import Kind, Origin, Resolution
+from ptycho_exec.fields.spec import (
+    FieldSpec,
+    decode_text,
+    field_specs,
+    format_value,
+    table_specs,
+    why_no_table,
+)
+from ptycho_exec.sources.origins import Kind, Origin, Resolution, passes_on
 from ptycho_exec.sources.settings_files import assignment, syntax
 from ptycho_exec.sources.suggestions import RETIRED, nearest, unknown_name
 from ptycho_exec.sources.validators import changed_by, fits_alone
@@ -46,10 +54,35 @@ def explain_error(error: ValidationError, resolution: Resolution) -> Iterator[Fi
                 yield from wrong
                 continue
             found = bad_value(specs[name], resolution.origins[name])
-            why = "; ".join(_said_by_validators(items, specs[name]))
-            yield replace(found, what=f"{found.what}: {why}") if why else found
+            why = "; ".join(said_by_validators(items, specs[name]))
+            said = why and found.what.endswith("is not allowed")
+            yield replace(found, what=f"{found.what}: {why}") if said else found
         else:
             yield _missing(specs[name], resolution)
+
+
+def explain_failure(error: Exception, resolution: Resolution) -> Finding:
+    """Return the finding about a validator of a class that fails otherwise than by refusing a value.
+
+    Raises:
+        Exception: the error itself, where no validator of the class was called.
+    """
+    steps = walk_tb(error.__traceback__)
+    own = next(((frame, line) for frame, line in steps if not passes_on(frame)), None)
+    if own is None:
+        raise error
+    frame, line = own
+    code, model = frame.f_code, resolution.model
+    said = redact(f"{type(error).__name__}: {error}".partition("\n")[0])
+    return Finding(
+        f"validator {code.co_name} of {model.__name__} fails: {said}",
+        where=f"{code.co_filename}:{line}",
+        expected="a validator that takes the value, or raises ValueError with the reason",
+        fix="correct the validator",
+        file=code.co_filename,
+        line=line,
+        code="bad-value",
+    )
 
 
 def _by_validator(items: Sequence[Mapping[str, Any]], name: str, resolution: Resolution) -> bool:
@@ -72,14 +105,22 @@ def _wrong_validator(name: str, resolution: Resolution) -> Finding:
     )
 
 
-def _said_by_validators(items: Sequence[Mapping[str, Any]], spec: FieldSpec) -> Iterator[str]:
-    """Yield what validators of a field say, and limits of a text, which `expected` has no words for."""
-    limits = ("string_pattern_mismatch", "string_too_short", "string_too_long")
+def said_by_validators(items: Sequence[Mapping[str, Any]], spec: FieldSpec) -> Iterator[str]:
+    """Yield what validators of a field say, and limits that `expected` has no words for."""
     for item in (item for item in items if item["loc"] and item["loc"][0] == spec.name):
         if item["type"] in ("value_error", "assertion_error"):
             yield redact(str(item["ctx"]["error"]).partition("\n")[0])
-        elif item["type"] in limits and "a string" in spec.words:
+        elif item["type"] in _LIMITS and (not _LIMITS[item["type"]] or _LIMITS[item["type"]] in spec.words):
             yield item["msg"]
+
+
+_LIMITS = {
+    **dict.fromkeys(("string_pattern_mismatch", "string_too_short", "string_too_long"), "a string"),
+    **dict.fromkeys(("too_short", "too_long", "missing"), "a list"),
+    **dict.fromkeys(("multiple_of", "finite_number"), ""),
+    **dict.fromkeys(("decimal_max_digits", "decimal_max_places", "decimal_whole_digits"), ""),
+}
+"""Types of pydantic's errors about limits, and how a field is described that does not name them itself."""
 
 
 def _missing(spec: FieldSpec, resolution: Resolution) -> Finding:
@@ -144,13 +185,16 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
     """Return the finding about a value that its field does not accept."""
     value = origin.value
     text = redact(origin.raw if origin.raw is not None else format_value(value))
-    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+    text = _shortened(text)
     if isinstance(value, str):
         text = repr(text)
+    elif isinstance(value, list) and any(isinstance(item, str) for item in value) and not spec.hidden:
+        text = _shortened(repr(redact(value))) if origin.kind not in _TYPED else text
     elif value is not None and not isinstance(value, (bool, int, float, list, tuple, dict)):
         text = f"{text} (of type {type(value).__name__})"
+    twice = why_no_table(value) if isinstance(value, str) and spec.tabled else ""
     return Finding(
-        f"{spec.full_name} = {text} is not allowed",
+        f"{spec.full_name} = {text} is not allowed{f': {twice}' if twice else ''}",
         where=origin.describe(),
         expected=spec.expected(),
         fix=_remedy(spec, origin),
@@ -162,18 +206,25 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
     )
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
 def _remedy(spec: FieldSpec, origin: Origin) -> str:
     """Return what to write instead, with the reason, or that the value should go."""
     other = "write another value"
+    if spec.listed and origin.kind in _TYPED:
+        other = "write a list in one line as [a, b], with quotes around an element that has a comma"
     if not spec.required:
         other += f", or remove it for the default, {format_value(spec.default)}"
-    for meaning in _meanings(spec, origin.value):
+    for meaning in () if spec.hidden else _meanings(spec, origin.value):
         if meaning.value is NOTHING:
             return f"{other} ({meaning.why})"
         if spec.accepts(meaning.value):
             return f"write {_written(spec, origin, meaning.value)} ({meaning.why})"
     choices = {format_value(choice): choice for choice in spec.choices}
-    close = nearest(origin.value, choices, most=1) if isinstance(origin.value, str) else ()
+    guess = isinstance(origin.value, str) and not spec.hidden
+    close = nearest(origin.value, choices, most=1) if guess else ()
     if close:
         return f"did you mean {_written(spec, origin, choices[close[0]])}?"
     return other
@@ -189,6 +240,9 @@ def _meanings(spec: FieldSpec, value: Any) -> Iterator[Meaning]:
         meant = decode_text(spec, text)
         if not isinstance(meant, str) or isinstance(value, (str, PathLike)):
             yield Meaning(meant, why)
+    if spec.listed and isinstance(value, (str, int, float)) and not set(str(value)) & set("[](){},"):
+        yield Meaning([value], "a list of one")
+        yield Meaning(decode_text(spec, f"[{value}]"), "a list of one")
 
 
 def _cleaned(text: str) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ptycho_exec.errors import Finding, redact
+from ptycho_exec.fields.spec import HIDDEN, as_data
 
 
 class Kind(StrEnum):
@@ -57,6 +58,8 @@ class Origin:
     shadowed: tuple[Origin, ...] = ()
     parts: tuple[tuple[str, Origin], ...] = ()
     """Of a table, each name with the place that supplied its value."""
+    changed: bool = False
+    """Whether a validator made the value, out of the first one that it shadows, if any."""
 
     def describe(self) -> str:
         """Return the place in words: `environment PTYCHO_EXEC_BATCH_SIZE`, `ci.toml:3`."""
@@ -65,6 +68,13 @@ class Origin:
         parts = [name, self.place if self.place != where else "", f"({where})" if where else ""]
         text = " ".join(part for part in parts if part)
         return f"{text}, {self.reason}" if self.reason else text
+
+    @property
+    def given(self) -> Origin | None:
+        """The origin of what was given, before validators changed it; none where they added the value."""
+        if not self.changed:
+            return self
+        return self.shadowed[0] if self.shadowed else None
 
     @property
     def is_default(self) -> bool:
@@ -86,6 +96,11 @@ class Origin:
         merged = {name: part.value for name, part in parts.items()}
         return replace(self, value=merged, shadowed=flat, parts=tuple(parts.items()))
 
+    @property
+    def shown(self) -> Any:
+        """The value, or `***` where its field hides it."""
+        return HIDDEN if self.raw == HIDDEN else self.value
+
     def part(self, name: str) -> Origin:
         """Return the origin of one value of a table."""
         known = dict(self.parts)
@@ -93,13 +108,15 @@ class Origin:
 
     def __repr__(self) -> str:
         """Show all of it but credentials."""
-        return f"Origin({self.describe()}: {redact(repr(self.value))}, shadowed={list(self.shadowed)})"
+        return f"Origin({self.describe()}: {redact(repr(self.shown))}, shadowed={list(self.shadowed)})"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data with credentials hidden."""
         place = {"kind": self.kind.value, "place": self.place, "file": self.file, "line": self.line}
         parts = {redact(str(name)): part.to_json() for name, part in self.parts}
-        more = {"reason": self.reason} if self.reason else {}
+        more: dict[str, Any] = {"reason": self.reason} if self.reason else {}
+        if self.changed and self.given and self.raw != HIDDEN:
+            more["given"] = redact(as_data(self.given.value))
         return {**place, "raw": redact(self.raw), **more, **({"parts": parts} if parts else {})}
 
 
@@ -111,11 +128,12 @@ _PASSED_THROUGH = frozenset(
 )
 
 
-def _passes_on(package: str) -> bool:
-    """Return whether the calls of a package are made for somebody else.
+def passes_on(frame: FrameType) -> bool:
+    """Return whether code belongs to a package whose calls are made for somebody else.
 
     One that builds on this one says so with `__passes_settings_on__ = True` in its `__init__.py`.
     """
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
     module = sys.modules.get(package)
     return package in _PASSED_THROUGH or bool(module and vars(module).get("__passes_settings_on__"))
 
@@ -126,7 +144,7 @@ def caller() -> tuple[str, int]:
     A cell of a notebook goes by its number, `Cell In[3]`.
     """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and _passes_on(frame.f_globals.get("__name__", "").partition(".")[0]):
+    while frame is not None and passes_on(frame):
         frame = frame.f_back
     if frame is None:
         return "", 0

@@ -37,6 +37,7 @@ from ptycho_exec.fields.base import converted, fill
 from ptycho_exec.fields.spec import (
     HIDDEN,
     FieldSpec,
+    as_data,
     decode_text,
     decode_texts,
     field_specs,
@@ -45,7 +46,7 @@ from ptycho_exec.fields.spec import (
 )
 from ptycho_exec.sources.discovery import Reader, Request
 from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
-from ptycho_exec.sources.messages import explain_error, inactive_values
+from ptycho_exec.sources.messages import explain_error, explain_failure, inactive_values
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
 from ptycho_exec.sources.profiles import (
     document_layer,
@@ -55,6 +56,7 @@ from ptycho_exec.sources.profiles import (
 )
 from ptycho_exec.sources.renames import with_new_names
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, more_unknown_names, unknown_name
+from ptycho_exec.sources.validators import may_change
 
 
 class Resolved(Protocol):
@@ -481,8 +483,7 @@ def resolve_under(settings: Resolved, defaults: Mapping[str, Any]) -> Resolution
 
 def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], bool]) -> Resolution:
     model = cast(type[BaseModel], type(settings))
-    origins = dict(settings.origins) or dict(_defaults(model))
-    values = {name: getattr(settings, name) for name in field_specs(model)}
+    origins, values = _as_given(settings, model)
     for name, new in layer.entries.items():
         old = origins.get(name)
         if wins(old):
@@ -490,6 +491,51 @@ def _restack(settings: Resolved, layer: Layer, wins: Callable[[Origin | None], b
             values[name] = origins[name].value
     findings = tuple(dict.fromkeys((*settings.notices, *layer.findings)))
     return Resolution(model, values=values, origins=origins, findings=findings)
+
+
+def _as_given(settings: Resolved, model: type[BaseModel]) -> tuple[dict[str, Origin], dict[str, Any]]:
+    """Return origins and values of settings as they were before validators, which run again on a copy.
+
+    A default is no value: no validator has seen it.
+    """
+    origins, values = dict(settings.origins) or dict(_defaults(model)), dict[str, Any]()
+    for name in field_specs(model):
+        value, origin = vars(settings)[name], origins.get(name)
+        if origin and origin.changed and _equal(value, origin.value):
+            before = origin.given
+            if before is None:
+                del origins[name]
+                continue
+            origins[name], origin, value = before, before, before.value
+        default = field_specs(model)[name].default
+        if not (origin and origin.kind is Kind.DEFAULT and _equal(value, default)):
+            values[name] = value
+    return origins, values
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return one is other or bool(one == other)
+    except (TypeError, ValueError):
+        return False
+
+
+def values_given(
+    model: type[BaseModel], values: Mapping[str, Any], origins: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return kept values as they were before validators changed them, so that these can run again.
+
+    Args:
+        origins: of each value, as `Origin.to_json` writes it.
+    """
+    given, specs = dict(values), field_specs(model)
+    for name, value in values.items() if may_change(model) else ():
+        origin = origins.get(name, {})
+        if "given" in origin and HIDDEN not in str(origin["given"]):
+            given[name] = origin["given"]
+        elif origin.get("kind") == Kind.DEFAULT and name in specs and as_data(specs[name].default) == value:
+            del given[name]
+    return given
 
 
 def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None]) -> None:
@@ -503,6 +549,8 @@ def check(resolution: Resolution, validate: Callable[[Mapping[str, Any]], None])
         validate(resolution.values)
     except ValidationError as error:
         findings += list(explain_error(error, resolution))
+    except Exception as error:
+        findings += [explain_failure(error, resolution)]
     findings += list(inactive_values(resolution))
     if findings:
         raise SettingsError.from_findings(list(dict.fromkeys(findings))) from None
@@ -562,19 +610,19 @@ def _given(
 
 
 def _finished(layer: Layer, model: type[BaseModel]) -> Layer:
-    """Return a layer under the names of the fields; values of secret types cannot be read in it."""
+    """Return a layer under the names of the fields; texts of hidden ones cannot be read in it."""
     layer, specs = with_new_names(layer, model), field_specs(model)
-    if any(spec.secret for spec in specs.values()):
+    if any(spec.hidden for spec in specs.values()):
         layer.entries = {name: _hidden(specs[name], origin) for name, origin in layer.entries.items()}
         layer.inactive = [(name, _hidden(specs[name], origin)) for name, origin in layer.inactive]
     return layer
 
 
 def _hidden(spec: FieldSpec, origin: Origin) -> Origin:
-    if not spec.secret:
+    if not spec.hidden:
         return origin
     shadowed = tuple(_hidden(spec, other) for other in origin.shadowed)
-    value = converted(spec.model, spec.name, origin.value)
+    value = converted(spec.model, spec.name, origin.value) if spec.secret else origin.value
     return replace(origin, value=value, raw=HIDDEN, shadowed=shadowed)
 
 

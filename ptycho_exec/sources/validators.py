@@ -7,18 +7,20 @@ from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
-from ptycho_exec.fields.base import converted
+from ptycho_exec.fields.base import OURS, bare_adapter, converted, own_validators
 from ptycho_exec.fields.model import plain
-from ptycho_exec.fields.spec import field_specs
+from ptycho_exec.fields.spec import HIDDEN, field_specs
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
 
 
 def origins_after(resolution: Resolution, settings: BaseModel) -> dict[str, Origin]:
     """Return the origins of validated settings: a value that a validator changed, or added, says so."""
     model, origins = type(settings), dict(resolution.origins)
-    if not _may_change(model):
+    for name in _made_anew(model) - settings.model_fields_set:
+        origins[name] = replace(origins[name], value=settings.__dict__[name])
+    if not may_change(model):
         return origins
     for name, value in settings.__dict__.items():
         if name in resolution.values:
@@ -36,14 +38,18 @@ def origins_after(resolution: Resolution, settings: BaseModel) -> dict[str, Orig
         before = origins.get(name)
         by = changed_by(model, name)
         given = _alone(model, name, before.value) if before else None
-        origins[name] = _changed(before, given, value, by) if before else Origin(Kind.OTHER, by, value)
+        added = Origin(Kind.OTHER, by, value, changed=True)
+        origins[name] = _changed(before, given, value, by) if before else added
     return origins
 
 
 def _changed(before: Origin, given: Any, value: Any, by: str) -> Origin:
     """Return the origin of what a validator made of a value; in a table, what it left keeps its own."""
     shadowed = (before, *before.shadowed)
-    after = replace(before, value=value, raw=None, reason=f"changed by {by}", shadowed=shadowed, parts=())
+    raw = HIDDEN if before.raw == HIDDEN else None
+    after = replace(
+        before, value=value, raw=raw, reason=f"changed by {by}", shadowed=shadowed, parts=(), changed=True
+    )
     if not before.parts or not isinstance(value, Mapping):
         return after
     left = {name: part for name, part in before.parts if name in value and _same(value[name], given[name])}
@@ -51,7 +57,13 @@ def _changed(before: Origin, given: Any, value: Any, by: str) -> Origin:
 
 
 @cache
-def _may_change(model: type[BaseModel]) -> bool:
+def _made_anew(model: type[BaseModel]) -> frozenset[str]:
+    """Return the fields whose default is made for each instance."""
+    return frozenset(name for name, info in model.model_fields.items() if info.default_factory is not None)
+
+
+@cache
+def may_change(model: type[BaseModel]) -> bool:
     """Return whether a class has code of its own that can change values while they are validated."""
     plain_init = getattr(model.model_post_init, "__name__", "") == "init_private_attributes"  # pydantic's
     return not plain_init or any(next(_validators(model, name), "") for name in model.model_fields)
@@ -85,8 +97,7 @@ def _alone(model: type[BaseModel], name: str, value: Any) -> Any:
 @cache
 def _adapter(model: type[BaseModel], name: str) -> TypeAdapter[Any]:
     info = model.model_fields[name]
-    kind: Any = Annotated[(info.annotation, *info.metadata, BeforeValidator(plain))]
-    return TypeAdapter(kind, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    return bare_adapter(Annotated[(info.annotation, *info.metadata, BeforeValidator(plain))])
 
 
 def changed_by(model: type[BaseModel], name: str) -> str:
@@ -98,13 +109,9 @@ def changed_by(model: type[BaseModel], name: str) -> str:
 
 
 def _validators(model: type[BaseModel], name: str) -> Iterator[str]:
-    found = model.__pydantic_decorators__
-    of_field = [row.func for row in found.field_validators.values() if {name, "*"} & set(row.info.fields)]
-    for function in (*of_field, *(row.func for row in found.model_validators.values())):
-        if function.__module__ not in _OURS:
-            owner, _, validator = str(function.__qualname__).rpartition(".")
-            yield f"{validator} of {owner.rpartition('.')[2]}"
-
-
-_OURS = ("ptycho_exec.settings", "ptycho_exec.fields.model")
-"""Modules whose validators only check."""
+    functions = [validator.function for validator in own_validators(model, name)]
+    of_model = (row.func for row in model.__pydantic_decorators__.model_validators.values())
+    for function in (*functions, *(own for own in of_model if own.__module__ not in OURS)):
+        words = getattr(function, "__qualname__", type(function).__name__).split(".")
+        within = len(words) > 1 and words[-2] != "<locals>"
+        yield f"{words[-1]} of {words[-2]}" if within else words[-1]

@@ -18,7 +18,7 @@ from ptycho_exec.plan import ModuleTraits, Plan, asked, resolve_plan
 from ptycho_exec.plan import announce as announce_all
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.trainer.callbacks import build_callbacks, build_plugins, callback_names, plugin_names
-from ptycho_exec.trainer.caller import CallersOwn, require_kinds, require_no_rivals
+from ptycho_exec.trainer.caller import CallersOwn, require_kinds, require_lengths, require_no_rivals
 from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
 from ptycho_exec.trainer.loggers import BACKENDS, build_logger
 from ptycho_exec.trainer.module import traits_of
@@ -161,11 +161,13 @@ def build_trainer(
 
     from ptycho_exec.trainer.together import join
 
-    require_kinds(settings, module=module, callbacks=callbacks, trainer_kwargs=trainer_kwargs)
+    brought = {"callbacks": callbacks, "logger": logger, "profiler": profiler}
+    require_kinds(settings, module=module, **brought, trainer_kwargs=trainer_kwargs)
     own = CallersOwn(tuple(callbacks), logger, profiler, dict(trainer_kwargs or {}))
     require_no_rivals(settings, own)
     plan = plan or resolve_plan(settings, MachineFacts.probe(), traits or traits_of(module))
     plan.raise_if_blocked(include_trainer_refusals=False)
+    require_lengths(plan, own, max_epochs)
     built = build_logger(plan, run_dir) if run_dir is not None and logger is None else logger
     ours = build_callbacks(plan, run_dir=run_dir, has_logger=bool(built), own=own)
     kwargs = _kwargs(plan, own, ours, built, run_dir, max_epochs)
@@ -229,8 +231,11 @@ def _kwargs(
 
 
 NEEDS_DIRECTORY = ("logger_backend", "enable_checkpointing", "checkpoint_save_top_k", "checkpoint_every",
-                   "checkpoint_every_n_steps", "log_images_every_n_epochs", "profiler")  # fmt: skip
+                   "checkpoint_every_n_steps", "log_every_n_steps", "log_images_every_n_epochs",
+                   "profiler")  # fmt: skip
 """Settings that act in a run directory alone."""
+STITCHING = ("middle_trim", "pad_eval")
+"""Settings that a program which stitches reads by itself; no Trainer does."""
 
 
 def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) -> list[Finding]:
@@ -246,9 +251,16 @@ def idle_settings(trainer: Any, plan: Plan, own: CallersOwn, *, writes: bool) ->
         if name in own.trainer_kwargs:
             note(f"trainer.{name}", "trainer_kwargs of the call wins", "remove one of the two")
     for name in () if writes else NEEDS_DIRECTORY:
-        brought = {"logger_backend": own.logger is not None, "enable_checkpointing": own.has("Checkpoint")}
+        brought = {
+            "logger_backend": own.logger is not None,
+            "enable_checkpointing": own.has("Checkpoint"),
+            "log_every_n_steps": bool(own.logger) or settings.logger_backend is None,  # the plan says it then
+        }
         if asked(plan.requested, name) and getattr(settings, name) and not brought.get(name):
             note(name, "the run has no directory", "pass run_dir=")
+    for name in STITCHING:
+        if asked(plan.requested, name) and getattr(settings, name):
+            note(name, "a Trainer does not stitch", "remove it, unless this program reads it")
     if isinstance(trainer, RealTrainer):
         inputs = TrainerInputs(settings)
         for row in PROCESS_FLAGS:

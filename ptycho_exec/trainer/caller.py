@@ -6,15 +6,17 @@ the two would be ignored in silence.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ptycho_exec.errors import Finding, SettingsError
-from ptycho_exec.fields.spec import format_value
-from ptycho_exec.plan import asked
+from ptycho_exec.fields.lightning_words import BROUGHT_PARAMETERS
+from ptycho_exec.fields.model import TrainerTable, malformed
+from ptycho_exec.fields.spec import field_specs, format_value
+from ptycho_exec.plan import Plan, asked
 from ptycho_exec.settings import ExecutionSettings
+from ptycho_exec.sources.suggestions import nearest
 from ptycho_exec.trainer.parameters import TRAINER_PARAMETERS, Parameter
 
 
@@ -41,6 +43,11 @@ RIVALS: tuple[Rival, ...] = (
     Rival("GradientAccumulationScheduler", "accum_steps", (1,), ("accumulate_grad_batches",)),
     Rival("ProgressBar", "enable_progress_bar", (True, "auto"), ("enable_progress_bar",)),
     Rival("Checkpoint", "enable_checkpointing", (True,), ("enable_checkpointing",)),
+    *(
+        Rival(kind, field, (None,), ())
+        for kind in ("WeightAveraging", "StochasticWeightAveraging")
+        for field in ("ema_decay", "swa_epoch_start")
+    ),
 )
 
 ARGUMENTS = {
@@ -52,8 +59,8 @@ ARGUMENTS = {
 }
 """Parameters of the Trainer that `build_trainer` takes under a name of its own."""
 
-REPLACEABLE = ("CheckpointIO", "Precision")
-"""Kinds of plugin of which a Trainer takes one; the caller's stands in for ours."""
+ROLES = ("train", "validation", "test", "predict", "inference")
+"""What loaders are for; all but the first load as inference does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,8 @@ def require_kinds(
     *,
     module: Any = None,
     callbacks: Any = (),
+    logger: Any = None,
+    profiler: Any = None,
     trainer_kwargs: Any = None,
     loaders: Any = None,
 ) -> None:
@@ -140,17 +149,47 @@ def require_kinds(
     if not isinstance(callbacks, (list, tuple)):
         found.append(_wrong_kind("callbacks", callbacks, "a list", "pass callbacks=[...]"))
     else:
-        classes = [item for item in callbacks if isinstance(item, type)]
-        found += [_wrong_kind("callbacks", kind, "callbacks", f"pass {kind.__name__}()") for kind in classes]
+        found += [
+            _no_object("callbacks", item, "Callback") for item in callbacks if not is_a(item, "Callback")
+        ]
+    loggers = logger if isinstance(logger, (list, tuple)) else [logger]
+    found += [_no_object("logger", item, "Logger") for item in loggers if not _is_logger(item)]
+    if profiler is not None and not is_a(profiler, "Profiler"):
+        found.append(_no_object("profiler", profiler, "Profiler"))
     for name, given in {"trainer_kwargs": trainer_kwargs, "loaders": loaders}.items():
         if not isinstance(given, (Mapping, type(None))):
             fix = f'pass {name}={{"{"train" if name == "loaders" else "min_epochs"}": ...}}'
             found.append(_wrong_kind(name, given, "a mapping", fix))
+    if isinstance(loaders, Mapping):
+        found += [_no_role(name) for name in loaders if name not in ROLES]
     if found:
         raise SettingsError.from_findings(found)
 
 
 _MAKE = "pass ExecutionSettings()"
+
+
+def _is_logger(item: Any) -> bool:
+    return item is None or isinstance(item, bool) or is_a(item, "Logger")
+
+
+SETTINGS_FOR = {"logger": "logger_backend", "profiler": "profiler"}
+"""Arguments that are objects, and the settings that take a word for the same."""
+
+
+def _no_object(name: str, given: Any, kind: str) -> Finding:
+    """Report what is no object of a class of Lightning; a word of a setting is sent there."""
+    fix = f"pass {given.__name__}()" if isinstance(given, type) else f"pass a {kind}"
+    setting = SETTINGS_FOR.get(name, "")
+    if setting and not malformed({setting: given}):
+        fix = f"set the setting {setting}={given}, or {fix}"
+    return _wrong_kind(name, given, f"a {kind} of Lightning", fix)
+
+
+def _no_role(name: Any) -> Finding:
+    near = next((role for role in ROLES if role.startswith(str(name)[:3])), "one of them")
+    what, expected = f"loaders: there is no role {name!r}", f"one of: {', '.join(ROLES)}"
+    return Finding(what, "argument loaders=", expected, f"write {near}", code="unknown-name")
 
 
 def _wrong_kind(name: str, given: Any, expected: str, fix: str) -> Finding:
@@ -203,14 +242,53 @@ def _rival_kwargs(settings: ExecutionSettings, own: CallersOwn) -> Iterator[Find
             yield Finding(f"trainer_kwargs: {name} has an argument of its own", fix=fix, code="own-argument")
         elif rows[name].field and (is_plain(value) or asked(settings, rows[name].field)):
             yield _decided_by_field(rows[name], value, settings)
+        elif rows[name].table and malformed({name: value}, TrainerTable):
+            what, expected = (
+                f"{name}={word(value)!r} is not allowed",
+                field_specs(TrainerTable)[name].expected(),
+            )
+            yield Finding(what, "argument trainer_kwargs=", expected, "write another value", code="bad-value")
+
+
+def require_lengths(plan: Plan, own: CallersOwn, max_epochs: int | None) -> None:
+    """Refuse a training that is to be longer than it may be: Lightning would end it in silence.
+
+    Raises:
+        SettingsError: `min_epochs` is more than `max_epochs`, or `min_steps` more than `max_steps`.
+    """
+    settings, found = plan.settings, []
+    for least, most, limit in (
+        ("epochs", "max_epochs", max_epochs),
+        ("steps", "max_steps", settings.max_steps),
+    ):
+        brought = f"min_{least}" in own.trainer_kwargs
+        given = (own.trainer_kwargs if brought else settings.trainer).get(f"min_{least}")
+        if settings.fast_dev_run or given is None or limit is None or not 0 <= limit < given:
+            continue
+        name = f"min_{least}" if brought else f"trainer.min_{least}"
+        where = "argument trainer_kwargs=" if brought else settings.origin_of(name)
+        places = dict.fromkeys((where, settings.origin_of(most) or "the call"))
+        found.append(
+            Finding(
+                f"{name}={given} is more than {most}={limit}",
+                " and ".join(places),
+                f"at most {limit}",
+                f"set {name}={limit}, or {most}={given}",
+                code="conflict",
+                field=name.partition(".")[0] if not brought else "",
+            )
+        )
+    if found:
+        raise SettingsError.from_findings(found)
 
 
 def _unknown(name: str, names: tuple[str, ...]) -> Finding:
-    near = difflib.get_close_matches(name, names, 1)
+    near = nearest(name, names, most=1)
+    instead = BROUGHT_PARAMETERS.get(name)
     return Finding(
         f"trainer_kwargs: lightning.Trainer has no parameter {name}",
         expected="a parameter of lightning.Trainer",
-        fix=f"write {near[0]}" if near else "remove it",
+        fix=f"remove it ({instead})" if instead else f"write {near[0]}" if near else "remove it",
         code="unknown-name",
     )
 

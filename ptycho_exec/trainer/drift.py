@@ -11,7 +11,8 @@ from typing import Any, Literal
 from ptycho_exec.errors import DriftError, Finding
 from ptycho_exec.plan import Plan, asked
 from ptycho_exec.settings import ExecutionSettings
-from ptycho_exec.trainer.caller import CallersOwn, word
+from ptycho_exec.trainer.caller import CallersOwn, require_kinds, word
+from ptycho_exec.trainer.module import each_loader, samples_per_batch
 from ptycho_exec.trainer.parameters import (
     CALLBACK_VALUES,
     PROCESS_FLAGS,
@@ -81,10 +82,15 @@ def requested_and_effective(
 
     Args:
         plan: its effective values are the ones asked for (the plan itself records what it changed).
-        loaders: DataLoaders by role: `train`, `validation`, `inference`.
+        loaders: DataLoaders by role, each alone or several in a list, a mapping or a CombinedLoader: `train`,
+            `validation`, `test`, `predict`, `inference`.
         writes: the run has a directory, so checkpoints and logger are expected.
         profiler: the one that `build_trainer` was given, or None; without it the Trainer's is not compared.
+
+    Raises:
+        SettingsError: a role that does not exist.
     """
+    require_kinds(settings, loaders=loaders)
     inputs = TrainerInputs(plan.settings if plan else settings, profiler=profiler)
     own = callers_own(trainer)
     rows = [
@@ -102,7 +108,7 @@ def requested_and_effective(
     ]
     rows += _caller_rows(trainer, own, {row.name for row in rows})
     for role, loader in (loaders or {}).items():
-        rows += loader_rows(role, loader, inputs.settings)
+        rows += loader_rows(role, loader, inputs.settings, planned=plan is not None)
     return DriftReport(tuple(rows))
 
 
@@ -128,29 +134,45 @@ def plain(value: Any) -> Any:
     return value if value is UNKNOWN or isinstance(value, (str, int, float, type(None))) else UNKNOWN
 
 
-def loader_rows(role: str, loader: Any, asked_for: ExecutionSettings) -> Iterator[DriftRow]:
-    """Compare a loader; its batches are counted by its batch sampler where it has one of its own.
+def loader_rows(
+    role: str, loader: Any, asked_for: ExecutionSettings, *, planned: bool = True
+) -> Iterator[DriftRow]:
+    """Compare a loader, or each of several; the rows of several are named `train[0]` or `train[name]`.
 
-    Validation may load as training does, or as inference does.
+    Batches are counted by the batch sampler where a loader has one of its own. Validation may load as
+    training does, or as inference does; testing and prediction load as inference does.
+
+    Args:
+        planned: the settings are those of a plan, which shares `global_batch_size` out.
     """
-    size_field = "inference_batch_size" if role == "inference" else "batch_size"
-    workers = asked_for.num_workers
+    for name, part in each_loader(role, loader):
+        yield from _rows_of_one(name, role, part, asked_for, planned)
+
+
+def _rows_of_one(
+    name: str, role: str, loader: Any, asked_for: ExecutionSettings, planned: bool
+) -> Iterator[DriftRow]:
+    workers, trains = asked_for.num_workers, role == "train"
+    fields = ("batch_size", "global_batch_size") if trains else ("inference_batch_size", "batch_size")
+    decides = next((field for field in fields if asked(asked_for, field)), fields[0])
+    batch = asked_for.batch_size if trains else asked_for.inference_batch_size or asked_for.batch_size
+    size = samples_per_batch(loader)
+    as_in_training = role == "validation" and size == asked_for.batch_size
     wanted = {
-        size_field: getattr(asked_for, size_field) or asked_for.batch_size,
+        decides: size if as_in_training else batch,
         "num_workers": UNKNOWN if workers == "auto" else workers,
         "pin_memory": UNKNOWN if asked_for.pin_memory == "auto" else asked_for.pin_memory,
         "persistent_workers": asked_for.persistent_workers if workers else False,
         "prefetch_factor": (asked_for.prefetch_factor or UNKNOWN) if workers else None,
     }
-    size = attribute(loader, "batch_size")
-    if size in (None, UNKNOWN):
-        size = attribute(attribute(loader, "batch_sampler"), "batch_size")
-    for name, want in wanted.items():
-        have = plain(size if name == size_field else attribute(loader, name))
-        if name == size_field and role == "validation" and have == asked_for.inference_batch_size:
-            want = have
-        decided_by: Literal["settings", "nobody"] = "settings" if asked(asked_for, name) else "nobody"
-        yield DriftRow(f"{role}.{name}", want, have, name, decided_by)
+    if decides == "global_batch_size" and not planned:
+        wanted[decides] = UNKNOWN
+    batch_row = "batch_size" if role in ("train", "validation") else "inference_batch_size"
+    for field, want in wanted.items():
+        have = plain(size if field == decides else attribute(loader, field))
+        shown = batch_row if field == decides else field
+        decided_by: Literal["settings", "nobody"] = "settings" if asked(asked_for, field) else "nobody"
+        yield DriftRow(f"{name}.{shown}", want, have, field, decided_by)
 
 
 _REMEDY = "correct what changed it, or ask for what it has"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptycho_exec.errors import SettingsError
 from ptycho_exec.machine.ranks import detect_launcher
 from ptycho_exec.plan import Plan
 
@@ -52,11 +53,27 @@ def _is_own(path: str) -> bool:
     return not hasattr(os, "getuid") or os.stat(path).st_uid == os.getuid()
 
 
+def _packed(handed: Handed) -> bytes:
+    try:
+        return pickle.dumps(handed)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise SettingsError(
+            f"what this run was given cannot be handed to its other processes: {error}",
+            expected="classes that another process can import",
+            fix="define the settings class at the top of a module, not in a function; or set devices=1",
+        ) from error
+
+
 @contextmanager
 def handing_over(plan: Plan, more: Any = None, checkpoint: str | Path | None = None) -> Iterator[None]:
-    """Hand a plan to the processes that are started inside; afterwards another run can hand over its own."""
+    """Hand a plan to the processes that are started inside; afterwards another run can hand over its own.
+
+    Raises:
+        SettingsError: the plan cannot be written to a file, as of a settings class made in a function.
+    """
     global _taken
-    if plan.facts.launcher.kind != "none" or VARIABLE in os.environ:
+    started = plan.facts.launcher.kind == "none" and plan.totals.world_size > 1
+    if not started or VARIABLE in os.environ:
         try:
             yield
         finally:
@@ -67,7 +84,7 @@ def handing_over(plan: Plan, more: Any = None, checkpoint: str | Path | None = N
     number, name = tempfile.mkstemp(prefix="run-handover-")
     try:
         with os.fdopen(number, "wb") as file:
-            pickle.dump(Handed(plan, more, checkpoint), file)
+            file.write(_packed(Handed(plan, more, checkpoint)))
         os.environ[VARIABLE] = name
         yield
     finally:

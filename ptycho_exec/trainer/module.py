@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ptycho_exec.plan import ModuleTraits
+from ptycho_exec.trainer.caller import is_a
+from ptycho_exec.trainer.parameters import UNKNOWN, attribute
 
 
 def traits_of(module: Any, loaders: Mapping[str, Any] | None = None) -> ModuleTraits:
@@ -14,14 +17,19 @@ def traits_of(module: Any, loaders: Mapping[str, Any] | None = None) -> ModuleTr
 
     Args:
         module: a LightningModule or its class; None where there is none yet.
-        loaders: DataLoaders by role, `train` and `validation`; None where they are not known yet.
+        loaders: DataLoaders by role; None where they are not known yet.
     """
     validates = module is None or _overrides(module, "validation_step")
     data = (loaders or {}).get("train")
+    size = samples_per_batch(data)
+    validation = [_batches(loader) for _, loader in each_loader("", (loaders or {}).get("validation"))]
     return ModuleTraits(
         automatic_optimization=_automatic(module),
         has_validation=validates if loaders is None else validates and bool(loaders.get("validation")),
         train_samples=_length(getattr(data, "dataset", None)),
+        train_batches=_batches(data),
+        validation_batches=min((length for length in validation if length is not None), default=None),
+        train_batch_size=size if type(size) is int else None,
         clips_gradients=None if module is None else _overrides(module, "configure_gradient_clipping"),
     )
 
@@ -44,8 +52,34 @@ def _overrides(module: Any, hook: str) -> bool:
 def _length(data: Any) -> int | None:
     try:
         return len(data)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
+
+
+def _batches(loader: Any) -> float | None:
+    """Return the length of one loader, infinite where it has none; None for what is no loader."""
+    if not hasattr(loader, "batch_size"):
+        return None
+    length = _length(loader)
+    return math.inf if length is None else length
+
+
+def samples_per_batch(loader: Any) -> Any:
+    """Return the size of a loader's batches, of its batch sampler where it has one of its own."""
+    size = attribute(loader, "batch_size")
+    return attribute(attribute(loader, "batch_sampler"), "batch_size") if size in (None, UNKNOWN) else size
+
+
+def each_loader(name: str, loader: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the loaders in a collection with their names; what is no loader in it is left out."""
+    if is_a(loader, "CombinedLoader"):
+        loader = loader.iterables
+    if isinstance(loader, (list, tuple, Mapping)):
+        parts = loader.items() if isinstance(loader, Mapping) else enumerate(loader)
+        named = (row for key, part in parts for row in each_loader(f"{name}[{key}]", part))
+        yield from (row for row in named if hasattr(row[1], "batch_size"))
+    elif loader is not None:
+        yield name, loader
 
 
 def is_compiled(module: Any) -> bool:

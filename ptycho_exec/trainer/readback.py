@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,13 @@ from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.model import METRIC_DRIVEN, monitor_readers
 from ptycho_exec.plan import Plan, announce, asked, findings_of_module, monitor_asked
 from ptycho_exec.trainer.caller import CallersOwn
-from ptycho_exec.trainer.drift import DriftReport, DriftRow, apply_drift_policy, requested_and_effective
+from ptycho_exec.trainer.drift import (
+    DriftReport,
+    DriftRow,
+    apply_drift_policy,
+    loader_rows,
+    requested_and_effective,
+)
 from ptycho_exec.trainer.loggers import log_settings
 from ptycho_exec.trainer.module import compile_network, is_compiled, traits_of
 from ptycho_exec.trainer.parameters import UNKNOWN, attribute
@@ -63,14 +70,34 @@ class ReadBack(Callback):
             trainer,
             requested,
             self.plan,
-            loaders={role: loader for role, loader in loaders.items() if hasattr(loader, "batch_size")},
+            loaders=loaders,
             writes=self.writes,
             profiler=self.own.profiler,
         )
         self.report = DriftReport((*report.rows, *optimizer_rows(trainer, self.plan)))
         apply_drift_policy(self.report, requested)
+        found = too_few_steps(trainer, self.plan)
+        self.notices += found
+        announce(found)
         for backend in trainer.loggers:
             log_settings(backend, self.plan.settings)
+
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.state.fn == "validate":  # a validation in fit was compared when it began
+            self._compare_loaders("validation", trainer.validate_loop)
+
+    def on_test_start(self, trainer: Trainer, *_: Any) -> None:
+        self._compare_loaders("test", trainer.test_loop)
+
+    def on_predict_start(self, trainer: Trainer, *_: Any) -> None:
+        self._compare_loaders("predict", trainer.predict_loop)
+
+    def _compare_loaders(self, role: str, loop: Any) -> None:
+        rows = tuple(loader_rows(role, attribute(loop, "_combined_loader"), self.plan.settings))
+        others = {row.name for row in rows}
+        kept = (row for row in self.report.rows if row.name not in others)
+        self.report = DriftReport((*kept, *rows))
+        apply_drift_policy(DriftReport(rows), self.plan.requested)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self._batches = self._steps_this_epoch = 0
@@ -144,6 +171,24 @@ def require_hooks(module: LightningModule, plan: Plan) -> None:
     problems = [row for row in findings_of_module(plan, traits_of(module)) if row.level == "error"]
     if problems:
         raise SettingsError.from_findings(problems)
+
+
+def too_few_steps(trainer: Trainer, plan: Plan) -> tuple[Finding, ...]:
+    """Report a least number of steps that the epochs of this training do not reach."""
+    least, epochs, batches = trainer.min_steps, trainer.max_epochs, trainer.num_training_batches
+    counted = trainer.lightning_module.automatic_optimization and batches < math.inf
+    if least is None or epochs is None or epochs < 1 or not counted:
+        return ()
+    steps = epochs * math.ceil(batches / plan.settings.accum_steps)
+    notice = Finding(
+        f"min_steps={least} has no effect: the training has {steps} steps",
+        plan.requested.origin_of("trainer.min_steps"),
+        fix="train for more epochs, or remove it",
+        level="note",
+        code="idle",
+        field="trainer",
+    )
+    return () if steps >= least else (notice,)
 
 
 def without_monitor(plan: Plan) -> Finding:

@@ -19,6 +19,7 @@ from ptycho_torch.config import DataConfig
 from ptycho_torch.data import checks, detect
 from ptycho_torch.data.detect import PTYCHOPINN_CENTER, ForwardFit, PatchCenter
 from ptycho_torch.data.dropping import read_drop, rows_kept
+from ptycho_torch.data.geometry import doubts
 from ptycho_torch.data.judge import (
     far_from_others,
     far_positions,
@@ -28,7 +29,7 @@ from ptycho_torch.data.judge import (
 )
 from ptycho_torch.data.near_field import refuse_near_field
 from ptycho_torch.data.other_files import other_files
-from ptycho_torch.data.pixels import find_gaps
+from ptycho_torch.data.pixels import find_gaps, refuse_inverted
 from ptycho_torch.data.preprocess import Prepared, changed_options, prepare, side_after, why_counts
 from ptycho_torch.data.probe_file import WORDS, Target, probe_from_file
 from ptycho_torch.data.sampling import move_positions, orientation_matrix, resample_object, resample_wave
@@ -46,7 +47,8 @@ class RawScan:
     """The parts of a scan in a file, before any check; None: the file has no such part.
 
     `stack` describes the patterns, `read_stack(scan_axis)` reads them, once their axis is known. `domain`,
-    `axes` and `center` are what the file or its format declares; "auto" means that it does not. `center_px`
+    `axes` and `center` are what the file or its format declares; "auto" means that it does not. `unit_fix` is
+    what to do about positions in a wrong unit, where a format has rules of its own. `center_px`
     is the index of `geometry["object_center_m"]` in the frame of `positions_px`. `may_be_near_field`: the
     format says nothing about it. `product` is the file of positions, probe and object where it is another.
     """
@@ -71,6 +73,7 @@ class RawScan:
     center_px: tuple[float, float] | None = None
     may_be_near_field: bool = False
     product: Path | None = None
+    unit_fix: str = ""
     warnings: list[str] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -89,12 +92,16 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     positions, unplaced = _positions(raw, config)
     if config.pixel_size_m is not None:
         raw = replace(raw, geometry={**raw.geometry, "pixel_size_m": config.pixel_size_m})
+    doubtful = list(doubts(raw.geometry))
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
     where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
-    good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"))
+    marks = config.mask_marks if config.mask_file is None else "auto"
+    good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"), marks)
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
     rows = checks.sample_rows(len(positions))
     frames = stored[rows]
+    if marks == "auto":
+        refuse_inverted(good, frames, raw.where("bad_pixels"))
     gaps, held = find_gaps(frames, good)
     good &= ~gaps
     sample = _masked(frames, good)
@@ -129,6 +136,7 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     patterns, good = ready.patterns, ready.good
     statistics = checks.scan_patterns(patterns, good, where, domain)
     if raw.may_be_near_field and config.propagation == "auto":
+        fit_canvas(positions / ready.ratio, N, raw.unit_fix)  # positions in another unit tell nothing of it
         refuse_near_field(patterns, positions / ready.ratio, good, where)
     if patterns is not stored:
         sample = _masked(patterns[rows], good)
@@ -169,7 +177,14 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     masked = [masked_gaps(int(gaps.sum()), held)] if held else []
     masked += left_out
     return describe_scan(
-        scan, statistics, sample, decisions, forward_fit, raw.warnings, [*masked, *notes, *cut], raw.notes
+        scan,
+        statistics,
+        sample,
+        decisions,
+        forward_fit,
+        raw.warnings,
+        [*doubtful, *masked, *notes, *cut],
+        raw.notes,
     )
 
 
@@ -381,7 +396,7 @@ def scan_from_arrays(
 def frame_size(raw: RawScan, count: int, config: DataConfig) -> int:
     """Return the side of prepared patterns, from the shapes alone."""
     shape, axis = raw.stack.shape, _scan_axis(raw, count, config)[0]
-    rest = shape[-2:] if len(shape) > 3 else tuple(n for i, n in enumerate(shape) if i != axis)
+    rest = shape[:2] if axis else shape[-2:]
     return side_after(rest, config, raw.where(raw.stack.name))[0]
 
 
@@ -397,11 +412,45 @@ def read_patterns(raw: RawScan, count: int, config: DataConfig) -> tuple[Pattern
 
 def _scan_axis(raw: RawScan, count: int, config: DataConfig) -> tuple[int, str]:
     where, shape = raw.where(raw.stack.name), raw.stack.shape
-    checks.check_stack(shape, raw.stack.dtype, count, where)
     declared = config.pattern_axes if config.pattern_axes != "auto" else raw.axes
     if len(shape) > 3:
-        return 0, f"the first axes of {shape} are those of a raster"
+        checks.check_numeric(raw.stack.dtype, "iuf", "the patterns", where)
+        return _raster_axis(shape, count, declared, where)
+    checks.check_stack(shape, raw.stack.dtype, count, where)
     return detect.find_scan_axis(shape, count, declared, where)
+
+
+def _raster_axis(shape: tuple[int, ...], count: int, declared: str, where: str) -> tuple[int, str]:
+    """Return 0 where the axes of a raster are in front of those of a pattern, 2 behind, and the reason.
+
+    Raises:
+        DataError: there are not as many points as positions, or both may be meant.
+    """
+    readings = {0: (shape[:-2], shape[-2:]), 2: (shape[2:], shape[:2])}
+    fits = [axis for axis, (points, _) in readings.items() if math.prod(points) == count]
+    fits = [axis for axis in fits if readings[axis][1][0] == readings[axis][1][1]] or fits
+    if declared != "auto":
+        fits = [axis for axis in fits if axis == (0 if declared == "first" else 2)]
+    if not fits:
+        raise DataError(
+            f"patterns of shape {shape}, {len(shape)} axes, do not agree with {count} positions"
+            + (f" and scan axes declared {declared}" if declared != "auto" else ""),
+            where=where,
+            expected=f"(ny, nx, N, N) or (N, N, ny, nx), with ny * nx = {count}",
+            fix="make positions and patterns the same length; name the right arrays with --map patterns=NAME "
+            "--map positions=NAME"
+            + ("; --pattern-axes auto leaves the axes open" if declared != "auto" else ""),
+        )
+    if len(fits) > 1:
+        raise DataError(
+            f"the scan axes are ambiguous: the first as well as the last axes of {shape} have {count} points",
+            where=where,
+            expected="a declaration, because a wrong guess ruins the result in silence",
+            fix="--pattern-axes first for (ny, nx, N, N), --pattern-axes last for (N, N, ny, nx)",
+        )
+    if declared != "auto":
+        return fits[0], "declared"
+    return fits[0], f"the {'last' if fits[0] else 'first'} axes of {shape} are those of a raster"
 
 
 def _place_on_canvas(
@@ -409,7 +458,7 @@ def _place_on_canvas(
 ) -> tuple[tuple[int, int], NDArray[np.float64]]:
     """Return (H, W) and the whole-pixel [y, x] shift that brings the positions onto the canvas."""
     if canvas is None:
-        return fit_canvas(centered, N)
+        return fit_canvas(centered, N, raw.unit_fix)
     shape = (int(canvas.shape[0]), int(canvas.shape[1]))
     low, high = centered.min(axis=0), centered.max(axis=0)
     outside = np.any((centered < -0.5) | (centered > np.array(shape) - 0.5), axis=1)
@@ -427,8 +476,11 @@ def _place_on_canvas(
             expected="positions in pixels of the object's grid",
             fix="--drop far leaves them and their patterns out"
             if alone
-            else "check order and unit of the coordinates (--positions-unit: m, mm, um, nm or px); "
-            "--canvas positions leaves the file's object out",
+            else (
+                raw.unit_fix
+                or "check order and unit of the coordinates (--positions-unit: m, mm, um, nm or px)"
+            )
+            + "; --canvas positions leaves the file's object out",
             options={"drop": "far"} if alone else None,
         )
     return shape, np.zeros(2)
@@ -467,19 +519,29 @@ def _check_span(raw: RawScan, positions: NDArray[np.float64], N: int) -> None:
     if span >= 1 or len(np.unique(positions, axis=0)) < _FEWEST_DIFFERENT:
         return
     unit, text = likely_unit(neighbor_distance(positions), raw.geometry.get("pixel_size_m"), N / 4)
+    text += "; or divide them by the side of an object pixel in their own unit"
+    if raw.unit_fix:
+        unit, text = None, raw.unit_fix
     raise DataError(
         f"all {len(positions)} positions lie within {span:.3g} pixels",
         where=raw.where("positions"),
         expected="positions in object pixels, spread over more than one",
-        fix=text + "; or divide them by the side of an object pixel in their own unit",
+        fix=text,
         options={"positions_unit": unit} if unit else None,
     )
 
 
-def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], NDArray[np.float64]]:
+def fit_canvas(
+    centered: NDArray[np.float64], N: int, unit_fix: str = ""
+) -> tuple[tuple[int, int], NDArray[np.float64]]:
     """Return the smallest canvas (H, W) that holds every patch with a pixel to spare, and the shift to it.
 
     The shift is whole pixels, so the sub-pixel part of every position stays as it is.
+
+    Args:
+        centered: (M, 2) positions.
+        N: side of a patch.
+        unit_fix: what to do about positions in a wrong unit; empty names the option.
     """
     half = (N - 1) / 2
     shift = np.ceil(half - centered.min(axis=0)) + 1
@@ -495,7 +557,8 @@ def fit_canvas(centered: NDArray[np.float64], N: int) -> tuple[tuple[int, int], 
             expected="positions in object pixels, with overlapping patches",
             fix="--drop far leaves them and their patterns out"
             if len(far)
-            else "check the unit of the positions; --positions-unit names it: m, mm, um, nm or px",
+            else unit_fix
+            or "check the unit of the positions; --positions-unit names it: m, mm, um, nm or px",
             options={"drop": "far"} if len(far) else None,
         )
     return (int(extent[0]), int(extent[1])), np.asarray(shift, dtype=np.float64)

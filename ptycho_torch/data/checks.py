@@ -97,20 +97,26 @@ def check_equal_lengths(lengths: dict[str, int], where: str) -> None:
 
 
 def check_probe(probe: NDArray[Any], N: int, where: str) -> NDArray[np.complex64]:
-    """Return (P, N, N) complex64 from (N, N), (N, N, 1), (P, N, N) or (1, P, N, N).
+    """Return (P, N, N) complex64 from (N, N), (N, N, 1) or (P, N, N).
 
     Raises:
-        DataError: another shape or size, NaN or infinity, all zero.
+        DataError: another shape or size, real numbers that may be parts of complex ones, NaN or infinity,
+            all zero.
     """
     check_numeric(probe.dtype, "iufc", "the probe values", where)
     modes = probe[None] if probe.ndim == 2 else probe
-    if modes.ndim == 3 and modes.shape[-1] == 1 and modes.shape[0] == modes.shape[1] != 1:
-        modes = np.moveaxis(modes, -1, 0)
+    last = modes.ndim == 3 and modes.shape[0] == modes.shape[1] != modes.shape[2]
+    if last and modes.shape[-1] == 1:
+        modes, last = np.moveaxis(modes, -1, 0), False
+    check_two_parts(probe, "probe", "modes", where, "; --probe estimate leaves it out")
     if modes.ndim != 3 or len(modes) == 0 or modes.shape[1:] != (N, N):
         raise DataError(
             f"the probe has shape {probe.shape}, the patterns are {N} x {N}", where=where,
             expected=f"({N}, {N}), or (P, {N}, {N}) with P incoherent modes",
-            fix=_probe_remedy(modes.shape[-1] if modes.ndim == 3 else 0, N),
+            fix="its modes are on the last axis: store numpy.moveaxis(probe, -1, 0); "
+            "--probe estimate leaves it out"
+            if last
+            else _probe_remedy(modes.shape[-1] if modes.ndim == 3 else 0, N),
         )  # fmt: skip
     return _finite_complex(modes, "the probe", where, "--probe estimate leaves it out")
 
@@ -125,6 +131,21 @@ def _probe_remedy(n: int, N: int) -> str:
     if n < N and N % n == 0:
         known += f"; if to patterns binned by {N // n}, --bin {N // n}"
     return known
+
+
+def check_two_parts(array: NDArray[Any], what: str, layers: str, where: str, otherwise: str = "") -> None:
+    """Refuse a real (2, N, N) or (N, N, 2), which may hold two parts of complex numbers."""
+    if array.dtype.kind == "c" or array.ndim != 3 or 2 not in (array.shape[0], array.shape[-1]):
+        return
+    one, two = ("a[0]", "a[1]") if array.shape[0] == 2 else ("a[..., 0]", "a[..., 1]")
+    raise DataError(
+        f"the {what} is two arrays of real numbers, shape {array.shape}: real and imaginary part, amplitude "
+        f"and phase, or two {layers}",
+        where=where,
+        expected="complex numbers",
+        fix=f"store {one} + 1j * {two}, {one} * numpy.exp(1j * {two}), or, of two {layers}, "
+        f"numpy.stack([{one}, {two}]).astype(complex)" + otherwise,
+    )
 
 
 def check_object(canvas: NDArray[Any], where: str) -> NDArray[np.complex64]:
@@ -158,25 +179,42 @@ def _finite_complex(values: NDArray[Any], what: str, where: str, fix: str) -> ND
     return out
 
 
-def check_bad_pixels(mask: NDArray[Any] | None, shape: tuple[int, int], where: str) -> NDArray[np.bool_]:
+def check_bad_pixels(
+    mask: NDArray[Any] | None, shape: tuple[int, int], where: str, marks: str = "bad"
+) -> NDArray[np.bool_]:
     """Return (h, w) bool, True where a pixel is good, from a mask that marks bad ones, if there is one.
 
+    A mask for each pattern, (M, h, w), is one mask if all are the same. marks: "good" where it marks those.
+
     Raises:
-        DataError: another shape, or no good pixel at all.
+        DataError: another shape, masks that differ, or no good pixel at all.
     """
     if mask is None:
         return np.ones(shape, dtype=np.bool_)
     check_numeric(mask.dtype, "biu", "the bad-pixel mask values", where)
+    if mask.ndim > 2 and mask.size and mask.shape[-2:] == shape:
+        every = mask.reshape(-1, *shape) != 0
+        differ = int((every != every[0]).any(axis=0).sum())
+        if differ:
+            combine = "all" if marks == "good" else "any"
+            raise DataError(
+                f"the bad-pixel mask has shape {mask.shape}: one for each pattern; {differ} pixels differ",
+                where=where, expected=f"one mask for all patterns, {shape}, True where a pixel is bad",
+                fix=f"save numpy.{combine}(mask, axis=0), in which is bad what is bad in any pattern, as "
+                "an NPY file, and name it: --map mask=FILE",
+            )  # fmt: skip
+        mask = every[0]
     if mask.shape != shape:
         raise DataError(
             f"the bad-pixel mask has shape {mask.shape}, the patterns are {shape[0]} x {shape[1]}",
             where=where, expected=f"{shape}, True where a pixel is bad", fix=_EXPORT_FIX,
         )  # fmt: skip
-    good = np.asarray(mask == 0)
+    good = np.asarray(mask != 0 if marks == "good" else mask == 0)
     if not good.any():
+        other = "bad" if marks == "good" else "good"
         raise DataError(
-            "every pixel is marked bad", where=where, expected="True only where a pixel is bad",
-            fix="invert the mask if it marks good pixels",
+            "every pixel is marked bad", where=where, expected="not 0 only where a pixel is bad",
+            fix=f"--mask-marks {other}, if the mask marks {other} pixels", options={"mask_marks": other},
         )  # fmt: skip
     return good
 

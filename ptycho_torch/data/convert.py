@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptycho_exec.errors import DataError
+from ptycho_exec.files import writing
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats.table import WRITERS
 from ptycho_torch.data.read import read_scan
@@ -46,7 +47,9 @@ def convert(
             f"unknown format {format!r}", expected=", ".join(WRITERS), fix="choose one of these formats"
         )
     target = Path(dst)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    with writing(target):
+        taken = target.exists() and not (target.is_dir() and not any(target.iterdir()))
+    if taken:
         raise DataError("the target exists", where=str(target), fix="choose another name, or remove it first")
     scan = prepare(read_scan(src, config))
     scan = replace(
@@ -59,7 +62,8 @@ def convert(
     )
     with suppress(OSError):  # whoever writes says what is wrong with the place
         target.parent.mkdir(exist_ok=True)
-    return WRITERS[format](complete_geometry(scan), target)
+    with writing(target):
+        return WRITERS[format](complete_geometry(scan), target)
 
 
 def complete_geometry(scan: ScanData) -> ScanData:

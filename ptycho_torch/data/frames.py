@@ -167,8 +167,10 @@ class Compute:
 def turned(shape: tuple[int, int], config: Preprocessing) -> Frame:
     """Return the frame with its zero frequency at N/2, flipped and transposed."""
     rows, columns = (np.arange(length) for length in shape)
-    if config.zero_frequency == "corner":
-        rows, columns = np.fft.fftshift(rows), np.fft.fftshift(columns)
+    if config.zero_frequency in ("corner", "first-row"):
+        rows = np.fft.fftshift(rows)
+    if config.zero_frequency in ("corner", "first-column"):
+        columns = np.fft.fftshift(columns)
     if "y" in config.flip_patterns:
         rows = _mirrored(rows)
     if "x" in config.flip_patterns:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataWarning, Finding
 from ptycho_torch.config import UNITS_M
 from ptycho_torch.data.checks import PatternStatistics
-from ptycho_torch.data.pixels import PixelFaults, far_field_center, is_in_corners
+from ptycho_torch.data.pixels import PixelFaults, far_field_center, misplaced_zero_frequency
 from ptycho_torch.data.scan import ScanData
 
 _DIM = 0.05
@@ -43,7 +43,7 @@ def judge(
 def masked_gaps(count: int, held: str) -> Finding:
     """Return what to say where pixels were masked because they hold no measurement."""
     return _odd(
-        f"{count} pixels hold {held} in nearly every pattern, which is no count; they are masked",
+        f"{count} pixels hold {held} in most patterns, which is no count; they are masked",
         "nothing needs to be done; `ptycho-torch convert` writes the mask into a new file",
         code="gaps",
     )
@@ -80,13 +80,19 @@ def _judge_positions(scan: ScanData, report: dict[str, Any]) -> Iterator[Finding
             code="little-overlap",
             **({"positions_unit": unit} if unit else {}),
         )
-    elif apart < (0.02 * known if known else _CLOSEST_PX) and not repeated:
+    elif apart < (0.02 * known if known else _CLOSEST_PX):
         unit, text = likely_unit(apart, scan.pixel_size_m, diameter)
         yield _odd(
             f"neighboring probes are only {apart:.2g} pixels apart",
             text,
             code="much-overlap",
             **({"positions_unit": unit} if unit else {}),
+        )
+    elif not len(far) and (parts := 1 + int(_group_of(np.floor(scan.positions_px / diameter)).max())) > 1:
+        yield _odd(
+            f"the scan falls into {parts} parts whose probes do not overlap, each with a phase of its own",
+            "check that both coordinates have the same unit; --position-affine scales them one by one",
+            code="little-overlap",
         )
     below, above = -scan.origins_px, scan.origins_px + scan.n_pixels - np.array(scan.canvas_shape)
     reach = np.maximum(below, above).max(axis=1)
@@ -192,12 +198,13 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
 
 def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
     mean, n = faults.mean_intensity, scan.n_pixels
-    if is_in_corners(mean):
+    if place := misplaced_zero_frequency(mean):
+        bright = "in the corners" if place == "corner" else f"along the {place.replace('-', ' ')}"
         yield _odd(
-            "the patterns are bright in the corners: their zero frequency is not at N/2",
-            "--zero-frequency corner moves it there",
+            f"the patterns are bright {bright}: their zero frequency is not at N/2",
+            f"--zero-frequency {place} moves it there",
             code="corner-frequency",
-            zero_frequency="corner",
+            zero_frequency=place,
         )
         return
     expected = [np.array([n // 2, n // 2])]
@@ -231,25 +238,32 @@ def dark_patterns(above: NDArray[np.float64]) -> NDArray[np.intp]:
 def far_from_others(
     positions_px: NDArray[np.float64], N: int, neighbor_px: float | None = None
 ) -> NDArray[np.intp]:
-    """Return the indices of positions, at most one in fifty, that lie far from all others.
+    """Return the indices of positions that lie far from all others, at most one in ten.
 
-    Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors.
-    Positions are counted in cells of that size, so that the work grows with their number only.
+    Far is: more than a pattern's side, and than four usual steps, from the next, where most have neighbors;
+    and of different places at most one in fifty. Positions are counted in cells of that size, so that the
+    work grows with their number only.
     """
     side = max(N, 4 * (neighbor_px or neighbor_distance(positions_px) or 0.0))
     cells = np.floor(positions_px / side)
     if np.ptp(cells, axis=0).max() <= 1:  # all of them touch
         return np.empty(0, dtype=np.intp)
-    places, cell = np.unique(cells[:, 0] + 1j * cells[:, 1], return_inverse=True)
-    group = _touching(places.tolist())[cell]
-    sizes = np.bincount(group)
-    small = sizes <= max(1, len(positions_px) // 50)
-    if small.all() or sizes[~small].sum() < 0.9 * len(positions_px):
+    group = _group_of(cells)
+    different, first = np.unique(positions_px, axis=0, return_index=True)
+    places = np.bincount(group[first], minlength=group.max() + 1)
+    small = places <= max(1, len(different) // 50)
+    if small.all() or np.bincount(group)[~small].sum() < 0.9 * len(positions_px):
         return np.empty(0, dtype=np.intp)
     return np.flatnonzero(small[group])
 
 
 _AROUND = [complex(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+
+
+def _group_of(cells: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return a number for each cell [y, x], (M, 2), the same for those that touch, also by way of others."""
+    places, cell = np.unique(cells[:, 0] + 1j * cells[:, 1], return_inverse=True)
+    return _touching(places.tolist())[cell]
 
 
 def _touching(cells: list[complex]) -> NDArray[np.intp]:

@@ -66,6 +66,6 @@ def _result_file(option: str, text: str, beside: Path | None) -> str:
 def _absolute(text: str) -> str:
     place = file_of(text)
     if place is None:
-        return os.path.abspath(text) if Path(text).is_dir() else text
+        return os.path.abspath(text) if os.path.isdir(text) else text
     path, name = place
     return os.path.abspath(path) + (f":{name}" if name else "")

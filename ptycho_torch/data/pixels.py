@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_torch.data.checks import PatternStatistics
+from ptycho_exec.errors import DataError
+from ptycho_torch.data.checks import PatternStatistics, is_wrong
 from ptycho_torch.data.detect import find_quantum
 
 _NEARLY_ALL = 0.9
+_MOST_GAPS = 0.9
+"""Part of the good pixels; the detectors of some are round, in a square frame."""
+_FEWEST_TOGETHER = 3
 _FEWEST_PATTERNS = 8
 _TYPE_LIMITS = [float(2**bits - 1) for bits in (8, 15, 16, 31, 32, 63, 64)]
 _HOT = 8.0
@@ -28,10 +32,12 @@ _HARDLY_ANY = 1e-3
 
 
 def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], str]:
-    """Return which good pixels, (N, N), hold what is no measurement in nearly every pattern, and what it is.
+    """Return which good pixels, (N, N), hold what is no measurement, and what it is.
 
-    That is: no number, the same negative number, or the largest number of any integer type, which detectors
-    write into the gaps between their modules and where they are overexposed.
+    That is, in nearly every pattern, no number, or one negative number that no other pixel holds; in most,
+    the largest number of any integer type; in all, and at several pixels side by side, a number that is
+    larger than what any pixel that varies holds in most. Detectors write such numbers into the gaps between
+    their modules and where they are overexposed.
 
     Args:
         sample: (K, N, N) patterns as stored.
@@ -40,22 +46,52 @@ def find_gaps(sample: NDArray[Any], good: NDArray[np.bool_]) -> tuple[NDArray[np
     gap = np.zeros_like(good)
     if len(sample) < _FEWEST_PATTERNS:
         return gap, ""
-    # What nearly all patterns hold, at least one of the first few does.
-    few = 1 + int((1 - _NEARLY_ALL) * len(sample))
     limits = _limits(sample.dtype)
-    places = np.nonzero(_no_count(sample[:few], limits).any(axis=0) & good)
+    # What most patterns hold, at least one of the first half of them does.
+    few = sample[: 1 + len(sample) // 2]
+    alike = (few == few[0]).all(axis=0) & (few[0] > 0)
+    places = np.nonzero((_no_count(few, limits).any(axis=0) | alike) & good)
     if not len(places[0]):
         return gap, ""
     values = sample[:, places[0], places[1]].astype(np.float64)
     half = len(values) // 2
-    typical = np.partition(values, half, axis=0)[half]  # of what is the same nearly always, that value
-    same = (values == typical) & _no_count(typical, limits)
-    found = np.asarray((~np.isfinite(values) | same).mean(axis=0) >= _NEARLY_ALL)
-    if not found.any() or found.sum() > good.sum() // 2:
-        return gap, ""
-    gap[places] = found
-    held = sorted({"no number" if not np.isfinite(v) else f"{v:.0f}" for v in typical[found]})
-    return gap, ", ".join(held[:3])
+    typical = np.partition(values, half, axis=0)[half]  # of what is the same mostly, that value
+    share = np.asarray((values == typical).mean(axis=0))
+    unread = np.asarray((~np.isfinite(values)).mean(axis=0) >= _NEARLY_ALL)
+    least = np.where(typical < 0, _NEARLY_ALL, 0.5)
+    same = (share >= least) & _no_count(typical, limits) & np.isfinite(typical)
+    gap[places] = unread | same
+    rest = sample[:, good & ~gap]
+    for level in np.unique(typical[same & (typical < 0)]):
+        if not rest.size or (rest == level).mean() > _HARDLY_ANY:  # the level of what did not count
+            same &= typical != level
+    gap[places] = unread | same
+    varies = good & ~gap & (sample != sample[0]).any(axis=0)
+    if varies.any():
+        top = np.partition(sample[:, varies].astype(np.float64), half, axis=0)[half].max()
+        bright = np.zeros_like(good)
+        bright[places] = (share == 1) & (typical > top)
+        same |= _several(bright & ~gap)[places]
+    gap[places] = found = unread | same
+    if found.sum() > _MOST_GAPS * good.sum():
+        return np.zeros_like(good), ""
+    return gap, ", ".join(sorted({_in_words(value) for value in typical[found]})[:3])
+
+
+def _several(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels that touch so many others of a mask that they are no hot pixels, which are single."""
+    if not mask.any():
+        return mask
+    from scipy.ndimage import label
+
+    parts, _ = label(mask, structure=np.ones((3, 3)))
+    return np.asarray((np.bincount(parts.ravel()) >= _FEWEST_TOGETHER)[parts] & mask)
+
+
+def _in_words(value: float) -> str:
+    if not np.isfinite(value):
+        return "no number"
+    return f"{value:.0f}" if value == round(value) else f"{value:.6g}"
 
 
 def _limits(dtype: np.dtype[Any]) -> list[float]:
@@ -303,7 +339,44 @@ def far_field_center(probe: NDArray[np.complex64]) -> list[float]:
     return center_of_mass(spectrum.sum(axis=0))
 
 
-def is_in_corners(mean: NDArray[np.float64]) -> bool:
-    """Return whether a mean pattern (h, w) has its zero frequency in the corners, as an unshifted FFT has."""
+_ZERO_FREQUENCY = {"first-row": (0,), "first-column": (1,), "corner": (0, 1)}
+"""Places of the zero frequency, and the axes along which it has to be moved."""
+
+
+def misplaced_zero_frequency(mean: NDArray[np.float64]) -> str | None:
+    """Return where a mean pattern (h, w) has its zero frequency where that is not the middle.
+
+    An unshifted FFT has it in the corner; one that was shifted along one axis, in the first row or column.
+    """
+    if min(mean.shape) < 4:
+        return None
     inner = tuple(slice(n // 4, n - n // 4) for n in mean.shape)
-    return min(mean.shape) >= 4 and bool(np.fft.fftshift(mean)[inner].sum() > 4 * mean[inner].sum())
+    moved = {place: np.fft.fftshift(mean, axes)[inner].sum() for place, axes in _ZERO_FREQUENCY.items()}
+    place = max(moved, key=lambda name: float(moved[name]))
+    if moved[place] < 2 * moved["corner"]:  # the usual one, if it is hardly less
+        place = "corner"
+    return place if moved[place] > 4 * mean[inner].sum() else None
+
+
+def refuse_inverted(good: NDArray[np.bool_], sample: NDArray[Any], where: str) -> None:
+    """Refuse a mask that leaves out most pixels and most of what was measured.
+
+    Args:
+        good: (N, N) that the mask leaves.
+        sample: (K, N, N) patterns as stored.
+        where: the mask is, for the message.
+
+    Raises:
+        DataError: it seems to mark the good pixels.
+    """
+    gaps, _ = find_gaps(sample, np.ones_like(good))
+    measured = np.where(gaps | is_wrong(sample), 0, sample).sum(axis=0, dtype=np.float64)
+    lost = float(measured[~good].sum()) / max(float(measured.sum()), 1e-300)
+    if good.mean() < 0.5 < lost:
+        raise DataError(
+            f"the mask leaves out {1 - good.mean():.0%} of the pixels, and {lost:.0%} of what they measured",
+            where=where,
+            expected="a mask that is not 0 where a pixel is bad",
+            fix="if it marks the good pixels, --mask-marks good; if it is right as it is, --mask-marks bad",
+            options={"mask_marks": "good"},
+        )

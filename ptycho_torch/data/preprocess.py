@@ -24,12 +24,12 @@ from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
 from ptycho_torch.data.frames import Compute, Frame, Values, resized, shifted, turned
-from ptycho_torch.data.pixels import far_field_center, find_faults, is_in_corners
+from ptycho_torch.data.pixels import far_field_center, find_faults, misplaced_zero_frequency, refuse_inverted
 from ptycho_torch.data.storage.array_file import read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
 _OF_VALUES = ("dark_file", "pedestal", "gain", "clip_negative", "threshold")
-_OF_MASK = ("mask_file", "mask_suspects")
+_OF_MASK = ("mask_file", "mask_marks", "mask_suspects")
 _OF_FRAME = ("zero_frequency", "flip_patterns", "transpose_patterns", "center", "crop", "pad", "bin")
 
 
@@ -94,7 +94,12 @@ def prepare(
         )
     report: dict[str, Any] = {**asked}
     if "mask_file" in asked:
-        good = good & ~_mask(str(config.mask_file), shape, path)
+        marked = _mask(str(config.mask_file), shape, path)
+        if config.mask_marks == "auto":
+            refuse_inverted(
+                ~marked, np.asarray(stored[checks.sample_rows(len(stored))]), str(config.mask_file)
+            )
+        good = good & (marked if config.mask_marks == "good" else ~marked)
     if config.clip_negative or config.threshold:
         report |= _counted(stored, values, good)
     frame = turned(shape, config)
@@ -118,7 +123,7 @@ def prepare(
             "no good pixel is left",
             where=where,
             expected="a mask that is not 0 only where a pixel is bad, and a center within the patterns",
-            fix="invert the mask if it marks good pixels; check mask_suspects, center, crop and bin",
+            fix="--mask-marks good, if the mask marks good pixels; check mask_suspects, center, crop and bin",
         )
     # The middle of the bin around the zero frequency is rarely the pixel that has it.
     b, n = config.bin, len(frame.rows)
@@ -219,7 +224,7 @@ def _values(config: DataConfig, shape: tuple[int, int], path: Path | None) -> Va
 
 
 def _mask(text: str, shape: tuple[int, int], path: Path | None) -> NDArray[np.bool_]:
-    """Return (h, w), True where a pixel is bad."""
+    """Return (h, w), True where the mask is not 0."""
     names = ("bad_pixels", "mask", "pixel_mask")
     mask = read_array(text, "the mask", names=names, beside=path)
     checks.check_numeric(mask.dtype, "biuf", "the mask's values", text)
@@ -281,14 +286,15 @@ def find_center(mean: NDArray[np.float64], where: str) -> tuple[float, float]:
     What the window cuts off on one side it cuts off on the other, so that wide scattering does not pull.
 
     Raises:
-        DataError: the beam is in the corners.
+        DataError: the beam is in the corners, or at an edge.
     """
-    if is_in_corners(mean):
+    if place := misplaced_zero_frequency(mean):
+        bright = "in the corners" if place == "corner" else f"along the {place.replace('-', ' ')}"
         raise DataError(
-            "center = auto finds the beam in the corners of the patterns",
+            f"center = auto finds the beam {bright} of the patterns",
             where=where,
             expected="the zero frequency near the middle",
-            fix="--zero-frequency corner",
+            fix=f"--zero-frequency {place}",
         )
     center = np.array([n // 2 for n in mean.shape], dtype=float)
     y, x = np.indices(mean.shape)

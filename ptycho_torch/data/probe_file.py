@@ -5,6 +5,7 @@ Shape legend: P modes, n x n pixels in the file, N x N in the scan that it is fo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -161,7 +162,7 @@ def result_with_probe(text: str, beside: Path | None = None) -> Path | None:
 
 def _directory(text: str, beside: Path | None) -> Path | None:
     folders = (Path(text), *([beside.parent / text] if beside else []))
-    return next((path for path in folders if path.is_dir()), None)
+    return next((path for path in folders if os.path.isdir(path)), None)
 
 
 def _checked(probe: NDArray[Any], pixel_size_m: float | None, path: Path) -> StoredProbe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ def read_scan(path: str | Path, config: DataConfig | None = None) -> ScanData:
         positions, patterns = files["positions"], files["patterns"]
         raw = _read_raw(files, settings)
         scan = assemble(raw, settings)
-    return _with_hashes(scan, patterns.archive.path, positions.archive.path)
+    return _with_hashes(scan, patterns.archive, positions.archive)
 
 
 def _read_raw(files: dict[str, ScanFile], config: DataConfig) -> RawScan:
@@ -101,14 +102,21 @@ def sample_patterns(path: str | Path, config: DataConfig | None = None) -> NDArr
         return np.asarray(stored[checks.sample_rows(len(stored))])
 
 
-def _with_hashes(scan: ScanData, *files: Path) -> ScanData:
+def _with_hashes(scan: ScanData, *archives: Archive) -> ScanData:
     """Add the SHA-256 of the file; where several take part, that of their names and hashes."""
-    hashes = {file.name: file_sha256(file) for file in dict.fromkeys(files)}
-    others = {option: row["sha256"] for option, row in scan.report.get("other_files", {}).items()}
-    every = {**hashes, **others}
+    hashes = {file.name: file_sha256(file) for file in dict.fromkeys(archive.path for archive in archives)}
+    linked = {
+        f"allow_links.{name}": {"path": os.path.abspath(file), "sha256": file_sha256(file)}
+        for name, file in {
+            name: file for archive in archives for name, file in archive.linked.items()
+        }.items()
+    }
+    others = {**scan.report.get("other_files", {}), **linked}
+    every = {**hashes, **{option: row["sha256"] for option, row in others.items()}}
     lines = "".join(f"{name}:{value}\n" for name, value in sorted(every.items()))
     whole = next(iter(every.values())) if len(every) == 1 else hashlib.sha256(lines.encode()).hexdigest()
-    return replace(scan, sha256=whole, report={**scan.report, "files": hashes})
+    known = {"files": hashes, **({"other_files": others} if others else {})}
+    return replace(scan, sha256=whole, report={**scan.report, **known})
 
 
 @contextmanager
@@ -183,15 +191,7 @@ def _refuse_master(archive: Archive) -> None:
 
 def _with_any_suffix(path: Path) -> Path | None:
     files = (path.with_name(path.name + suffix) for suffix in _SUFFIXES)
-    return next((file for file in files if _is_file(file)), None)
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a file is there; false where the system does not say."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _partner(file: Path, part: str, archive: Archive) -> Path:

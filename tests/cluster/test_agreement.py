@@ -30,8 +30,8 @@ DIFFERENT: dict[str, tuple[str, str, str]] = {
     "cwd": ("cd sub", "run directory", "sub"),
 }
 
-OTHER_SETTINGS = ("precision", "checkpointing", "epochs", "seed")
-"""Cases that differ from "batch" and "gridsize" by the name alone; a fast test goes through all names."""
+OTHERS = ("precision", "checkpointing", "epochs", "seed", "version", "profile", "cwd")
+"""Cases that go the way of "batch", "gridsize" and "scan"; a fast test goes through all names."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def stopped(changes: str, place: Path, *more: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[THOROUGH] * (case in OTHER_SETTINGS)) for case in DIFFERENT]
+    "case", [pytest.param(case, marks=[THOROUGH] * (case in OTHERS)) for case in DIFFERENT]
 )
 def test_a_difference_is_named_with_both_values_and_origins(case: str, place: Path) -> None:
     changes, name, origin = DIFFERENT[case]

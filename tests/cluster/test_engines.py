@@ -41,7 +41,8 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return {name: value.double().numpy() for name, value in state.items() if value.is_floating_point()}
 
 
-@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=THOROUGH), "torchrun", *SPAWNED])
+@pytest.mark.thorough  # tests/torch/workflows/test_world_sizes.py does so in CI
+@pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_train_as_one(engine: str, place: Path) -> None:
     words, options = ENGINES[engine]()
     given = ("train", "scan0.npz", "--out", engine, *QUICK, "--batch-size", "4", "--precision", "64-true")

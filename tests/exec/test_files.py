@@ -45,6 +45,13 @@ def test_a_missing_folder_is_one_block(tmp_path: Path) -> None:
         write_atomically(tmp_path / "no" / "such" / "place", "text")
 
 
+@pytest.mark.parametrize("place", ["file/a", "a" * 300])
+def test_a_place_that_cannot_be_is_one_block(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UserError, match="cannot write the file"):
+        write_atomically(tmp_path / place, "text")
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / ".model.ckpt.1.part"
     left.write_text("half")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import pytest
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError, SettingsWarning, UserError
@@ -253,6 +253,42 @@ def test_a_secret_of_a_subclass_is_written_nowhere_and_asked_for_again(tmp_path:
         settings_from_manifest(tmp_path, model=Keyed)
     given = {"key": SecretStr("hunter2"), "servers": keyed.servers}
     assert settings_from_manifest(tmp_path, given, model=Keyed) == keyed
+
+
+class Excluding(ExecutionSettings):
+    """Settings with a field that is written nowhere."""
+
+    program: ClassVar[str] = "excluding"
+    model_config = SettingsConfigDict(env_prefix="EXCLUDING_")
+    word: str = Field(default="", exclude=True)
+
+    @field_validator("word")
+    @classmethod
+    def _lower(cls, value: str) -> str:
+        return value.lower()
+
+
+def test_an_excluded_field_is_written_nowhere_and_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXCLUDING_WORD", "Hunter2")
+    given = Excluding()
+    write_manifest(tmp_path, **manifest_parts(given, plan=resolve_plan(given, MachineFacts())))
+    write_settings_toml(tmp_path / "settings.toml", given)
+    assert [path.name for path in tmp_path.iterdir() if "unter2" in path.read_text()] == []
+    assert "# word is left out: Field(exclude=True)" in (tmp_path / "settings.toml").read_text()
+    assert read_manifest(tmp_path)["origins"]["word"]["place"] == "EXCLUDING_WORD"
+    assert fingerprint(given) == read_manifest(tmp_path)["fingerprint"]
+    with pytest.warns(SettingsWarning, match="word was set in that run") as caught:
+        assert settings_from_manifest(tmp_path, model=Excluding).word == ""
+    assert 'give it again: settings_from_manifest(..., {"word": ...})' in str(caught[0].message)
+    assert settings_from_manifest(tmp_path, {"word": "hunter2"}, model=Excluding) == given
+
+
+def test_an_excluded_field_that_nobody_set_is_not_missed(tmp_path: Path) -> None:
+    write_manifest(tmp_path, **manifest_parts(Excluding.from_values({"seed": 3})))
+    found = settings_from_manifest(tmp_path, model=Excluding)
+    assert (found.seed, found.notices) == (3, ())
 
 
 def test_what_toml_cannot_hold_is_left_out_with_a_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.cli.commands import main
@@ -183,6 +183,52 @@ def test_a_secret_of_pydantics_is_shown_nowhere(
     with pytest.raises(SettingsError) as caught:
         Locked()
     assert "12345678" not in f"{caught.value} {caught.value.errors()}"
+
+
+class Shy(ExecutionSettings):
+    """Settings with fields that pydantic leaves out of a repr."""
+
+    program: ClassVar[str] = "shy"
+    model_config = SettingsConfigDict(env_prefix="SHY_")
+    word: str = Field(default="", repr=False)
+    pin: int = Field(default=0, repr=False)
+    once: str = Field(default="", repr=False)
+
+    @field_validator("once")
+    @classmethod
+    def _capitals(cls, value: str) -> str:
+        return value.replace("open", "Open")
+
+
+def test_what_a_field_keeps_out_of_its_repr_is_shown_nowhere(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHY_WORD", "open-sesame-1")
+    monkeypatch.setenv("SHY_ONCE", "open-sesame-2")
+    clean_process.write("shy.toml", 'word = "open-sesame-3"\npin = 4711\n[profiles.a]\npin = 47110\n')
+    shy = Shy(profile="a", overrides={"word": "open-sesame-5"})
+    assert (shy.word, shy.pin, shy.once) == ("open-sesame-5", 4711, "Open-sesame-2")
+    assert "word" not in repr(shy)  # as pydantic has it
+    assert "word = ***\n  from      overrides" in shy.explain("word")
+    assert shy._repr_html_().count("<th>***</th>") == 3
+    texts = (
+        repr(shy),
+        shy.explain(),
+        shy._repr_html_(),
+        repr(shy.origins),
+        repr([freeze(shy, form) for form in FORMS]),
+        json.dumps(explain_json(shy.model_dump(mode="json"), shy.origins)),
+        json.dumps([origin.to_json() for origin in shy.origins.values()]),
+    )
+    assert [text for text in texts if "sesame" in text or "4711" in text] == []
+
+
+@pytest.mark.parametrize("wrong", ['"4711"', '"4711x"', "4711.5"])
+def test_a_hidden_value_that_is_refused_is_not_repeated(clean_process: Place, wrong: str) -> None:
+    clean_process.write("shy.toml", f"pin = {wrong}\n")
+    with pytest.raises(SettingsError, match="is not allowed") as caught:
+        Shy()
+    assert "4711" not in f"{caught.value} {caught.value.errors()}"
 
 
 class Nested(ExecutionSettings):

@@ -6,6 +6,7 @@ Shape legend: M patterns, ky x kx pixels, ny x nx points of a raster.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 
 from ptycho_exec.errors import DataError
@@ -21,6 +22,11 @@ def contents(archive: Archive, most: int = 24) -> str:
 
 def _shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
+
+
+def map_option(part: str, name: str) -> str:
+    """Return the option that names a part, quoted for a shell."""
+    return f"--map {shlex.quote(f'{part}={name}')}"
 
 
 def likely_map(archive: Archive) -> str:
@@ -42,7 +48,7 @@ def likely_map(archive: Archive) -> str:
     images = {"probe": _likely_probe(rest, frame), "object": _likely_object(rest, frame)}
     images["mask"] = _likely_mask(rest, frame)
     chosen |= {part: name for part, name in images.items() if name}
-    words = [f"--map {part}={name}" for part, name in chosen.items()]
+    words = [map_option(part, name) for part, name in chosen.items()]
     if "positions" not in chosen and "positions_y" not in chosen:
         words.append("--map positions=FILE" if len(patterns.shape) == 3 else "--scan-step STEP")
     return " ".join(words)

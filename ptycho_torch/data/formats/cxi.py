@@ -8,7 +8,7 @@ Shape legend: M patterns, N x N pixels, P probe modes, H x W object.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from ptycho_exec.errors import DataError
 from ptycho_exec.files import atomic_path
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats.paired import Diffraction, Product, finite, first_of, positive, to_meters
-from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_unit_m
+from ptycho_torch.data.formats.units import energy_j, in_pixels, length_m, position_unit_m, stated
 from ptycho_torch.data.formats.writing import StackOut, require_geometry, scan_indexes, write_hdf5_arrays
+from ptycho_torch.data.geometry import JOULE_PER_EV, doubt
 from ptycho_torch.data.preprocess import side_after
 from ptycho_torch.data.scan import HC_EV_M, ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present
@@ -36,6 +37,18 @@ _OBJECT = "entry_1/image_2/data"
 _PTYCHODUS = "entry_1/ptychodus"
 _INDEXES = f"{_PTYCHODUS}/probe_position_indexes"
 _CXI_VERSION = 160
+_GEOMETRY = {
+    f"{_SOURCE}/energy": ("photon_energy_eV", "J"),
+    f"{_SOURCE}/wavelength": ("wavelength_m", "m"),
+    f"{_DETECTOR}/distance": ("detector_distance_m", "m"),
+    f"{_DETECTOR}/y_pixel_size": ("detector_pixel_size_m", "m"),
+    f"{_DETECTOR}/x_pixel_size": ("detector_pixel_size_m", "m"),
+}
+"""Entries of the geometry, what they are, and their unit where the file states none."""
+_UNIT_FIX = (
+    "check the unit of the translations: --positions-unit (m, mm, um, nm, angstrom or px) names it, and "
+    "--pixel-size-m gives another size of an object pixel"
+)
 
 
 def parts(archive: Archive) -> set[str]:
@@ -78,7 +91,7 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
     Raises:
         DataError: translations of another shape, or a pixel size that cannot be worked out.
     """
-    translation = _translation(archive, config)
+    translation, translation_unit_m = _translation(archive, config)
     ptychodus = _INDEXES in archive
     moved, why = ("probe", "a Ptychodus file") if ptychodus else ("sample", "the CXI standard")
     if config.translation != "auto":
@@ -108,19 +121,20 @@ def read_product(archive: Archive, detector: Archive, config: DataConfig) -> Pro
     return Product(
         path=archive.path,
         indexes=archive.array(_INDEXES) if ptychodus else np.arange(len(positions)),
-        positions_m=positions,
+        positions_m=positions * (pixel if translation_unit_m is None else translation_unit_m),
         pixel_size_m=pixel,
         center_m=(center[0], center[1]),
         probe=probe,
         object_guess=canvas,
         geometry=geometry,
         may_be_near_field=not ptychodus,
+        unit_fix=_UNIT_FIX,
         warnings=[*warnings, f"the translations are taken to move the {moved} ({why})"],
     )
 
 
-def _translation(archive: Archive, config: DataConfig) -> NDArray[np.float64]:
-    """Return (M, 3) translations [x, y, z] in meters."""
+def _translation(archive: Archive, config: DataConfig) -> tuple[NDArray[np.float64], float | None]:
+    """Return (M, 3) translations [x, y, z] and their unit in meters; None where it is an object pixel."""
     name = next(path for path in _TRANSLATION if path in archive)
     values = archive.array(name)
     if values.ndim != 2 or values.shape[1] not in (2, 3) or values.dtype.kind not in "iuf":
@@ -131,8 +145,8 @@ def _translation(archive: Archive, config: DataConfig) -> NDArray[np.float64]:
             fix="export the scan again",
         )
     out = np.zeros((len(values), 3))
-    out[:, : values.shape[1]] = values * (position_unit_m(archive, name, config) or 1.0)
-    return out
+    out[:, : values.shape[1]] = values
+    return out, None if in_pixels(archive, name, config) else position_unit_m(archive, name, config) or 1.0
 
 
 def _axes(archive: Archive) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -165,12 +179,16 @@ def _pixel_size(
     """
     if config.pixel_size_m is not None:
         return config.pixel_size_m, config.pixel_size_m
-    stored = [_positive(archive, f"{_PTYCHODUS}/object_pixel_{side}_m") for side in ("height", "width")]
+    of_object = [f"{_PTYCHODUS}/object_pixel_{side}_m" for side in ("height", "width")]
+    stored = [_positive(archive, name) for name in of_object]
     if stored[0] and stored[1]:
+        _refuse_doubtful(archive, dict.fromkeys(of_object, ("pixel_size_m", "m")))
         return stored[0], stored[1]
     name = next(path for path in _DATA if path in detector)
     shape = detector.member(name).shape
     sizes = [_positive(detector, f"{_DETECTOR}/{axis}_pixel_size") for axis in "yx"]
+    for file in (archive, detector):
+        _refuse_doubtful(file, _GEOMETRY)
     energy, distance = geometry["photon_energy_eV"], geometry["detector_distance_m"]
     if len(shape) != 3 or not (sizes[0] and sizes[1] and energy and distance):
         known = {"energy": energy, "distance": distance, "y_pixel_size": sizes[0], "x_pixel_size": sizes[1]}
@@ -184,7 +202,29 @@ def _pixel_size(
     reach, sides = HC_EV_M / energy * distance, shape[1:]
     if sides[0] != sides[1]:
         sides = (side_after(sides, config, f"{detector.path}, {name}")[1],) * 2
-    return reach / (sides[0] * sizes[0]), reach / (sides[1] * sizes[1])
+    pixel = reach / (sides[0] * sizes[0]), reach / (sides[1] * sizes[1])
+    if text := doubt("pixel_size_m", max(pixel), "m", "the object's pixel size"):
+        raise DataError(
+            f"{text}; energy {energy:.4g} eV, distance {distance:.4g} m, detector pixels of {sizes[0]:.4g} m",
+            where=str(detector.path),
+            expected="wavelength * distance / (pixels of a side * detector pixel)",
+            fix="correct what is wrong in the file, or give --pixel-size-m, the side of an object pixel",
+        )
+    return pixel
+
+
+def _refuse_doubtful(archive: Archive, entries: Mapping[str, tuple[str, str]]) -> None:
+    """Refuse a number without a unit that no experiment has in the unit that the format gives it."""
+    for name, (quantity, unit) in entries.items():
+        number = _number(archive, name)
+        if number and not stated(archive, name) and (text := doubt(quantity, number, unit, name)):
+            raise DataError(
+                text,
+                where=str(archive.path),
+                expected="SI units, or an attribute units of the entry",
+                fix="give --pixel-size-m, the side of an object pixel; or state the unit in the file: "
+                f"h5py.File('{archive.path.name}', 'a')['{name}'].attrs['units'] = 'UNIT'",
+            )
 
 
 _NO_BASIS = (

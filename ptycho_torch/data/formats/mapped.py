@@ -7,7 +7,7 @@ Shape legend: M patterns, ky x kx pixels, ny x nx points of a raster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +20,13 @@ from ptycho_torch.data import checks
 from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.detect import PTYCHODUS_CENTER
 from ptycho_torch.data.formats import npz
-from ptycho_torch.data.formats.contents import contents, likely_map, not_there
+from ptycho_torch.data.formats.contents import contents, likely_map, map_option, not_there
 from ptycho_torch.data.formats.paired import first_of
-from ptycho_torch.data.formats.units import position_unit_m
+from ptycho_torch.data.formats.units import position_unit_m, units_of_columns
 from ptycho_torch.data.sampling import raster
 from ptycho_torch.data.storage.archive import Archive, Member
-from ptycho_torch.data.storage.array_file import file_of, read_array
-from ptycho_torch.data.storage.patterns import Patterns, blocks, fits_in_memory, in_one_row, transposed
+from ptycho_torch.data.storage.array_file import file_of, image, is_matlab, read_array
+from ptycho_torch.data.storage.patterns import Patterns, blocks, fits_in_memory, transposed
 from ptycho_torch.data.storage.scratch import unpack
 
 PLAIN = {
@@ -51,13 +51,15 @@ def name_of(archive: Archive, part: str, config: DataConfig) -> str | None:
 
 
 def read_mapped(archive: Archive, config: DataConfig) -> RawScan:
-    """Collect the parts of a scan by the names that the config gives, and by plain ones.
+    """Collect patterns and positions by the names that the config gives, the rest by plain names.
+
+    What the map names of that rest, `with_images` adds.
 
     Raises:
         DataError: a name that the file does not have, no positions, or a unit that needs the size of a pixel.
     """
     stacks = _stacks(archive, config)
-    turned = _is_matlab(archive, stacks[0].name)
+    turned = is_matlab(archive, stacks[0].name)
     shapes = {stack.shape[1:] for stack in stacks}
     if len(shapes) > 1 or (len(stacks) > 1 and len(stacks[0].shape) != 3):
         raise DataError(
@@ -71,7 +73,9 @@ def read_mapped(archive: Archive, config: DataConfig) -> RawScan:
     if config.pixel_size_m is not None:
         geometry["pixel_size_m"] = config.pixel_size_m
     domain = npz.declaration(archive, "domain")
-    return RawScan(
+    # On which canvas a raster lies, no object knows that is not named for it.
+    plain = _FIELDS.keys() - config.map.keys() - ({"object"} if config.scan_step is not None else set())
+    raw = RawScan(
         path=archive.path,
         stack=Member(stacks[0].name, shape, stacks[0].dtype),
         read_stack=lambda axis: _read_stacks(archive, stacks, axis, turned),
@@ -81,48 +85,65 @@ def read_mapped(archive: Archive, config: DataConfig) -> RawScan:
         axes="auto",
         center=npz.declaration(archive, "patch_center"),
         default_center=PTYCHODUS_CENTER if "patterns" in config.map else npz.default_center(archive),
-        probe=image(archive, "probe", config, 3),
-        # On which canvas a raster lies, no object knows that is not named for it.
-        object_guess=image(archive, "object", config, 2)
-        if config.scan_step is None or "object" in config.map
-        else None,
-        bad_pixels=image(archive, "mask", config, 2),
         geometry=geometry,
     )
+    return _with_images(raw, archive, config, plain)
 
 
 def with_images(raw: RawScan, archive: Archive, config: DataConfig) -> RawScan:
-    """Return the parts of a scan of a known format with the probe, object and mask that the map names."""
-    own = {part for part in ("probe", "object", "mask") if part in config.map}
-    return replace(
-        raw,
-        probe=image(archive, "probe", config, 3) if "probe" in own else raw.probe,
-        object_guess=image(archive, "object", config, 2) if "object" in own else raw.object_guess,
-        bad_pixels=image(archive, "mask", config, 2) if "mask" in own else raw.bad_pixels,
-    )
-
-
-def image(archive: Archive, part: str, config: DataConfig, ndim: int) -> NDArray[Any] | None:
-    """Return probe, object or mask; None where neither the map nor the file has one.
+    """Return the parts of a scan with the probe, object and mask that the map names.
 
     Raises:
-        DataError: the map names what is not there.
+        DataError: the map names what is not there, or what may hold parts of complex numbers.
     """
-    name = name_of(archive, part, config)
-    if name is None:
-        return None
-    array = _array(archive, name, part)
-    first, _ = first_of(array, ndim, part)
-    return first.swapaxes(-1, -2) if name in archive and _is_matlab(archive, name) else first
+    return _with_images(raw, archive, config, _FIELDS.keys() & config.map.keys())
 
 
-def _array(archive: Archive, name: str, part: str) -> NDArray[Any]:
-    """Return an array of the file, or of another one that a name gives."""
+_FIELDS = {"probe": "probe", "object": "object_guess", "mask": "bad_pixels"}
+
+
+def _with_images(raw: RawScan, archive: Archive, config: DataConfig, parts: Set[str]) -> RawScan:
+    found: dict[str, Any] = {}
+    warnings = list(raw.warnings)
+    for part in sorted(parts):
+        if (name := name_of(archive, part, config)) is not None:
+            found[_FIELDS[part]], several = _image(archive, name, part)
+            warnings += several
+    return replace(raw, warnings=warnings, **found)
+
+
+def _image(archive: Archive, name: str, part: str) -> tuple[NDArray[Any], list[str]]:
+    """Return probe (P, N, N), object (H, W) or mask, and what of it is left out."""
+    array = image(archive, name) if name in archive else _elsewhere(archive, name, part)
+    if part == "mask":
+        return array, []
+    if part == "probe":
+        return first_of(array, 3, "probes (orthogonal relaxation)")
+    where = f"{archive.path}, {name}"
+    checks.check_two_parts(array, "object", "layers", where)
+    if array.ndim == 3 and array.shape[-1] < min(array.shape[:2]):
+        raise DataError(
+            f"the object has shape {array.shape}",
+            where=where,
+            expected="(H, W), or (L, H, W) with L layers, of which the first is taken",
+            fix="if its layers are on the last axis, store numpy.moveaxis(a, -1, 0)",
+        )
+    return first_of(array, 2, "object layers")
+
+
+def _elsewhere(archive: Archive, name: str, part: str) -> NDArray[Any]:
+    """Return an array of the other file that a name gives."""
+    if file_of(name, archive.path) is None:
+        raise not_there(archive, part, name)
+    return read_array(name, part, beside=archive.path)
+
+
+def _coordinates(archive: Archive, name: str, part: str, turned: bool) -> NDArray[Any]:
+    """Return positions with their axes in the order of those of the patterns."""
     if name in archive:
         return archive.array(name)
-    if file_of(name, archive.path) is not None:
-        return read_array(name, part, beside=archive.path)
-    raise not_there(archive, part, name)
+    array = _elsewhere(archive, name, part)
+    return array.T if turned else array
 
 
 def _stacks(archive: Archive, config: DataConfig) -> list[Member]:
@@ -141,8 +162,7 @@ def _stacks(archive: Archive, config: DataConfig) -> list[Member]:
 
 def _read_stacks(archive: Archive, stacks: Sequence[Member], axis: int, turned: bool) -> Patterns:
     """Return the patterns of all stacks, one after the other, scan axis first."""
-    parts = [archive.stack(stack.name, axis) for stack in stacks]
-    parts = [part if part.ndim == 3 else in_one_row(part) for part in parts]
+    parts = [npz.read_rows(archive, stack.name, axis) for stack in stacks]
     if turned:
         parts = [transposed(part) for part in parts]
     if len(parts) == 1:
@@ -159,32 +179,28 @@ def _read_stacks(archive: Archive, stacks: Sequence[Member], axis: int, turned: 
     return unpack(slabs, shape, parts[0].dtype, 0, False, archive.path)
 
 
-def _is_matlab(archive: Archive, name: str) -> bool:
-    return archive.attribute(name, "MATLAB_class") is not None
-
-
 def _positions(
     archive: Archive, shape: tuple[int, ...], turned: bool, pixel_size_m: float | None, config: DataConfig
 ) -> NDArray[np.float64]:
     """Return (M, 2) [y, x] in pixels."""
     if config.scan_step is not None:
-        points, unit = _raster(archive, shape, turned, config), position_unit_m(None, "", config)
+        points, units = _raster(archive, shape, turned, config), [position_unit_m(None, "", config)] * 2
     elif "positions" in config.map:
         name = config.map["positions"]
-        points = _in_rows(_array(archive, name, "positions"), f"{archive.path}, {name}")
+        points = _in_rows(_coordinates(archive, name, "positions", turned), f"{archive.path}, {name}")
         points = points[:, ::-1] if config.positions_order == "xy" else points
-        unit = position_unit_m(archive, name, config)
+        units = [position_unit_m(archive, name, config)] * 2
     else:
-        names = {part: name_of(archive, part, config) for part in ("positions_y", "positions_x")}
-        if None in names.values():
+        y, x = (name_of(archive, part, config) for part in ("positions_y", "positions_x"))
+        if y is None or x is None:
             raise _no_positions(archive, shape, config)
-        columns = {name: _array(archive, str(name), part).ravel() for part, name in names.items()}
-        checks.check_equal_lengths({str(n): len(c) for n, c in columns.items()}, str(archive.path))
+        columns = {name: _coordinates(archive, name, "positions", turned).ravel() for name in (y, x)}
+        checks.check_equal_lengths({name: len(column) for name, column in columns.items()}, str(archive.path))
         for name, column in columns.items():
             checks.check_numeric(column.dtype, "iuf", f"the values of {name}", str(archive.path))
-        points = np.stack(list(columns.values()), axis=1).astype(np.float64)
-        unit = position_unit_m(archive, str(names["positions_y"]), config)
-    if unit is None:
+        points = np.stack([columns[y], columns[x]], axis=1).astype(np.float64)
+        units = units_of_columns(archive, (y, x), config)
+    if None in units:
         return points
     if pixel_size_m is None:
         raise DataError(
@@ -193,13 +209,14 @@ def _positions(
             expected="positions in object pixels, or the side of such a pixel",
             fix="give --pixel-size-m: wavelength * distance / (pixels of a side * detector pixel), in meters",
         )
-    return points * (unit / pixel_size_m)
+    return points * (np.array(units, dtype=np.float64) / pixel_size_m)
 
 
 def _raster(
     archive: Archive, shape: tuple[int, ...], turned: bool, config: DataConfig
 ) -> NDArray[np.float64]:
-    axes = [length for length in shape[:-2] if length > 1] if len(shape) > 3 else []
+    of_scan = shape[2:] if config.pattern_axes == "last" else shape[:-2]
+    axes = [length for length in of_scan if length > 1] if len(shape) > 3 else []
     rows = config.scan_shape or (tuple(reversed(axes)) if turned else tuple(axes))
     if len(rows) != 2:
         raise DataError(
@@ -233,7 +250,7 @@ def _in_rows(array: NDArray[Any], where: str) -> NDArray[np.float64]:
 
 def _no_positions(archive: Archive, shape: tuple[int, ...], config: DataConfig) -> DataError:
     likely = likely_map(archive)
-    given = f" --map patterns={config.map['patterns']}" if "patterns" in config.map else ""
+    given = " " + map_option("patterns", config.map["patterns"]) if "patterns" in config.map else ""
     step = f"{given} --scan-step STEP" + (" --scan-shape ROWS,COLUMNS" if len(shape) == 3 else "")
     return DataError(
         "the positions are missing",

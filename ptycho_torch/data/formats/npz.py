@@ -8,6 +8,7 @@ Keys: `xcoords`, `ycoords` (M,) in object pixels; `diff3d` or `diffraction`, (M,
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from ptycho_torch.data.assemble import RawScan
 from ptycho_torch.data.detect import PTYCHODUS_CENTER, PTYCHOPINN_CENTER, PatchCenter
 from ptycho_torch.data.formats.contents import contents, hint
 from ptycho_torch.data.formats.paired import positive
-from ptycho_torch.data.formats.units import JOULE_PER_EV, energy_j, length_m, position_unit_m, stated
+from ptycho_torch.data.formats.units import energy_j, length_m, stated, units_of_columns
 from ptycho_torch.data.formats.writing import StackOut, write_npz_arrays
+from ptycho_torch.data.geometry import JOULE_PER_EV
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive, required
-from ptycho_torch.data.storage.patterns import Patterns
+from ptycho_torch.data.storage.patterns import Patterns, blocks, in_one_row
+from ptycho_torch.data.storage.scratch import unpack
 
 STACK_NAMES = ("diff3d", "diffraction")
 _DECLARATIONS = {
@@ -73,7 +76,7 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
     return RawScan(
         path=archive.path,
         stack=archive.member(name),
-        read_stack=lambda axis: archive.stack(name, axis),
+        read_stack=lambda axis: read_rows(archive, name, axis),
         positions_px=_positions(archive, geometry.get("pixel_size_m"), config),
         domain=domain,
         domain_why=why,
@@ -87,6 +90,23 @@ def read_npz(archive: Archive, config: DataConfig) -> RawScan:
         geometry=geometry,
         notes=notes,
     )
+
+
+def read_rows(archive: Archive, name: str, axis: int) -> Patterns:
+    """Return (M, ky, kx) patterns of a stack.
+
+    axis: 0 where the scan is first, (M, ky, kx) or (ny, nx, ky, kx); 2 for (ky, kx, M) or (ky, kx, ny, nx).
+    """
+    if len(archive.member(name).shape) == 3:
+        return archive.stack(name, axis)
+    stack = archive.stack(name, 0)
+    if axis == 0:
+        return in_one_row(stack)
+    shape = (*stack.shape[:2], math.prod(stack.shape[2:]))
+    if isinstance(stack, np.ndarray):
+        return np.moveaxis(stack.reshape(shape), -1, 0)
+    slabs = ((start, block.reshape(-1, *shape[1:])) for start, block in blocks(stack))
+    return unpack(slabs, shape, stack.dtype, axis, False, archive.path)
 
 
 def default_center(archive: Archive) -> tuple[PatchCenter, str]:
@@ -127,18 +147,20 @@ def _positions(archive: Archive, pixel_size_m: float | None, config: DataConfig)
                 else "store y and x as two flat arrays",
             )
         checks.check_numeric(column.dtype, "iuf", f"the values of {name}", f"{archive.path}, {name}")
-        unit = position_unit_m(archive, name, config)
-        if unit is not None and pixel_size_m is None:
-            word = stated(archive, name) if config.positions_unit == "auto" else config.positions_unit
-            raise DataError(
-                f"{name} has the unit {word!r}; the size of an object pixel is not known",
-                where=f"{archive.path}, {name}",
-                expected="positions in object pixels, or pixel_size_m beside them",
-                fix="add pixel_size_m to the file, or give --pixel-size-m: the side of an object pixel",
-            )
-        columns[name] = column.astype(np.float64) * (1.0 if unit is None else unit / (pixel_size_m or 1.0))
+        columns[name] = column.astype(np.float64)
     checks.check_equal_lengths({name: len(c) for name, c in columns.items()}, str(archive.path))
-    return np.stack([columns["ycoords"], columns["xcoords"]], axis=1)
+    points, units = np.stack(list(columns.values()), axis=1), units_of_columns(archive, list(columns), config)
+    if None in units:
+        return points
+    if pixel_size_m is None:
+        word = stated(archive, "ycoords") if config.positions_unit == "auto" else config.positions_unit
+        raise DataError(
+            f"ycoords has the unit {word!r}; the size of an object pixel is not known",
+            where=f"{archive.path}, ycoords",
+            expected="positions in object pixels, or pixel_size_m beside them",
+            fix="add pixel_size_m to the file, or give --pixel-size-m: the side of an object pixel",
+        )
+    return points * (np.array(units, dtype=np.float64) / pixel_size_m)
 
 
 def declaration(archive: Archive, key: str) -> str:

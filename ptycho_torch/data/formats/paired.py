@@ -36,6 +36,7 @@ class Product:
     geometry: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     may_be_near_field: bool = False
+    unit_fix: str = ""
 
 
 @dataclass
@@ -95,6 +96,7 @@ def pair(product: Product, diffraction: Diffraction) -> RawScan:
         warnings=product.warnings + warnings,
         may_be_near_field=product.may_be_near_field,
         product=product.path,
+        unit_fix=product.unit_fix,
     )
 
 

@@ -22,6 +22,7 @@ from ptycho_torch.data.formats.writing import (
     write_hdf5_arrays,
     write_npz_arrays,
 )
+from ptycho_torch.data.geometry import doubt
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage.archive import Archive, first_present, required
 
@@ -63,9 +64,7 @@ def read_product(archive: Archive, config: DataConfig) -> Product:
     geometry["detector_distance_m"] = _number(archive, "detector_object_distance_m")
     where = f"{archive.path}, object"
     sizes = {key: archive.attribute("object", key) for key in ("pixel_height_m", "pixel_width_m")}
-    pixel = [
-        config.pixel_size_m or positive(value, f"the object's {key}", where) for key, value in sizes.items()
-    ]
+    pixel = [config.pixel_size_m or _pixel_size(value, key, where) for key, value in sizes.items()]
     middle = {key: archive.attribute("object", key) for key in ("center_y_m", "center_x_m")}
     center = [0.0 if v is None else finite(v, f"the object's {key}", where) for key, v in middle.items()]
     name = archive.attribute("", "name")
@@ -87,7 +86,23 @@ def read_product(archive: Archive, config: DataConfig) -> Product:
         object_guess=canvas,
         geometry=geometry | {"name": str(name) if name is not None else ""},
         warnings=layers + opr,
+        unit_fix="the positions of a product are meters: if they have another unit, multiply "
+        "probe_position_y_m and probe_position_x_m in the file by its size in meters, um by 1e-6; "
+        "--pixel-size-m gives another size of an object pixel",
     )
+
+
+def _pixel_size(value: Any, key: str, where: str) -> float:
+    """Return the side of an object pixel in meters, or refuse one that no experiment has."""
+    number = positive(value, f"the object's {key}", where)
+    if text := doubt("pixel_size_m", number, "m", f"the object's {key}"):
+        raise DataError(
+            text,
+            where=where,
+            expected="meters, as the positions",
+            fix="give the right one by --pixel-size-m METERS, or correct it in the file",
+        )
+    return number
 
 
 def _positions(y: NDArray[Any], x: NDArray[Any], archive: Archive) -> NDArray[Any]:
@@ -145,6 +160,8 @@ def read_training(archive: Archive) -> RawScan:
         object_guess=parts["object"],
         bad_pixels=parts["bad_pixels"],
         geometry={key: positive(value, key, str(archive.path)) for key, value in scalars.items()},
+        unit_fix="the positions of a training file are object pixels: if they have another unit, divide "
+        "probe_position_y_px and probe_position_x_px in the file by the side of an object pixel in it",
     )
 
 

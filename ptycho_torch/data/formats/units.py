@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import UNITS_M, DataConfig
+from ptycho_torch.data.geometry import JOULE_PER_EV
 from ptycho_torch.data.storage.archive import Archive
 
-JOULE_PER_EV = 1.602176634e-19
 _LENGTHS_M = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
     **dict.fromkeys(("cm", "centimeter", "centimeters"), 1e-2),
@@ -22,7 +26,8 @@ _ENERGIES_J = {
     "ev": JOULE_PER_EV,
     "kev": 1e3 * JOULE_PER_EV,
 }
-_PIXELS = ("px", "pix", "pixel", "pixels", "1", "dimensionless", "")
+_PIXELS = ("px", "pix", "pixel", "pixels")
+_NO_LENGTH = (*_PIXELS, "1", "dimensionless", "")
 
 
 def length_m(archive: Archive, name: str) -> float:
@@ -38,7 +43,14 @@ def energy_j(archive: Archive, name: str, otherwise: float = 1.0) -> float:
 def position_m(archive: Archive, name: str) -> float | None:
     """Return the meters in the unit of positions; None where that is a pixel, or not stated."""
     word = stated(archive, name)
-    return None if word is None or word in _PIXELS else length_m(archive, name)
+    return None if word is None or word in _NO_LENGTH else length_m(archive, name)
+
+
+def in_pixels(archive: Archive, name: str, config: DataConfig) -> bool:
+    """Return whether the config, or else the file, says that positions are in object pixels."""
+    if config.positions_unit != "auto":
+        return config.positions_unit == "px"
+    return stated(archive, name) in _PIXELS
 
 
 def position_unit_m(archive: Archive | None, name: str, config: DataConfig) -> float | None:
@@ -51,13 +63,35 @@ def position_unit_m(archive: Archive | None, name: str, config: DataConfig) -> f
     return position_m(archive, name) if archive is not None and name in archive else None
 
 
+def units_of_columns(archive: Archive, names: Sequence[str], config: DataConfig) -> list[float | None]:
+    """Return the meters in the unit of each coordinate; None in all where that is a pixel, or not stated.
+
+    Raises:
+        DataError: one is a length and the other is not.
+    """
+    units = [position_unit_m(archive, name, config) for name in names]
+    if len({unit is None for unit in units}) > 1:
+        (length,) = (name for name, unit in zip(names, units, strict=True) if unit is not None)
+        (other,) = (name for name, unit in zip(names, units, strict=True) if unit is None)
+        raise DataError(
+            f"{length} has the unit {stated(archive, length)!r}, {other} none that is a length",
+            where=str(archive.path),
+            expected="both coordinates as lengths, or both in object pixels",
+            fix="--positions-unit px, nm ... says what both are",
+        )
+    return units
+
+
 def stated(archive: Archive, name: str) -> str | None:
     """Return the unit that the file states, in small letters; None when it does not."""
     for key in ("units", "unit"):
         value = archive.attribute(name, key)
         if value is not None:
-            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-            return text.strip().casefold()
+            items = np.asarray(value).reshape(-1).tolist()  # some programs write arrays of one string
+            words = [
+                item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item) for item in items
+            ]
+            return (words[0] if len(set(words)) == 1 else str(words)).strip().casefold()
     return None
 
 

@@ -6,6 +6,7 @@ unpickled unless asked for, and every failure is one `DataError`.
 
 from __future__ import annotations
 
+import lzma
 import math
 import struct
 import tokenize
@@ -42,6 +43,7 @@ _DAMAGE = (
     struct.error,
     tokenize.TokenError,
     zlib.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
 )
 
@@ -73,9 +75,13 @@ class Member:
 
 
 class Archive(Protocol):
-    """What a format needs from a file."""
+    """What a format needs from a file.
+
+    `linked` has the other files that its data were found in, by the names that it has for them.
+    """
 
     path: Path
+    linked: dict[str, Path]
 
     def __contains__(self, name: str) -> bool: ...
 

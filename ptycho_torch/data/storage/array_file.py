@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError
-from ptycho_torch.data.storage.archive import damage_as_data_error, list_names
+from ptycho_torch.data.storage.archive import Archive, damage_as_data_error, list_names
 from ptycho_torch.data.storage.open_file import open_archive
 
 _TEXT = (".txt", ".csv", ".dat", ".tsv")
@@ -26,9 +27,20 @@ def file_of(text: str, beside: Path | None = None) -> tuple[Path, str] | None:
     head, colon, name = text.rpartition(":")
     for path, inner in [(text, ""), (head, name)] if colon else [(text, "")]:
         for folder in [Path(), *([beside.parent] if beside else [])]:
-            if path and (folder / path).is_file():
+            if path and os.path.isfile(folder / path):
                 return folder / path, inner
     return None
+
+
+def is_matlab(archive: Archive, name: str) -> bool:
+    """Return whether MATLAB wrote an array: v7.3 files have the axes of its arrays in reverse."""
+    return archive.attribute(name, "MATLAB_class") is not None
+
+
+def image(archive: Archive, name: str) -> NDArray[Any]:
+    """Return an array (..., rows, columns) of a file; layers on MATLAB's last axis come first."""
+    array = archive.array(name)
+    return array.swapaxes(-1, -2) if array.ndim > 1 and is_matlab(archive, name) else array
 
 
 def read_array(
@@ -75,6 +87,6 @@ def read_array(
                 expected=f"FILE:NAME with one of {', '.join(every[:12]) or list_names(archive)}",
                 fix=f"name it, as {path}:{every[0] if every else 'NAME'}",
             )
-        return archive.array(chosen)
+        return image(archive, chosen)
     finally:
         archive.close()

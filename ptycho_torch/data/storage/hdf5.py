@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ptycho_exec.errors import DataError
 from ptycho_torch.data.storage.archive import MOST_LISTED, Member, damage_as_data_error, refuse_large
-from ptycho_torch.data.storage.hdf5_limits import check_storage, elsewhere, is_matlab_complex
+from ptycho_torch.data.storage.hdf5_files import Hdf5Files
+from ptycho_torch.data.storage.hdf5_limits import is_matlab_complex
 from ptycho_torch.data.storage.patterns import FilePatterns, Patterns, fits_in_memory
 from ptycho_torch.data.storage.scratch import BLOCK_BYTES, scan_first, unpack
 
@@ -21,45 +22,14 @@ def _plain_complex(array: NDArray[Any]) -> NDArray[Any]:
     return array["real"] + 1j * array["imag"] if is_matlab_complex(array.dtype) else array
 
 
-_REASONS = (
-    (
-        "unable to lock file",
-        "another program has the file open for writing",
-        "wait until it has closed the file; or copy the file and read the copy",
-    ),
-    (
-        "file is already open for write",
-        "a program writes the file, or was killed while it did",
-        "wait until it has closed the file; if it was killed, h5clear --status FILE removes its mark",
-    ),
-    (
-        "truncated file",
-        "the file is truncated",
-        "copy or export the file again; its end is missing",
-    ),
-)
-"""Words of libhdf5, what they mean, and what to do."""
-
-
-def _cannot_open(path: Path, words: str) -> DataError:
-    """Return the error for an HDF5 file that libhdf5 does not open, in plain words."""
-    reasons = (row[1:] for row in _REASONS if row[0] in words)
-    what, fix = next(
-        reasons, (f"cannot read: {words.splitlines()[0][:160]}", "copy or export the file again")
-    )
-    return DataError(what, where=str(path), expected="a complete HDF5 file that nobody writes", fix=fix)
-
-
 class Hdf5Archive:
     """Datasets of an HDF5 file; an uncompressed contiguous stack is read where it lies."""
 
     def __init__(self, path: Path, *, allow_links: bool = False) -> None:
         self.path, self._allow_links = path, allow_links
+        self.linked: dict[str, Path] = {}
         with self._guard():
-            try:
-                self._file = h5py.File(path, "r")
-            except OSError as error:
-                raise _cannot_open(path, str(error)) from error
+            self._files = Hdf5Files(path, allow_links=allow_links)
 
     def _guard(self, name: str = "") -> Any:
         where = f"{self.path}, dataset {name!r}" if name else str(self.path)
@@ -71,33 +41,13 @@ class Hdf5Archive:
 
     def __contains__(self, name: str) -> bool:
         with self._guard(name):
-            return self._lookup(name) is not None
-
-    def _lookup(self, name: str) -> h5py.Dataset | None:
-        link = self._link_on_the_way(name)
-        # A hostile file must not include another file that the user can read.
-        if link is not None and not self._allow_links:
-            raise elsewhere(link.filename, f"{self.path}, dataset {name!r}")
-        dataset = self._file.get(name)
-        if link is not None and dataset is None:
-            raise DataError(
-                f"the data are in another file, {link.filename!r}, and are not there",
-                where=f"{self.path}, dataset {name!r}",
-                expected=f"{link.path} in that file, which is looked for beside this one",
-                fix="copy that file, too, or write all into one file",
-            )
-        return dataset if isinstance(dataset, h5py.Dataset) else None
-
-    def _link_on_the_way(self, name: str) -> h5py.ExternalLink | None:
-        """Return the first link to another file on the way to a dataset."""
-        parts = name.strip("/").split("/")
-        links = (self._file.get("/".join(parts[:end]), getlink=True) for end in range(1, len(parts) + 1))
-        return next((link for link in links if isinstance(link, h5py.ExternalLink)), None)
+            found = self._files.find(name)
+            return found is not None and isinstance(found.item, h5py.Dataset)
 
     def names(self) -> list[str]:
         """Return the names at the root, sorted."""
         with self._guard():
-            return sorted(self._file)
+            return sorted(self._files.first.file)
 
     def members(self, below: str = "") -> list[Member]:
         """Return all datasets, or those below a group, in order of their names.
@@ -106,20 +56,17 @@ class Hdf5Archive:
         """
         found: list[Member] = []
         with self._guard(below):
-            start = self._file.get(below) if below else self._file
-            if isinstance(start, h5py.Group):
-                self._collect(start, below, found)
+            start = self._files.find(below)
+            if start is not None and isinstance(start.item, h5py.Group):
+                self._collect(start.item, below, found)
         return found
 
     def _collect(self, group: h5py.Group, path: str, found: list[Member]) -> None:
         for key in sorted(group):
-            name, link = f"{path}/{key}".lstrip("/"), group.get(key, getlink=True)
-            outside = isinstance(link, h5py.ExternalLink)
-            if (
-                len(found) >= MOST_LISTED
-                or isinstance(link, h5py.SoftLink)
-                or (outside and not self._allow_links)
-            ):
+            name, kind = f"{path}/{key}".lstrip("/"), group.id.links.get_info(os.fsencode(key)).type
+            outside = kind == h5py.h5l.TYPE_EXTERNAL
+            followed = kind == h5py.h5l.TYPE_HARD or (outside and self._allow_links)
+            if len(found) >= MOST_LISTED or not followed:
                 continue
             item = group.get(key)
             if isinstance(item, h5py.Dataset) and item.shape is not None:
@@ -133,11 +80,11 @@ class Hdf5Archive:
             return self._describe(self._dataset(name))
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        dataset = self._lookup(name)
-        if dataset is None:
+        found = self._files.find(name)
+        if found is None or not isinstance(found.item, h5py.Dataset):
             raise KeyError(f"no dataset {name!r}")
-        check_storage(dataset, Path(dataset.file.filename), allow_links=self._allow_links)
-        return dataset
+        self.linked |= self._files.check(found)
+        return found.item
 
     def _describe(self, dataset: h5py.Dataset) -> Member:
         if dataset.shape is None:
@@ -159,7 +106,8 @@ class Hdf5Archive:
             if fits_in_memory(member.nbytes):
                 return scan_first(np.asarray(dataset[()]), scan_axis, swap=False)
             offset = dataset.id.get_offset()
-            if offset is not None and scan_axis == 0 and dataset.chunks is None:
+            as_it_is = dataset.id.get_type() == h5py.h5t.py_create(member.dtype)  # else libhdf5 converts it
+            if offset is not None and scan_axis == 0 and dataset.chunks is None and as_it_is:
                 return FilePatterns(Path(dataset.file.filename), int(offset), member.shape, member.dtype)
             row_bytes, chunk = member.nbytes // member.shape[0], dataset.chunks[0] if dataset.chunks else 1
             step = max(1, BLOCK_BYTES // max(1, row_bytes) // chunk) * chunk  # whole chunks
@@ -170,10 +118,10 @@ class Hdf5Archive:
     def attribute(self, name: str, key: str) -> Any:
         """Return an attribute of a dataset ("" is the root), or none when there is none."""
         with self._guard(name):
-            owner = self._file if not name else self._file.get(name)
-            if owner is None or key not in owner.attrs:
+            owner = self._files.find(name)
+            if owner is None or key not in owner.item.attrs:
                 return None
-            value = owner.attrs[key]
+            value = owner.item.attrs[key]
             return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
     def close(self) -> None:
@@ -183,4 +131,4 @@ class Hdf5Archive:
             DataError: libhdf5 cannot release a damaged file.
         """
         with self._guard():
-            self._file.close()
+            self._files.close()

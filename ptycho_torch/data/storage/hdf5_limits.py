@@ -31,12 +31,17 @@ _ANY_RATIO = 2**20
 """For filters that can code a constant chunk in a few bytes (Blosc, Zstandard, scale-offset)."""
 
 
-def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = False) -> None:
-    """Refuse a dataset whose data lie in other files, or whose header cannot be true.
+def check_storage(dataset: h5py.Dataset, path: Path, *, whole: bool = True) -> None:
+    """Refuse a dataset whose data are raw bytes of other files, or whose header cannot be true.
+
+    Args:
+        dataset: to be checked; of a virtual one, its sources are datasets to be checked on their own.
+        path: the file that it is in.
+        whole: whether all of its data are in this file.
 
     Raises:
-        DataError: external or virtual parts in other files; anything but numbers; chunks of another rank;
-            more data than the bytes in the file can unpack to; a filter that is not installed.
+        DataError: raw data in other files; anything but numbers; chunks of another rank; more data than the
+            bytes in the file can unpack to; a filter that is not installed.
     """
     where = f"{path}, dataset {str(dataset.name)!r}, shape {dataset.shape}"
     raw = [name for name, _, _ in dataset.external or ()]
@@ -45,17 +50,6 @@ def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = Fals
             f"the data are raw bytes of another file, {raw[0]!r}", where=where,
             expected="data inside an HDF5 file", fix="read the array with h5py and write it into one file",
         )  # fmt: skip
-    others = []
-    if dataset.is_virtual:
-        others = [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
-    if others and not allow_links:
-        raise elsewhere(others[0], where)
-    for other in others:  # parts of a virtual dataset that are missing would read as zeros
-        if not (path.parent / other).is_file():
-            raise DataError(
-                f"the data lie in another file, {other!r}, and it is not there", where=where,
-                expected="that file beside this one", fix="copy that file, too, or write all into one file",
-            )  # fmt: skip
     _require_filters(dataset, where)
     shape, chunks = dataset.shape or (), dataset.chunks
     # libhdf5 writes damaged members of records over its own heap.
@@ -70,18 +64,16 @@ def check_storage(dataset: h5py.Dataset, path: Path, *, allow_links: bool = Fals
     if chunks is not None and len(chunks) != len(shape):
         problem = f"the chunks {chunks} have {len(chunks)} axes, the dataset {len(shape)}"
     declared = max(math.prod(shape), math.prod(chunks or (0,))) * dataset.dtype.itemsize
-    if problem is None and declared > _UNCHECKED_BYTES:
+    if problem is None and declared > _UNCHECKED_BYTES and whole:
         size = path.stat().st_size
         # A virtual dataset has no bytes of its own; a damaged chunk index can name more bytes than there are.
         stored = size if dataset.is_virtual else min(size, dataset.id.get_storage_size())
         creation = dataset.id.get_create_plist()
         filters = {creation.get_filter(index)[0] for index in range(creation.get_nfilters())}
         ratio = _BOUNDED_RATIO if filters <= _BOUNDED_FILTERS else _ANY_RATIO
-        whole = chunks is None and not dataset.is_virtual
-        if others:  # whose bytes are not in this file
-            return
+        packed = chunks is not None or dataset.is_virtual
         # Chunks that were never written count in the ratio, too.
-        if declared > stored * (1 if whole else ratio):
+        if declared > stored * (ratio if packed else 1):
             problem = f"the header declares {declared / 2**20:.0f} MiB; the file has {stored} bytes for them"
     if problem is not None:
         raise DataError(
@@ -96,17 +88,6 @@ def is_matlab_complex(dtype: np.dtype[Any]) -> bool:
     """Return whether values are records of a real and an imaginary part, as MATLAB stores complex numbers."""
     parts = [dtype[name].kind for name in dtype.names or ()]
     return dtype.names == ("real", "imag") and parts == ["f", "f"]
-
-
-def elsewhere(file: str, where: str) -> DataError:
-    """Return the error for data that lie in another file than the one that was named."""
-    return DataError(
-        f"the data lie in another file, {file!r}",
-        where=where,
-        expected="data inside the file itself",
-        fix="set allow_links = true (--allow-links true) if you trust the file, or read the array with h5py "
-        "and write it into one file",
-    )
 
 
 def _require_filters(dataset: h5py.Dataset, where: str) -> None:

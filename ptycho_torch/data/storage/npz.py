@@ -45,6 +45,7 @@ class NpzArchive:
 
     def __init__(self, path: Path, *, allow_pickle: bool = False) -> None:
         self.path, self._allow_pickle = path, allow_pickle
+        self.linked: dict[str, Path] = {}
         with self._guard():
             self._zip = zipfile.ZipFile(path)
             self._infos = {

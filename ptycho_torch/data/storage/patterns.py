@@ -278,7 +278,7 @@ def to_amplitude(raw: NDArray[Any], domain: Domain, bad_flat: NDArray[np.intp]) 
     or float64 and amplitudes stored as float32 or float64 give bitwise equal tensors.
     """
     wide = raw.dtype.itemsize > 4 or (raw.dtype.kind in "iu" and raw.dtype.itemsize == 4)
-    values = raw.astype(np.float64 if wide else np.float32)
+    values = raw.astype(np.float64 if wide else np.float32, order="C")  # so that its pixels lie in a row
     if bad_flat.size:
         values.reshape(len(values), -1)[:, bad_flat] = 0
     if domain == "intensity":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -245,12 +246,12 @@ def mlflow_server(tmp_path: Path) -> Iterator[str]:
     command += ["--artifacts-destination", str(folder / "artifacts")]
     address = f"http://127.0.0.1:{port}"
     log = (folder / "log").open("wb")
-    with log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log) as server:
+    with log, subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as server:
         try:
             wait_for(f"{address}/health", server)
             yield address
         finally:
-            server.terminate()
+            os.killpg(server.pid, signal.SIGKILL)  # with its workers; asked to end they wait for seconds
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> None:

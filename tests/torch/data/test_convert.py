@@ -87,3 +87,13 @@ def test_refusals(scan: ScanData, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown domain"):
         write_npz(scan, tmp_path / "x.npz", "energy")
     assert [file.name for file in tmp_path.iterdir()] == ["source.npz"]
+
+
+@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("name", ["a" * 300, "source.npz/x"])
+def test_a_place_that_cannot_be_is_one_error(scan: ScanData, tmp_path: Path, format: str, name: str) -> None:
+    source = write_npz(scan, tmp_path / "source.npz")
+    with pytest.raises(UserError, match="cannot write the file") as caught:
+        convert(source, tmp_path / name, format)
+    assert "choose another place or a shorter name" in caught.value.findings[0].fix
+    assert [file.name for file in tmp_path.iterdir()] == ["source.npz"]

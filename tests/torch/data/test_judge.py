@@ -16,6 +16,7 @@ from ptycho_exec.errors import DataError, DataWarning, Finding
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_torch.api.base_api import _log
 from ptycho_torch.cli import main
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data import assemble
 from ptycho_torch.data.assemble import scan_from_arrays
 from ptycho_torch.data.convert import convert
@@ -138,11 +139,16 @@ def test_a_beam_off_center_is_found_and_rolled_back_as_told() -> None:
     assert judged(patterns=moved, probe=tilted) == []  # a probe that says so explains it
 
 
-def test_zero_frequency_in_the_corners_is_found_and_shifted_as_told() -> None:
-    corner = np.fft.ifftshift(GOOD.patterns, axes=(1, 2))
-    (finding,) = judged(patterns=corner)
-    assert finding.code == "corner-frequency"
-    assert judged(patterns=np.fft.fftshift(corner, axes=(1, 2))) == []
+def test_zero_frequency_in_the_corners_or_at_an_edge_is_found_and_shifted_as_told() -> None:
+    for axes, place in (((1, 2), "corner"), ((1,), "first-row"), ((2,), "first-column")):
+        moved = np.fft.ifftshift(GOOD.patterns, axes=axes)
+        (finding,) = judged(patterns=moved)
+        assert finding.code == "corner-frequency"
+        assert f"--zero-frequency {place} " in finding.fix
+        assert judged(patterns=moved, config=DataConfig.model_validate(finding.options)) == []
+        with pytest.raises(DataError, match="center = auto") as caught:
+            judged(patterns=moved, config=DataConfig(center="auto"))
+        assert caught.value.findings[0].fix == f"--zero-frequency {place}"
 
 
 @pytest.mark.parametrize("pedestal", [0, 50])
@@ -175,6 +181,41 @@ def test_positions_far_from_all_others_are_named_and_hide_nothing() -> None:
     spread = GOOD.positions_px * 8
     spread[3] = 8_000
     assert [row.code for row in judged(positions_px=spread)] == ["far-positions", "little-overlap"]
+
+
+@pytest.mark.parametrize("away", [0, 60_000])
+def test_patterns_that_were_taken_at_one_place_far_away_are_named_and_left_out(away: float) -> None:
+    """The stage was parked: several positions, all the same."""
+    positions = GOOD.positions_px + away
+    positions[-3:] = away - 9999
+    config = DataConfig(drop="far")
+    if away:  # with them, no memory holds the object
+        positions[-3:] = 0
+        with pytest.raises(
+            DataError, match="3 positions lie far from all others, index 61, 62, 63"
+        ) as caught:
+            judged(positions_px=positions)
+        assert caught.value.findings[0].options == {"drop": "far"}
+    else:
+        found = {row.code: row for row in judged(positions_px=positions)}
+        assert set(found) == {"repeated-positions", "far-positions"}
+        assert found["far-positions"].options == {"drop": "far"}
+    assert [row.code for row in judged(positions_px=positions, config=config)] == ["dropped"]
+
+
+def test_a_repeated_position_hides_no_other_unit() -> None:
+    positions = GOOD.positions_px * 0.06
+    positions[1] = positions[0]
+    assert [row.code for row in judged(positions_px=positions)] == ["repeated-positions", "much-overlap"]
+
+
+def test_rows_that_do_not_overlap_are_named() -> None:
+    """As where y was written in another unit than x."""
+    (finding,) = judged(positions_px=GOOD.positions_px * [20, 1])
+    assert finding.code == "little-overlap"
+    assert finding.what.startswith("the scan falls into 8 parts whose probes do not overlap")
+    mended = DataConfig(position_affine=(1 / 20, 0.0, 0.0, 1.0))
+    assert judged(positions_px=GOOD.positions_px * [20, 1], config=mended) == []
 
 
 def test_a_canvas_that_no_memory_holds_is_refused_before_it_is_made() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ptycho_exec.errors import DataError, SettingsError
 from ptycho_exec.files import file_sha256
@@ -15,8 +18,9 @@ from ptycho_torch.cli import main
 from ptycho_torch.config import DataConfig, ScienceConfig
 from ptycho_torch.data.other_files import from_here
 from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.scan import ScanData
 from ptycho_torch.settings import ScienceSettings
-from ptycho_torch.tools.rerun import repeated, rerun, verify
+from ptycho_torch.tools.rerun import repeated, rerun, same_data, verify
 
 TINY = ["--n-filters=4", "--depth=1", "--epochs=2", "--seed=5", "--enable-progress-bar=false"]
 
@@ -43,6 +47,7 @@ def test_a_file_in_the_working_directory_is_found_from_anywhere(place: Path) -> 
     science = ScienceSettings.from_config(ScienceConfig(data=given)).config
     assert from_here(science).origins == science.origins
     data = from_here(science).data
+    assert from_here(ScienceConfig(data=DataConfig(probe="a" * 300))).data.probe == "a" * 300
     assert data.probe == str(place / "here" / "result")
     assert data.mask_file == data.map["mask"] == f"{place / 'here' / 'masks.npz'}:bad"
     assert data.map["positions"] == "scan"
@@ -63,6 +68,43 @@ def test_the_hash_of_a_scan_is_that_of_all_its_files(place: Path) -> None:
     before = read_scan(scan, DataConfig(mask_file="masks.npz:bad")).sha256
     np.savez("masks.npz", bad=np.eye(32, k=1, dtype=bool))
     assert before != read_scan(scan, DataConfig(mask_file="masks.npz:bad")).sha256
+
+
+@pytest.mark.parametrize("kind", ["link", "virtual"])
+def test_a_file_that_the_scan_leads_to_belongs_to_it(place: Path, kind: str) -> None:
+    scan, other = place / "scans" / "scan.h5", place / "scans" / "patterns.h5"
+    with np.load(place / "scans" / "scan.npz") as arrays:
+        stack = arrays["diff3d"]
+        with h5py.File(scan, "w") as file:
+            file.update({name: arrays[name] for name in ("xcoords", "ycoords", "probeGuess")})
+            layout = h5py.VirtualLayout(stack.shape, stack.dtype)
+            layout[:] = h5py.VirtualSource("patterns.h5", "data", stack.shape)
+            if kind == "link":
+                file["diff3d"] = h5py.ExternalLink("patterns.h5", "/data")
+            else:
+                file.create_virtual_dataset("diff3d", layout)
+
+    def read(values: NDArray[Any]) -> ScanData:
+        other.unlink(missing_ok=True)
+        with h5py.File(other, "w") as file:
+            file["data"] = values
+        return read_scan(scan, DataConfig(allow_links=True))
+
+    first = read(stack)
+    recorded = {"allow_links.patterns.h5": {"path": str(other), "sha256": file_sha256(other)}}
+    assert first.report["other_files"] == recorded
+    record = {"source": str(scan), "report": first.report}
+    assert same_data(record, None, "--data") == scan
+    second = read(stack[::-1])
+    assert first.sha256 != second.sha256
+    with pytest.raises(DataError, match=r"the contents of allow_links\.patterns\.h5 have changed"):
+        same_data(record, None, "--data")
+    (place / "moved").mkdir()
+    for file in (scan, other):
+        shutil.move(file, place / "moved")
+    again = {"source": str(scan), "report": second.report}
+    assert same_data(again, place / "moved" / "scan.h5", "--data") == place / "moved" / "scan.h5"
+    assert read_scan(place / "moved" / "scan.h5", DataConfig(allow_links=True)).sha256 == second.sha256
 
 
 @pytest.mark.slow

@@ -56,6 +56,8 @@ def test_what_is_not_asked_for_is_not_done(tmp_path: Path) -> None:
     ("spoil", "options"),
     [
         (lambda p: np.fft.ifftshift(p, axes=(-2, -1)), {"zero_frequency": "corner"}),
+        (lambda p: np.fft.ifftshift(p, axes=-2), {"zero_frequency": "first-row"}),
+        (lambda p: np.fft.ifftshift(p, axes=-1), {"zero_frequency": "first-column"}),
         (lambda p: p.swapaxes(-1, -2), {"transpose_patterns": True}),
         (lambda p: np.roll(np.flip(p, -2), 1, -2), {"flip_patterns": "y"}),
         (lambda p: np.roll(np.flip(p, -1), 1, -1), {"flip_patterns": "x"}),
@@ -65,7 +67,16 @@ def test_what_is_not_asked_for_is_not_done(tmp_path: Path) -> None:
             {"flip_patterns": "y", "transpose_patterns": True},
         ),
     ],
-    ids=["corner", "transpose", "flip y", "flip x", "flip yx", "flip, then transpose"],
+    ids=[
+        "corner",
+        "first row",
+        "first column",
+        "transpose",
+        "flip y",
+        "flip x",
+        "flip yx",
+        "flip, then transpose",
+    ],
 )
 def test_turned_patterns_and_their_mask_come_back(spoil: Any, options: dict[str, Any]) -> None:
     scan = prepared(spoil(COUNTS), spoil(odd_mask()), **options)
@@ -123,6 +134,35 @@ def test_a_mask_file_and_suspect_pixels_join_the_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(~scan.good_pixels, expected)
         assert scan.report["preprocessing"]["suspect_pixels_masked"] == 1
         assert [row.code for row in scan.findings if "pixels" in row.code] == []
+
+
+@pytest.mark.parametrize("place", ["in the scan", "in a file"])
+def test_a_mask_that_marks_the_good_pixels_is_refused_and_taken_as_told(place: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "mask.npy", ~odd_mask())
+    own, options = (
+        (~odd_mask(), {}) if place == "in the scan" else (None, {"mask_file": str(tmp_path / "mask.npy")})
+    )
+    with pytest.raises(DataError, match="the mask leaves out 99% of the pixels, and 100%") as caught:
+        prepared(COUNTS, own, **options)
+    (finding,) = caught.value.findings
+    assert "--mask-marks good" in finding.fix
+    scan = prepared(COUNTS, own, **options, **finding.options)
+    np.testing.assert_array_equal(~scan.good_pixels, odd_mask())
+    scan = prepared(COUNTS, own, **options, mask_marks="bad")
+    np.testing.assert_array_equal(scan.good_pixels, odd_mask())
+
+
+def test_a_mask_of_all_that_is_far_from_the_beam_is_taken() -> None:
+    y, x = np.indices((N, N)) - N // 2
+    far = np.hypot(y, x) > 0.35 * N
+    assert far.mean() > 0.5
+    np.testing.assert_array_equal(~prepared(COUNTS, far).good_pixels, far)
+
+
+def test_a_mask_of_every_pixel_is_refused_and_taken_as_told() -> None:
+    with pytest.raises(DataError, match="every pixel is marked bad") as caught:
+        prepared(COUNTS, np.ones((N, N), bool))
+    assert prepared(COUNTS, np.ones((N, N), bool), **caught.value.findings[0].options).good_pixels.all()
 
 
 @pytest.mark.parametrize(

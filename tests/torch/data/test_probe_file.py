@@ -146,6 +146,7 @@ def test_what_holds_no_probe_or_cannot_be_resampled_is_refused(scan_file: Path, 
     far = save_keys(tmp_path / "far.npz", {"probeGuess": PROBE, "pixel_size_m": 1e-6})
     for text, words in (
         ("nowhere.h5", "there is no such probe"),
+        ("a" * 300, "there is no such probe"),
         ("empty", "this directory holds no probe"),
         ("reconstruction.npz", "it was not refined"),
         ("small.npy", "the pixel size of that file is not known"),

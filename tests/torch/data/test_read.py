@@ -184,3 +184,5 @@ def test_the_master_file_of_a_detector_is_named_and_what_is_told_works(tmp_path:
     scan = read_scan(tmp_path / "s_master.h5", config)
     np.testing.assert_array_equal(np.asarray(scan.patterns), P)
     np.testing.assert_allclose(np.diff(scan.positions_px, axis=0), np.diff(SCAN.positions_px, axis=0))
+    others = {f"allow_links.s_data_00000{part}.h5" for part in (1, 2)} | {"map.positions"}
+    assert set(scan.report["other_files"]) == others

@@ -188,6 +188,7 @@ def test_a_broken_probe_is_refused_with_what_can_be_done_here(broken: Any, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_of_a_command_learn_what_one_does(probe_file: Path) -> None:
     ways = ["--epochs", "1", "--limit-train-batches", "4", "--n-filters", "4", "--depth", "1"]
     command = [

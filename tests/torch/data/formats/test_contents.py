@@ -41,6 +41,7 @@ def guess(folder: Path, arrays: dict[str, Any]) -> str:
         ({"e/data_1": P, "e/data_2": P, "xy": np.zeros((60, 2))}, "patterns=e positions=xy"),
         ({"big": np.zeros((30, 64, 64), np.uint8), "few": P[:, :8, :8], "b": YX}, "patterns=big positions=b"),
         ({"a": P}, "patterns=a positions=FILE"),
+        ({"my data": P, "the stage/it's": YX}, """'patterns=my data' 'positions=the stage/it'"'"'s'"""),
         ({"a": P.reshape(5, 6, 16, 16)}, "patterns=a --scan-step STEP"),
         ({"b": YX, "p": PROBE}, ""),
     ],

@@ -119,6 +119,66 @@ def test_units_and_pixel_size_that_are_given_win(scan: ScanData, tmp_path: Path)
     np.testing.assert_allclose(np.diff(read.positions_px, axis=0), 2 * steps, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("entry", "factor", "unit"),
+    [
+        ("source_1/energy", 1 / 1.602176634e-19, "eV"),
+        ("source_1/energy", 1 / 1.602176634e-16, "keV"),
+        ("detector_1/x_pixel_size", 1e6, "um"),
+        ("detector_1/distance", 1e3, "mm"),
+    ],
+)
+def test_a_number_in_another_unit_is_named_with_the_unit_that_fits(
+    entry: str, factor: float, unit: str, scan: ScanData, tmp_path: Path
+) -> None:
+    path, name = raw_file(tmp_path / "raw.cxi", scan), f"entry_1/instrument_1/{entry}"
+    right = read_scan(path)
+    with h5py.File(path, "a") as file:
+        file[name][...] = file[name][()] * factor
+    with pytest.raises(DataError, match=rf"{name} is .* it would be plausible in .*\b{unit}\b") as caught:
+        read_scan(path, DataConfig(positions_unit="um"))
+    fix = caught.value.findings[0].fix
+    given = read_scan(path, DataConfig(pixel_size_m=scan.pixel_size_m))
+    np.testing.assert_allclose(given.positions_px, right.positions_px, atol=1e-4)
+    assert any(", taken in " in row.what for row in given.findings)
+    with h5py.File(path, "a") as file:
+        assert f"['{name}'].attrs['units'] = 'UNIT'" in fix
+        file[name].attrs["units"] = unit
+    read = read_scan(path)
+    np.testing.assert_allclose(read.positions_px, right.positions_px, atol=1e-6)
+    assert read.photon_energy_eV == pytest.approx(right.photon_energy_eV)
+    assert not any(", taken in " in row.what for row in read.findings)
+
+
+def test_an_object_pixel_that_no_experiment_has_is_named_with_what_it_comes_from(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    path = raw_file(tmp_path / "raw.cxi", scan)
+    with h5py.File(path, "a") as file:
+        energy = file["entry_1/instrument_1/source_1/energy"]
+        energy[...], energy.attrs["units"] = 8333.0, "J"  # it is eV
+    with pytest.raises(DataError, match=r"the object's pixel size is .*; energy 5.201e\+22 eV") as caught:
+        read_scan(path)
+    assert "--pixel-size-m" in caught.value.findings[0].fix
+    assert read_scan(path, DataConfig(pixel_size_m=scan.pixel_size_m)).pixel_size_m == scan.pixel_size_m
+
+
+def test_translations_can_be_object_pixels(scan: ScanData, tmp_path: Path) -> None:
+    path = raw_file(tmp_path / "raw.cxi", scan)
+    meters = read_scan(path).positions_px
+    with h5py.File(path, "a") as file:
+        translation = file["entry_1/sample_1/geometry_1/translation"]
+        translation[...] = translation[()] / scan.pixel_size_m
+    with pytest.raises(DataError, match="the positions span") as caught:
+        read_scan(path)
+    assert "--positions-unit (m, mm, um, nm, angstrom or px)" in caught.value.findings[0].fix
+    pixels = read_scan(path, DataConfig(positions_unit="px")).positions_px
+    np.testing.assert_allclose(pixels, meters, atol=1e-3)
+    with h5py.File(path, "a") as file:
+        file["entry_1/sample_1/geometry_1/translation"].attrs["units"] = "pixels"
+    np.testing.assert_allclose(read_scan(path).positions_px, meters, atol=1e-3)
+
+
 def test_translation_of_the_probe_is_the_mirror_image(scan: ScanData, tmp_path: Path) -> None:
     path = raw_file(tmp_path / "raw.cxi", scan)
     sample, probe = read_scan(path), read_scan(path, DataConfig(translation="probe"))

@@ -221,6 +221,109 @@ def test_a_file_without_patterns_proposes_nothing(tmp_path: Path) -> None:
     archive.close()
 
 
+TURNED = PROBE[0] * np.linspace(1, 2, 16)  # not the same when rows and columns are exchanged
+COLUMN = np.zeros((16, 16), np.uint8)
+COLUMN[:, 3] = 1
+
+
+def assert_column_masked(scan: ScanData) -> None:
+    """Column 3 is masked, and of the rest at most the pixel that is bad in all patterns."""
+    masked = ~scan.good_pixels & (BAD == 0)
+    np.testing.assert_array_equal(masked, COLUMN == 1)
+
+
+def test_parts_of_a_matlab_file_are_the_same_by_map_and_as_a_file(tmp_path: Path) -> None:
+    arrays = {"dp": P, "pos": YX, "mask": COLUMN, "probe": TURNED, "dark": COLUMN * 2.0}
+    path = matlab(tmp_path / "s.mat", arrays)
+    with h5py.File(path, "a") as file:
+        del file["mask"]
+        file["mask"] = COLUMN.T
+        file["mask"].attrs["MATLAB_class"] = np.bytes_("logical")
+    names = {"patterns": "dp", "positions": "pos"}
+    mapped = read_scan(path, DataConfig(map={**names, "mask": "mask", "probe": "probe"}))
+    one = DataConfig(map=names, mask_file=f"{path}:mask", probe=f"{path}:probe", canvas="positions")
+    for scan in (mapped, read_scan(path, one)):
+        assert_column_masked(scan)
+        np.testing.assert_allclose(scan.probe, TURNED[None].astype(np.complex64))
+    config = DataConfig(map=names, dark_file=f"{path}:dark", clip_negative=True)
+    dark = np.maximum(P - COLUMN * 2.0, 0)
+    np.testing.assert_array_equal(np.asarray(read_scan(path, config).patterns), dark)
+
+
+def test_a_raster_of_matlab_takes_positions_from_files_of_either_kind(tmp_path: Path) -> None:
+    """In MATLAB dp(ky, kx, ny, nx); positions (ny, nx) lie in another file, of MATLAB or not."""
+    raster, grid = P.reshape(5, 6, 16, 16).transpose(2, 3, 0, 1), YX.reshape(5, 6, 2)
+    path = matlab(tmp_path / "s.mat", {"dp": raster})
+    matlab(tmp_path / "m.mat", {"y": grid[..., 0], "x": grid[..., 1], "yx": grid})
+    hdf5(tmp_path / "h.h5", {"y": grid[..., 0], "x": grid[..., 1], "yx": grid})
+    for file in ("m.mat", "h.h5"):
+        for line in (f"--map positions_y={file}:y --map positions_x={file}:x", f"--map positions={file}:yx"):
+            scan = read_scan(path, options(f"--map patterns=dp {line}"))
+            place = {frame.tobytes(): YX[i] for i, frame in enumerate(P)}
+            wanted = np.array([place[frame.astype(P.dtype).tobytes()] for frame in np.asarray(scan.patterns)])
+            np.testing.assert_allclose(np.diff(scan.positions_px, axis=0), np.diff(wanted, axis=0), atol=1e-9)
+
+
+def test_an_object_in_layers_or_parts_is_not_taken_in_silence(tmp_path: Path) -> None:
+    assert SCAN.object_guess is not None
+    wave, names = SCAN.object_guess, {"patterns": "data", "positions": "scan"}
+    arrays = {
+        "data": P,
+        "scan": YX,
+        "layers": np.stack([wave, wave * 2, wave * 3]),
+        "last": np.stack([wave, wave * 2, wave * 3], axis=-1),
+        "parts": np.stack([wave.real, wave.imag]),
+    }
+    path = npz(tmp_path / "s.npz", arrays)
+    layers = read_scan(path, DataConfig(map={**names, "object": "layers"}))
+    np.testing.assert_array_equal(layers.object_guess, wave)
+    assert layers.report["warnings"].count("the file has 3 object layers; the first is used") == 1
+    for name, words, wanted in (
+        ("parts", "the object is two arrays of real numbers", "store a[0] + 1j * a[1],"),
+        ("last", "the object has shape", "store numpy.moveaxis(a, -1, 0)"),
+    ):
+        with pytest.raises(DataError, match=words) as caught:
+            read_scan(path, DataConfig(map={**names, "object": name}))
+        assert wanted in caught.value.findings[0].fix
+    np.save(tmp_path / "a.npy", arrays["parts"][0] + 1j * arrays["parts"][1])
+    np.save(tmp_path / "b.npy", np.moveaxis(arrays["last"], -1, 0))
+    for name in ("a.npy", "b.npy"):
+        fixed = read_scan(path, DataConfig(map={**names, "object": name}))
+        np.testing.assert_array_equal(fixed.object_guess, wave)
+
+
+def test_a_mask_for_each_pattern_is_combined_as_the_message_says(tmp_path: Path) -> None:
+    masks = np.zeros((30, 16, 16), bool)
+    masks[1:, :, 3] = True
+    path = npz(tmp_path / "s.npz", {"data": P, "scan": YX, "mk": masks, "same": masks[1:]})
+    line = "--map patterns=data --map positions=scan --map mask="
+    with pytest.raises(DataError, match="one for each pattern") as caught:
+        read_scan(path, options(line + "mk"))
+    assert "save numpy.any(mask, axis=0)" in caught.value.findings[0].fix
+    assert "--map mask=FILE" in caught.value.findings[0].fix
+    np.save(tmp_path / "mask.npy", np.any(masks, axis=0))
+    for name in ("mask.npy", "same"):
+        assert_column_masked(read_scan(path, options(line + name)))
+
+
+def test_a_raster_behind_the_pixels_is_made_where_it_is_declared(tmp_path: Path) -> None:
+    path = npz(tmp_path / "s.npz", {"data": P.reshape(5, 6, 16, 16).transpose(2, 3, 0, 1)})
+    scan = read_scan(path, DataConfig(map={"patterns": "data"}, scan_step=2.0, pattern_axes="last"))
+    np.testing.assert_array_equal(np.asarray(scan.patterns), P)
+    assert np.ptp(scan.positions_px, axis=0).tolist() == [8.0, 10.0]
+
+
+def test_names_with_blanks_are_proposed_in_quotes(tmp_path: Path) -> None:
+    path = hdf5(tmp_path / "s.h5", {"my data": P, "the stage": YX, "a probe": PROBE})
+    with pytest.raises(DataError) as caught:
+        read_scan(path)
+    line = caught.value.findings[0].fix
+    assert_same(read_scan(path, options(line[line.index("--map") :])))
+    with pytest.raises(DataError, match="the positions are missing") as caught:
+        read_scan(npz(tmp_path / "p.npz", {"my data": P}), DataConfig(map={"patterns": "my data"}))
+    assert "--map 'patterns=my data' --scan-step STEP" in caught.value.findings[0].fix
+
+
 def test_the_published_siemens_star_is_read_by_the_options_that_it_proposes(tmp_path: Path) -> None:
     packed = REAL / "siemens-star-small.npz.bz2"
     if not packed.exists():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataError
 from ptycho_torch.config import DataConfig
 from ptycho_torch.data.formats.npz import write_npz
-from ptycho_torch.data.read import read_scan
+from ptycho_torch.data.read import pattern_size, read_scan
 from ptycho_torch.data.scan import ScanData
 from ptycho_torch.data.storage import patterns
 from ptycho_torch.simulate import diffract, simulate_scan
@@ -159,3 +159,50 @@ def test_positions_on_a_grid_are_read_as_is_proposed(tmp_path: Path) -> None:
     read = read_scan(path, DataConfig(map={"positions_y": "ycoords", "positions_x": "xcoords"}))
     np.testing.assert_array_equal(read.positions_px, scan.positions_px)
     np.testing.assert_array_equal(read.probe, scan.probe)
+
+
+def test_a_geometry_in_other_units_is_read_and_doubted(scan: ScanData, tmp_path: Path) -> None:
+    odd = {"pixel_size_m": 12.5, "photon_energy_eV": 8.8, "detector_distance_m": 2000.0}
+    read = read_scan(save_keys(tmp_path / "odd.npz", keys(scan, **odd, detector_pixel_size_m=75.0)))
+    said = [row for row in read.findings if "it would be plausible in" in row.what]
+    assert [row.what.split(",")[0] for row in said] == [
+        "photon_energy_eV is 8.8",
+        "detector_distance_m is 2000",
+        "detector_pixel_size_m is 75",
+        "pixel_size_m is 12.5",
+    ]
+    assert {row.level for row in said} == {"adapted"}
+    given = read_scan(tmp_path / "odd.npz", DataConfig(pixel_size_m=12.5e-9))
+    assert not any(row.what.startswith("pixel_size_m") for row in given.findings)
+
+
+@pytest.mark.parametrize("budget", [patterns.MEMORY_BUDGET_BYTES, 0], ids=["in memory", "in its file"])
+def test_four_axes_are_read_as_they_are_declared(budget: int, tmp_path: Path, monkeypatch: Any) -> None:
+    """16 x 16 patterns of 16 x 16 pixels: nothing tells which axes are the scan's."""
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", budget)
+    scan = simulate_scan(n=16, patterns=256, photons=1e4, seed=2)
+    stack = np.asarray(scan.patterns).reshape(16, 16, 16, 16)
+    first = save_keys(tmp_path / "first.npz", keys(scan, diff3d=stack, bad_pixels=None))
+    last = save_keys(
+        tmp_path / "last.npz", keys(scan, diff3d=stack.transpose(2, 3, 0, 1).copy(), bad_pixels=None)
+    )
+    for axes, path in (("first", first), ("last", last)):
+        with pytest.raises(DataError, match="the scan axes are ambiguous") as caught:
+            read_scan(path)
+        assert f"--pattern-axes {axes} for" in caught.value.findings[0].fix
+        read = read_scan(path, DataConfig(pattern_axes=axes))
+        np.testing.assert_array_equal(np.asarray(read.patterns), np.asarray(scan.patterns))
+        assert read.report["pattern_axes"] == {"value": axes, "why": "declared"}
+        assert pattern_size(path, DataConfig(pattern_axes=axes)) == 16
+
+
+def test_four_axes_of_which_one_reading_fits_need_no_declaration(tmp_path: Path) -> None:
+    scan = simulate_scan(n=16, patterns=30, photons=1e4, seed=2)
+    stack = np.asarray(scan.patterns).reshape(5, 6, 16, 16).transpose(2, 3, 0, 1).copy()
+    path = save_keys(tmp_path / "scan.npz", keys(scan, diff3d=stack, bad_pixels=None))
+    read = read_scan(path)
+    np.testing.assert_array_equal(np.asarray(read.patterns), np.asarray(scan.patterns))
+    assert read.report["pattern_axes"]["value"] == "last"
+    with pytest.raises(DataError, match="scan axes declared first") as caught:
+        read_scan(path, DataConfig(pattern_axes="first"))
+    assert "--pattern-axes auto" in caught.value.findings[0].fix

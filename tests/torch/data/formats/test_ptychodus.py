@@ -132,6 +132,61 @@ def test_an_option_that_the_format_leaves_nothing_to_say_to_is_refused(
     )
 
 
+def test_positions_of_a_product_in_another_unit_are_corrected_where_the_message_says(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    ptychodus.write_ptychodus(scan, tmp_path)
+    columns = ("probe_position_y_m", "probe_position_x_m")
+    with h5py.File(tmp_path / "product.h5", "a") as file:
+        for name in columns:
+            file[name][...] = file[name][()] * 1e6
+    for canvas in ("auto", "positions"):
+        with pytest.raises(DataError) as caught:
+            read_scan(tmp_path, DataConfig(canvas=canvas))
+        finding = caught.value.findings[0]
+        assert "--positions-unit" not in finding.fix
+        assert "multiply probe_position_y_m and probe_position_x_m in the file" in finding.fix
+    with h5py.File(tmp_path / "product.h5", "a") as file:
+        for name in columns:
+            file[name][...] = file[name][()] * 1e-6
+    assert_same_scan(read_scan(tmp_path), scan, position_tolerance_px=1e-6)
+
+
+def test_positions_of_a_training_file_in_meters_are_corrected_where_the_message_says(
+    scan: ScanData, tmp_path: Path
+) -> None:
+    path = ptychodus.write_training(scan, tmp_path / "train.h5")
+    columns = ("probe_position_y_px", "probe_position_x_px")
+    assert scan.pixel_size_m is not None
+    with h5py.File(path, "a") as file:
+        for name in columns:
+            file[name][...] = file[name][()] * scan.pixel_size_m
+    with pytest.raises(DataError, match="lie within") as caught:
+        read_scan(path, DataConfig(canvas="positions"))
+    finding = caught.value.findings[0]
+    assert "--positions-unit" not in finding.fix
+    assert "divide probe_position_y_px and probe_position_x_px in the file" in finding.fix
+    assert not finding.options
+    with h5py.File(path, "a") as file:
+        for name in columns:
+            file[name][...] = file[name][()] / scan.pixel_size_m
+    assert_same_scan(read_scan(path), scan, position_tolerance_px=1e-6)
+
+
+def test_an_object_pixel_in_another_unit_is_refused_and_can_be_given(scan: ScanData, tmp_path: Path) -> None:
+    ptychodus.write_ptychodus(scan, tmp_path)
+    assert scan.pixel_size_m is not None
+    with h5py.File(tmp_path / "product.h5", "a") as file:
+        for side in ("height", "width"):
+            file["object"].attrs[f"pixel_{side}_m"] = scan.pixel_size_m * 1e9
+    with pytest.raises(DataError, match=r"pixel_height_m is 20, taken in m, .* in um or nm or pm") as caught:
+        read_scan(tmp_path)
+    assert "--pixel-size-m METERS" in caught.value.findings[0].fix
+    assert_same_scan(
+        read_scan(tmp_path, DataConfig(pixel_size_m=scan.pixel_size_m)), scan, position_tolerance_px=1e-6
+    )
+
+
 # The released program itself as the judge; `pip install ptychodus` (the extra of that name) enables these.
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
 from ptycho_exec.errors import DataError
+from ptycho_torch.config import DataConfig
 from ptycho_torch.data.convert import convert
 from ptycho_torch.data.read import read_scan
 from ptycho_torch.simulate import save, simulate_scan
@@ -75,3 +77,44 @@ def test_pixels_and_no_unit_stay_and_an_unknown_one_is_refused(tmp_path: Path) -
     with pytest.raises(DataError, match="ycoords has the unit 'furlongs'") as caught:
         read_scan(path)
     assert "nm" in caught.value.findings[0].expected
+
+
+def two_columns(path: Path, y: Any, x: Any) -> Path:
+    """Write positions in two arrays, each with the unit that is given and its own factor."""
+    with h5py.File(path, "w") as file:
+        file["data"], file["probeGuess"], file["pixel_size_m"] = np.asarray(SCAN.patterns), SCAN.probe, PIXEL
+        for name, column, (unit, size_m) in (
+            ("y", SCAN.positions_px[:, 0], y),
+            ("x", SCAN.positions_px[:, 1], x),
+        ):
+            file[name] = column * PIXEL / size_m
+            if unit is not None:
+                file[name].attrs["units"] = unit
+    return path
+
+
+NAMES = {"patterns": "data", "positions_y": "y", "positions_x": "x"}
+
+
+@pytest.mark.parametrize(
+    ("y", "x"),
+    [
+        (("um", 1e-6), ("mm", 1e-3)),
+        ((np.array([b"um"]), 1e-6), (np.array(["nm"], dtype=object), 1e-9)),
+    ],
+    ids=["two units", "units in arrays of one string"],
+)
+def test_each_coordinate_is_read_with_its_unit(y: Any, x: Any, tmp_path: Path) -> None:
+    read = read_scan(two_columns(tmp_path / "scan.h5", y, x), DataConfig(map=NAMES))
+    steps = np.diff(SCAN.positions_px, axis=0)
+    np.testing.assert_allclose(np.diff(read.positions_px, axis=0), steps, atol=1e-6)
+
+
+def test_a_length_beside_a_number_without_unit_is_asked_about(tmp_path: Path) -> None:
+    path = two_columns(tmp_path / "scan.h5", ("um", 1e-6), (None, 1e-6))
+    with pytest.raises(DataError, match="y has the unit 'um', x none that is a length") as caught:
+        read_scan(path, DataConfig(map=NAMES))
+    assert "--positions-unit" in caught.value.findings[0].fix
+    read = read_scan(path, DataConfig(map=NAMES, positions_unit="um"))
+    steps = np.diff(SCAN.positions_px, axis=0)
+    np.testing.assert_allclose(np.diff(read.positions_px, axis=0), steps, atol=1e-6)

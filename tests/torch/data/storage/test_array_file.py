@@ -46,6 +46,7 @@ def test_a_file_beside_the_scan_is_found(folder: Path, monkeypatch: pytest.Monke
     ("text", "words", "fix"),
     [
         ("b.npy", "there is no file for the mask", "correct the path"),
+        ("a" * 300, "there is no file for the mask", "correct the path"),
         ("a.h5", "it is not said which array is the mask", "a.h5:entry/mask"),
         ("a.npz:missing", "there is no array 'missing'", "a.npz:mask"),
         ("broken.npy", "cannot read", "numpy.save"),
@@ -60,3 +61,14 @@ def test_what_cannot_be_read_says_what_to_do(folder: Path, text: str, words: str
     assert fix in caught.value.findings[0].fix
     if ":" in caught.value.findings[0].fix and fix.startswith("a."):
         assert read_array(fix, "the mask").shape == (6, 2)
+
+
+def test_arrays_of_matlab_have_their_rows_and_columns_back(folder: Path) -> None:
+    stack = np.arange(24.0).reshape(2, 3, 4)
+    with h5py.File("m.mat", "w") as file:
+        for name, array in (("mask", VALUES), ("probe", np.moveaxis(stack, 0, -1)), ("one", np.array(3.0))):
+            file[name] = array.T
+            file[name].attrs["MATLAB_class"] = np.bytes_("double")
+    np.testing.assert_array_equal(read_array("m.mat:mask", "the mask"), VALUES)
+    np.testing.assert_array_equal(read_array("m.mat:probe", "the probe"), stack)
+    assert read_array("m.mat:one", "the probe") == 3

@@ -64,7 +64,7 @@ def test_links_to_other_files_are_refused(scan: ScanData, tmp_path: Path) -> Non
     read = read_scan(tmp_path, DataConfig(allow_links=True))
     np.testing.assert_array_equal(read.amplitude(range(len(scan))), scan.amplitude(range(len(scan))))
     (tmp_path / "elsewhere.h5").unlink()
-    with pytest.raises(DataError, match=r"in another file, .*elsewhere\.h5', and are not there"):
+    with pytest.raises(DataError, match=r"in another file, .*elsewhere\.h5', and it is not there"):
         read_scan(tmp_path, DataConfig(allow_links=True))
 
 
@@ -168,3 +168,32 @@ def test_a_stack_has_its_scan_axis_first(
     assert isinstance(read, FilePatterns) is (budget == 0)
     expected = stack if axis == 0 else stack.transpose(2, 0, 1)
     np.testing.assert_array_equal(read[[5, 0]], expected[[5, 0]], strict=True)
+
+
+def test_bits_that_libhdf5_has_to_move_are_moved_in_a_large_stack_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 bits of each 16, from the fifth on, as some cameras write them."""
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", 0)
+    stack = np.random.default_rng(0).integers(0, 4096, (7, 8, 9), dtype=np.uint16)
+    kind = h5py.h5t.STD_U16LE.copy()
+    kind.set_precision(12)
+    kind.set_offset(4)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        dataset = h5py.h5d.create(file.id, b"patterns", kind, h5py.h5s.create_simple(stack.shape))
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, stack)
+    np.testing.assert_array_equal(Hdf5Archive(tmp_path / "scan.h5").stack("patterns", 0)[:], stack)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4", "<f4", ">f8", "<f2", "u1", "?", "<c8"])
+def test_ordinary_numbers_are_read_where_they_lie(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", 0)
+    stack = np.random.default_rng(0).integers(0, 2, (7, 8, 9)).astype(dtype)
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["patterns"] = stack
+    read = Hdf5Archive(tmp_path / "scan.h5").stack("patterns", 0)
+    assert isinstance(read, FilePatterns)
+    assert read.path == tmp_path / "scan.h5"
+    np.testing.assert_array_equal(read[:], stack, strict=True)

@@ -32,10 +32,23 @@ from tests.torch.data.scan_files import (
 
 ROOM = "x" * 5000
 
+
+def damaged_lzma(folder: Path) -> Path:
+    """Patterns packed with LZMA, whose stream is no such stream."""
+    path = member("diff3d.npy", header("(20, 16, 16)"), zipfile.ZIP_LZMA)(folder)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.getinfo("diff3d.npy").header_offset + 30 + len("diff3d.npy") + 9  # 9 of LZMA's own
+    content = bytearray(path.read_bytes())
+    content[start : start + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    return path
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half an archive": (truncated(0.5), "cannot read"),
     "archive without its last bytes": (truncated(0.999), "cannot read"),
     "flipped bit": (damaged_byte, "cannot read|header declares|not positive"),
+    "flipped bits in LZMA": (damaged_lzma, "cannot read"),
     "encrypted archive": (encrypted, "cannot read"),
     "pickled positions": (member("xcoords.npy", bomb()), r"Python objects \(a pickle\)"),
     "pickled patterns": (member("diff3d.npy", bomb()), "have dtype object"),

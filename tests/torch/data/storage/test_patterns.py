@@ -158,3 +158,15 @@ def test_a_file_that_changes_while_in_use_is_an_error(
 )
 def test_large_patterns_are_worked_on_few_at_once(n: int, most: int, count: int) -> None:
     assert at_once(n, most) == count
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32", "float64"])
+def test_bad_pixels_are_zero_however_the_stack_lies_in_memory(dtype: str) -> None:
+    bad = np.array([3, 17])
+    expected = to_amplitude(STACK.astype(dtype), "intensity", bad)
+    assert not expected.reshape(len(STACK), -1)[:, bad].any()
+    np.testing.assert_array_equal(
+        to_amplitude(np.asfortranarray(STACK.astype(dtype)), "intensity", bad), expected
+    )
+    turned = np.ascontiguousarray(STACK.astype(dtype).swapaxes(1, 2)).swapaxes(1, 2)
+    np.testing.assert_array_equal(to_amplitude(turned, "intensity", bad), expected)
