@@ -41,7 +41,7 @@ class ModuleTraits:
         logged_metrics: names that the module logs, in training and in validation.
         has_validation: there is validation data.
         train_samples: number of training samples.
-        train_batches: batches of the training loader, of all processes together; infinite if it has no length.
+        train_batches: batches of the training loader, of all processes; infinite if it has no length.
         validation_batches: those of the shortest validation loader.
         train_batch_size: samples per batch of the training loader.
         clips_gradients: the module has Lightning's hook `configure_gradient_clipping`, as agc needs it.

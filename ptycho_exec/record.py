@@ -461,8 +461,8 @@ def settings_from_manifest(
     """Rebuild the settings that a run was asked for, reading nothing but its manifest.
 
     `overrides` win over it, and stand in for credentials that the manifest hides. Settings of a subclass need
-    that class as `model`; without it, fields of its own are left out, and a warning and a notice name them, as
-    they name fields of `Field(exclude=True)` that were set and are not given again.
+    that class as `model`; without it, fields of its own are left out, and a warning and a notice name them,
+    as they name fields of `Field(exclude=True)` that were set and are not given again.
 
     Raises:
         UserError: there is no manifest.
@@ -557,8 +557,8 @@ def _toml(value: Any) -> Any:
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word.
 
-    What TOML cannot hold, credentials of a secret type, and fields that are excluded, are left out, with a line
-    that says so.
+    What TOML cannot hold, credentials of a secret type, and fields that are excluded, are left out, with a
+    line that says so.
     """
     import tomli_w
 

@@ -129,11 +129,11 @@ class Preprocessing(_Science):
     mask_file: _File = None
     """Mask to use beside the file's own: FILE or FILE:NAME, (ky, kx) as stored, not 0 at bad pixels."""
     mask_marks: Literal["auto", "bad", "good"] = "auto"
-    """Which pixels the mask file, or without one the scan's own mask, is not 0 at; auto takes bad where it can be."""
+    """Pixels at which the mask file, or else the scan's own mask, is not 0; auto takes bad, if it can be."""
     mask_suspects: bool = False
     """Mask the pixels that look hot, dead or stuck."""
     zero_frequency: Literal["center", "corner", "first-row", "first-column"] = "center"
-    """Where the patterns have their zero frequency; others move it to N/2 (fftshift along one axis or both)."""
+    """Where the patterns have their zero frequency; it is moved to N/2 (fftshift along one axis or both)."""
     flip_patterns: Literal["none", "y", "x", "yx"] = "none"
     """Mirror the patterns about their zero frequency: up-down (y), left-right (x) or both; not the probe."""
     transpose_patterns: bool = False

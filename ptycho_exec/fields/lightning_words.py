@@ -160,6 +160,6 @@ BROUGHT_PARAMETERS: dict[str, str] = {
     "auto_lr_find": "`Tuner(trainer).lr_find` of Lightning tries some; learning_rate sets one",
     "weights_save_path": "checkpoints go into the run directory",
     "track_grad_norm": "a module logs the norm in its hook on_before_optimizer_step",
-    "warmup_steps": "the module says how long its scheduler warms up; scheduler=WarmupCosine chooses one",
+    "warmup_steps": "the module says how long its scheduler warms up; or scheduler=WarmupCosine",
 }
-"""Parameters that Lightning has or had and that are no settings: who brings each, or what is there instead."""
+"""Parameters that Lightning has or had and that are no settings: who brings each, or what replaces it."""

@@ -185,11 +185,12 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
     """Return the finding about a value that its field does not accept."""
     value = origin.value
     text = redact(origin.raw if origin.raw is not None else format_value(value))
-    text = _shortened(text)
+    texts = isinstance(value, list) and any(isinstance(item, str) for item in value)
+    if texts and origin.kind not in _TYPED and not spec.hidden:
+        text = repr(redact(value))  # with its quotes: they may be what is wrong
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
     if isinstance(value, str):
         text = repr(text)
-    elif isinstance(value, list) and any(isinstance(item, str) for item in value) and not spec.hidden:
-        text = _shortened(repr(redact(value))) if origin.kind not in _TYPED else text
     elif value is not None and not isinstance(value, (bool, int, float, list, tuple, dict)):
         text = f"{text} (of type {type(value).__name__})"
     twice = why_no_table(value) if isinstance(value, str) and spec.tabled else ""
@@ -204,10 +205,6 @@ def bad_value(spec: FieldSpec, origin: Origin) -> Finding:
         field=spec.full_name,
         given=text,
     )
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
 
 
 def _remedy(spec: FieldSpec, origin: Origin) -> str:
