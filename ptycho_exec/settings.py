@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args, get_origin, is_typeddict
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -263,7 +263,7 @@ class ResolvedSettings(BaseSettings):
     def _explained(self, name: str) -> Iterator[str]:
         """Yield the lines about a field, or about `FIELD.NAME` in a table."""
         field, _, inner = name.partition(".")
-        spec, value = field_specs(type(self))[field], getattr(self, field)
+        spec, value = field_specs(type(self))[field], vars(self)[field]
         origin = self._origins.get(field) or Origin(Kind.DEFAULT, "not known", value)
         if inner:
             spec = table_specs(spec)[inner]
@@ -438,7 +438,7 @@ def _kinds_inside(annotation: Any) -> Iterator[Any]:
 
 def _with_fields(kind: Any) -> str:
     """Return what a type is that has fields of its own, which no variable and no flag could name."""
-    if is_typeddict(kind):
+    if hasattr(kind, "__required_keys__"):  # of typing or of typing_extensions
         return "TypedDict"
     if isinstance(kind, type):
         return "model" if issubclass(kind, BaseModel) else "dataclass" if is_dataclass(kind) else ""

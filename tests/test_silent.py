@@ -72,6 +72,10 @@ def test_the_length_of_training_cannot_be_changed_from_outside(monkeypatch: pyte
         trainer = build_trainer(wanted, max_epochs=3, plan=resolve_plan(wanted, CPU))
     found = (trainer.max_epochs, trainer.min_epochs, trainer.max_steps, trainer.min_steps)
     assert found == (3, None, -1, None)
+    for least in ("min_epochs", "min_steps"):
+        longer = settings(trainer={least: 4}, max_steps=3)
+        with pytest.raises(SettingsError, match=rf"trainer\.{least}=4 is more than max_.*=3"):
+            build_trainer(longer, max_epochs=3, plan=resolve_plan(longer, CPU))
     for name in ("min_epochs", "min_steps"):
         with pytest.raises(SettingsError, match=name):
             settings(**{name: 1})

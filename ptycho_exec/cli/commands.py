@@ -132,7 +132,7 @@ def show(args: argparse.Namespace, model: type[ResolvedSettings] = ExecutionSett
         return 0
     else:
         specs, origins = field_specs(model), settings.origins
-        rows = [row for n in names for row in rows_of(specs[n], getattr(settings, n), origins[n])]
+        rows = [row for n in names for row in rows_of(specs[n], vars(settings)[n], origins[n])]
         print("\n".join(table(rows)) if rows else "every value is its default")
     _print_notes(notes)
     return 0

@@ -109,7 +109,7 @@ def freeze(
     write, specs = FORMS[form], field_specs(type(settings))
     lines, left_out = list[str](), list[str]()
     for name in specs if names is None else names:
-        spec, value = specs[name], getattr(settings, name)
+        spec, value = specs[name], vars(settings)[name]
         hidden = (spec.hidden or redact(value) != value) and not show_secrets
         if isinstance(value, (SecretStr, SecretBytes)):
             value = value.get_secret_value()

@@ -153,12 +153,19 @@ class Reader:
     def dotenv(self) -> list[tuple[str, list[Assigned]]]:
         """The assignments of each `.env` file, the ones that win first."""
         files = self.places.dotenv if self.request.dotenv is None else self.request.dotenv
-        return [(str(path), self._dotenv(path)) for path in (self.cwd / name for name in reversed(files))]
+        paths = (self.cwd / os.path.expanduser(name) for name in reversed(files))
+        return [(str(path), self._dotenv(path)) for path in paths]
 
     def _dotenv(self, path: Path) -> list[Assigned]:
         found = is_file(path)
         self._note_odd(path)
         self.searched.append(SearchedFile(Kind.DOTENV, str(path), found))
+        if not found and self.request.dotenv is not None:
+            what, fix = f"{path.name} is not there", "correct the path, or do not name it"
+            expected, where = "a file of variables", f"{path}, named in the call"
+            self.findings.append(Finding(what, where, expected, fix, code="unreadable-file"))
+        elif not found and path != self.cwd / ".env":
+            self.note(f"{path} is not there: env_file of {self.request.model.__name__} names it")
         for other in (folder / ".env" for folder in self.cwd.parents):
             if path.name == ".env" and is_file(other) and mentions(other, self.places.prefix):
                 self.note(f"{other} is not read: only the .env of the working directory is")

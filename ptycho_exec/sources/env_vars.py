@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, lru_cache
+from pathlib import Path
 
 from pydantic import BaseModel
 
@@ -13,7 +14,7 @@ from ptycho_exec.errors import Finding
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, source_specs, table_specs
 from ptycho_exec.sources.discovery import places_of
 from ptycho_exec.sources.origins import Kind, Layer, Origin
-from ptycho_exec.sources.settings_files import duplicate_key, may_be_meant
+from ptycho_exec.sources.settings_files import duplicate_key, is_file, may_be_meant, read_text
 from ptycho_exec.sources.suggestions import MOST_UNKNOWN, distance, more_unknown_names, unknown_name
 
 # Kubernetes and old Docker inject these for a service whose name starts like our prefix.
@@ -57,6 +58,41 @@ def variables_layer(
         names = ", ".join(sorted(stray))
         what = f"no effect here, the Trainer is built from these settings alone: {names}"
         layer.findings.insert(0, Finding(what, level="note", code="no-effect"))
+    return layer
+
+
+def secrets_layer(model: type[BaseModel], folder: Path) -> Layer:
+    """Return the values in a folder that has a file for each variable, its name in any case.
+
+    Other files are left alone, unless the name has our prefix: a misspelt one is an error, another a note.
+    """
+    layer, variables = Layer(), _by_variable(model)
+    try:
+        files = sorted(path for path in folder.iterdir() if is_file(path))
+    except OSError as error:
+        what, fix = f"the secrets directory cannot be read: {error.strerror}", "make it readable"
+        layer.findings.append(Finding(what, str(folder), "a readable directory", fix, code="unreadable-file"))
+        return layer
+    for path in files:
+        spec = variables.get(path.name.upper())
+        if spec is not None:
+            text = read_text(path, layer.findings)
+            if text is not None and text.strip():
+                _enter(layer, spec, Origin(Kind.SECRET, str(path), decode_text(spec, text.strip())))
+            elif text is not None:
+                what = f"{path} is empty and counts as unset"
+                layer.findings.append(Finding(what, level="note", code="empty-variable", field=spec.name))
+        elif path.name.upper() in variables:
+            what = f"{path} is not read: a secret is the value of a setting"
+            layer.findings.append(Finding(what, level="note", code="not-read"))
+        elif finding := _misspelt(path.name.upper(), model):
+            if finding.fix.startswith("remove"):
+                what = f"{path} is not read: no setting has that name"
+                finding = Finding(what, level="note", code="not-read")
+            else:
+                fix = finding.fix.replace("write ", "rename it to ")
+                finding = replace(finding, where=str(path), fix=fix)
+            layer.findings.append(replace(finding, file=str(path)))
     return layer
 
 

@@ -19,20 +19,21 @@ The engine keeps for each value its origin and what it shadowed; the merge of py
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import cache, cached_property
-from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple, Protocol, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import PydanticBaseSettingsSource
 
-from ptycho_exec.errors import Finding, SettingsError
+from ptycho_exec.errors import Finding, SettingsError, redact
 from ptycho_exec.fields.base import converted, fill
 from ptycho_exec.fields.spec import (
     HIDDEN,
@@ -45,9 +46,9 @@ from ptycho_exec.fields.spec import (
     source_specs,
 )
 from ptycho_exec.sources.discovery import Reader, Request
-from ptycho_exec.sources.env_vars import dotenv_findings, tracker_notes, variables_layer
+from ptycho_exec.sources.env_vars import dotenv_findings, secrets_layer, tracker_notes, variables_layer
 from ptycho_exec.sources.messages import explain_error, explain_failure, inactive_values
-from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller
+from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, caller, passes_on
 from ptycho_exec.sources.profiles import (
     document_layer,
     own_profile_names,
@@ -106,9 +107,22 @@ class LayerSource(PydanticBaseSettingsSource):
         origin = self.layer.entries.get(field_name)
         return (origin.value if origin else None), field_name, False
 
+    @property
+    def __name__(self) -> str:
+        """The key in `settings_sources_data` of later sources: the one of pydantic-settings, or the kind."""
+        return _NAMES.get(self.kind, self.kind.value)
+
     def __repr__(self) -> str:
         """Name the kind; values stay out, for they may hold credentials."""
         return f"LayerSource({self.kind})"
+
+
+_NAMES = {
+    Kind.ARGUMENT: "InitSettingsSource",
+    Kind.ENVIRONMENT: "EnvSettingsSource",
+    Kind.DOTENV: "DotEnvSettingsSource",
+    Kind.SECRET: "SecretsSettingsSource",
+}
 
 
 def from_arguments(reader: Reader) -> Layer:
@@ -156,29 +170,30 @@ def from_environment(reader: Reader) -> Layer:
 def from_dotenv(reader: Reader) -> Layer:
     model, whole = reader.request.model, Layer()
     for file, rows in reader.dotenv:  # the file that wins comes first
-        layer = variables_layer(model, Kind.DOTENV, rows, file)
-        whole.findings += [*layer.findings, *dotenv_findings(model, rows, file)]
-        for name, origin in layer.entries.items():
-            won = whole.entries.get(name)
-            whole.entries[name] = won.shadowing((*won.shadowed, origin)) if won else origin
+        _put_below(whole, variables_layer(model, Kind.DOTENV, rows, file))
+        whole.findings += dotenv_findings(model, rows, file)
     return whole
 
 
 def from_secrets(reader: Reader) -> Layer:
-    """Read a file per field from the secrets directories, as containers mount them; the last one wins."""
-    layer, variables = Layer(), {spec.variable.lower(): spec for spec in reader.specs.values()}
+    """Read a file per variable from the secrets directories, as containers mount them; the last one wins."""
+    whole = Layer()
     given = reader.places.secrets if reader.request.secrets is None else reader.request.secrets
-    for folder in (reader.cwd / Path(name).expanduser() for name in given):
+    for folder in (reader.cwd / os.path.expanduser(name) for name in reversed(given)):
         if not folder.is_dir():
             what, fix = "the secrets directory is not there", "correct the path, or do not name one"
-            layer.findings.append(Finding(what, str(folder), "a directory", fix, code="unreadable-file"))
+            whole.findings.append(Finding(what, str(folder), "a directory", fix, code="unreadable-file"))
             continue
-        for path in sorted(folder.iterdir()):
-            spec = variables.get(path.name.lower())
-            if spec and path.is_file():
-                value = decode_text(spec, path.read_text("utf-8").strip())
-                layer.entries[spec.name] = Origin(Kind.SECRET, str(path), value)
-    return layer
+        _put_below(whole, secrets_layer(reader.request.model, folder))
+    return whole
+
+
+def _put_below(whole: Layer, layer: Layer) -> None:
+    """Add a layer that those before it win over."""
+    whole.findings += layer.findings
+    for name, origin in layer.entries.items():
+        won = whole.entries.get(name)
+        whole.entries[name] = won.shadowing((*won.shadowed, origin, *origin.shadowed)) if won else origin
 
 
 def _from_document(kind: Kind) -> Callable[[Reader], Layer]:
@@ -233,14 +248,37 @@ def _sources(reader: Reader) -> tuple[PydanticBaseSettingsSource, ...]:
     def known(kind: Kind) -> LayerSource:
         return LayerSource(kind, reader, READERS[kind])
 
-    chosen: tuple[PydanticBaseSettingsSource, ...] = model.settings_customise_sources(
-        model,
-        init_settings=known(Kind.ARGUMENT),
-        env_settings=known(Kind.ENVIRONMENT),
-        dotenv_settings=known(Kind.DOTENV),
-        file_secret_settings=known(Kind.SECRET),
-    )
+    try:
+        chosen: tuple[PydanticBaseSettingsSource, ...] = model.settings_customise_sources(
+            model,
+            init_settings=known(Kind.ARGUMENT),
+            env_settings=known(Kind.ENVIRONMENT),
+            dotenv_settings=known(Kind.DOTENV),
+            file_secret_settings=known(Kind.SECRET),
+        )
+    except SettingsError:
+        raise
+    except Exception as error:
+        found = _failed(f"settings_customise_sources of {model.__name__}", error)
+        raise SettingsError.from_findings([found]) from None
     return (*reader.request.extra_sources, *chosen)
+
+
+def _layers(sources: Iterable[Any], model: type[BaseModel]) -> Iterator[Layer]:
+    """Yield what each source supplies; one from elsewhere is told what those before it gave."""
+    chains: dict[str, list[Origin]] = {}
+    states: dict[str, dict[str, Any]] = {}
+    for source in sources:
+        if isinstance(source, PydanticBaseSettingsSource) and not isinstance(source, LayerSource):
+            won = {name: first.shadowing(rest).value for name, (first, *rest) in chains.items()}
+            source._set_current_state(won)
+            source._set_settings_sources_data(states)
+        layer = _layer_of(source, model)
+        key = getattr(source, "__name__", type(source).__name__)
+        states[key] = {name: origin.value for name, origin in layer.entries.items()}
+        for name, origin in layer.entries.items():
+            chains.setdefault(name, []).append(origin)
+        yield layer
 
 
 def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
@@ -248,11 +286,36 @@ def _layer_of(source: Any, model: type[BaseModel]) -> Layer:
     if isinstance(source, LayerSource):
         return source.layer
     specs, name = field_specs(model), type(source).__name__
-    layer = _given(model, source(), Kind.OTHER, name)
+    try:
+        values = source()
+    except SettingsError as error:
+        return Layer(findings=list(error.findings))
+    except Exception as error:
+        return Layer(findings=[_failed(f"the source {name}", error)])
+    layer = _given(model, values, Kind.OTHER, name)
     for field, origin in layer.entries.items():
         raw = origin.value if isinstance(origin.value, str) else origin.raw
         layer.entries[field] = replace(origin, value=decode_texts(specs[field], origin.value), raw=raw)
     return layer
+
+
+def _failed(who: str, error: Exception) -> Finding:
+    """Return the finding about code of a class, or of another package, that fails while sources are read."""
+    steps = list(walk_tb(error.__traceback__))
+    frame, line = next((step for step in steps if not passes_on(step[0])), steps[-1])
+    locals_ = [step.f_locals for step, _ in steps]
+    files = [str(names["file_path"]) for names in locals_ if "file_path" in names]  # of pydantic-settings
+    reading = f" at {files[-1]}" if files else ""
+    said = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return Finding(
+        redact(f"{who} fails{reading}: {said}"),
+        where=f"{frame.f_code.co_filename}:{line}",
+        expected="names and values of settings",
+        fix="correct what it reads, or the source",
+        file=frame.f_code.co_filename,
+        line=line,
+        code="failed",
+    )
 
 
 # --- the engine -----------------------------------------------------------------------------------------
@@ -314,7 +377,7 @@ def _not_better_said(findings: Iterable[Finding], others: Sequence[Resolution]) 
 
 def _resolve(reader: Reader) -> Resolution:
     request = reader.request
-    layers = [_layer_of(source, request.model) for source in _sources(reader)]
+    layers = list(_layers(_sources(reader), request.model))
     chains: dict[str, list[Origin]] = {}
     for layer in layers:
         for name, origin in layer.entries.items():

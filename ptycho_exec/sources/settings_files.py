@@ -110,7 +110,7 @@ def find_upward(start: Path, name: str, accept: Callable[[Path], bool] = lambda 
 
 def read_document(path: Path, kind: Kind, findings: list[Finding], table: KeyPath = ()) -> Document | None:
     """Parse TOML, YAML or JSON by its extension; one that cannot be parsed adds a finding instead."""
-    text = _read_text(path, findings)
+    text = read_text(path, findings)
     if text is None:
         return None
     try:
@@ -149,7 +149,7 @@ def _inner(data: Any, table: KeyPath) -> Any:
     return node
 
 
-def _read_text(
+def read_text(
     path: Path, findings: list[Finding], concerns_us: Callable[[str], bool] = lambda _: True
 ) -> str | None:
     """Return the text of a UTF-8 file; what cannot be read is an error, or a note if it concerns others."""
@@ -452,31 +452,32 @@ class Assigned(NamedTuple):
 def read_dotenv(
     path: Path, findings: list[Finding], environ: Mapping[str, str], prefix: str
 ) -> list[Assigned]:
-    """Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
+    r"""Return the assignments of a `.env` file with `${NAME}` filled in from `environ` and the lines above.
 
-    A text in single quotes stays as it is. A line that is no assignment is an error when it may be ours, a
-    note when it is another program's.
+    A text in single quotes stays as it is, and `\$` is a dollar sign elsewhere, as in a shell. A line that is
+    no assignment is an error when it may be ours, a note when it is another program's.
     """
     from dotenv.variables import Variable, parse_variables
 
-    content = _read_text(path, findings, lambda text: may_be_meant(prefix).search(text) is not None)
+    content = read_text(path, findings, lambda text: may_be_meant(prefix).search(text) is not None)
     rows: list[Assigned] = []
     known: dict[str, str | None] = {}
     scope: Any = ChainMap(dict(environ), known)
     for key, value, string, line, error in _bindings(content or ""):
         ours = (key or "").upper().startswith(prefix.rstrip("_"))
-        if error and not may_be_meant(prefix).search(string):
+        bare = key is not None and value is None
+        if (error or (bare and not ours)) and not may_be_meant(prefix).search(string):
             what = f"line {line} of {path} is no assignment and was passed over"
             findings.append(Finding(what, file=str(path), line=line, level="note", code="not-an-assignment"))
-        elif error or (value is None and ours):
+        elif error or (bare and ours):
             # The line itself is not shown: it may hold somebody's credentials.
             name, place = key if ours else None, f"{path}:{line}"
             what, expected = f"{name or 'this line of .env'} is no assignment", f"{name or 'NAME'}=value"
             fix, code = "correct or remove the line", "not-an-assignment"
             findings.append(Finding(what, place, expected, fix, file=str(path), line=line, code=code))
         elif key is not None:
-            text = value or ""
-            if "$" in text and not re.match(_SINGLE_QUOTED, string):
+            text, quoted = value or "", re.match(_SINGLE_QUOTED, string)
+            if "$" in text and not quoted:
                 atoms = list(parse_variables(text))
                 text = "".join(atom.resolve(scope) for atom in atoms)
                 named = [atom for atom in atoms if isinstance(atom, Variable) and atom.default is None]
@@ -487,7 +488,8 @@ def read_dotenv(
                 )
                 findings += [_unset_name(key, name, path, line) for name in unset]
                 if ours and (match := re.search(_OTHER_FORM, value or "")):
-                    findings.append(_other_form(key, match[1] or "NAME", path, line))
+                    findings.append(_other_form(key, match["name"], path, line))
+            text = text.replace(_ESCAPED, r"\$" if quoted else "$")
             known[key] = text
             rows.append(Assigned(key, text, line))
     return rows
@@ -496,13 +498,17 @@ def read_dotenv(
 _SINGLE_QUOTED = r"\s*(?:export\s+)?(?:'[^']+'|[^=#\s]+)\s*=\s*'"
 
 
-_OTHER_FORM = r"\$\{(?!\w+(?::-[^}]*)?\})(\w*)[^}]*\}"
+_DEFAULT = r":-(?!(?P<quote>[\"']).*(?P=quote)\})(?:(?!\$\{)[^}])*"
+_OTHER_FORM = rf"\$\{{(?!\w+(?:{_DEFAULT})?\}})(?P<name>\w*)[^}}]*\}}"
+_ESCAPED = "\0"
+"""Stands for `\\$` until names are filled in; no file has it, for one with a zero byte is refused."""
 
 
 def _other_form(variable: str, name: str, path: Path, line: int) -> Finding:
-    what, place = f"{variable} uses {name} in a form that is not read", f"{path}:{line}"
-    fix = f"write ${{{name}}} or ${{{name}:-default}}, or put the whole text in single quotes to keep it so"
-    expected = "${NAME} or ${NAME:-default}"
+    what, place = f"{variable} uses {name or '${'} in a form that is not read", f"{path}:{line}"
+    ways = f"${{{name or 'NAME'}}} or ${{{name or 'NAME'}:-default}}"
+    fix = f"write {ways}, or put the whole text in single quotes to keep it so"
+    expected = "${NAME} or ${NAME:-default}, with a default that has no quotes around it and no ${ in it"
     return Finding(what, place, expected, fix, file=str(path), line=line, code="unset-name")
 
 
@@ -521,7 +527,8 @@ def _bindings(content: str) -> tuple[tuple[str | None, str | None, str, int, boo
     from dotenv.parser import parse_stream
 
     parts = []
-    for part in parse_stream(io.StringIO(content)):
+    escaped = re.sub(r"(?<!\\)((?:\\\\)*)\\\$", rf"\1{_ESCAPED}", content)
+    for part in parse_stream(io.StringIO(escaped)):
         text = part.original.string
         blank_rows = text[: len(text) - len(text.lstrip())].count("\n")  # python-dotenv counts them in
         parts.append((part.key, part.value, text, part.original.line + blank_rows, part.error))

@@ -25,7 +25,7 @@ def traits_of(module: Any, loaders: Mapping[str, Any] | None = None) -> ModuleTr
     validation = [_batches(loader) for _, loader in each_loader("", (loaders or {}).get("validation"))]
     return ModuleTraits(
         automatic_optimization=_automatic(module),
-        has_validation=validates if loaders is None else validates and bool(loaders.get("validation")),
+        has_validation=validates and (loaders is None or any(length != 0 for length in validation)),
         train_samples=_length(getattr(data, "dataset", None)),
         train_batches=_batches(data),
         validation_batches=min((length for length in validation if length is not None), default=None),

@@ -20,6 +20,7 @@ assert_type(settings.max_time, str | None)
 assert_type(settings.explain("seed"), str)
 assert_type(settings.origins["seed"], Origin)
 assert_type(settings.model_copy(update={"seed": 3}), ExecutionSettings)
+settings = ExecutionSettings(_env_file=None, _secrets_dir=Path("secrets"))
 with override_settings(seed=1):
     pass
 try:
@@ -38,6 +39,7 @@ class Mine(ExecutionSettings):
 
 
 mine = Mine(batch_size=8, voltage=2.0)
+mine = Mine(_env_file=(".env", Path("other.env")))
 assert_type(mine.with_overrides(voltage=1.0), Mine)
 
 # --- wrong: a value, a name, a change

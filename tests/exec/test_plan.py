@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -263,6 +264,8 @@ NOTHING_RANKED = {"checkpoint_save_top_k": 0, "early_stop_patience": None}
         ),
         (LAPTOP, ModuleTraits(has_validation=False), {"val_check_interval": 0.5}, "val_check_interval"),
         (LAPTOP, None, {"limit_val_batches": 0, "check_val_every_n_epoch": 2}, "check_val_every_n_epoch"),
+        (LAPTOP, None, {"trainer": {"sync_batchnorm": True}}, "trainer"),
+        (LAPTOP, None, {"trainer": {"use_distributed_sampler": False}}, "trainer"),
     ],
 )
 def test_remarks_change_nothing(
@@ -414,6 +417,51 @@ PROBLEMS: list[tuple[MachineFacts, ModuleTraits | None, dict[str, object], str, 
         "limit_train_batches",
         "no batch at all",
         1,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(validation_batches=4),
+        {"limit_val_batches": 0.01},
+        "limit_val_batches",
+        "fraction of 4 batches is no batch at all",
+        1,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(train_batches=8, validation_batches=3),
+        {"overfit_batches": 0.25},
+        "overfit_batches",
+        "fraction of 3 batches is no batch at all",
+        1,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(train_batches=math.inf),
+        {"val_check_interval": 0.5},
+        "val_check_interval",
+        "the training loader does not know",
+        NOTHING,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(train_batches=math.inf),
+        {"limit_train_batches": 0.5},
+        "limit_train_batches",
+        "the training loader does not know",
+        NOTHING,
+        False,
+    ),
+    (
+        LAPTOP,
+        ModuleTraits(train_batches=4, validation_batches=math.inf),
+        {"overfit_batches": 0.5},
+        "overfit_batches",
+        "the validation loader does not know",
+        NOTHING,
         False,
     ),
     (
@@ -682,3 +730,45 @@ def test_a_batch_that_nobody_chose_for_several_processes_is_remarked() -> None:
 def test_totals_travel_with_the_plan() -> None:
     plan = plan_for(traits=ModuleTraits(train_samples=100), devices=2, batch_size=8)
     assert pickle.loads(pickle.dumps(plan)).totals == plan.totals == Totals(2, 8, 1, 7)
+
+
+OF_EIGHT = ModuleTraits(train_samples=32, train_batches=4, validation_batches=4, train_batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("traits", "asked"),
+    [
+        (OF_EIGHT, {"val_check_interval": 3}),
+        (OF_EIGHT, {"limit_train_batches": 0.3}),
+        (OF_EIGHT, {"accum_steps": 4}),
+        (OF_EIGHT, {"limit_val_batches": 0.25}),
+        (OF_EIGHT, {"overfit_batches": 0.25}),
+        (ModuleTraits(train_batches=math.inf), {"limit_train_batches": 1.0, "val_check_interval": 3}),
+        (ModuleTraits(has_validation=False, validation_batches=4), {"limit_val_batches": 0.01}),
+        (OF_EIGHT, {"devices": 2, "batch_size": 8, "trainer": {"sync_batchnorm": True}}),
+    ],
+)
+def test_batches_are_those_of_the_loader(traits: ModuleTraits, asked: Mapping[str, object]) -> None:
+    plan = plan_for(traits=traits, **asked)
+    assert (plan.problems, plan.notices) == ((), ())
+
+
+def test_a_smoke_test_has_no_fractions() -> None:
+    plan = plan_for(traits=OF_EIGHT, fast_dev_run=1, limit_val_batches=0.01, val_check_interval=0.01)
+    assert plan.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({}, "8, 4 steps per epoch"),
+        ({"batch_size": 8, "devices": 2}, "8 x 2 processes = 16, 2 steps per epoch"),
+        (
+            {"batch_size": 8, "devices": 2, "trainer": {"use_distributed_sampler": False}},
+            "8 x 2 processes = 16, 4 steps per epoch",
+        ),
+        ({"global_batch_size": 8}, "8, 4 steps per epoch"),
+    ],
+)
+def test_a_step_and_an_epoch_are_those_of_the_loader(asked: Mapping[str, object], text: str) -> None:
+    assert str(plan_for(traits=OF_EIGHT, **asked).totals) == text

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from ptycho_exec.errors import SettingsError
+from ptycho_exec.record import manifest_parts
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind
 
@@ -291,3 +292,18 @@ def test_notes_about_the_sources_stay_with_settings_that_are_made_of_them(
         settings.model_copy(update={"batch_size": 3}),
     )
     assert [[note.code for note in other.notices] for other in made] == [["empty-variable"]] * 4
+
+
+def test_a_deprecated_field_warns_who_reads_it_and_not_who_derives_or_shows_settings() -> None:
+    class Aging(ExecutionSettings):
+        old: int = Field(default=1, deprecated="use something else")
+
+    settings = Aging.from_values({"old": 2})  # any warning is an error in these tests
+    derived = (
+        settings.with_overrides(seed=1).with_factory_defaults(batch_size=4).model_copy(update={"seed": 2})
+    )
+    assert "old = 2" in derived.explain("old")
+    assert "<th>old</th><th>2</th>" in derived._repr_html_()
+    assert manifest_parts(derived)["intent"]["old"] == 2
+    with pytest.warns(DeprecationWarning, match="use something else"):
+        assert derived.old == 2

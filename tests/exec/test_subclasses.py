@@ -6,6 +6,7 @@ import enum
 import json
 import pickle
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -19,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from typing_extensions import TypedDict
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.settings import ExecutionSettings, ResolvedSettings, override_settings
@@ -308,6 +310,15 @@ class Nested(BaseModel):
     x: int = 1
 
 
+@dataclass
+class Point:
+    x: int = 1
+
+
+class Row(TypedDict):
+    x: int
+
+
 @pytest.mark.parametrize(
     ("config", "fields", "words"),
     [
@@ -319,6 +330,11 @@ class Nested(BaseModel):
         (None, {"profile": (str, "x")}, "the constructor has an argument of that name"),
         (None, {"beam": (str, Field("x", alias="b"))}, "have the name of the field"),
         (None, {"nested": (Nested, Nested())}, "a class around both"),
+        (None, {"nested": (list[Nested], [])}, "field nested: a model"),
+        (None, {"nested": (Annotated[dict[str, Nested] | None, "x"], None)}, "field nested: a model"),
+        (None, {"nested": (Point | None, None)}, "field nested: a dataclass"),
+        (None, {"nested": (Point, Point())}, "field nested: a dataclass"),
+        (None, {"nested": (tuple[Row, ...], ())}, "field nested: a TypedDict"),
         (None, {"batch_size": (Annotated[int, Interval(le=4)], 64)}, "its default 64 is not allowed"),
     ],
 )

@@ -297,3 +297,12 @@ def test_a_flag_of_another_command_is_told_whose_it_is() -> None:
     (finding,) = caught.value.findings
     assert finding.what == "--batch-size is no flag of this command"
     assert finding.fix == "leave it out (it is one of ptycho-exec show)"
+
+
+def test_a_hint_is_a_flag_of_the_same_command() -> None:
+    with pytest.raises(SettingsError) as caught:
+        build_parser().parse(["show", "--batch", "3"])
+    assert caught.value.findings[0].fix == "remove it"
+    with pytest.raises(SettingsError) as caught:
+        build_parser().parse(["slurm", "--batch", "3"])
+    assert caught.value.findings[0].fix == "write --sbatch, or remove it"

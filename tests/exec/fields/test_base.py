@@ -6,16 +6,27 @@ import copy
 import enum
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, create_model
 
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.fields.base import FrozenModel, ReadOnly, Table, branches, fill, is_filling, kind_of
+from ptycho_exec.fields.base import (
+    FrozenModel,
+    ReadOnly,
+    Table,
+    bare_type,
+    branches,
+    converted,
+    fill,
+    is_filling,
+    kind_of,
+)
 
 
 class Colour(enum.Enum):
@@ -114,3 +125,60 @@ def test_a_table_is_pickled_copied_hashed_and_written() -> None:
         assert (other, type(other.table), hash(other.table)) == (made, ReadOnly, hash(made.table))
     assert json.loads(json.dumps(made.table)) == made.model_dump(mode="json")["table"]
     assert made.model_dump()["table"] == made.table | {}
+
+
+def of_type(annotation: Any, value: Any) -> Any:
+    strict = ConfigDict(strict=True)
+    model = create_model("Own", __config__=strict, x=(annotation, ...))
+    made = model.__new__(model)
+    fill(made, {"x": value})
+    return made.x  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given", "value"),
+    [
+        (int | timedelta, 90, 90),
+        (str | datetime, "2026", "2026"),
+        (str | Path, "abc", "abc"),
+        (bool | timedelta, True, True),
+        (set[int] | list[int], [1, 1], [1, 1]),
+        (list[int] | list[str], ["1", "2"], ["1", "2"]),
+        (tuple[int, ...] | list[int], [1], [1]),
+        (int | Path, "a", Path("a")),
+        (timedelta, 90, timedelta(seconds=90)),
+        (datetime, date(2026, 1, 2), datetime(2026, 1, 2)),
+        (tuple[Path, ...], ["a"], (Path("a"),)),
+        (tuple[Path, ...], [Path("a")], (Path("a"),)),
+        (frozenset[Path], {"a"}, frozenset({Path("a")})),
+        (dict[int, str], {"1": "a"}, {1: "a"}),
+        (Sequence[int], [1, 2], [1, 2]),
+        (int, 8.0, 8),
+        (list[Annotated[Path, AfterValidator(lambda path: "data" / path)]], ["a"], [Path("data/a")]),
+    ],
+)
+def test_a_value_stays_what_it_is_where_its_type_takes_it(annotation: Any, given: Any, value: Any) -> None:
+    made = of_type(annotation, given)
+    assert (made, type(made)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "given"),
+    [
+        (list[int], ["1"]),
+        (set[int], [True]),
+        (int, 8.5),
+        (str | timedelta, b"a"),
+        (timedelta, True),
+    ],
+)
+def test_a_text_is_no_number_inside_of_a_list_either(annotation: Any, given: Any) -> None:
+    with pytest.raises(ValueError, match="x"):
+        of_type(annotation, given)
+
+
+def test_of_a_type_the_validators_go_and_the_limits_stay() -> None:
+    octal = BeforeValidator(lambda text: int(text, 8))
+    assert bare_type(list[Annotated[int, Ge(1), octal]] | None) == list[Annotated[int, Ge(1)]] | None
+    assert bare_type(Literal["a"]) == Literal["a"]
+    assert converted(create_model("Own", x=(list[Annotated[int, octal]], ...)), "x", ["010"]) == ["010"]

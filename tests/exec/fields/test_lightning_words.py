@@ -89,8 +89,16 @@ def test_every_parameter_of_the_trainer_is_a_field_or_in_the_table_or_brought_by
     from lightning.pytorch import Trainer
 
     parameters = set(inspect.signature(Trainer).parameters) - {"accumulate_grad_batches", "logger"}
-    assert parameters - set(field_specs()) == {*TrainerTable.model_fields, *BROUGHT_PARAMETERS}
+    assert parameters - set(field_specs()) - set(BROUGHT_PARAMETERS) == set(TrainerTable.model_fields)
     assert all(BROUGHT_PARAMETERS.values())
+
+
+@pytest.mark.parametrize("name", BROUGHT_PARAMETERS)
+def test_a_name_that_is_no_setting_is_told_what_there_is_instead(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ExecutionSettings.from_values({name: 10})
+    (finding,) = caught.value.findings
+    assert finding.fix == f"remove it (no setting: {BROUGHT_PARAMETERS[name]})"
 
 
 def test_durations() -> None:

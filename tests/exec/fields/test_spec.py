@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import shlex
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from ptycho_exec.errors import SettingsError
 from ptycho_exec.fields.choices import LoggerWord
 from ptycho_exec.fields.model import Effect, malformed
 from ptycho_exec.fields.spec import as_flags, decode_text, format_value
@@ -141,6 +143,9 @@ class Own(ExecutionSettings):
     mode: Mode = Mode.A
     frames: list[int] = Field(default_factory=list)
     rows: list[dict[str, int]] = Field(default_factory=list)
+    tags: list[str] = Field(default_factory=list)
+    steps: Sequence[int] = ()
+    weights: dict[str, int] = Field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +156,14 @@ class Own(ExecutionSettings):
         ("frames", "[]", []),
         ("frames", "1,2", [1, 2]),
         ("rows", '[{"a": 1, "b": 2}]', [{"a": 1, "b": 2}]),
+        ("frames", '["1", 2]', [1, 2]),
+        ("steps", "1,2", [1, 2]),
+        ("tags", "['a,b','c']", ["a,b", "c"]),
+        ("tags", '"a,b",c', ["a,b", "c"]),
+        ("tags", " [ a , it's ] ", ["a", "it's"]),
+        ("tags", "[1, 2]", ["1", "2"]),
+        ("tags", "a[0],b[1]", ["a[0]", "b[1]"]),
+        ("tags", '"",a', ["", "a"]),
     ],
 )
 def test_texts_for_fields_of_a_subclass(
@@ -158,6 +171,42 @@ def test_texts_for_fields_of_a_subclass(
 ) -> None:
     monkeypatch.setenv(f"OWN_{name.upper()}", text)
     assert getattr(Own(), name) == value
+
+
+@pytest.mark.parametrize(
+    "text", ['["a","b",]', "[a, b", "a, b]", "(a,b)", "a,b,", ",", '[["a"],["b"]]', "[", "a", '"a" b,c']
+)
+def test_what_is_no_whole_list_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("OWN_TAGS", text)
+    with pytest.raises(SettingsError, match=r"tags = .* is not allowed"):
+        Own()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("trainer", "min_epochs=3,min_epochs=4"),
+        ("trainer", '{"min_epochs": 3, "min_epochs": 4}'),
+        ("weights", '{"min_epochs": 1, "min_epochs": 2}'),
+    ],
+)
+def test_a_name_that_a_table_has_twice_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    monkeypatch.setenv(f"OWN_{name.upper()}", text)
+    with pytest.raises(SettingsError, match="is not allowed: min_epochs is defined twice\n"):
+        Own()
+
+
+def test_variables_are_in_capitals_whatever_the_prefix_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(ExecutionSettings):
+        model_config = SettingsConfigDict(env_prefix="small_")
+
+    monkeypatch.setenv("SMALL_BATCH_SIZE", "8")
+    monkeypatch.setenv("SMALL_TRAINER__MIN_EPOCHS", "3")
+    settings = Small()
+    assert (settings.batch_size, settings.trainer["min_epochs"]) == (8, 3)
+    assert "set with  SMALL_BATCH_SIZE," in settings.explain("batch_size")
 
 
 def test_values_are_written_as_flags() -> None:

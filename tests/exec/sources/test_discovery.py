@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from pydantic_settings import SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.settings import ExecutionSettings
@@ -145,3 +146,30 @@ def test_the_env_file_of_a_folder_above_is_noted_if_it_speaks_of_us(place: Place
     above.unlink()
     above.mkdir()
     assert place.resolve().findings == ()
+
+
+class Named(ExecutionSettings):
+    """Settings with files of variables of their own."""
+
+    program: ClassVar[str] = "named"
+    model_config = SettingsConfigDict(env_prefix="NAMED_", env_file=(".env", "site.env"))
+
+
+@pytest.mark.parametrize("given", ["nope.env", (".env", "nope.env"), "~/nope.env", "folder"])
+def test_a_dotenv_that_a_call_names_must_be_there(clean_process: Place, given: Any) -> None:
+    clean_process.write(".env", "")
+    clean_process.write("folder/file", "")
+    with pytest.raises(SettingsError, match="is not there") as caught:
+        Named(_env_file=given)  # type: ignore[call-arg]
+    (finding,) = caught.value.findings
+    assert (finding.code, finding.fix) == ("unreadable-file", "correct the path, or do not name it")
+    (clean_process.home / "right.env").write_text("NAMED_SEED=7\n")
+    assert Named(_env_file="~/right.env").seed == 7  # type: ignore[call-arg]
+    assert Named(_env_file=None).seed == 42  # type: ignore[call-arg]
+
+
+def test_a_dotenv_of_the_class_that_is_not_there_is_noted(clean_process: Place) -> None:
+    what = f"{clean_process.cwd / 'site.env'} is not there: env_file of Named names it"
+    assert [notice.what for notice in Named().notices] == [what]
+    clean_process.write("site.env", "NAMED_SEED=7\n")
+    assert (Named().seed, Named().notices) == (7, ())

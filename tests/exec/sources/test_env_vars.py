@@ -163,3 +163,54 @@ def test_a_variable_of_the_chosen_tracker_that_does_not_act_is_noted(
     assert "s3cr3t" not in note.render()
     if TRACKERS[backend][name] in field_specs():
         assert field_specs()[TRACKERS[backend][name]].variable in note.what
+
+
+# --- a folder of secrets ------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_file_in_a_folder_of_secrets_is_an_error(place: Place) -> None:
+    secret = place.write("s/PTYCHO_EXEC_BACH_SIZE", "4")
+    (finding,) = place.resolve(secrets=("s",)).errors
+    assert (finding.code, finding.where) == ("unknown-name", str(secret))
+    assert finding.fix == "rename it to PTYCHO_EXEC_BATCH_SIZE, or remove it"
+    secret.rename(secret.with_name("PTYCHO_EXEC_BATCH_SIZE"))
+    assert place.settings(secrets=("s",)).batch_size == 4
+    wrong = place.write("s/ptychoexec_seed", "4")
+    (finding,) = place.resolve(secrets=("s",)).errors
+    assert (finding.code, finding.fix) == ("wrong-prefix", "rename it to PTYCHO_EXEC_SEED")
+    wrong.rename(wrong.with_name("ptycho_exec_seed"))
+    assert place.settings(secrets=("s",)).seed == 4
+
+
+def test_files_of_others_in_a_folder_of_secrets_are_left_alone(place: Place) -> None:
+    place.write("s/db_password", "x")
+    place.write("s/..data/ptycho_exec_sed", "4")
+    own = place.write("s/ptycho_exec_certificate.pem", "x")
+    found = place.resolve(secrets=("s",))
+    assert [(f.level, f.what) for f in found.findings] == [
+        ("note", f"{own} is not read: no setting has that name")
+    ]
+
+
+def test_one_name_of_a_table_and_an_empty_file_in_a_folder_of_secrets(place: Place) -> None:
+    place.write("s/ptycho_exec_trainer__min_epochs", "3\n")
+    place.write("s/ptycho_exec_seed", "\n")
+    settings = place.settings(secrets=("s",))
+    assert (settings.trainer, settings.seed) == ({"min_epochs": 3}, 42)
+    assert [notice.code for notice in settings.notices] == ["empty-variable"]
+
+
+def test_the_last_folder_of_secrets_wins_and_shadows_the_others(place: Place) -> None:
+    first, last = (
+        place.write(f"{folder}/ptycho_exec_seed", text) for folder, text in (("a", "1"), ("b", "2"))
+    )
+    origin = place.settings(secrets=("a", "b")).origins["seed"]
+    assert (origin.value, origin.place) == (2, str(last))
+    assert [(below.value, below.place) for below in origin.shadowed[:1]] == [(1, str(first))]
+
+
+def test_a_secret_that_is_no_text_is_one_finding(place: Place) -> None:
+    path = place.write("s/ptycho_exec_seed", "")
+    path.write_bytes(b"\xff\xfe4\0")
+    (finding,) = place.resolve(secrets=("s",)).errors
+    assert (finding.code, finding.file) == ("unreadable-file", str(path))

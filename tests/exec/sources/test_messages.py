@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import pytest
+from pydantic import Field
 
-from ptycho_exec.errors import SettingsError
+from ptycho_exec.errors import Finding, SettingsError
 from ptycho_exec.fields.spec import decode_text, field_specs
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.messages import bad_value
@@ -268,3 +270,62 @@ def test_a_wrong_table_is_refused_before_lightning_is_imported(place: Place) -> 
         [sys.executable, "-c", code], cwd=place.cwd, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["False", "False"]
+
+
+class Limited(ExecutionSettings):
+    eights: Annotated[int, Field(multiple_of=8)] = 8
+    few: Annotated[list[int], Field(max_length=2)] = Field(default_factory=list)
+    pair: tuple[float, float] = (0, 0)
+    tags: list[str] = Field(default_factory=list)
+    pause: timedelta = timedelta(seconds=1)
+
+
+def refusal(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> Finding:
+    monkeypatch.setenv(f"PTYCHO_EXEC_{name.upper()}", text)
+    with pytest.raises(SettingsError) as caught:
+        Limited()
+    (finding,) = caught.value.findings
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("eights", "9", "a multiple of 8"),
+        ("few", "1,2,3", "at most 2 items"),
+        ("pair", "1,2,3", "at most 2 items"),
+        ("pause", "5s", "HH:MM:SS, or PT90S"),
+    ],
+)
+def test_a_limit_is_named(
+    name: str, text: str, words: str, clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finding = refusal(name, text, monkeypatch)
+    assert words in f"{finding.what} {finding.expected}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix", "value"),
+    [
+        ("a", "[a]", ["a"]),
+        ("a,b,", "[a, b]", ["a", "b"]),
+        ("[a, b", "[a, b]", ["a", "b"]),
+    ],
+)
+def test_what_to_write_for_a_list_is_a_list(
+    text: str, fix: str, value: list[str], clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fix in refusal("tags", text, monkeypatch).fix
+    monkeypatch.setenv("PTYCHO_EXEC_TAGS", fix)
+    assert Limited().tags == value
+
+
+def test_texts_in_a_list_of_numbers_are_shown_as_texts(clean_process: Place) -> None:
+    clean_process.write("ptycho_exec.toml", 'few = ["1"]\n')
+    with pytest.raises(SettingsError, match=r"few = \['1'\] is not allowed") as caught:
+        Limited()
+    assert "write few = [1]" in caught.value.findings[0].fix
+    clean_process.write("ptycho_exec.toml", "few = [1]\neights = 16.0\n")
+    settings = Limited()
+    assert (settings.few, settings.eights) == ([1], 16)
+    assert type(settings.eights) is int

@@ -9,12 +9,17 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import Field
 
 from ptycho_exec.errors import SettingsError
 from ptycho_exec.settings import ExecutionSettings, override_settings
 from ptycho_exec.sources.origins import Kind, Layer, Origin, Resolution, SearchedFile
+
+if TYPE_CHECKING:
+    from conftest import Place
 
 
 @pytest.mark.parametrize(
@@ -159,3 +164,18 @@ def test_a_cell_goes_by_its_number(tmp_path: Path) -> None:
     )
     place = "argument ExecutionSettings()"
     assert done.stdout.splitlines() == [f"{place} (Cell In[1]:3)", f"{place} (Cell In[3]:1)"]
+
+
+def test_each_name_of_a_merged_table_has_its_own_origin(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Weighted(ExecutionSettings):
+        weights: dict[str, int] = Field(default_factory=dict)
+
+    clean_process.write("ptycho_exec.toml", "[weights]\na = 1\nb = 9\n")
+    monkeypatch.setenv("PTYCHO_EXEC_WEIGHTS", '{"b": 2}')
+    settings = Weighted()
+    assert settings.weights == {"a": 1, "b": 2}
+    assert settings.origin_of("weights.a").endswith("ptycho_exec.toml:2)")
+    assert settings.origin_of("weights.b") == "environment PTYCHO_EXEC_WEIGHTS"
+    assert settings.origin_of("weights.c") == ""

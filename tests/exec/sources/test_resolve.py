@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import SettingsError
@@ -429,3 +429,81 @@ def test_a_subclass_reads_the_table_from_its_own_variables(
     monkeypatch.setenv("BENCH_TRAINER__MIN_EPOCH", "3")
     with pytest.raises(SettingsError, match="write BENCH_TRAINER__MIN_EPOCHS"):
         Bench()
+
+
+# --- sources of a subclass ----------------------------------------------------------------------------------
+
+
+def _with_source(act: Callable[[PydanticBaseSettingsSource], dict[str, Any]]) -> type[ExecutionSettings]:
+    """Return a class that reads, after arguments and variables, a source that does this."""
+
+    class Own(PydanticBaseSettingsSource):
+        def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+            raise NotImplementedError
+
+        def __call__(self) -> dict[str, Any]:
+            return act(self)
+
+    class WithOwn(ExecutionSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: Any, init_settings: Any, env_settings: Any, **others: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, Own(settings_cls), others["dotenv_settings"]
+
+    return WithOwn
+
+
+def test_a_source_of_a_subclass_knows_what_those_before_it_gave(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[Any]()
+
+    def act(source: PydanticBaseSettingsSource) -> dict[str, Any]:
+        told.extend((dict(source.current_state), dict(source.settings_sources_data)))
+        return {"accum_steps": source.current_state["batch_size"] // 2, "batch_size": 1}
+
+    monkeypatch.setenv("PTYCHO_EXEC_BATCH_SIZE", "8")
+    monkeypatch.setenv("PTYCHO_EXEC_TRAINER__MIN_EPOCHS", "2")
+    clean_process.write(".env", "PTYCHO_EXEC_NUM_WORKERS=1\n")
+    settings = _with_source(act)(batch_size=6, trainer={"min_steps": 3})
+    assert (settings.batch_size, settings.accum_steps, settings.num_workers) == (6, 3, 1)
+    assert told[0] == {"batch_size": 6, "trainer": {"min_epochs": 2, "min_steps": 3}}
+    assert told[1] == {
+        "InitSettingsSource": {"batch_size": 6, "trainer": {"min_steps": 3}},
+        "EnvSettingsSource": {"batch_size": 8, "trainer": {"min_epochs": 2}},
+    }
+
+
+def test_a_source_of_a_subclass_that_fails_is_one_finding(clean_process: Place) -> None:
+    del clean_process
+
+    def act(source: PydanticBaseSettingsSource) -> dict[str, Any]:
+        raise ConnectionError("no answer from https://me:s3cret@vault")
+
+    with pytest.raises(SettingsError) as caught:
+        _with_source(act)(bach_size=1)
+    failed, unknown = sorted(caught.value.findings, key=lambda finding: finding.code)
+    assert failed.what == "the source Own fails: ConnectionError: no answer from https://***@vault"
+    assert (failed.code, failed.file, unknown.code) == ("failed", __file__, "unknown-name")
+    assert _with_source(lambda _: {})(batch_size=1).batch_size == 1
+
+
+def test_a_file_of_a_source_of_a_subclass_that_is_broken_is_named(clean_process: Place) -> None:
+    path = clean_process.write("site.toml", "seed = \n")
+
+    class WithSite(ExecutionSettings):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: Any, **others: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (TomlConfigSettingsSource(settings_cls, path),)
+
+    with pytest.raises(SettingsError) as caught:
+        WithSite()
+    (finding,) = caught.value.findings
+    start = f"settings_customise_sources of WithSite fails at {path}: TOMLDecodeError: Invalid value"
+    assert finding.what.startswith(start)
+    assert finding.file == __file__
+    path.write_text("seed = 3\n")
+    assert WithSite().seed == 3

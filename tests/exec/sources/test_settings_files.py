@@ -265,12 +265,12 @@ def test_lines_of_dotenv_that_are_no_assignment(place: Place, text: str, line: i
 
 
 def test_a_line_of_another_program_that_is_no_assignment_is_noted(place: Place) -> None:
-    place.write(".env", "A='s3cret unclosed\nPTYCHO_EXEC_SEED=3\nsome words\n")
+    place.write(".env", 'A=\'s3cret unclosed\nPTYCHO_EXEC_SEED=3\nsome words\n"b",\n]\nexport B\n# A\n\n')
     resolution = place.resolve()
     assert (resolution.values, resolution.errors) == ({"seed": 3}, ())
     assert [(notice.what, notice.code, notice.line) for notice in resolution.notices] == [
         (f"line {line} of {place.cwd}/.env is no assignment and was passed over", "not-an-assignment", line)
-        for line in (1, 3)
+        for line in (1, 3, 4, 5, 6)
     ]
 
 
@@ -470,12 +470,18 @@ QUOTED = [
     ('"${A}-b"', "1-b"),
     ("${A}'s", "1's"),
     ("${A}", "1"),
+    (r'"p\${A}w"', "p${A}w"),
+    (r"p\${A}w", "p${A}w"),
+    (r'"p\\${A}w"', r"p\1w"),
+    (r'"p\\\${A}w"', r"p\${A}w"),
+    (r'"${B:-\$5}"', "$5"),
+    (r"'p\${A}w'", r"p\${A}w"),
 ]
 
 
 @pytest.mark.parametrize(("written", "value"), QUOTED)
 @pytest.mark.parametrize("name", ["PTYCHO_EXEC_EXPERIMENT_NAME", "export PTYCHO_EXEC_EXPERIMENT_NAME "])
-def test_single_quotes_in_dotenv_keep_the_text_as_a_shell_does(
+def test_quotes_and_backslashes_in_dotenv_keep_the_text_as_a_shell_does(
     place: Place, name: str, written: str, value: str
 ) -> None:
     place.write(".env", f"A=1\n{name}={written}\n")
@@ -493,7 +499,13 @@ def test_a_name_that_is_set_nowhere_is_a_finding_in_a_variable_of_ours(place: Pl
     assert place.settings().experiment_name == "run--7"
 
 
-@pytest.mark.parametrize("form", ["${A:?missing}", "${A?}", "${A:+x}", "${A:=x}", "${A-x}", "${A x}"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("${A:?missing}", "${A?}", "${A:+x}", "${A:=x}", "${A-x}", "${A x}"),
+        *("${A:-${HOME}}", "${A:-x${HOME}}", '${A:-"missing"}'),
+    ],
+)
 def test_other_forms_of_a_shell_are_findings_and_not_taken_as_text(place: Place, form: str) -> None:
     place.environ["A"] = "7"
     place.write(".env", f"OTHER={form}\nPTYCHO_EXEC_EXPERIMENT_NAME=run-{form}\n")
@@ -506,6 +518,12 @@ def test_other_forms_of_a_shell_are_findings_and_not_taken_as_text(place: Place,
         assert written in finding.fix
         place.write(".env", f"PTYCHO_EXEC_EXPERIMENT_NAME=run-{written}\n")
         assert place.settings().experiment_name == "run-7"
+
+
+def test_a_name_inside_of_a_name_in_dotenv_is_a_finding(place: Place) -> None:
+    place.write(".env", "PTYCHO_EXEC_EXPERIMENT_NAME=${${A}}\n")
+    (finding,) = place.resolve().errors
+    assert finding.what == "PTYCHO_EXEC_EXPERIMENT_NAME uses ${ in a form that is not read"
 
 
 CAUSES = [

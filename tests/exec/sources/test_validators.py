@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import pickle
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from ptycho_exec.errors import SettingsError
+from ptycho_exec.record import manifest_parts, settings_from_manifest, write_manifest
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.explain import changed
 from ptycho_exec.sources.origins import Kind
@@ -174,3 +178,159 @@ def test_a_validator_that_makes_a_wrong_value_is_blamed_itself() -> None:
     }
     with pytest.raises(SettingsError, match="batch_size = -1 is not allowed"):
         Zero.from_values({"batch_size": -1})
+
+
+class Scaled(Base):
+    model_config = SettingsConfigDict(env_prefix="SCALED_")
+
+    kev: float = 1.0
+    other_kev: float = 2.0
+    twice: Annotated[int, AfterValidator(lambda number: 2 * number)] = 1
+    parts: list[Annotated[int, AfterValidator(lambda number: 2 * number)]] = Field(default_factory=list)
+    numbers: Annotated[list[int], NoDecode] = Field(default_factory=list)
+    made: str = Field(default_factory=lambda: uuid4().hex)
+
+    @field_validator("kev", "other_kev")
+    @classmethod
+    def to_ev(cls, value: float) -> float:
+        return value * 1000
+
+    @field_validator("numbers", mode="before")
+    @classmethod
+    def split(cls, value: str) -> list[int]:
+        return [int(part) for part in value.split(";")]
+
+    @model_validator(mode="after")
+    def in_range(self) -> Scaled:
+        if self.kev > 100_000:
+            raise ValueError("kev is out of range")
+        return self
+
+
+@pytest.fixture
+def scaled(clean_process: Place, monkeypatch: pytest.MonkeyPatch) -> Scaled:
+    for name, text in {"KEV": "8", "TWICE": "4", "PARTS": "1,2", "NUMBERS": "1;2"}.items():
+        monkeypatch.setenv(f"SCALED_{name}", text)
+    return Scaled()
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda settings: settings.with_overrides(seed=1),
+        lambda settings: settings.with_factory_defaults(batch_size=4),
+        lambda settings: settings.with_recorded({"seed": 1}, place="run"),
+        lambda settings: settings.model_copy(update={"seed": 1}).with_overrides(seed=3),
+        lambda settings: pickle.loads(pickle.dumps(settings)).with_overrides(seed=1),
+    ],
+)
+def test_a_copy_keeps_what_is_not_overridden(scaled: Scaled, copy: Callable[[Scaled], Scaled]) -> None:
+    again = copy(scaled)
+    names = ("kev", "other_kev", "twice", "parts", "numbers", "made", "own")
+    values = {name: getattr(scaled, name) for name in names}
+    assert values | {"made": ""} == {
+        "kev": 8000.0,
+        "other_kev": 2.0,
+        "twice": 8,
+        "parts": [2, 4],
+        "numbers": [1, 2],
+        "made": "",
+        "own": "a",
+    }
+    assert {name: getattr(again, name) for name in names} == values
+    assert {name: again.origin_of(name) for name in names} == {name: scaled.origin_of(name) for name in names}
+
+
+def test_an_override_is_validated_once_and_shadows_what_was_given(scaled: Scaled) -> None:
+    again = scaled.with_overrides(kev=9)
+    assert again.kev == 9000.0
+    chain = [origin.value for origin in again.origins["kev"].shadowed]
+    assert chain == [9, 8.0, 1.0]
+    with pytest.raises(SettingsError, match="kev is out of range"):
+        scaled.with_overrides(kev=101)
+
+
+def test_a_manifest_restores_what_ran(scaled: Scaled, tmp_path: Path) -> None:
+    write_manifest(tmp_path, **manifest_parts(scaled))
+    assert settings_from_manifest(tmp_path, model=Scaled) == scaled
+    assert settings_from_manifest(tmp_path, {"kev": 9}, model=Scaled).kev == 9000.0
+
+
+def test_a_default_that_is_made_for_each_instance_is_the_value_of_its_origin() -> None:
+    one, two = Scaled.from_values({}), Scaled.from_values({})
+    assert one.made != two.made
+    assert [settings.origins["made"].value for settings in (one, two)] == [one.made, two.made]
+
+
+def test_a_validator_in_an_annotation_is_named_in_the_origin(scaled: Scaled) -> None:
+    by = "changed by one of the validators <lambda>, in_range of Scaled"
+    assert scaled.origin_of("twice") == f"environment SCALED_TWICE, {by}"
+    assert scaled.origin_of("parts") == f"environment SCALED_PARTS, {by}"
+
+
+class Texts(Base):
+    model_config = SettingsConfigDict(env_prefix="TEXTS_")
+
+    tags: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    octal: Annotated[int, BeforeValidator(lambda v: int(v, 8) if isinstance(v, str) else v)] = 0
+    count: int = 0
+    limit: int | None = None
+    words: list[str] = Field(default_factory=list)
+
+    @field_validator("tags", "words", mode="before")
+    @classmethod
+    def split(cls, value: Any) -> Any:
+        return value.split(";") if isinstance(value, str) else value
+
+    @field_validator("count", "limit", mode="before")
+    @classmethod
+    def same(cls, value: Any) -> Any:
+        return value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("tags", "a,x;b,y", ["a,x", "b,y"]),
+        ("octal", "010", 8),
+        ("count", "8", 8),
+        ("limit", "none", None),
+        ("words", "a,x;b", ["a,x", "b"]),
+        ("words", '["a", "b"]', ["a", "b"]),
+    ],
+)
+def test_a_text_reaches_the_validators_that_read_it(
+    name: str, text: str, value: Any, clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"TEXTS_{name.upper()}", text)
+    assert getattr(Texts(), name) == value
+
+
+def test_what_a_validator_says_about_a_text_is_not_lost(
+    clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTS_OCTAL", "9")  # which is a number, and no octal one
+    with pytest.raises(SettingsError, match="octal = '9' is not allowed: invalid literal for int"):
+        Texts()
+
+
+def test_a_validator_that_fails_is_one_finding() -> None:
+    with pytest.raises(SettingsError, match="validator split of Scaled fails: AttributeError") as caught:
+        Scaled.from_values({"numbers": [1, 2]})
+    (finding,) = caught.value.findings
+    assert finding.file == __file__
+    assert "value.split" in Path(__file__).read_text().splitlines()[finding.line - 1]
+
+
+def test_a_default_that_a_validator_refuses_is_refused_in_its_words() -> None:
+    with pytest.raises(SettingsError, match="its default 1 is not allowed; must be a multiple of 3"):
+
+        class Threes(Base):
+            threes: int = 1
+
+            @field_validator("threes")
+            @classmethod
+            def check(cls, value: int) -> int:
+                if value % 3:
+                    raise ValueError("must be a multiple of 3")
+                return value

@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import SimpleProfiler
 
 from ptycho_exec.errors import SettingsError, SettingsWarning
@@ -240,6 +241,9 @@ def test_without_a_run_directory_nothing_is_written(tmp_path: Path, monkeypatch:
         ({"logger_backend": "csv"}, "logger_backend=csv has no effect: the run has no directory"),
         ({"enable_checkpointing": True}, "pass run_dir="),
         ({"checkpoint_save_top_k": 2}, "checkpoint_save_top_k=2 has no effect"),
+        ({"log_every_n_steps": 1}, "log_every_n_steps=1 has no effect: the run has no directory"),
+        ({"middle_trim": 8}, "middle_trim=8 has no effect: a Trainer does not stitch"),
+        ({"pad_eval": True}, "pad_eval=true has no effect"),
         ({"seed": 7}, "seed=7 has no effect: it is set for the whole process"),
         ({"num_threads": 3}, "inside `trainer_run`"),
     ],
@@ -664,3 +668,10 @@ def test_a_name_that_this_lightning_does_not_know_is_noted(name: str) -> None:
         build_trainer(wanted, max_epochs=3)
     noted = [str(row.message) for row in caught if f"trainer.{name}=" in str(row.message)]
     assert len(noted) == (name not in real_parameters())
+
+
+def test_a_logger_of_the_caller_reads_how_often_to_log_without_a_directory(tmp_path: Path) -> None:
+    wanted = ExecutionSettings.from_values({"log_every_n_steps": 1})
+    with _restored(), warnings.catch_warnings(record=True) as caught:
+        build_trainer(wanted, plan=plan_of(wanted), logger=CSVLogger(tmp_path))
+    assert [row for row in caught if row.category is SettingsWarning] == []

@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch import callbacks as kinds
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision, TorchCheckpointIO
+from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ptycho_exec.errors import DriftError, SettingsError
@@ -39,21 +40,33 @@ CALLERS = {
     "GradientAccumulationScheduler": lambda: kinds.GradientAccumulationScheduler({0: 1, 1: 2}),
     "ProgressBar": lambda: kinds.RichProgressBar(),
     "Checkpoint": lambda: kinds.ModelCheckpoint(monitor="train_loss"),
+    "WeightAveraging": lambda: kinds.WeightAveraging(),
+    "StochasticWeightAveraging": lambda: kinds.StochasticWeightAveraging(1e-3, swa_epoch_start=0.5),
 }
 ASKED: dict[str, Any] = {
-    "EarlyStopping": 7,
-    "Timer": "00:00:01:00",
-    "GradientAccumulationScheduler": 2,
-    "ProgressBar": False,
-    "Checkpoint": False,
+    "early_stop_patience": 7,
+    "max_time": "00:00:01:00",
+    "accum_steps": 2,
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+    "ema_decay": 0.9,
+    "swa_epoch_start": 1,
 }
+EACH_RIVAL = [
+    pytest.param(
+        rival,
+        id=f"{rival.kind}-{rival.field}",
+        marks=pytest.mark.skipif(not hasattr(kinds, rival.kind), reason="Lightning before 2.6 has none"),
+    )
+    for rival in RIVALS
+]
 
 
 def test_every_rival_has_an_example() -> None:
     assert {rival.kind for rival in RIVALS} <= set(CALLERS)
 
 
-@pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.kind)
+@pytest.mark.parametrize("rival", EACH_RIVAL)
 def test_the_callers_callback_acts_and_is_no_drift(rival: Any, tmp_path: Path) -> None:
     own = CALLERS[rival.kind]()
     if rival.kind == "Checkpoint":
@@ -76,11 +89,11 @@ def test_the_callers_weight_averaging_trains_without_drift(tmp_path: Path) -> No
     assert not read_back(trainer).report.differing
 
 
-@pytest.mark.parametrize("rival", RIVALS, ids=lambda rival: rival.kind)
+@pytest.mark.parametrize("rival", EACH_RIVAL)
 def test_what_a_setting_decides_too_is_refused_and_the_remedy_works(rival: Any) -> None:
     own = CALLERS[rival.kind]()
     with pytest.raises(SettingsError, match=rf"{rival.field}=.* and the caller's {rival.kind}") as caught:
-        build_trainer(defaults(**{rival.field: ASKED[rival.kind]}), callbacks=[own])
+        build_trainer(defaults(**{rival.field: ASKED[rival.field]}), callbacks=[own])
     assert f"set {rival.field}=" in str(caught.value)
     with process_flags(defaults()):
         build_trainer(defaults(**{rival.field: rival.beside[0]}), callbacks=[own])
@@ -142,6 +155,9 @@ def test_the_callers_checkpoint_writer_takes_the_place_of_ours(tmp_path: Path) -
         ({"default_root_dir": "."}, "pass it as run_dir="),
         ({"max_epoch": 2}, "write max_epochs"),
         ({"nonsense": 2}, "remove it"),
+        ({"resume_from_checkpoint": "x"}, r"remove it \(the checkpoint is passed to `Trainer.fit`"),
+        ({"model_registry": 3}, "model_registry=3 is not allowed"),
+        ({"min_epochs": "many"}, "expected: an integer at least 1"),
     ],
 )
 def test_what_must_not_be_passed_is_refused_with_a_remedy(given: dict[str, Any], words: str) -> None:
@@ -214,6 +230,13 @@ def test_manual_optimization_is_seen_when_built(asked: dict[str, Any]) -> None:
         ({"loaders": [1]}, 'pass loaders={"train": ...}'),
         ({"callbacks": kinds.Timer()}, "pass callbacks=[...]"),
         ({"callbacks": [kinds.Timer]}, "pass Timer()"),
+        ({"callbacks": ["early"]}, "pass a Callback"),
+        ({"logger": "csv"}, "set the setting logger_backend=csv, or pass a Logger"),
+        ({"logger": [CSVLogger]}, "pass CSVLogger()"),
+        ({"profiler": "simple"}, "set the setting profiler=simple, or pass a Profiler"),
+        ({"profiler": SimpleProfiler}, "pass SimpleProfiler()"),
+        ({"loaders": {"val": None}}, "write validation"),
+        ({"loaders": {"fit": None}}, "write one of them"),
         ({"trainer_kwargs": ["min_epochs"]}, 'pass trainer_kwargs={"min_epochs": ...}'),
     ],
 )
@@ -224,3 +247,28 @@ def test_an_argument_of_the_wrong_kind_is_refused_before_anything_is_built(
     with pytest.raises(SettingsError) as caught, trainer_run(**options):
         pass
     assert [finding.fix for finding in caught.value.findings] == [fix]
+
+
+LEAST: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({"trainer": {"min_epochs": 5}}, {"max_epochs": 2}, {"max_epochs": 5}),
+    ({"trainer": {"min_steps": 50}, "max_steps": 10}, {}, {}),
+    ({}, {"trainer_kwargs": {"min_epochs": 5}, "max_epochs": 2}, {"max_epochs": 5}),
+]
+
+
+@pytest.mark.parametrize(("asked", "call", "mended"), LEAST)
+def test_a_least_length_above_the_largest_is_refused(
+    asked: dict[str, Any], call: dict[str, Any], mended: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingsError, match=r"min_.* is more than max_.*") as caught:
+        build_trainer(defaults(**asked), **call)
+    assert caught.value.findings[0].code == "conflict"
+    fixed = {**asked, "max_steps": 50} if "max_steps" in asked else asked
+    with process_flags(defaults()):
+        build_trainer(defaults(**fixed), **{**call, **mended})
+
+
+def test_a_smoke_test_and_an_endless_training_may_have_any_least_length() -> None:
+    for asked, epochs in (({"fast_dev_run": 1}, 2), ({}, -1), ({}, None)):
+        with process_flags(defaults()):
+            build_trainer(defaults(trainer={"min_epochs": 5}, **asked), max_epochs=epochs)

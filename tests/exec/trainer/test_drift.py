@@ -10,6 +10,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
+from lightning.pytorch.utilities import CombinedLoader
 
 from ptycho_exec.errors import DriftError
 from ptycho_exec.fields.model import TrainerTable
@@ -135,6 +136,52 @@ def test_inference_loaders_are_compared_with_the_inference_batch() -> None:
     assert [(row.name, row.requested, row.effective) for row in report.differing] == [
         ("inference.inference_batch_size", 2, 4)
     ]
+
+
+SIZES: list[tuple[dict[str, Any], str, Any, list[tuple[str, Any, Any, str]]]] = [
+    ({"global_batch_size": 8}, "train", 4, [("train.batch_size", 8, 4, "global_batch_size")]),
+    ({"global_batch_size": 8}, "train", 8, []),
+    ({"global_batch_size": 8, "accum_steps": 2}, "train", 4, []),
+    ({"global_batch_size": 8}, "validation", 4, []),
+    ({"inference_batch_size": 8}, "validation", 4, [("validation.batch_size", 8, 4, "inference_batch_size")]),
+    ({"inference_batch_size": 8}, "validation", 8, []),
+    ({"inference_batch_size": 8, "batch_size": 4}, "validation", 4, []),
+    ({"inference_batch_size": 3, "batch_size": 8}, "predict", 3, []),
+    ({"inference_batch_size": 3, "batch_size": 8}, "test", 3, []),
+    ({"inference_batch_size": 3}, "test", 8, [("test.inference_batch_size", 3, 8, "inference_batch_size")]),
+    ({"batch_size": 3}, "predict", 8, [("predict.inference_batch_size", 3, 8, "batch_size")]),
+    ({}, "predict", 8, []),
+]
+
+
+@pytest.mark.parametrize(("asked", "role", "size", "differing"), SIZES)
+def test_the_batch_of_a_loader_is_compared_with_what_was_asked_for_its_role(
+    asked: dict[str, Any], role: str, size: int, differing: list[tuple[str, Any, Any, str]]
+) -> None:
+    wanted = ExecutionSettings.from_values(asked)
+    given = {role: loader(wanted, batch_size=size)}
+    report = requested_and_effective(object(), wanted, plan_of(wanted), loaders=given)
+    found = [(row.name, row.requested, row.effective, row.field) for row in report.differing]
+    assert found == differing
+
+
+def test_a_share_of_the_global_batch_is_not_known_without_a_plan() -> None:
+    wanted = ExecutionSettings.from_values({"global_batch_size": 8})
+    report = requested_and_effective(object(), wanted, loaders={"train": loader(wanted, batch_size=4)})
+    assert report.differing == ()
+
+
+def test_each_of_several_loaders_is_compared() -> None:
+    wanted = settings(batch_size=8)
+    small, right = loader(wanted, batch_size=2), loader(wanted)
+    for several, names in (
+        ([right, small], {"train[1]"}),
+        ({"a": small, "b": [small, right]}, {"train[a]", "train[b][0]"}),
+        (CombinedLoader({"a": small, "b": right}), {"train[a]"}),
+        ([torch.ones(2), right], set()),
+    ):
+        report = requested_and_effective(object(), wanted, plan_of(wanted), loaders={"train": several})
+        assert {row.name for row in report.differing} == {f"{name}.batch_size" for name in names}
 
 
 def tampered_report(wanted: ExecutionSettings) -> Any:

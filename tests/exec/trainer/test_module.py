@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from ptycho_exec.plan import ModuleTraits
 from ptycho_exec.trainer.module import is_compiled, traits_of
@@ -48,3 +51,21 @@ def test_what_counts_as_compiled() -> None:
     assert not is_compiled(module)
     module._compiler_ctx = {"compiler": "dynamo"}
     assert is_compiled(module)
+
+
+class Endless(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(torch.ones(3, 1))
+
+
+def test_the_length_and_the_batch_of_loaders_are_seen() -> None:
+    data = DataLoader(TensorDataset(torch.ones(5, 1)), batch_size=2)
+    endless, samples = DataLoader(Endless()), torch.ones(3, 1)
+    own = DataLoader(data.dataset, batch_sampler=BatchSampler(SequentialSampler(samples), 3, False))
+    seen = traits_of(Linear, {"train": data, "validation": {"a": [data, own], "b": samples}})
+    assert (seen.train_batches, seen.train_batch_size, seen.validation_batches) == (3, 2, 1)
+    seen = traits_of(Linear, {"train": endless, "validation": CombinedLoader([endless], "sequential")})
+    assert (seen.train_batches, seen.validation_batches) == (math.inf, math.inf)
+    assert traits_of(Linear, {"train": own}).train_batch_size == 3
+    seen = traits_of(Linear, {"train": [data, data]})
+    assert (seen.train_batches, seen.train_batch_size) == (None, None)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ptycho_exec.errors import SettingsError, SettingsWarning
+from ptycho_exec.errors import DriftError, SettingsError, SettingsWarning
 from ptycho_exec.fields.model import METRIC_DRIVEN
+from ptycho_exec.trainer.build import build_trainer, process_flags
 from ptycho_exec.trainer.readback import ReadBack
 from tests.exec.trainer import linear_runs
 from tests.exec.trainer.linear_runs import Linear
@@ -91,3 +92,52 @@ def test_a_module_that_steps_itself_from_the_second_epoch_on_goes_on_with_a_warn
     with pytest.warns(SettingsWarning, match="gradient_clip_val=0.1: the module steps its optimizer itself"):
         reader = fit_manual(Manual("on_train_epoch_start", epoch=1), gradient_clip_val=0.1)
     assert [(notice.code, notice.level) for notice in reader.notices] == [("manual-optimization", "note")]
+
+
+class Every(Linear):
+    """A module for each of the four stages, whose training takes batches of two loaders, too."""
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return super().training_step(batch["a"] if isinstance(batch, dict) else batch, index)
+
+    def test_step(self, batch: list[torch.Tensor], index: int) -> None: ...
+
+    def predict_step(self, batch: list[torch.Tensor], index: int) -> torch.Tensor:
+        return batch[0]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_stage_without_training_compares_its_loader_before_it_begins(stage: str) -> None:
+    wanted = linear_runs.settings(inference_batch_size=3)
+    options: dict[str, Any] = {} if stage == "predict" else {"verbose": False}
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, announce=False)
+        with pytest.raises(DriftError, match="batch_size=3, but the Trainer has 5"):
+            getattr(trainer, stage)(Every(), linear_runs.loader(wanted, batch_size=5), **options)
+        trainer = build_trainer(wanted, announce=False)
+        getattr(trainer, stage)(Every(), linear_runs.loader(wanted, batch_size=3), **options)
+    found = {name: row for name, row in linear_runs.rows(trainer).items() if "batch_size" in name}
+    assert [row.verdict for row in found.values()] == ["same"]
+
+
+def test_each_of_several_training_loaders_is_compared_in_fit() -> None:
+    wanted = linear_runs.settings(batch_size=8)
+    small, right = (linear_runs.loader(wanted, batch_size=size) for size in (4, 8))
+    with process_flags(wanted):
+        trainer = build_trainer(wanted, max_epochs=1, announce=False)
+        with pytest.raises(DriftError, match=r"asked for train\[b\]\.batch_size=8, but the Trainer has 4"):
+            trainer.fit(Every(), {"a": right, "b": small}, right)
+        trainer = build_trainer(wanted, max_epochs=1, announce=False)
+        trainer.fit(Every(), {"a": right, "b": right}, [right])
+    assert {"train[a].batch_size", "validation[0].batch_size"} <= set(linear_runs.rows(trainer))
+
+
+@pytest.mark.parametrize(("least", "accumulated", "noted"), [(13, 1, True), (12, 1, False), (12, 2, True)])
+def test_more_steps_than_the_epochs_have_are_reported(least: int, accumulated: int, noted: bool) -> None:
+    asked: dict[str, Any] = {"trainer": {"min_steps": least}, "accum_steps": accumulated}
+    if noted:
+        with pytest.warns(SettingsWarning, match=rf"min_steps={least} has no effect: the training has"):
+            trainer, _ = linear_runs.fit(linear_runs.settings(**asked), epochs=2)
+    else:
+        trainer, _ = linear_runs.fit(linear_runs.settings(**asked), epochs=2)
+    assert [row.code for row in linear_runs.read_back(trainer).notices] == ["idle"] * noted

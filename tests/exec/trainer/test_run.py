@@ -335,3 +335,28 @@ def test_a_file_and_the_call_both_decide_parameters_of_the_trainer(
     assert settings_from_manifest("run").trainer == manifest["intent"]["trainer"]
     kept = ExecutionSettings(settings_file="run/settings.toml")
     assert kept.trainer == manifest["intent"]["trainer"]
+
+
+def test_a_settings_class_made_in_a_function_runs() -> None:
+    class Local(ExecutionSettings):
+        beam: str = "a"
+
+    wanted = Local.from_values({"enable_progress_bar": False, "accelerator": "cpu"})
+    with trainer_run(wanted, module=Net, max_epochs=1, facts=CPU) as run:
+        run.trainer.fit(Net(), data())
+    assert run.trainer.global_step == 6
+
+
+def test_the_plan_counts_the_batches_of_the_loaders_it_is_given() -> None:
+    loaders = {"train": data(), "validation": data(), "predict": data(batch=3)}
+    wanted = defaults(val_check_interval=6, inference_batch_size=3)
+    with trainer_run(wanted, module=Linear, loaders=loaders, max_epochs=1, facts=CPU) as run:
+        run.trainer.fit(Linear(), loaders["train"], loaders["validation"])
+        assert "differs" not in {row.verdict for row in run.report().rows}
+    assert str(run.plan.totals) == "4, 6 steps per epoch"
+    for asked in ({"limit_val_batches": 0.01}, {"overfit_batches": 0.01}):
+        with (
+            pytest.raises(SettingsError, match="no batch at all"),
+            trainer_run(defaults(**asked), module=Linear, loaders=loaders, facts=CPU),
+        ):
+            pass
