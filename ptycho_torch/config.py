@@ -129,7 +129,7 @@ class Preprocessing(_Science):
     mask_file: _File = None
     """Mask to use beside the file's own: FILE or FILE:NAME, (ky, kx) as stored, not 0 at bad pixels."""
     mask_marks: Literal["auto", "bad", "good"] = "auto"
-    """Pixels at which the mask file, or else the scan's own mask, is not 0; auto takes bad, if it can be."""
+    """Pixels where the mask file, or else the scan's mask, is not 0; auto is bad unless it looks inverted."""
     mask_suspects: bool = False
     """Mask the pixels that look hot, dead or stuck."""
     zero_frequency: Literal["center", "corner", "first-row", "first-column"] = "center"

@@ -220,7 +220,7 @@ def _spec(model: type[BaseModel], name: str) -> FieldSpec:
 
 
 def _has_no_decode(model: type[BaseModel], metadata: Sequence[Any]) -> bool:
-    """Return whether a class tells pydantic-settings to leave the texts for a list or table alone."""
+    """Return whether a class makes pydantic-settings leave the texts for a list or table as they are."""
     decoding = model.model_config.get("enable_decoding", True)
     return NoDecode in metadata or (decoding is False and ForceDecode not in metadata)
 

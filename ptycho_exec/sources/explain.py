@@ -126,8 +126,8 @@ def explain_field(
 
 def _given_as(origin: Origin) -> str:
     raw = redact(origin.raw) if origin.raw is not None else None
-    told = raw in (None, HIDDEN, format_value(redact(origin.value)))
-    given = "" if told else f", given as {raw!r}"
+    same = raw in (None, HIDDEN, format_value(redact(origin.value)))
+    given = "" if same else f", given as {raw!r}"
     return f"{redact(origin.describe())}{given}"
 
 

@@ -265,7 +265,7 @@ def _sources(reader: Reader) -> tuple[PydanticBaseSettingsSource, ...]:
 
 
 def _layers(sources: Iterable[Any], model: type[BaseModel]) -> Iterator[Layer]:
-    """Yield what each source supplies; one from elsewhere is told what those before it gave."""
+    """Yield what each source supplies; one from elsewhere gets what those before it gave."""
     chains: dict[str, list[Origin]] = {}
     states: dict[str, dict[str, Any]] = {}
     for source in sources:

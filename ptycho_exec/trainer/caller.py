@@ -60,7 +60,7 @@ ARGUMENTS = {
 """Parameters of the Trainer that `build_trainer` takes under a name of its own."""
 
 ROLES = ("train", "validation", "test", "predict", "inference")
-"""What loaders are for; all but the first load as inference does."""
+"""What loaders are for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,15 +95,10 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
     doubtful = list(doubts(raw.geometry))
     stored, axis, axis_why = read_patterns(raw, len(positions), config)
     where, shape = raw.where(raw.stack.name), (int(stored.shape[1]), int(stored.shape[2]))
-    marks = config.mask_marks if config.mask_file is None else "auto"
-    good = checks.check_bad_pixels(raw.bad_pixels, shape, raw.where("bad_pixels"), marks)
     canvas = None if raw.object_guess is None else checks.check_object(raw.object_guess, raw.where("object"))
     rows = checks.sample_rows(len(positions))
     frames = stored[rows]
-    if marks == "auto":
-        refuse_inverted(good, frames, raw.where("bad_pixels"))
-    gaps, held = find_gaps(frames, good)
-    good &= ~gaps
+    good, masked = _good_pixels(raw, frames, config)
     sample = _masked(frames, good)
     N, side, _ = side_after(shape, config, where)
     _check_size(N, config, where)
@@ -174,8 +169,6 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         **({"other_files": others} if (others := other_files(config, raw.path)) else {}),
     }
     forward_fit = half if center == "half-pixel" else pixel
-    masked = [masked_gaps(int(gaps.sum()), held)] if held else []
-    masked += left_out
     return describe_scan(
         scan,
         statistics,
@@ -183,9 +176,33 @@ def assemble(raw: RawScan, config: DataConfig) -> ScanData:
         decisions,
         forward_fit,
         raw.warnings,
-        [*doubtful, *masked, *notes, *cut],
+        [*doubtful, *masked, *left_out, *notes, *cut],
         raw.notes,
     )
+
+
+def _good_pixels(
+    raw: RawScan, frames: NDArray[Any], config: DataConfig
+) -> tuple[NDArray[np.bool_], list[Finding]]:
+    """Return the (h, w) pixels that neither the scan's own mask nor a gap leaves out, and what to say of it.
+
+    frames: (K, h, w) some patterns as stored.
+    """
+    where, found = raw.where("bad_pixels"), list[Finding]()
+    marks = config.mask_marks if config.mask_file is None else "auto"
+    good = checks.check_bad_pixels(raw.bad_pixels, frames.shape[1:], where, marks)
+    if raw.bad_pixels is None and marks != "auto":
+        what, fix = (
+            f"mask_marks = {marks} has no effect: there is no mask",
+            "leave it out, or name a mask file",
+        )
+        found.append(Finding(what, fix=fix, level="adapted", code="idle"))
+    if raw.bad_pixels is not None and marks == "auto":
+        refuse_inverted(good, frames, where)
+    gaps, held = find_gaps(frames, good)
+    if held:
+        found.append(masked_gaps(int(gaps.sum()), held))
+    return good & ~gaps, found
 
 
 def _masked(frames: NDArray[Any], good: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ptycho_exec.errors import DataWarning, Finding
 from ptycho_torch.config import UNITS_M
 from ptycho_torch.data.checks import PatternStatistics
-from ptycho_torch.data.pixels import PixelFaults, far_field_center, misplaced_zero_frequency
+from ptycho_torch.data.pixels import PixelFaults, far_field_center, misplaced_zero_frequency, where_bright
 from ptycho_torch.data.scan import ScanData
 
 _DIM = 0.05
@@ -199,9 +199,8 @@ def _suspect(mask: NDArray[np.bool_], text: str, *, code: str) -> Iterator[Findi
 def _judge_center(scan: ScanData, faults: PixelFaults, report: dict[str, Any]) -> Iterator[Finding]:
     mean, n = faults.mean_intensity, scan.n_pixels
     if place := misplaced_zero_frequency(mean):
-        bright = "in the corners" if place == "corner" else f"along the {place.replace('-', ' ')}"
         yield _odd(
-            f"the patterns are bright {bright}: their zero frequency is not at N/2",
+            f"the patterns are bright {where_bright(place)}: their zero frequency is not at N/2",
             f"--zero-frequency {place} moves it there",
             code="corner-frequency",
             zero_frequency=place,

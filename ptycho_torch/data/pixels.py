@@ -358,8 +358,13 @@ def misplaced_zero_frequency(mean: NDArray[np.float64]) -> str | None:
     return place if moved[place] > 4 * mean[inner].sum() else None
 
 
+def where_bright(place: str) -> str:
+    """Return in words where patterns are bright whose zero frequency is at a place of the setting."""
+    return "in the corners" if place == "corner" else f"along the {place.replace('-', ' ')}"
+
+
 def refuse_inverted(good: NDArray[np.bool_], sample: NDArray[Any], where: str) -> None:
-    """Refuse a mask that leaves out most pixels and most of what was measured.
+    """Refuse a mask that leaves out most pixels and most of what they measured.
 
     Args:
         good: (N, N) that the mask leaves.
@@ -369,10 +374,12 @@ def refuse_inverted(good: NDArray[np.bool_], sample: NDArray[Any], where: str) -
     Raises:
         DataError: it seems to mark the good pixels.
     """
+    if good.mean() >= 0.5:
+        return
     gaps, _ = find_gaps(sample, np.ones_like(good))
     measured = np.where(gaps | is_wrong(sample), 0, sample).sum(axis=0, dtype=np.float64)
     lost = float(measured[~good].sum()) / max(float(measured.sum()), 1e-300)
-    if good.mean() < 0.5 < lost:
+    if lost > 0.5:
         raise DataError(
             f"the mask leaves out {1 - good.mean():.0%} of the pixels, and {lost:.0%} of what they measured",
             where=where,

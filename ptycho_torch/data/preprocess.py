@@ -24,7 +24,13 @@ from ptycho_torch.config import DataConfig, Preprocessing
 from ptycho_torch.data import checks
 from ptycho_torch.data.detect import find_quantum
 from ptycho_torch.data.frames import Compute, Frame, Values, resized, shifted, turned
-from ptycho_torch.data.pixels import far_field_center, find_faults, misplaced_zero_frequency, refuse_inverted
+from ptycho_torch.data.pixels import (
+    far_field_center,
+    find_faults,
+    misplaced_zero_frequency,
+    refuse_inverted,
+    where_bright,
+)
 from ptycho_torch.data.storage.array_file import read_array
 from ptycho_torch.data.storage.patterns import ComputedPatterns, Domain, Patterns, blocks, fits_in_memory
 
@@ -94,12 +100,7 @@ def prepare(
         )
     report: dict[str, Any] = {**asked}
     if "mask_file" in asked:
-        marked = _mask(str(config.mask_file), shape, path)
-        if config.mask_marks == "auto":
-            refuse_inverted(
-                ~marked, np.asarray(stored[checks.sample_rows(len(stored))]), str(config.mask_file)
-            )
-        good = good & (marked if config.mask_marks == "good" else ~marked)
+        good = good & _good_of_mask_file(stored, config, path)
     if config.clip_negative or config.threshold:
         report |= _counted(stored, values, good)
     frame = turned(shape, config)
@@ -223,6 +224,15 @@ def _values(config: DataConfig, shape: tuple[int, int], path: Path | None) -> Va
     return Values(dark, config.pedestal, config.gain, config.clip_negative, config.threshold)
 
 
+def _good_of_mask_file(stored: Patterns, config: DataConfig, path: Path | None) -> NDArray[np.bool_]:
+    """Return the (h, w) pixels that the mask file leaves."""
+    text, shape = str(config.mask_file), (int(stored.shape[1]), int(stored.shape[2]))
+    marked = _mask(text, shape, path)
+    if config.mask_marks == "auto":
+        refuse_inverted(~marked, np.asarray(stored[checks.sample_rows(len(stored))]), text)
+    return marked if config.mask_marks == "good" else ~marked
+
+
 def _mask(text: str, shape: tuple[int, int], path: Path | None) -> NDArray[np.bool_]:
     """Return (h, w), True where the mask is not 0."""
     names = ("bad_pixels", "mask", "pixel_mask")
@@ -289,9 +299,8 @@ def find_center(mean: NDArray[np.float64], where: str) -> tuple[float, float]:
         DataError: the beam is in the corners, or at an edge.
     """
     if place := misplaced_zero_frequency(mean):
-        bright = "in the corners" if place == "corner" else f"along the {place.replace('-', ' ')}"
         raise DataError(
-            f"center = auto finds the beam {bright} of the patterns",
+            f"center = auto finds the beam {where_bright(place)} of the patterns",
             where=where,
             expected="the zero frequency near the middle",
             fix=f"--zero-frequency {place}",

@@ -17,7 +17,7 @@ from ptycho_exec.errors import DataError
 from ptycho_torch.data import checks
 from ptycho_torch.data.sampling import resample_wave
 from ptycho_torch.data.storage.archive import Archive
-from ptycho_torch.data.storage.array_file import file_of, read_array
+from ptycho_torch.data.storage.array_file import file_of, image, read_array
 from ptycho_torch.data.storage.open_file import open_archive
 
 WORDS = ("auto", "file", "estimate")
@@ -140,7 +140,7 @@ def read_probe(text: str, beside: Path | None = None) -> StoredProbe:
         for names, pixel in _KINDS:
             found = next((key for key in names if key in archive), None)
             if found is not None:
-                return _checked(archive.array(found), pixel(archive), path)
+                return _checked(image(archive, found), pixel(archive), path)
     finally:
         archive.close()
     if path.name in _RESULTS:

@@ -457,10 +457,10 @@ def _with_source(act: Callable[[PydanticBaseSettingsSource], dict[str, Any]]) ->
 def test_a_source_of_a_subclass_knows_what_those_before_it_gave(
     clean_process: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[Any]()
+    seen = list[Any]()
 
     def act(source: PydanticBaseSettingsSource) -> dict[str, Any]:
-        told.extend((dict(source.current_state), dict(source.settings_sources_data)))
+        seen.extend((dict(source.current_state), dict(source.settings_sources_data)))
         return {"accum_steps": source.current_state["batch_size"] // 2, "batch_size": 1}
 
     monkeypatch.setenv("PTYCHO_EXEC_BATCH_SIZE", "8")
@@ -468,8 +468,8 @@ def test_a_source_of_a_subclass_knows_what_those_before_it_gave(
     clean_process.write(".env", "PTYCHO_EXEC_NUM_WORKERS=1\n")
     settings = _with_source(act)(batch_size=6, trainer={"min_steps": 3})
     assert (settings.batch_size, settings.accum_steps, settings.num_workers) == (6, 3, 1)
-    assert told[0] == {"batch_size": 6, "trainer": {"min_epochs": 2, "min_steps": 3}}
-    assert told[1] == {
+    assert seen[0] == {"batch_size": 6, "trainer": {"min_epochs": 2, "min_steps": 3}}
+    assert seen[1] == {
         "InitSettingsSource": {"batch_size": 6, "trainer": {"min_steps": 3}},
         "EnvSettingsSource": {"batch_size": 8, "trainer": {"min_epochs": 2}},
     }

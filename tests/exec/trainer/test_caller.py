@@ -271,4 +271,5 @@ def test_a_least_length_above_the_largest_is_refused(
 def test_a_smoke_test_and_an_endless_training_may_have_any_least_length() -> None:
     for asked, epochs in (({"fast_dev_run": 1}, 2), ({}, -1), ({}, None)):
         with process_flags(defaults()):
-            build_trainer(defaults(trainer={"min_epochs": 5}, **asked), max_epochs=epochs)
+            trainer = build_trainer(defaults(trainer={"min_epochs": 5}, **asked), max_epochs=epochs)
+        assert trainer.min_epochs == 5, asked

@@ -152,6 +152,16 @@ def test_a_mask_that_marks_the_good_pixels_is_refused_and_taken_as_told(place: s
     np.testing.assert_array_equal(scan.good_pixels, odd_mask())
 
 
+@pytest.mark.parametrize("marks", ["bad", "good"])
+def test_what_no_mask_marks_is_said(marks: str) -> None:
+    scan = prepared(COUNTS, None, mask_marks=marks)
+    assert scan.good_pixels.all()
+    (finding,) = scan.findings
+    assert (finding.code, finding.level) == ("idle", "adapted")
+    assert finding.what == f"mask_marks = {marks} has no effect: there is no mask"
+    assert prepared(COUNTS, odd_mask(), mask_marks="bad").findings == ()
+
+
 def test_a_mask_of_all_that_is_far_from_the_beam_is_taken() -> None:
     y, x = np.indices((N, N)) - N // 2
     far = np.hypot(y, x) > 0.35 * N

@@ -57,6 +57,13 @@ def hdf5(folder: Path) -> Path:
     return folder / "p.h5"
 
 
+def matlab(folder: Path) -> Path:
+    with h5py.File(folder / "m.mat", "w") as file:
+        file["probe"] = PROBE.swapaxes(-1, -2)
+        file["probe"].attrs["MATLAB_class"] = np.bytes_("double")
+    return folder / "m.mat"
+
+
 FILES: dict[str, Callable[[Path], str]] = {
     "a result": lambda folder: str(result(folder)),
     "its file": lambda folder: str(result(folder) / "reconstruction.npz"),
@@ -67,6 +74,7 @@ FILES: dict[str, Callable[[Path], str]] = {
     "a CXI file": lambda folder: str(write_cxi(whole_with_detector(folder), folder / "s.cxi")),
     "an array": lambda folder: str(array(folder)),
     "an array with more axes": lambda folder: str(array(folder, PROBE[None, None])),
+    "a file of MATLAB": lambda folder: str(matlab(folder)),
     "one of several arrays": lambda folder: f"{hdf5(folder)}:a/guess",
     "the only array": lambda folder: str(save_keys(folder / "one.npz", {"anything": PROBE})),
 }

@@ -178,7 +178,7 @@ def test_a_geometry_in_other_units_is_read_and_doubted(scan: ScanData, tmp_path:
 
 @pytest.mark.parametrize("budget", [patterns.MEMORY_BUDGET_BYTES, 0], ids=["in memory", "in its file"])
 def test_four_axes_are_read_as_they_are_declared(budget: int, tmp_path: Path, monkeypatch: Any) -> None:
-    """16 x 16 patterns of 16 x 16 pixels: nothing tells which axes are the scan's."""
+    """16 x 16 patterns of 16 x 16 pixels: nothing shows which axes are the scan's."""
     monkeypatch.setattr(patterns, "MEMORY_BUDGET_BYTES", budget)
     scan = simulate_scan(n=16, patterns=256, photons=1e4, seed=2)
     stack = np.asarray(scan.patterns).reshape(16, 16, 16, 16)
