@@ -119,6 +119,12 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "_").removeprefix("__").removeprefix("ptycho_exec_")
 
 
+def _begun(bare: str, candidates: Iterable[str], most: int = 3) -> list[str]:
+    """Return the candidates of which a name is the first words: `batch` of `batch_size`."""
+    longer = sorted(c for c in candidates if _bare(c).startswith(f"{bare}_")) if len(bare) > 2 else []
+    return longer[:most] if len(longer) <= most else []
+
+
 def _no_field(name: str, given: str, candidates: Sequence[str], noun: str, file: str) -> str:
     """Return what to do with a parameter of Lightning's Trainer that is no field; empty for another name."""
     if name in BROUGHT_PARAMETERS:
@@ -149,7 +155,8 @@ def unknown_name(
     line: int | None = None,
 ) -> Finding:
     """Return the finding for a name that is none of `candidates`, with the likeliest meant one first."""
-    bare, close = _bare(name), nearest(name, candidates)
+    bare = _bare(name)
+    close = nearest(name, candidates) or _begun(bare, candidates)
     shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}... ({len(name)} characters)"
     quoted = f"{shown!a}, whose letters only look right" if close and not name.isascii() else repr(shown)
     if noun == "profile":

@@ -92,6 +92,24 @@ def test_a_science_name_is_told_where_it_belongs() -> None:
     assert finding.fix == f"remove it here and {ways} (it is a setting of ptycho_torch)"
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("batch", "batch_size"),
+        ("PTYCHO_EXEC_EARLY_STOP", "early_stop_patience"),
+        ("learning", "learning_rate"),
+        ("prefetch", "prefetch_factor"),
+    ],
+)
+def test_the_first_words_of_a_name_lead_to_it(name: str, expected: str) -> None:
+    assert unknown_name(name, FIELDS, where="here").expected == expected
+
+
+def test_a_letter_or_the_first_words_of_many_names_are_no_guess() -> None:
+    for name in ("b", "checkpoint"):
+        assert unknown_name(name, FIELDS, where="here").fix == "remove it"
+
+
 def test_a_name_like_no_other_gets_no_guess() -> None:
     finding = unknown_name("zzzzzzzzzzzzzz", FIELDS, where="here")
     assert (finding.expected, finding.fix) == ("a setting listed by `ptycho-exec show`", "remove it")
