@@ -14,14 +14,14 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
 from ptycho_exec.errors import Finding, Level, SettingsError, SettingsWarning, redact
 from ptycho_exec.fields.model import SHARDED, monitor_readers
-from ptycho_exec.fields.spec import as_data, format_value
+from ptycho_exec.fields.spec import HIDDEN, as_data, field_specs, format_value
 from ptycho_exec.machine.facts import LOGGER_PACKAGES, MachineFacts
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.settings import ExecutionSettings
@@ -72,6 +72,8 @@ class Effective:
     requested: Any
     value: Any
     reason: str = "as requested"
+    hidden: bool = False
+    """Whether its field keeps it out of what is shown."""
 
     @property
     def changed(self) -> bool:
@@ -79,7 +81,8 @@ class Effective:
 
     def __repr__(self) -> str:
         """Show all of it but credentials."""
-        return f"Effective({redact(self.requested)!r} -> {redact(self.value)!r}, {self.reason})"
+        shown = [HIDDEN if self.hidden else repr(redact(value)) for value in (self.requested, self.value)]
+        return f"Effective({' -> '.join(shown)}, {self.reason})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +286,7 @@ class Draft:
 
     def decide(self, name: str, value: Any, reason: str) -> None:
         """Give a definite value to an `auto`, or to what follows from another value."""
-        self.effective[name] = Effective(self.effective[name].requested, value, reason)
+        self.effective[name] = replace(self.effective[name], value=value, reason=reason)
 
     def note(self, code: str, name: str, text: str, level: Level = "note") -> None:
         """Leave the value; its user should know this."""
@@ -365,7 +368,8 @@ def _planned(
     facts: MachineFacts,
     traits: ModuleTraits | None,
 ) -> Plan:
-    requested = {name: Effective(value, value) for name, value in settings}
+    specs = field_specs(type(settings))
+    requested = {name: Effective(value, value, hidden=specs[name].hidden) for name, value in settings}
     draft = Draft(settings, facts, traits or ModuleTraits(), requested)
     for rule in rules:
         rule(draft)

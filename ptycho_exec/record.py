@@ -33,6 +33,7 @@ from ptycho_exec.plan import Plan, announce, asked
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.origins import Kind, Origin
 from ptycho_exec.sources.resolve import resolve_values, values_given
+from ptycho_exec.sources.validators import OF_THE_CLASS, as_given
 
 MANIFEST = "manifest.json"
 SETTINGS_FILE = "settings.toml"
@@ -557,8 +558,8 @@ def _toml(value: Any) -> Any:
 def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
     """Write every value as a TOML settings file that loads again, on rank zero; none is written as a word.
 
-    What TOML cannot hold, credentials of a secret type, and fields that are excluded, are left out, with a
-    line that says so.
+    What validators changed is written as they got it. What TOML cannot hold, credentials of a secret type,
+    fields that are excluded, and what only the class can give are left out, with a line that says so.
     """
     import tomli_w
 
@@ -566,16 +567,21 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
         return
 
     model = type(settings)
-    rows = {name: _toml(redact(value)) for name, value in values_of(settings).items()}
+    given = as_given(settings)
+    rows = {name: _toml(redact(as_data(given[name]))) for name in values_of(settings) if name in given}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     if model is not ExecutionSettings:
         head += f"# They are of the class {model.__module__}:{model.__qualname__}.\n"
     for name in (name for name, spec in field_specs(model).items() if spec.excluded):
         head += f"# {name} is left out: Field(exclude=True)\n"
-    for name in [name for name in rows if name not in field_specs()]:
+    for name in (name for name in values_of(settings) if name not in given):
+        head += f"# {name} is left out: {OF_THE_CLASS}\n"
+    changed = {name for name in rows if given[name] is not vars(settings)[name]}
+    for name in [name for name in rows if name not in field_specs() or name in changed]:
         try:
             text = tomli_w.dumps({name: rows[name]})
-            fits = converted(model, name, tomllib.loads(text)[name]) == vars(settings)[name]
+            again = converted(model, name, tomllib.loads(text)[name])
+            fits = again == converted(model, name, given[name])
         except (TypeError, ValueError):
             fits = False
         if not fits:

@@ -9,12 +9,14 @@ import tomllib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic import SecretBytes, SecretStr
 
 from ptycho_exec.cli.reference import toml_value
 from ptycho_exec.errors import redact
 from ptycho_exec.fields.base import converted
 from ptycho_exec.fields.spec import FieldSpec, decode_text, field_specs, format_value, plain
+from ptycho_exec.settings import ResolvedSettings
+from ptycho_exec.sources.validators import OF_THE_CLASS, as_given
 
 
 class Form(NamedTuple):
@@ -97,7 +99,7 @@ FORMS: dict[str, Form] = {
 
 
 def freeze(
-    settings: BaseModel, form: str, names: Iterable[str] | None = None, *, show_secrets: bool = False
+    settings: ResolvedSettings, form: str, names: Iterable[str] | None = None, *, show_secrets: bool = False
 ) -> tuple[str, list[str]]:
     """Write settings in one of `FORMS`, so that loading the text gives them again.
 
@@ -107,17 +109,18 @@ def freeze(
         the text, and a sentence for each value that is not in it.
     """
     write, specs = FORMS[form], field_specs(type(settings))
-    lines, left_out = list[str](), list[str]()
+    lines, left_out, given = list[str](), list[str](), as_given(settings)
     for name in specs if names is None else names:
-        spec, value = specs[name], vars(settings)[name]
+        spec, value = specs[name], given.get(name)
         hidden = (spec.hidden or redact(value) != value) and not show_secrets
         if isinstance(value, (SecretStr, SecretBytes)):
             value = value.get_secret_value()
-        text = None if hidden else write.value(spec, value)
+        text = None if hidden or name not in given else write.value(spec, value)
         if text is not None:
             lines.append(write.line(spec, text))
             continue
-        why = "it holds credentials; --show-secrets writes them" if hidden else f"{form} cannot hold it"
+        why = f"{form} cannot hold it" if name in given else OF_THE_CLASS
+        why = "it holds credentials; --show-secrets writes them" if hidden else why
         left_out.append(f"{name} is left out: {why}")
         remark = write.remark(spec, why)
         lines += [remark] if remark else []

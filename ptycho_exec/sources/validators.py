@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
+from ptycho_exec.errors import UserError
 from ptycho_exec.fields.base import OURS, bare_adapter, converted, own_validators
 from ptycho_exec.fields.model import plain
 from ptycho_exec.fields.spec import HIDDEN, field_specs
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
+
+if TYPE_CHECKING:
+    from ptycho_exec.settings import ResolvedSettings
+
+
+OF_THE_CLASS = "its class gives it, and a validator would change it"
+"""Why a value is not among those of `as_given`."""
 
 
 def origins_after(resolution: Resolution, settings: BaseModel) -> dict[str, Origin]:
@@ -67,6 +75,32 @@ def may_change(model: type[BaseModel]) -> bool:
     """Return whether a class has code of its own that can change values while they are validated."""
     plain_init = getattr(model.model_post_init, "__name__", "") == "init_private_attributes"  # pydantic's
     return not plain_init or any(next(_validators(model, name), "") for name in model.model_fields)
+
+
+def as_given(settings: ResolvedSettings) -> dict[str, Any]:
+    """Return the values that give equal settings again wherever they are written: as validators get them.
+
+    What only the class itself can give is not among them: values that a validator added, and defaults that it
+    would change if they were given.
+    """
+    model, given = type(settings), dict(vars(settings))
+    if not may_change(model):
+        return given
+    own = []
+    for name, origin in settings.origins.items():
+        before = origin.given
+        if before is None or (origin.changed and before.kind is Kind.DEFAULT):
+            del given[name]
+        elif origin.changed:
+            given[name] = before.value
+        elif origin.kind is Kind.DEFAULT:
+            own.append(name)
+    try:
+        again = vars(model.from_values(given))
+        own = [name for name in own if not _same(again[name], given[name])]
+    except UserError:
+        pass  # a default that it refuses when it is given
+    return {name: value for name, value in given.items() if name not in own}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ptycho_exec.errors import SettingsError, redact
+from ptycho_exec.fields.spec import HIDDEN, field_specs
 from ptycho_exec.machine.ranks import is_rank_zero
 from ptycho_exec.plan import Plan
 from ptycho_exec.record import values_of
@@ -77,8 +78,14 @@ def backend_of(logger: Any) -> LoggerBackend | None:
 
 
 def log_settings(logger: Logger, settings: ExecutionSettings) -> None:
-    """Send every value, as text where a logger knows no lists, mappings or none; credentials are hidden."""
-    plain = {name: redact(value) for name, value in values_of(settings).items()}
+    """Send every value, as text where a logger knows no lists, mappings or none; credentials are hidden.
+
+    So are the values of `Field(repr=False)`.
+    """
+    specs = field_specs(type(settings))
+    plain = {
+        name: HIDDEN if specs[name].hidden else redact(value) for name, value in values_of(settings).items()
+    }
     logger.log_hyperparams({name: str(v) if isinstance(v, (list, dict)) else v for name, v in plain.items()})
 
 

@@ -211,14 +211,18 @@ def test_what_a_field_keeps_out_of_its_repr_is_shown_nowhere(
     assert "word" not in repr(shy)  # as pydantic has it
     assert "word = ***\n  from      overrides" in shy.explain("word")
     assert shy._repr_html_().count("<th>***</th>") == 3
+    logged: dict[str, Any] = {}
+    log_settings(SimpleNamespace(log_hyperparams=logged.update), shy)  # type: ignore[arg-type]
     texts = (
         repr(shy),
         shy.explain(),
+        repr(logged),
         shy._repr_html_(),
         repr(shy.origins),
         repr([freeze(shy, form) for form in FORMS]),
         json.dumps(explain_json(shy.model_dump(mode="json"), shy.origins)),
         json.dumps([origin.to_json() for origin in shy.origins.values()]),
+        repr(resolve_plan(shy, MachineFacts())),
     )
     assert [text for text in texts if "sesame" in text or "4711" in text] == []
 

@@ -15,8 +15,14 @@ import pytest
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from ptycho_exec.cli.freeze import freeze
 from ptycho_exec.errors import SettingsError
-from ptycho_exec.record import manifest_parts, settings_from_manifest, write_manifest
+from ptycho_exec.record import (
+    manifest_parts,
+    settings_from_manifest,
+    write_manifest,
+    write_settings_toml,
+)
 from ptycho_exec.settings import ExecutionSettings
 from ptycho_exec.sources.explain import changed
 from ptycho_exec.sources.origins import Kind
@@ -254,6 +260,41 @@ def test_a_manifest_restores_what_ran(scaled: Scaled, tmp_path: Path) -> None:
     write_manifest(tmp_path, **manifest_parts(scaled))
     assert settings_from_manifest(tmp_path, model=Scaled) == scaled
     assert settings_from_manifest(tmp_path, {"kev": 9}, model=Scaled).kev == 9000.0
+
+
+def test_settings_toml_and_every_form_restore_what_ran(
+    scaled: Scaled, tmp_path: Path, clean_process: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("KEV", "TWICE", "PARTS", "NUMBERS"):
+        monkeypatch.delenv(f"SCALED_{name}")
+    write_settings_toml(tmp_path / "settings.toml", scaled)
+    assert Scaled(settings_file=tmp_path / "settings.toml") == scaled
+    for form in ("toml", "json"):
+        text, left_out = freeze(scaled, form)
+        assert [sentence.partition(" ")[0] for sentence in left_out] == ["other_kev"]
+        clean_process.write(f"kept.{form}", text)
+        assert Scaled(settings_file=clean_process.cwd / f"kept.{form}") == scaled
+
+
+class Kilo(Base):
+    kev: float = 8000.0
+
+    @field_validator("kev", "learning_rate")
+    @classmethod
+    def in_ev(cls, value: float) -> float:
+        return value * 1000
+
+
+def test_what_only_the_class_gives_is_left_out_and_said(tmp_path: Path) -> None:
+    settings = Kilo.from_values({"learning_rate": 1e-6})
+    assert (settings.kev, settings.learning_rate) == (8000.0, 1e-3)
+    path = tmp_path / "settings.toml"
+    write_settings_toml(path, settings)
+    assert "# kev is left out: its class gives it, and a validator would change it\n" in path.read_text()
+    assert Kilo(settings_file=path) == settings
+    text, left_out = freeze(settings, "flags")
+    assert left_out == ["kev is left out: its class gives it, and a validator would change it"]
+    assert "--learning-rate=1e-06" in text
 
 
 def test_a_default_that_is_made_for_each_instance_is_the_value_of_its_origin() -> None:
