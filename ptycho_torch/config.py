@@ -396,7 +396,8 @@ class InferenceConfig(_Science):
     start: Literal["network", "flat"] = "network"
     """What refinement starts from; flat needs no network and is a plain iterative reconstruction."""
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
-    """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts at low dose."""
+    """What refinement follows: counts with Poisson noise, or amplitudes; auto: counts at low dose,
+    of 64 patterns and more."""
     denoise: Literal["auto"] | bool = "auto"
     """Denoise the refined object by a network that learns from split counts; held-out ones decide how far.
 

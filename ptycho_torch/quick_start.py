@@ -27,7 +27,7 @@ def import_lightning() -> None:
     with _importing():
         import torch  # noqa: F401 - before packages are hidden
 
-        with _hidden(UNNEEDED - sys.modules.keys()):
+        with hidden(UNNEEDED - sys.modules.keys()):
             import torchmetrics  # noqa: F401
         import lightning.pytorch  # noqa: F401 - imported for those who import it next
 
@@ -68,7 +68,7 @@ def import_beside(*names: str) -> None:
 
 
 @contextmanager
-def _hidden(names: frozenset[str]) -> Iterator[None]:
+def hidden(names: frozenset[str]) -> Iterator[None]:
     """Have packages that are not imported yet found nowhere inside the block, as if not installed."""
     finders = list(sys.meta_path)
     sys.meta_path[:] = [_Without(names, finder) for finder in finders]

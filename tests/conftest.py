@@ -59,6 +59,9 @@ for _name in filter(_foreign, list(os.environ)):
 _HOME = tempfile.TemporaryDirectory(prefix="home_of_tests_")
 # Networks of tests are tiny, so threads gain nothing; on a busy machine they wait for each other.
 os.environ |= {"OMP_NUM_THREADS": "1", "HOME": _HOME.name, "MPLCONFIGDIR": str(Path(_HOME.name) / "mpl")}
+# Processes that tests start import the packages under test, and Lightning in half the time.
+_HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (_HERE / "children", _HERE.parent)))
 
 
 # In CI the same examples every time, and of a failure the line that repeats it.

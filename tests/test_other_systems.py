@@ -108,7 +108,6 @@ assert read_scan("pair").patterns[3:5].any()
 def run(code: str, place: Path) -> None:
     environ = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "ignore",
         "PYTHONUTF8": "1",
     }

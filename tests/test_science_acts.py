@@ -95,7 +95,7 @@ INFERENCE_CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "out_of_canvas": ("crop", {}),
     "refine": (1, {}),
     "start": ("flat", {"refine": 1}),
-    "likelihood": ("amplitude", {"refine": 2}),
+    "likelihood": ("counts", {"refine": 2}),
     "denoise": (True, {"refine": 2, "likelihood": "counts"}),
     "refine_probe": (True, {"refine": 4}),
     "probe_modes": (2, {"refine": 2}),

@@ -88,7 +88,7 @@ class RefineOptions:
     takes more of it where few photons fell on a pixel of the object."""
     likelihood: Literal["auto", "counts", "amplitude"] = "auto"
     """What the steps follow: counts with their Poisson noise, or amplitudes with noise that is the same
-    everywhere; auto: counts where the patterns hold them and the dose is low."""
+    everywhere; auto: counts where the patterns hold them, the dose is low, and patterns are not few."""
     refine_probe: bool | Literal["auto"] = False
     """Refine the probe together with the object; auto: where the given one explains the patterns poorly."""
     probe_delay: int = 1

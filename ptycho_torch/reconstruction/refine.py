@@ -46,6 +46,9 @@ COMPARED_PATTERNS = 256
 """Patterns on which the power of the probe is measured."""
 PATTERNS_SEEN, MOST_EPOCHS = 20_000, 1_000
 """Epochs times patterns that form an object where patterns hardly overlap; and the most epochs."""
+COUNTS_FROM = 64
+"""Patterns from which on counts are followed without being asked: fewer cannot show where noise is fitted,
+and amplitudes, which keep dark pixels of the detector dark, fit less of it."""
 SMALL_PATTERN = 128
 """Up to this side of a pattern one thread of the processor is used."""
 SURROUND = 6
@@ -237,7 +240,8 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
     Raises:
         DataError: counts are asked for, and the patterns hold none.
     """
-    if likelihood == "amplitude" or (likelihood == "auto" and not _is_low_dose(scan)):
+    by_itself = len(scan) >= COUNTS_FROM and _is_low_dose(scan)
+    if likelihood == "amplitude" or (likelihood == "auto" and not by_itself):
         return None
     noise = sample_of(scan)[1]
     if noise.source == "counts":

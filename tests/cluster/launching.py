@@ -20,7 +20,6 @@ from ptycho_exec.machine.children import Ended, run_limited
 from ptycho_exec.record import read_manifest
 from ptycho_torch.simulate import save, simulate_scan
 
-ROOT = Path(__file__).parents[2]
 LIMIT_S = 240
 """A run of these tests takes seconds; on a busy machine many. Beyond this it hangs."""
 PROGRAM = (sys.executable, "-W", "ignore", "-m", "ptycho_torch")
@@ -33,7 +32,6 @@ def environ(**more: str) -> dict[str, str]:
     """Return the variables of a run of a test; the package is the one under test, wherever it runs."""
     return {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "",
         **more,

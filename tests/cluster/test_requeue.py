@@ -17,11 +17,10 @@ from tests.cluster.slurm import Slurm, until
 
 pytestmark = pytest.mark.slow
 LIMIT_S = 400
-ROOT = Path(__file__).parents[2]
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --ntasks={tasks} --ntasks-per-node={tasks} --requeue
-export PYTHONPATH={root} OMP_NUM_THREADS=1
+export OMP_NUM_THREADS=1
 srun --kill-on-bad-exit=1 {python} -m ptycho_torch train {scan} --out {out} --resume auto --epochs 60 \
     --n-filters 4 --depth 1 --batch-size 4 --checkpoint-every-n-steps 5 --enable-progress-bar false {more}
 """
@@ -35,7 +34,7 @@ def scan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def submitted(slurm: Slurm, scan: Path, out: Path, tasks: int, more: str = "", *options: str) -> str:
     script = out.with_suffix(".sh")
-    words = {"tasks": tasks, "root": ROOT, "python": sys.executable, "scan": scan, "out": out, "more": more}
+    words = {"tasks": tasks, "python": sys.executable, "scan": scan, "out": out, "more": more}
     script.write_text(SCRIPT.format(**words))
     return slurm.submit(script, *options)
 

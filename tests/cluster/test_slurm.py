@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptycho_exec.record import read_manifest
-from tests.cluster.launching import QUICK, ROOT, THOROUGH, complete, scan_file
+from tests.cluster.launching import QUICK, THOROUGH, complete, scan_file
 from tests.cluster.slurm import Slurm, until
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ OPTIONS = f"{' '.join(QUICK)} --global-batch-size 8 --precision 64-true"
 def job(slurm: Slurm, folder: Path, options: str, *lines: str) -> tuple[str, str]:
     """Run a job to its end; return its state and what it wrote."""
     script = folder / "job.sh"
-    head = f"#!/bin/bash\n#SBATCH {options}\ncd {folder}\nexport PYTHONPATH={ROOT} OMP_NUM_THREADS=1\n"
+    head = f"#!/bin/bash\n#SBATCH {options}\ncd {folder}\nexport OMP_NUM_THREADS=1\n"
     script.write_text(head + "\n".join(lines) + "\n")
     number = slurm.submit(script)
     until(lambda: slurm.ended(number), LIMIT_S, f"job {number} ends")
@@ -114,7 +114,7 @@ def test_elements_of_an_array_are_runs_of_their_own(slurm: Slurm, tmp_path: Path
     scan_file(tmp_path)
     line = f"{SRUN} {PYTHON} train scan0.npz --out run$SLURM_ARRAY_TASK_ID {OPTIONS}"
     script = tmp_path / "job.sh"
-    head = f"#!/bin/bash\n#SBATCH --ntasks=1 --array=0-1\ncd {tmp_path}\nexport PYTHONPATH={ROOT}\n"
+    head = f"#!/bin/bash\n#SBATCH --ntasks=1 --array=0-1\ncd {tmp_path}\n"
     script.write_text(f"{head}{line}\n")
     slurm.submit(script)
     until(lambda: not slurm.call("squeue", "-h").strip(), LIMIT_S, "the array ends")

@@ -97,7 +97,8 @@ def test_nothing_after_a_double_dash_is_a_flag() -> None:
         ("--Batch-Size", "--batch-size"),
         ("--batchsize", "--batch-size"),
         ("-batch-size", "--batch-size"),
-        ("--learning", "listed"),
+        ("--learning", "--learning-rate"),
+        ("--num", "listed"),
         ("--lr", "--learning-rate"),
         ("--setings", "--settings"),
         ("--profil", "--profile"),
@@ -302,7 +303,7 @@ def test_a_flag_of_another_command_is_told_whose_it_is() -> None:
 def test_a_hint_is_a_flag_of_the_same_command() -> None:
     with pytest.raises(SettingsError) as caught:
         build_parser().parse(["show", "--batch", "3"])
-    assert caught.value.findings[0].fix == "remove it"
+    assert caught.value.findings[0].fix == "write --batch-size, or remove it"
     with pytest.raises(SettingsError) as caught:
         build_parser().parse(["slurm", "--batch", "3"])
     assert caught.value.findings[0].fix == "write --sbatch, or remove it"

@@ -121,7 +121,7 @@ def test_a_value_written_as_text_is_read_back(name: str, value: Any) -> None:
 @given(st.sampled_from(sorted(SPECS)), st.text(max_size=12))
 def test_any_text_decodes_to_something(name: str, text: str) -> None:
     value = decode_text(SPECS[name], text)
-    assert value is None or isinstance(value, (str, bool, int, float, list))
+    assert value is None or isinstance(value, (str, bool, int, float, list, dict))
 
 
 @pytest.mark.parametrize("text", ["1" * 5000, "٣", "1_000", "0x10", "1e3", "", "--1", "nan"])

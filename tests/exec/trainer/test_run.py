@@ -264,7 +264,6 @@ def test_a_program_on_two_processes_writes_one_record(
         "GRADIENT_CLIP_VAL": "0.01",
     }.items():
         monkeypatch.setenv(f"PTYCHO_EXEC_{name}", value)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

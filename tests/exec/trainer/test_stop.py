@@ -258,12 +258,11 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    root = str(Path(__file__).parents[3])
     run = tmp_path / "run"
     marks = [Path(f"{run}.{rank}") for rank in range(2)]
     with subprocess.Popen(
         [sys.executable, str(program), str(run), strategy],
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

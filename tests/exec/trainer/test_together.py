@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,7 +46,6 @@ def torchrun(rank: int, world: int, port: int, **more: str) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "PYTHONPATH": str(Path(__file__).parents[3]),
         **more,
     }
 

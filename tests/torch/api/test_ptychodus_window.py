@@ -79,7 +79,7 @@ def play(scenario: str, scan: Path, settings: Path, display: str) -> tuple[dict[
     """Run a scenario in a directory of its own; return what it saw, and what the terminal shows."""
     place = scan.parent / scenario
     place.mkdir()
-    variables = {**os.environ, "DISPLAY": display, "PYTHONPATH": str(ROOT), "PTYCHO_EXEC_SEED": "3"}
+    variables = {**os.environ, "DISPLAY": display, "PTYCHO_EXEC_SEED": "3"}
     variables |= {"QT_QPA_PLATFORM": "xcb", "XDG_RUNTIME_DIR": str(place), "XDG_CONFIG_HOME": str(place)}
     program = Path(__file__).with_name("ptychodus_window.py")
     with (place / "terminal.txt").open("w") as file:

@@ -193,6 +193,13 @@ def test_at_low_dose_the_likelihood_of_counts_is_right_and_amplitudes_are_not(ph
     np.testing.assert_array_equal(found.object, (counts if photons < 1e5 else amplitude).object)
 
 
+def test_few_patterns_follow_counts_only_when_asked() -> None:
+    few, enough = (simulate_scan(n=32, patterns=number, photons=1e4, seed=1) for number in (63, 64))
+    assert refine_object(few, "flat", 1).unit is None
+    assert refine_object(few, "flat", 1, options=RefineOptions(likelihood="counts")).unit == 1.0
+    assert refine_object(enough, "flat", 1).unit == 1.0
+
+
 def test_detector_units_and_amplitudes() -> None:
     """The unit of a count is found, so that units change nothing; what holds no counts has no unit."""
     noisy = simulate_scan(n=32, patterns=100, photons=1e4, seed=1)

@@ -19,7 +19,6 @@ from ptycho_torch.simulate import simulate_scan
 from ptycho_torch.workflows import components
 from tests.torch.workflows import tiny_runs
 
-REPOSITORY = Path(__file__).parents[3]
 SECONDS = 240
 PLACES = ("run_dir", "resume_from", "callbacks")
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -38,7 +37,7 @@ def run(what: str, strategy: str, devices: int, batch_size: int, folder: Path) -
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
