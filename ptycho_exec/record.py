@@ -567,7 +567,7 @@ def write_settings_toml(path: str | Path, settings: ExecutionSettings) -> None:
         return
 
     model = type(settings)
-    given = as_given(settings)
+    given = as_given(settings, settings.origins, model.from_values)
     rows = {name: _toml(redact(as_data(given[name]))) for name in values_of(settings) if name in given}
     head = "# The settings of this run. Use them again with: --settings settings.toml\n"
     if model is not ExecutionSettings:

@@ -109,7 +109,8 @@ def freeze(
         the text, and a sentence for each value that is not in it.
     """
     write, specs = FORMS[form], field_specs(type(settings))
-    lines, left_out, given = list[str](), list[str](), as_given(settings)
+    lines, left_out = list[str](), list[str]()
+    given = as_given(settings, settings.origins, type(settings).from_values)
     for name in specs if names is None else names:
         spec, value = specs[name], given.get(name)
         hidden = (spec.hidden or redact(value) != value) and not show_secrets

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError
 
@@ -14,10 +14,6 @@ from ptycho_exec.fields.base import OURS, bare_adapter, converted, own_validator
 from ptycho_exec.fields.model import plain
 from ptycho_exec.fields.spec import HIDDEN, field_specs
 from ptycho_exec.sources.origins import Kind, Origin, Resolution
-
-if TYPE_CHECKING:
-    from ptycho_exec.settings import ResolvedSettings
-
 
 OF_THE_CLASS = "its class gives it, and a validator would change it"
 """Why a value is not among those of `as_given`."""
@@ -77,17 +73,23 @@ def may_change(model: type[BaseModel]) -> bool:
     return not plain_init or any(next(_validators(model, name), "") for name in model.model_fields)
 
 
-def as_given(settings: ResolvedSettings) -> dict[str, Any]:
+def as_given(
+    settings: BaseModel, origins: Mapping[str, Origin], build: Callable[[Mapping[str, Any]], BaseModel]
+) -> dict[str, Any]:
     """Return the values that give equal settings again wherever they are written: as validators get them.
 
     What only the class itself can give is not among them: values that a validator added, and defaults that it
     would change if they were given.
+
+    Args:
+        origins: of the settings' values.
+        build: makes settings of values, as `from_values` of the class does.
     """
     model, given = type(settings), dict(vars(settings))
     if not may_change(model):
         return given
     own = []
-    for name, origin in settings.origins.items():
+    for name, origin in origins.items():
         before = origin.given
         if before is None or (origin.changed and before.kind is Kind.DEFAULT):
             del given[name]
@@ -96,7 +98,7 @@ def as_given(settings: ResolvedSettings) -> dict[str, Any]:
         elif origin.kind is Kind.DEFAULT:
             own.append(name)
     try:
-        again = vars(model.from_values(given))
+        again = vars(build(given))
         own = [name for name in own if not _same(again[name], given[name])]
     except UserError:
         pass  # a default that it refuses when it is given
