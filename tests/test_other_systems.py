@@ -105,12 +105,8 @@ assert read_scan("pair").patterns[3:5].any()
 """
 
 
-def run(code: str, place: Path) -> None:
-    environ = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore",
-        "PYTHONUTF8": "1",
-    }
+def assert_it_runs(code: str, place: Path) -> None:
+    environ = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONUTF8": "1"}
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, cwd=place, env=environ, capture_output=True, encoding="utf-8", timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -118,7 +114,7 @@ def run(code: str, place: Path) -> None:
 
 @pytest.mark.slow
 def test_every_module_is_imported_without_what_other_systems_lack(tmp_path: Path) -> None:
-    run(WITHOUT + IMPORT_ALL, tmp_path)
+    assert_it_runs(WITHOUT + IMPORT_ALL, tmp_path)
 
 
 @pytest.mark.slow
@@ -127,7 +123,7 @@ def test_commands_run_without_what_other_systems_lack_in_a_place_with_spaces_and
 ) -> None:
     place = tmp_path / "my runs \u00fc"
     (place / "Gr\u00f6\u00dfe \u03b1").mkdir(parents=True)
-    run(WITHOUT + USE_ALL, place)
+    assert_it_runs(WITHOUT + USE_ALL, place)
 
 
 def names_that_systems_lack(node: ast.AST) -> Iterator[str]:

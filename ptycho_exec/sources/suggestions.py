@@ -121,8 +121,8 @@ def _bare(name: str) -> str:
 
 def _begun(bare: str, candidates: Iterable[str], most: int = 3) -> list[str]:
     """Return the candidates of which a name is the first words: `batch` of `batch_size`."""
-    longer = sorted(c for c in candidates if _bare(c).startswith(f"{bare}_")) if len(bare) > 2 else []
-    return longer[:most] if len(longer) <= most else []
+    longer = [word for word in candidates if _bare(word).startswith(f"{bare}_")] if len(bare) > 2 else []
+    return longer if len(longer) <= most else []
 
 
 def _no_field(name: str, given: str, candidates: Sequence[str], noun: str, file: str) -> str:

@@ -46,9 +46,9 @@ COMPARED_PATTERNS = 256
 """Patterns on which the power of the probe is measured."""
 PATTERNS_SEEN, MOST_EPOCHS = 20_000, 1_000
 """Epochs times patterns that form an object where patterns hardly overlap; and the most epochs."""
-COUNTS_FROM = 64
-"""Patterns from which on counts are followed without being asked: fewer cannot show where noise is fitted,
-and amplitudes, which keep dark pixels of the detector dark, fit less of it."""
+HELD_OUT_FROM = 64
+"""Patterns of which some can be held out, to judge an object by, and from which on counts are followed
+without being asked: of fewer, which hardly overlap, amplitudes made the better object."""
 SMALL_PATTERN = 128
 """Up to this side of a pattern one thread of the processor is used."""
 SURROUND = 6
@@ -214,12 +214,13 @@ def _denoises(
     """
     able = unit is not None and held_out is not None
     if options.denoise is True and not able:
-        lacking = "no patterns are held out" if unit is not None else "no counts are followed"
+        lacking = "no patterns are held out" if held_out is None else "no counts are followed"
         raise DataError(
             f"the object cannot be denoised: {lacking}",
             where=str(scan.source or "the patterns"),
-            expected="a refinement that follows counts (--likelihood counts) of at least 64 patterns",
-            fix="--denoise false, or auto" + ("" if unit is not None else "; or --likelihood counts"),
+            expected="a refinement that follows counts (--likelihood counts) "
+            f"of at least {HELD_OUT_FROM} patterns",
+            fix="--denoise false, or auto" + ("" if held_out is None else "; or --likelihood counts"),
         )
     if options.denoise == "auto":
         return unit is not None and able and photons_per_pixel(scan, unit) <= DENOISED_BELOW
@@ -240,7 +241,7 @@ def count_unit(scan: ScanData, likelihood: Literal["auto", "counts", "amplitude"
     Raises:
         DataError: counts are asked for, and the patterns hold none.
     """
-    by_itself = len(scan) >= COUNTS_FROM and _is_low_dose(scan)
+    by_itself = len(scan) >= HELD_OUT_FROM and _is_low_dose(scan)
     if likelihood == "amplitude" or (likelihood == "auto" and not by_itself):
         return None
     noise = sample_of(scan)[1]

@@ -57,7 +57,7 @@ from ptycho_torch.factory import (
 )
 from ptycho_torch.network.predictor import Predictor, estimate_intensity_scale, load_module, measured_as
 from ptycho_torch.quick_start import import_lightning
-from ptycho_torch.reconstruction.refine import RefineOptions, RefineResult, refine_object
+from ptycho_torch.reconstruction.refine import HELD_OUT_FROM, RefineOptions, RefineResult, refine_object
 from ptycho_torch.reconstruction.stitch import StitchResult
 from ptycho_torch.reconstruction.verdict import Verdict, judge_object
 from ptycho_torch.reconstruction.yardsticks import spread
@@ -80,8 +80,6 @@ SCALE_VALUES = 2**22
 """Fewer where their pixels are more than this, but never less than an eighth."""
 FLAT_SAMPLES = 32
 """At most so many give the loss of a flat object, where a training begins with a trained network."""
-HELD_OUT_FROM = 64
-"""Patterns from which on a refinement holds some out, to judge its object by."""
 HOLDS_OUT = "a refinement holds some out, try --refine 5"
 HELD_OUT, MOST_HELD_OUT, ENOUGH_HELD_OUT = 1 / 32, 1 / 16, 24
 """Part that is held out, and the most, so that there are enough of them."""

@@ -66,6 +66,7 @@ from ptycho_torch.workflows.continuing import (
     require_same_job,
 )
 from ptycho_torch.workflows.preparing import AUTO
+from ptycho_torch.workflows.pretraining import plan_pretraining
 from ptycho_torch.workflows.reconstructing import plan_reconstruction
 from ptycho_torch.workflows.reports import COMPARISON, labels_of, write_run_report
 from ptycho_torch.workflows.results import InferenceResult, TrainingResult
@@ -190,9 +191,6 @@ def continue_training(
 
 def _planned(payload: TrainingPayload, say: Say, clock: Clock | None) -> components.Training:
     if isinstance(payload, PretrainingPayload):
-        # Imported here: it simulates, for which others should not wait.
-        from ptycho_torch.workflows.pretraining import plan_pretraining
-
         return plan_pretraining(payload, say=say, clock=clock)
     scans = payload.train_data_file, payload.test_data_file
     return components.plan_training(

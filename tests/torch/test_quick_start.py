@@ -2,8 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _plain_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes without the help that tests give to others: it is what is tested here."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
 
 CODE = """
 import gc

@@ -73,6 +73,7 @@ def test_what_cannot_be_denoised_is_refused_and_the_remedy_works(held_out: float
     worked: list[int] = []
     with pytest.raises(DataError, match="cannot be denoised") as caught:
         refine_object(scan, "flat", 2, options=options, progress=lambda done, *_: worked.append(done))
+    assert ("; or --likelihood counts" in str(caught.value)) == (held_out > 0), "a way out that works"
     assert "--denoise false" in str(caught.value)
     assert worked == [], "refused before any work is done"
     assert refine_object(scan, "flat", 2, options=replace(options, denoise="auto")).denoising is None
